@@ -1,1 +1,3 @@
-//! Placeholder.
+//! outboxd: commit to PostgreSQL, and the event reaches RabbitMQ.
+
+pub mod message;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     OutboxError,
     low_water::{Candidate as MarkCandidate, Mark},
-    session::{Query, Session},
+    session::{Params, Query, Session},
 };
 use crate::message::{Lane, Message, Position};
 
@@ -78,7 +78,8 @@ const READ: Query = Query {
 /// are held elsewhere.
 pub async fn claim(session: &Session, lanes: &[Lane], limits: Limits) -> Result<Option<Claim>, OutboxError> {
     // Sent together: one round trip.
-    let (begun, rows) = tokio::join!(session.begin(), session.query(&CLAIM_LANES, &[&lanes]));
+    let params: Params<'_> = &[&lanes];
+    let (begun, rows) = tokio::join!(session.begin(), session.query(&CLAIM_LANES, params));
     begun?;
     let rows = rows?;
     let Some(first) = rows.first() else {

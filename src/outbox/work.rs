@@ -9,7 +9,11 @@ use super::{
 };
 use crate::message::Lane;
 
-const SCOUT: Query = Query { action: "look for work", sql: include_str!("sql/scout.sql"), types: &[] };
+const SCOUT: Query = Query {
+    action: "look for work",
+    sql: include_str!("sql/scout.sql"),
+    types: &[],
+};
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Work {

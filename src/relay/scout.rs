@@ -19,9 +19,7 @@ use crate::{
         claim::{self, Limits},
         migrate,
         session::Session,
-        settle,
-        wake,
-        work,
+        settle, wake, work,
     },
     settlement,
 };
@@ -108,9 +106,15 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
             untidy = false;
         }
 
-        let cap = if asleep || !database.listen { longest } else { AWAKE_POLL.min(longest) };
+        let cap = if asleep || !database.listen {
+            longest
+        } else {
+            AWAKE_POLL.min(longest)
+        };
         let nap = if asleep { cap } else { pause.min(cap) };
-        let nap = work.next_due.map_or(nap, |due| nap.min(due.max(Duration::from_millis(1))));
+        let nap = work
+            .next_due
+            .map_or(nap, |due| nap.min(due.max(Duration::from_millis(1))));
         tokio::select! {
             biased;
             () = session.closed() => {
@@ -127,10 +131,17 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
 /// After a burst, lets the marks catch up with what was settled, so that idle polls read nothing twice. It takes
 /// three claims to move a mark (see `outbox::low_water`).
 async fn tidy_marks(session: &Session) -> Result<(), OutboxError> {
-    let limits = Limits { per_lane: 1, batch_size: LANES, batch_bytes: 1, max_payload_bytes: 0 };
+    let limits = Limits {
+        per_lane: 1,
+        batch_size: LANES,
+        batch_bytes: 1,
+        max_payload_bytes: 0,
+    };
     let lanes: Vec<Lane> = (0..).take(LANES).collect();
     for _ in 0..3 {
-        let Some(claim) = claim::claim(session, &lanes, limits).await? else { return Ok(()) };
+        let Some(claim) = claim::claim(session, &lanes, limits).await? else {
+            return Ok(());
+        };
         let outcomes = vec![crate::outcome::Outcome::Untouched; claim.candidates.len()];
         let mut marks = settlement::settlement(&claim, &outcomes, 1);
         marks.unfile.clear();

@@ -92,7 +92,8 @@ impl Link {
         let connecting = {
             let (socket, failure) = (socket.clone(), failure.clone());
             let (endpoint, timeout) = (endpoint.clone(), broker.connect_timeout);
-            Connection::connector(
+            // Boxed: it is large, and rare.
+            Box::pin(Connection::connector(
                 amqp_uri(&endpoint, broker.heartbeat),
                 async_rs::Runtime::tokio_current(),
                 async move |_, _| match open(&endpoint, tls.as_ref(), timeout, &socket).await {
@@ -104,7 +105,7 @@ impl Link {
                     }
                 },
                 properties(broker, name),
-            )
+            ))
         };
         let after = broker.connect_timeout * 2;
         let connected = tokio::time::timeout(after, connecting).await;

@@ -83,7 +83,7 @@ impl Session {
         };
         // Twice: the driver's own bound is for each address's TCP connect alone, not for what follows it.
         let after = database.connect_timeout * 2;
-        let (client, mut connection) = tokio::time::timeout(after, config.connect(tls))
+        let (client, mut connection) = tokio::time::timeout(after, Box::pin(config.connect(tls)))
             .await
             .map_err(|_| OutboxError::Timeout { action, after })?
             .map_err(|source| OutboxError::Database { action, source })?;

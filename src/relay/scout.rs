@@ -78,11 +78,9 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
     let mut tidied_at: Option<Instant> = None;
     loop {
         let work = work::find(&session).await?;
-        if !work.lanes.is_empty() {
-            if asleep {
-                wake::get_up(&session).await?;
-                asleep = false;
-            }
+        if asleep && !work.lanes.is_empty() {
+            wake::get_up(&session).await?;
+            asleep = false;
         }
         // Lanes that nobody takes, because the broker is away, are no reason to hurry.
         if shared.board.offer(work.lanes) || shared.board.is_worked() {
@@ -101,7 +99,7 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
             }
         }
         if untidy && pause >= longest && tidied_at.is_none_or(|at| at.elapsed() >= TIDY) {
-            tidy_marks(&session).await?;
+            Box::pin(tidy_marks(&session)).await?;
             tidied_at = Some(Instant::now());
             untidy = false;
         }

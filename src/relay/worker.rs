@@ -81,7 +81,7 @@ pub async fn run(shared: Arc<Shared>, number: usize, stop: CancellationToken) {
         failures: 0,
     };
     while !worker.stop.is_cancelled() {
-        match worker.work().await {
+        match Box::pin(worker.work()).await {
             Ok(()) => worker.failures = 0,
             Err(error) => worker.fail(error).await,
         }
@@ -112,7 +112,7 @@ impl Worker {
             }
             taken = shared.board.take(shared.relay.workers) => taken,
         };
-        let result = cycle(&shared, session, publisher, taken).await;
+        let result = Box::pin(cycle(&shared, session, publisher, taken)).await;
         if let Ok(None) = result {
             self.cautious = false;
         }

@@ -15,8 +15,8 @@ use lapin::{
     Channel, Connection, ConnectionProperties, ExchangeKind,
     message::Delivery,
     options::{
-        BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-        QueueBindOptions, QueueDeclareOptions,
+        BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions,
+        ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -46,7 +46,11 @@ async fn shared() -> &'static Servers {
             let rabbitmq = rabbitmq.unwrap();
             let vhosts: Vec<String> = (0..VHOSTS).map(|n| format!("t{n}")).collect();
             rabbitmq.create_vhosts(&vhosts).await.unwrap();
-            Servers { postgres, rabbitmq, next: AtomicUsize::new(0) }
+            Servers {
+                postgres,
+                rabbitmq,
+                next: AtomicUsize::new(0),
+            }
         })
         .await
 }
@@ -59,9 +63,18 @@ pub async fn migrated_postgres() -> Postgres {
 }
 
 pub async fn prepare(postgres: &Postgres) {
-    postgres.execute("postgres", "CREATE ROLE owner LOGIN CREATEROLE PASSWORD 'owner'").await.unwrap();
+    postgres
+        .execute(
+            "postgres",
+            "CREATE ROLE owner LOGIN CREATEROLE PASSWORD 'owner'",
+        )
+        .await
+        .unwrap();
     postgres.create_database("template", "owner").await.unwrap();
-    for file in ["migrations/outbox/0001_outbox.sql", "deploy/postgres/roles.sql"] {
+    for file in [
+        "migrations/outbox/0001_outbox.sql",
+        "deploy/postgres/roles.sql",
+    ] {
         let sql = std::fs::read_to_string(repository().join(file)).unwrap();
         postgres.psql("owner", "owner", "template", &sql).unwrap();
     }
@@ -110,8 +123,17 @@ pub async fn world() -> World {
 /// On servers of its own, to be broken.
 pub async fn own_world() -> World {
     let (postgres, rabbitmq) = tokio::join!(migrated_postgres(), RabbitMq::start());
-    let servers = Servers { postgres, rabbitmq: rabbitmq.unwrap(), next: AtomicUsize::new(0) };
-    World::new(Where::Own(Box::new(servers)), "db".to_owned(), "/".to_owned()).await
+    let servers = Servers {
+        postgres,
+        rabbitmq: rabbitmq.unwrap(),
+        next: AtomicUsize::new(0),
+    };
+    World::new(
+        Where::Own(Box::new(servers)),
+        "db".to_owned(),
+        "/".to_owned(),
+    )
+    .await
 }
 
 impl World {
@@ -121,10 +143,19 @@ impl World {
             Where::Own(servers) => &servers.postgres,
         };
         // Two tests cannot copy a template at one moment.
-        eventually("a copy of the template", SOON, async || postgres.copy_database(&database, "template").await.ok())
-            .await;
+        eventually("a copy of the template", SOON, async || {
+            postgres.copy_database(&database, "template").await.ok()
+        })
+        .await;
         let client = postgres.connect(&database).await.unwrap();
-        Self { servers, database, vhost, client, ledger: Mutex::default(), relays: AtomicUsize::new(0) }
+        Self {
+            servers,
+            database,
+            vhost,
+            client,
+            ledger: Mutex::default(),
+            relays: AtomicUsize::new(0),
+        }
     }
 
     fn servers(&self) -> &Servers {
@@ -152,7 +183,8 @@ impl World {
 
     /// For the relay's role.
     pub fn database_url(&self) -> String {
-        self.postgres().url_for("relay", "relay-canary-password", &self.database)
+        self.postgres()
+            .url_for("relay", "relay-canary-password", &self.database)
     }
 
     pub fn broker_url(&self) -> String {
@@ -167,7 +199,10 @@ impl World {
             ("OUTBOXD__ADMIN__LISTEN".to_owned(), "off".to_owned()),
             ("OUTBOXD__LOG__FORMAT".to_owned(), "json".to_owned()),
             ("OUTBOXD__RELAY__WORKERS".to_owned(), "2".to_owned()),
-            ("OUTBOXD__RELAY__BACKOFF_INITIAL".to_owned(), "20ms".to_owned()),
+            (
+                "OUTBOXD__RELAY__BACKOFF_INITIAL".to_owned(),
+                "20ms".to_owned(),
+            ),
             ("OUTBOXD__RELAY__BACKOFF_MAX".to_owned(), "200ms".to_owned()),
         ];
         for (name, value) in more {
@@ -190,16 +225,28 @@ impl World {
 
     pub async fn channel(&self) -> Channel {
         let url = self.broker_url();
-        let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
+        let connection = Connection::connect(&url, ConnectionProperties::default())
+            .await
+            .unwrap();
         let channel = connection.create_channel().await.unwrap();
-        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await
+            .unwrap();
         channel
     }
 
     pub async fn declare_exchange(&self, name: &str) {
-        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
         let (name, table) = (short(name), FieldTable::default());
-        self.channel().await.exchange_declare(name, ExchangeKind::Topic, options, table).await.unwrap();
+        self.channel()
+            .await
+            .exchange_declare(name, ExchangeKind::Topic, options, table)
+            .await
+            .unwrap();
     }
 
     /// Declares a durable queue and binds it to `events` (declared too).
@@ -210,10 +257,19 @@ impl World {
         for (name, value) in arguments {
             table.insert(short(name), value.clone());
         }
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        channel.queue_declare(short(queue), options, table).await.unwrap();
+        let options = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        channel
+            .queue_declare(short(queue), options, table)
+            .await
+            .unwrap();
         let (binding, none) = (QueueBindOptions::default(), FieldTable::default());
-        channel.queue_bind(short(queue), short("events"), short(pattern), binding, none).await.unwrap();
+        channel
+            .queue_bind(short(queue), short("events"), short(pattern), binding, none)
+            .await
+            .unwrap();
     }
 
     /// Binds a queue to everything and consumes it.
@@ -259,34 +315,62 @@ impl World {
     }
 
     /// One event with more columns: `columns` is `name = value, …` in SQL.
-    pub async fn insert(&self, key: Option<&str>, event_type: &str, body: &str, columns: &str) -> Uuid {
-        let (names, values): (Vec<&str>, Vec<&str>) =
-            columns.split(';').filter_map(|column| column.split_once('=')).map(|(n, v)| (n.trim(), v.trim())).unzip();
-        let more = |parts: &[&str]| parts.iter().map(|part| format!(", {part}")).collect::<String>();
+    pub async fn insert(
+        &self,
+        key: Option<&str>,
+        event_type: &str,
+        body: &str,
+        columns: &str,
+    ) -> Uuid {
+        let (names, values): (Vec<&str>, Vec<&str>) = columns
+            .split(';')
+            .filter_map(|column| column.split_once('='))
+            .map(|(n, v)| (n.trim(), v.trim()))
+            .unzip();
+        let more = |parts: &[&str]| {
+            parts
+                .iter()
+                .map(|part| format!(", {part}"))
+                .collect::<String>()
+        };
         let sql = format!(
             "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload{}) \
              VALUES ('order', $1, $2, $3::text::json{}) RETURNING message_id, id",
             more(&names),
             more(&values)
         );
-        let row = self.client.query_one(&sql, &[&key, &event_type, &body]).await.unwrap();
+        let row = self
+            .client
+            .query_one(&sql, &[&key, &event_type, &body])
+            .await
+            .unwrap();
         let message_id = row.get(0);
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).push(Committed {
-            message_id,
-            key: key.map(str::to_owned),
-            position: row.get(1),
-            body_sha256: sha256(body.as_bytes()),
-        });
+        self.ledger
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Committed {
+                message_id,
+                key: key.map(str::to_owned),
+                position: row.get(1),
+                body_sha256: sha256(body.as_bytes()),
+            });
         message_id
     }
 
     /// One number from SQL.
     pub async fn count(&self, sql: &str) -> i64 {
-        self.client.query_one(&format!("SELECT count(*) FROM {sql}"), &[]).await.unwrap().get(0)
+        self.client
+            .query_one(&format!("SELECT count(*) FROM {sql}"), &[])
+            .await
+            .unwrap()
+            .get(0)
     }
 
     pub async fn until(&self, what: &str, sql: &str, expected: i64) {
-        eventually(what, SOON, async || (self.count(sql).await == expected).then_some(())).await;
+        eventually(what, SOON, async || {
+            (self.count(sql).await == expected).then_some(())
+        })
+        .await;
     }
 
     /// Nothing is pending: every message is sent or dead.
@@ -294,14 +378,22 @@ impl World {
         let pending = "outbox.message m WHERE sent_at IS NULL \
                        AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id)";
         eventually("an empty outbox", SOON, async || {
-            (self.count(pending).await == 0 && self.count("outbox.waiting").await == 0).then_some(())
+            (self.count(pending).await == 0 && self.count("outbox.waiting").await == 0)
+                .then_some(())
         })
         .await;
     }
 
     /// The reason a message died with.
     pub async fn reason(&self, id: Uuid) -> Option<String> {
-        let rows = self.client.query("SELECT reason FROM outbox.dead WHERE message_id = $1", &[&id]).await.unwrap();
+        let rows = self
+            .client
+            .query(
+                "SELECT reason FROM outbox.dead WHERE message_id = $1",
+                &[&id],
+            )
+            .await
+            .unwrap();
         rows.first().map(|row| row.get(0))
     }
 
@@ -312,10 +404,15 @@ impl World {
             rows.iter().map(|row| row.get(0)).collect()
         };
         Ledger {
-            committed: self.ledger.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            committed: self
+                .ledger
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             delivered: consumer.seen().iter().map(|m| m.delivered()).collect(),
             dead: ids("SELECT message_id FROM outbox.dead").await,
-            marked_sent: ids("SELECT message_id FROM outbox.message WHERE sent_at IS NOT NULL").await,
+            marked_sent: ids("SELECT message_id FROM outbox.message WHERE sent_at IS NOT NULL")
+                .await,
         }
         .check()
     }
@@ -336,7 +433,10 @@ pub async fn run(args: &[&str], env: &[(String, String)]) -> Run {
         .current_dir("/")
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true);
-    let output = tokio::time::timeout(SOON, command.output()).await.expect("the command ends").unwrap();
+    let output = tokio::time::timeout(SOON, command.output())
+        .await
+        .expect("the command ends")
+        .unwrap();
     Run {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).unwrap(),
@@ -361,7 +461,12 @@ pub struct Seen {
 
 impl Seen {
     pub fn header(&self, name: &str) -> Option<AMQPValue> {
-        self.properties.headers().as_ref()?.inner().get(name).cloned()
+        self.properties
+            .headers()
+            .as_ref()?
+            .inner()
+            .get(name)
+            .cloned()
     }
 
     pub fn text_header(&self, name: &str) -> Option<String> {
@@ -402,23 +507,33 @@ impl Consumer {
     }
 
     pub fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub fn len(&self) -> usize {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     #[track_caller]
     pub fn until(&self, n: usize) -> impl Future<Output = Vec<Seen>> + '_ {
-        eventually(&format!("{n} deliveries"), SOON, async move || (self.len() >= n).then(|| self.seen()))
+        eventually(&format!("{n} deliveries"), SOON, async move || {
+            (self.len() >= n).then(|| self.seen())
+        })
     }
 
     /// Waits until every id was seen at least once.
     pub async fn until_all(&self, ids: &[Uuid]) {
         eventually("all of them to arrive", SOON, async || {
             let seen = self.seen();
-            ids.iter().all(|id| seen.iter().any(|m| m.message_id == id.to_string())).then_some(())
+            ids.iter()
+                .all(|id| seen.iter().any(|m| m.message_id == id.to_string()))
+                .then_some(())
         })
         .await;
     }
@@ -435,11 +550,18 @@ async fn consume(url: &str, queue: &str, into: &Mutex<Vec<Seen>>) -> Result<(), 
     let channel = connection.create_channel().await?;
     channel.basic_qos(1000, BasicQosOptions::default()).await?;
     let mut deliveries = channel
-        .basic_consume(short(queue), short(""), BasicConsumeOptions::default(), FieldTable::default())
+        .basic_consume(
+            short(queue),
+            short(""),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        )
         .await?;
     while let Some(delivery) = deliveries.next().await {
         let delivery = delivery?;
-        into.lock().unwrap_or_else(PoisonError::into_inner).push(look_at(&delivery));
+        into.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(look_at(&delivery));
         delivery.ack(BasicAckOptions::default()).await?;
     }
     Ok(())
@@ -447,7 +569,12 @@ async fn consume(url: &str, queue: &str, into: &Mutex<Vec<Seen>>) -> Result<(), 
 
 fn look_at(delivery: &Delivery) -> Seen {
     Seen {
-        message_id: delivery.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default(),
+        message_id: delivery
+            .properties
+            .message_id()
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         exchange: delivery.exchange.to_string(),
         routing_key: delivery.routing_key.to_string(),
         body: delivery.data.to_vec(),

@@ -38,14 +38,12 @@ async fn killed_at(failpoint: &'static str) -> usize {
     consumer.until(400).await;
     // What the first one published may still be on its way.
     eventually("the last delivery", SOON, async || {
-        let queue = world.channel().await.queue_declare(
-            crate::world::short("all"),
-            lapin::options::QueueDeclareOptions {
-                passive: true,
-                ..Default::default()
-            },
-            Default::default(),
-        );
+        let passive = lapin::options::QueueDeclareOptions {
+            passive: true,
+            ..Default::default()
+        };
+        let channel = world.channel().await;
+        let queue = channel.queue_declare(crate::world::short("all"), passive, Default::default());
         (queue.await.unwrap().message_count() == 0).then_some(())
     })
     .await;

@@ -214,6 +214,32 @@ fn marks(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Vec<(Lane, Mark)> 
         .collect()
 }
 
+/// Marks of lanes in which nothing is left to do. `last` is each lane's last position that was visible *before* the
+/// claim: whatever the claim's read did not show at or below it is settled, or not committed yet.
+pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Mark)> {
+    let left: HashSet<Lane> = claim
+        .candidates
+        .iter()
+        .filter(|candidate| !candidate.filed)
+        .map(|candidate| candidate.message.position.lane)
+        .collect();
+    claim
+        .lanes
+        .iter()
+        .filter(|held| !left.contains(&held.lane))
+        .filter_map(|held| {
+            let last = last.get(&held.lane).copied().flatten();
+            let candidate = held.mark.candidate.map(|c| c.position);
+            let seen = Observation {
+                own_tx: claim.own_tx,
+                xmin: claim.xmin,
+                settled_through: last.max(candidate).unwrap_or(held.mark.low_water),
+            };
+            low_water::advance(held.mark, seen, 1).map(|mark| (held.lane, mark))
+        })
+        .collect()
+}
+
 /// As PostgreSQL's `text` takes it, and short enough to be read.
 fn stored(error: &str) -> String {
     error.chars().filter(|c| *c != '\0').take(1000).collect()

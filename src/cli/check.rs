@@ -52,10 +52,10 @@ pub(super) async fn database(source: &Source) -> Result<(), CliError> {
 
 /// Schema version and privileges; what is missing is named with the statement that mends it.
 pub(super) async fn require_ready(session: &Session) -> Result<(), CliError> {
-    migrate::require_known(session).await?;
+    // Before the version, which a role without grants cannot read.
     let missing = preflight::missing_privileges(session).await?;
     if missing.is_empty() {
-        return Ok(());
+        return Ok(migrate::require_known(session).await?);
     }
     Err(CliError::Setup(format!(
         "this role may not do what a relay does. Run as the owner of schema outbox:\n  {};\n\

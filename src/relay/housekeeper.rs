@@ -29,8 +29,12 @@ pub async fn run(shared: Arc<Shared>, retention: Retention, host: String, stop: 
             Ok(()) => return,
             Err(error) => {
                 failures = failures.saturating_add(1);
-                // The scout reports the database's state; this one only retries.
-                tracing::debug!(source = shared.health.source(), failures, error = %error, "housekeeping failed");
+                tracing::warn!(
+                    source = shared.health.source(),
+                    failures,
+                    error = %error,
+                    "housekeeping (metrics, retention) failed; backing off"
+                );
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = tokio::time::sleep(reconnect_delay(failures)) => {}
@@ -87,8 +91,7 @@ async fn keep_house(
             beat_at = Instant::now() + BEAT_EVERY;
         }
         if Instant::now() >= prune_at {
-            let more =
-                !retention.sent.is_zero() && pruning.step(&session, retention, source).await?;
+            let more = pruning.step(&session, retention, source).await?;
             prune_at = if more {
                 Instant::now()
             } else {

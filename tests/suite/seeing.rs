@@ -66,7 +66,7 @@ async fn every_metric_moves() {
     let relay = world.relay(&[
         ("OUTBOXD__ADMIN__LISTEN", &listen),
         ("OUTBOXD__RELAY__MAX_ATTEMPTS", "3"),
-        ("OUTBOXD_FAILPOINT", "settle.after_commit@4=panic"),
+        ("OUTBOXD_FAILPOINT", "claim.after@4=panic"),
         ("OUTBOXD__RETENTION__SENT", "1s"),
         ("OUTBOXD__RETENTION__INTERVAL", "1s"),
     ]);

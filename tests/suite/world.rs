@@ -403,12 +403,13 @@ impl World {
             let rows = self.client.query(sql, &[]).await.unwrap();
             rows.iter().map(|row| row.get(0)).collect()
         };
+        let committed = self
+            .ledger
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         Ledger {
-            committed: self
-                .ledger
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            committed,
             delivered: consumer.seen().iter().map(|m| m.delivered()).collect(),
             dead: ids("SELECT message_id FROM outbox.dead").await,
             marked_sent: ids("SELECT message_id FROM outbox.message WHERE sent_at IS NOT NULL")

@@ -146,6 +146,20 @@ impl Guarded {
         Ok(kill(self.pid, signal)?)
     }
 
+    /// To it and all its children: the process that was started may be a script that waits for the server.
+    pub fn signal_all(&self, signal: Signal) {
+        let mut all = vec![self.pid];
+        all.extend(
+            descendants(self.pid())
+                .into_iter()
+                .map(|pid| Pid::from_raw(pid.cast_signed())),
+        );
+        for pid in all {
+            // One that has just ended needs no signal.
+            let _ = kill(pid, signal);
+        }
+    }
+
     pub fn is_running(&self) -> bool {
         is_running(self.pid())
     }
@@ -159,16 +173,7 @@ impl Guarded {
 
     /// SIGKILL to it and all its children at one moment.
     pub fn kill(&self) {
-        let mut all = vec![self.pid];
-        all.extend(
-            descendants(self.pid())
-                .into_iter()
-                .map(|pid| Pid::from_raw(pid.cast_signed())),
-        );
-        for pid in all {
-            // One that has just ended needs no signal.
-            let _ = kill(pid, Signal::SIGKILL);
-        }
+        self.signal_all(Signal::SIGKILL);
     }
 
     pub fn log_tail(&self) -> String {

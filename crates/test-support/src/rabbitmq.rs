@@ -265,7 +265,8 @@ impl RabbitMq {
         self.server
             .as_ref()
             .ok_or("the broker is not running")?
-            .signal(signal)
+            .signal_all(signal);
+        Ok(())
     }
 }
 

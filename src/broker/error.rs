@@ -1,0 +1,68 @@
+//! What can go wrong with RabbitMQ, and what to do about it.
+
+use std::time::Duration;
+
+use lapin::{ErrorKind, protocol::AMQPErrorKind};
+
+use crate::config::ConfigError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("RabbitMQ ({action}): {}{}", source, remedy(source))]
+    Amqp {
+        action: &'static str,
+        source: lapin::Error,
+    },
+    #[error("RabbitMQ ({action}): no answer within {}; the connection is discarded", humantime::format_duration(*after))]
+    Timeout {
+        action: &'static str,
+        after: Duration,
+    },
+    #[error("RabbitMQ ({action}): cannot reach {endpoint}: {source}")]
+    Unreachable {
+        action: &'static str,
+        endpoint: String,
+        source: std::io::Error,
+    },
+    #[error("RabbitMQ blocks publishers: {0}")]
+    Blocked(String),
+    #[error("the connection to RabbitMQ ended: {0}")]
+    Closed(String),
+    #[error("TLS to RabbitMQ: {0}")]
+    Tls(#[from] crate::tls::TlsError),
+}
+
+/// The broker's own words for why it closed a channel or a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    pub code: u16,
+    pub text: String,
+    /// The whole connection went, not just the channel.
+    pub connection: bool,
+}
+
+/// <https://www.rabbitmq.com/docs/channels#error-handling>
+pub(super) fn closed_by_broker(error: &lapin::Error) -> Option<Closed> {
+    match error.kind() {
+        ErrorKind::ProtocolError(amqp) => Some(Closed {
+            code: amqp.get_id(),
+            text: amqp.get_message().to_string(),
+            connection: matches!(amqp.kind(), AMQPErrorKind::Hard(_)),
+        }),
+        _ => None,
+    }
+}
+
+fn remedy(error: &lapin::Error) -> &'static str {
+    match closed_by_broker(error).map(|closed| closed.code) {
+        Some(403) => {
+            ". Check the user and the password in broker.url, and its permissions in the virtual host"
+        }
+        Some(530) => {
+            ". Check that the virtual host in broker.url exists and that the user may enter it"
+        }
+        _ => "",
+    }
+}

@@ -1,0 +1,131 @@
+//! `outboxd check` and `outboxd healthcheck`.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use super::{CliError, output};
+use crate::{
+    broker::{Link, topology},
+    config::{Config, Source},
+    outbox::{migrate, preflight, session::Session},
+    relay,
+};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Also connects to both servers: schema version, privileges, exchanges
+    #[arg(long)]
+    connect: bool,
+}
+
+#[derive(clap::Args)]
+pub(super) struct HealthArgs {
+    /// Asks /livez instead: is the process there, ready or not
+    #[arg(long)]
+    live: bool,
+}
+
+pub(super) async fn check(args: &Args, config: &Config) -> Result<(), CliError> {
+    output::line("configuration: ok")?;
+    if args.connect {
+        for source in &config.sources {
+            database(source).await?;
+            broker(config, source).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Connects, and looks at schema version and privileges.
+pub(super) async fn database(source: &Source) -> Result<(), CliError> {
+    let session = Session::connect(&source.database, "outboxd/check").await?;
+    require_ready(&session).await?;
+    Ok(output::line(&format!(
+        "{}: PostgreSQL: ok, schema version {}",
+        source.name,
+        migrate::known()
+    ))?)
+}
+
+/// Schema version and privileges; what is missing is named with the statement that mends it.
+pub(super) async fn require_ready(session: &Session) -> Result<(), CliError> {
+    migrate::require_known(session).await?;
+    let missing = preflight::missing_privileges(session).await?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Setup(format!(
+        "this role may not do what a relay does. Run as the owner of schema outbox:\n  {};\n\
+         or once for all: `outboxd sql --roles`, then GRANT outbox_relay to it",
+        missing.join(";\n  ")
+    )))
+}
+
+async fn broker(config: &Config, source: &Source) -> Result<(), CliError> {
+    let link = Link::connect(&source.broker, "outboxd/check").await?;
+    let exchanges = relay::exchanges(config).map_err(|e| CliError::Setup(e.to_string()))?;
+    if !source.broker.declare {
+        topology::verify(&link, &exchanges, source.broker.connect_timeout).await?;
+    }
+    link.close(Duration::from_secs(2)).await;
+    let what = if source.broker.declare {
+        "to be declared"
+    } else {
+        "there"
+    };
+    Ok(output::line(&format!(
+        "{}: RabbitMQ: ok, exchanges {what}: {}",
+        source.name,
+        exchanges.join(", ")
+    ))?)
+}
+
+/// One HTTP request to this host's relay, for container health checks: such images have no curl.
+pub(super) async fn health(args: &HealthArgs, config: &Config) -> Result<(), CliError> {
+    let Some(listen) = config.admin.listen else {
+        return Err(CliError::Setup(
+            "admin.listen is \"off\": there is nobody to ask".to_owned(),
+        ));
+    };
+    let path = if args.live { "/livez" } else { "/readyz" };
+    let answer = ask(reachable(listen), path)
+        .map_err(|e| CliError::Failure(format!("no relay answers on {listen}: {e}")))?;
+    let status = answer.lines().next().unwrap_or_default().to_owned();
+    let body = answer
+        .split("\r\n\r\n")
+        .nth(1)
+        .unwrap_or_default()
+        .trim()
+        .to_owned();
+    if status.contains(" 200 ") {
+        Ok(output::line(&body)?)
+    } else {
+        Err(CliError::Failure(body))
+    }
+}
+
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.take(64 * 1024).read_to_string(&mut answer)?;
+    Ok(answer)
+}

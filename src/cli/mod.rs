@@ -1,0 +1,258 @@
+//! The command line: one file a command. Nothing else uses this module.
+
+mod check;
+mod check_lag;
+mod dead;
+mod migrate;
+mod output;
+mod prune;
+mod replay;
+mod run;
+mod status;
+
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::{
+    broker::BrokerError,
+    config::{Config, ConfigErrors, LoadOptions, Needs, Source},
+    outbox::{OutboxError, migrate::MigrateError, session::Session},
+    telemetry::logs,
+};
+
+/// Moves events from a PostgreSQL outbox to RabbitMQ: at least once, in order per key.
+#[derive(Parser)]
+#[command(name = "outboxd", version, max_term_width = 100, after_help = EXIT_CODES)]
+struct Cli {
+    /// Configuration file [default: config/outboxd.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Overrides one key of the configuration, for example --set relay.workers=8
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    /// Which [[source]] to act on, where the configuration has several
+    #[arg(long, global = true, value_name = "NAME")]
+    source: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 ok, 1 failure, 2 usage, 69 a server is unavailable, 78 bad configuration. \
+                          check-lag answers as a monitoring plugin: 0 ok, 1 warning, 2 critical, 3 unknown.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the relay until SIGTERM or SIGINT
+    Run,
+    /// Brings the outbox schema of the database up to date
+    Migrate(migrate::Args),
+    /// Prints the migrations as SQL, for other migration tools
+    Sql(migrate::SqlArgs),
+    /// Validates the configuration; with --connect also asks both servers
+    Check(check::Args),
+    /// Asks the running relay's /readyz; exit code 0 when it is ready
+    Healthcheck(check::HealthArgs),
+    /// Shows what is pending, waiting and dead, the lag, and who is relaying
+    Status(output::Json),
+    /// Compares the lag with two thresholds, for monitoring systems
+    CheckLag(check_lag::Args),
+    /// Lists and treats messages that were given up
+    #[command(subcommand)]
+    Dead(dead::Command),
+    /// Publishes messages again that were sent before, under the same message ids
+    Replay(replay::Args),
+    /// Deletes sent messages that are older than retention.sent, now
+    Prune(prune::Args),
+    /// Prints a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, for example relay.workers=8".to_owned()),
+    }
+}
+
+/// What a command fails with; the exit code follows from it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    #[error("{0}")]
+    Config(#[from] ConfigErrors),
+    /// Wrong, and only a change of configuration, schema or grants mends it.
+    #[error("{0}")]
+    Setup(String),
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Failure(String),
+    #[error("cannot write the output: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl CliError {
+    /// <https://man.openbsd.org/sysexits>: EX_UNAVAILABLE and EX_CONFIG.
+    fn code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Setup(_) => 78,
+            Self::Outbox(e) | Self::Migrate(MigrateError::Outbox(e)) => outbox_code(e),
+            Self::Broker(BrokerError::Config(_) | BrokerError::Tls(_)) => 78,
+            Self::Broker(_) => 69,
+            Self::Usage(_) => 2,
+            Self::Migrate(MigrateError::Edited { .. }) | Self::Failure(_) | Self::Output(_) => 1,
+        }
+    }
+}
+
+fn outbox_code(error: &OutboxError) -> u8 {
+    match error {
+        OutboxError::Config(_) | OutboxError::Tls(_) => 78,
+        e if e.is_schema() => 78,
+        e if e.is_statement_refused() => 1,
+        _ => 69,
+    }
+}
+
+/// Parses, dispatches, and turns the result into an exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // What is not UTF-8 is not ours.
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    let env: BTreeMap<String, String> = std::env::vars_os().filter_map(text).collect();
+    let result = dispatch(&cli, env);
+    logs::flush();
+    match result {
+        Ok(code) => code,
+        // Whoever reads us has read enough.
+        Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("outboxd: {error}");
+            ExitCode::from(error.code())
+        }
+    }
+}
+
+fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliError> {
+    let load = |needs: Needs| {
+        let options = LoadOptions {
+            file: cli.config.clone(),
+            env: env.clone(),
+            overrides: cli.set.clone(),
+            needs,
+        };
+        Config::load(options)
+    };
+    let database = Needs {
+        database: true,
+        broker: false,
+    };
+    let both = Needs {
+        database: true,
+        broker: true,
+    };
+    let done = |()| ExitCode::SUCCESS;
+    match &cli.command {
+        Command::Sql(args) => migrate::sql(args).map(done),
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                *shell,
+                &mut Cli::command(),
+                "outboxd",
+                &mut std::io::stdout(),
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Run => run::run(load(both)?).map(done),
+        Command::Check(args) => {
+            let config = load(both)?;
+            block_on(check::check(args, &config)).map(done)
+        }
+        Command::Healthcheck(args) => {
+            let config = load(Needs {
+                database: false,
+                broker: false,
+            })?;
+            block_on(check::health(args, &config)).map(done)
+        }
+        Command::Migrate(args) => {
+            let config = load(database)?;
+            block_on(migrate::migrate(args, chosen(cli, &config)?)).map(done)
+        }
+        Command::Status(json) => {
+            let config = load(database)?;
+            block_on(status::status(*json, chosen(cli, &config)?)).map(done)
+        }
+        Command::CheckLag(args) => Ok(match load(database) {
+            Ok(config) => match chosen(cli, &config) {
+                Ok(source) => block_on(async { Ok(check_lag::check_lag(args, source).await) })?,
+                Err(error) => check_lag::unknown(&error.to_string()),
+            },
+            Err(error) => check_lag::unknown(&error.to_string()),
+        }),
+        Command::Dead(command) => {
+            let config = load(database)?;
+            block_on(dead::dead(command, chosen(cli, &config)?)).map(done)
+        }
+        Command::Replay(args) => {
+            let config = load(database)?;
+            block_on(replay::replay(args, chosen(cli, &config)?)).map(done)
+        }
+        Command::Prune(args) => {
+            let config = load(database)?;
+            block_on(prune::prune(args, chosen(cli, &config)?, &config.retention)).map(done)
+        }
+    }
+}
+
+fn chosen<'c>(cli: &Cli, config: &'c Config) -> Result<&'c Source, CliError> {
+    let names = || {
+        config
+            .sources
+            .iter()
+            .map(|s| s.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    match (&cli.source, config.sources.as_slice()) {
+        (Some(name), sources) => sources.iter().find(|s| s.name == *name).ok_or_else(|| {
+            CliError::Usage(format!(
+                "--source {name}: the configuration has {}",
+                names()
+            ))
+        }),
+        (None, [only]) => Ok(only),
+        (None, _) => Err(CliError::Usage(format!(
+            "which one? Add --source with one of {}",
+            names()
+        ))),
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::Failure(format!("cannot start the async runtime: {e}")))?
+        .block_on(work)
+}
+
+/// Connects for one command.
+async fn session(source: &Source) -> Result<Session, CliError> {
+    Ok(Session::connect(&source.database, "outboxd/cli").await?)
+}
+
+/// Who does it, for `outbox.operation`: as said, else the login name.
+fn operator(by: Option<&String>) -> String {
+    by.cloned()
+        .or_else(|| std::env::var("USER").ok().filter(|name| !name.is_empty()))
+        .unwrap_or_else(|| "unknown".to_owned())
+}

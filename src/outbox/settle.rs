@@ -1,0 +1,221 @@
+//! Settle: every outcome of a claim, written in the claim's own transaction, then COMMIT.
+
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+
+use super::{
+    OutboxError,
+    session::{Query, Session},
+};
+use crate::{
+    failpoint,
+    message::{Lane, Position},
+    settlement::Settlement,
+};
+
+/// What becomes of a row once it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Marked, and pruned later.
+    Marked,
+    /// `retention.sent = "0s"`.
+    Deleted,
+}
+
+const MARK_SENT: Query = Query {
+    action: "mark sent",
+    sql: include_str!("sql/mark_sent.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+};
+const DELETE_SENT: Query = Query {
+    action: "delete sent",
+    sql: include_str!("sql/delete_sent.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+};
+const UNFILE: Query = Query {
+    action: "settle waiting messages",
+    sql: include_str!("sql/unfile.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+};
+const WAIT: Query = Query {
+    action: "file messages as waiting",
+    sql: include_str!("sql/wait.sql"),
+    types: &[
+        Type::INT2_ARRAY,
+        Type::INT8_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+    ],
+};
+const BURY: Query = Query {
+    action: "file messages as dead",
+    sql: include_str!("sql/bury.sql"),
+    types: &[
+        Type::INT2_ARRAY,
+        Type::INT8_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::INT4_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::BOOL_ARRAY,
+    ],
+};
+const RELEASE: Query = Query {
+    action: "release messages behind a settled one",
+    sql: include_str!("sql/release.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::INT8],
+};
+const ADVANCE_LANE: Query = Query {
+    action: "advance the low-water mark",
+    sql: include_str!("sql/advance_lane.sql"),
+    types: &[
+        Type::INT2_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+    ],
+};
+
+/// Writes the outcomes and commits. After an error nothing of it is to be trusted: the session rolls back or, when
+/// the COMMIT itself timed out, the outcome is unknown and the messages may be published again.
+pub async fn settle(
+    session: &Session,
+    settlement: &Settlement,
+    keep: Keep,
+    released_at_once: usize,
+) -> Result<(), OutboxError> {
+    // Their order matters only between the removals from outbox.waiting and the release; all are one transaction.
+    tokio::try_join!(
+        mark_sent(session, &settlement.sent, keep),
+        unfile(session, &settlement.unfile),
+        wait(session, settlement),
+        bury(session, settlement),
+        release(session, &settlement.release, released_at_once),
+        advance(session, settlement),
+    )?;
+    failpoint::reach("settle.before_commit").await;
+    session.commit().await?;
+    failpoint::reach("settle.after_commit").await;
+    Ok(())
+}
+
+fn split(positions: &[Position]) -> (Vec<Lane>, Vec<i64>) {
+    positions.iter().map(|p| (p.lane, p.id)).unzip()
+}
+
+async fn mark_sent(session: &Session, sent: &[Position], keep: Keep) -> Result<(), OutboxError> {
+    if sent.is_empty() {
+        return Ok(());
+    }
+    let query = match keep {
+        Keep::Marked => &MARK_SENT,
+        Keep::Deleted => &DELETE_SENT,
+    };
+    let (lanes, ids) = split(sent);
+    let marked = session.execute(query, &[&lanes, &ids]).await?;
+    if marked != sent.len() as u64 {
+        // The lane's lock forbids that another relay did it. They are confirmed all the same, so the rest stays.
+        tracing::error!(
+            confirmed = sent.len(),
+            marked,
+            "rows changed under a held lane: were they deleted or marked by hand?"
+        );
+    }
+    Ok(())
+}
+
+async fn unfile(session: &Session, positions: &[Position]) -> Result<(), OutboxError> {
+    if positions.is_empty() {
+        return Ok(());
+    }
+    let (lanes, ids) = split(positions);
+    session.execute(&UNFILE, &[&lanes, &ids]).await.map(drop)
+}
+
+async fn wait(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {
+    let wait = &settlement.wait;
+    if wait.is_empty() {
+        return Ok(());
+    }
+    let positions: Vec<Position> = wait.iter().map(|w| w.position).collect();
+    let (lanes, ids) = split(&positions);
+    let causes: Vec<&str> = wait.iter().map(|w| w.cause.as_str()).collect();
+    let delays: Vec<i64> = wait.iter().map(|w| millis(w.delay)).collect();
+    let attempts: Vec<i32> = wait.iter().map(|w| saturated(w.attempts)).collect();
+    let reasons: Vec<Option<&str>> = wait.iter().map(|w| w.reason.map(|r| r.as_str())).collect();
+    let errors: Vec<Option<&str>> = wait.iter().map(|w| w.error.as_deref()).collect();
+    session
+        .execute(
+            &WAIT,
+            &[&lanes, &ids, &causes, &delays, &attempts, &reasons, &errors],
+        )
+        .await
+        .map(drop)
+}
+
+async fn bury(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {
+    let dead = &settlement.dead;
+    if dead.is_empty() {
+        return Ok(());
+    }
+    let positions: Vec<Position> = dead.iter().map(|d| d.position).collect();
+    let (lanes, ids) = split(&positions);
+    let reasons: Vec<&str> = dead.iter().map(|d| d.reason.as_str()).collect();
+    let attempts: Vec<i32> = dead.iter().map(|d| saturated(d.attempts)).collect();
+    let errors: Vec<&str> = dead.iter().map(|d| d.error.as_str()).collect();
+    let replays: Vec<bool> = dead.iter().map(|d| d.replay).collect();
+    session
+        .execute(
+            &BURY,
+            &[&lanes, &ids, &reasons, &attempts, &errors, &replays],
+        )
+        .await
+        .map(drop)
+}
+
+async fn release(
+    session: &Session,
+    keys: &[(Lane, i64)],
+    at_once: usize,
+) -> Result<(), OutboxError> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let (lanes, hashes): (Vec<Lane>, Vec<i64>) = keys.iter().copied().unzip();
+    session
+        .execute(&RELEASE, &[&lanes, &hashes, &(at_once as i64)])
+        .await
+        .map(drop)
+}
+
+async fn advance(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {
+    let marks = &settlement.marks;
+    if marks.is_empty() {
+        return Ok(());
+    }
+    let lanes: Vec<Lane> = marks.iter().map(|(lane, _)| *lane).collect();
+    let low: Vec<i64> = marks.iter().map(|(_, m)| m.low_water).collect();
+    let candidates: Vec<Option<i64>> = marks
+        .iter()
+        .map(|(_, m)| m.candidate.map(|c| c.position))
+        .collect();
+    let txs: Vec<Option<i64>> = marks
+        .iter()
+        .map(|(_, m)| m.candidate.and_then(|c| c.tx))
+        .collect();
+    session
+        .execute(&ADVANCE_LANE, &[&lanes, &low, &candidates, &txs])
+        .await
+        .map(drop)
+}
+
+fn millis(delay: Duration) -> i64 {
+    i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn saturated(attempts: u32) -> i32 {
+    i32::try_from(attempts).unwrap_or(i32::MAX)
+}

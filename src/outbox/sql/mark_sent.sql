@@ -1,0 +1,5 @@
+-- sent_at is in no index: a heap-only update.
+UPDATE outbox.message m
+SET sent_at = clock_timestamp()
+FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, id)
+WHERE m.lane = s.lane AND m.id = s.id AND m.sent_at IS NULL

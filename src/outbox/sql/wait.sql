@@ -1,0 +1,15 @@
+-- Files messages as waiting, or moves those that were. Due times come from the database's clock.
+-- $1 lane, $2 id, $3 cause, $4 delay in ms, $5 attempts, $6 reason, $7 error
+INSERT INTO outbox.waiting AS w
+       (lane, id, message_id, key_hash, cause, due_at, due_since, attempts, reason, last_error)
+SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id), s.cause,
+       CASE s.cause WHEN 'scheduled' THEN m.available_at
+                    WHEN 'behind' THEN NULL
+                    ELSE clock_timestamp() + s.delay_ms * interval '1 millisecond' END,
+       greatest(m.created_at, m.available_at), s.attempts, s.reason, s.error
+FROM unnest($1::smallint[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::text[])
+     AS s (lane, id, cause, delay_ms, attempts, reason, error)
+JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
+ON CONFLICT (lane, id) DO UPDATE
+SET cause = excluded.cause, due_at = excluded.due_at, attempts = excluded.attempts,
+    reason = coalesce(excluded.reason, w.reason), last_error = coalesce(excluded.last_error, w.last_error)

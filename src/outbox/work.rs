@@ -1,0 +1,39 @@
+//! Which lanes have work, seen without a lock.
+
+use std::time::Duration;
+
+use super::{
+    OutboxError,
+    claim::get,
+    session::{Query, Session},
+};
+use crate::message::Lane;
+
+const SCOUT: Query = Query {
+    action: "look for work",
+    sql: include_str!("sql/scout.sql"),
+    types: &[],
+};
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Lanes with a message to publish or to file now.
+    pub lanes: Vec<Lane>,
+    /// When the next waiting message falls due.
+    pub next_due: Option<Duration>,
+}
+
+pub async fn find(session: &Session) -> Result<Work, OutboxError> {
+    let mut work = Work::default();
+    for row in session.query(&SCOUT, &[]).await? {
+        let fresh: bool = get(&row, "fresh")?;
+        let due_in_ms: Option<i64> = get(&row, "due_in_ms")?;
+        if fresh || due_in_ms.is_some_and(|ms| ms <= 0) {
+            work.lanes.push(get(&row, "lane")?);
+        } else if let Some(ms) = due_in_ms.and_then(|ms| u64::try_from(ms).ok()) {
+            let due = Duration::from_millis(ms);
+            work.next_due = Some(work.next_due.map_or(due, |next| next.min(due)));
+        }
+    }
+    Ok(work)
+}

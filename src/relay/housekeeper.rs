@@ -1,0 +1,144 @@
+//! What must happen now and then, on a connection of its own: the gauges, the sign of life in `outbox.relay`, and
+//! retention.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    board::LANES,
+    worker::{Shared, reconnect_delay},
+};
+use crate::{
+    config::Retention,
+    message::Lane,
+    outbox::{OutboxError, migrate, retention, session::Session, status},
+    telemetry::metrics,
+};
+
+const GAUGES_EVERY: Duration = Duration::from_secs(2);
+const BEAT_EVERY: Duration = Duration::from_secs(10);
+/// Rows passed over because they were dead or waiting are looked at again after this long.
+const RESTART_PRUNING_EVERY: Duration = Duration::from_secs(3600);
+
+pub async fn run(shared: Arc<Shared>, retention: Retention, host: String, stop: CancellationToken) {
+    let mut failures: u32 = 0;
+    while !stop.is_cancelled() {
+        match keep_house(&shared, &retention, &host, &stop, &mut failures).await {
+            Ok(()) => return,
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                // The scout reports the database's state; this one only retries.
+                tracing::debug!(source = shared.health.source(), failures, error = %error, "housekeeping failed");
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(reconnect_delay(failures)) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn keep_house(
+    shared: &Shared,
+    retention: &Retention,
+    host: &str,
+    stop: &CancellationToken,
+    failures: &mut u32,
+) -> Result<(), OutboxError> {
+    let name = format!("{}/housekeeper", shared.instance);
+    let connecting = async {
+        let session = Session::connect(&shared.source.database, &name).await?;
+        migrate::require_known(&session).await?;
+        Ok::<_, OutboxError>(session)
+    };
+    let session = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        session = connecting => session?,
+    };
+    *failures = 0;
+    let mut gauges_at = Instant::now();
+    let mut beat_at = Instant::now();
+    // A new relay prunes soon: a fleet that restarts often must prune as well.
+    let mut prune_at = Instant::now();
+    let mut pruning = Pruning::new();
+    while !stop.is_cancelled() {
+        let source = shared.health.source();
+        if Instant::now() >= gauges_at {
+            let state = status::status(&session).await?;
+            metrics::outbox(
+                source,
+                state.pending,
+                state.oldest_due_age_seconds,
+                state.dead,
+            );
+            gauges_at = Instant::now() + GAUGES_EVERY;
+        }
+        if Instant::now() >= beat_at {
+            status::beat(
+                &session,
+                &shared.instance,
+                host,
+                shared.relay.workers,
+                shared.health.word(),
+            )
+            .await?;
+            beat_at = Instant::now() + BEAT_EVERY;
+        }
+        if Instant::now() >= prune_at {
+            let more =
+                !retention.sent.is_zero() && pruning.step(&session, retention, source).await?;
+            prune_at = if more {
+                Instant::now()
+            } else {
+                Instant::now() + retention.interval
+            };
+        }
+        let next = gauges_at
+            .min(beat_at)
+            .min(prune_at)
+            .max(Instant::now() + Duration::from_millis(10));
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep_until(next) => {}
+        }
+    }
+    status::leave(&session, &shared.instance).await
+}
+
+struct Pruning {
+    cursors: [i64; LANES],
+    began: Instant,
+}
+
+impl Pruning {
+    fn new() -> Self {
+        Self {
+            cursors: [0; LANES],
+            began: Instant::now(),
+        }
+    }
+
+    /// One bounded step in each lane. True when there is more to do at once.
+    async fn step(
+        &mut self,
+        session: &Session,
+        retention: &Retention,
+        source: &str,
+    ) -> Result<bool, OutboxError> {
+        if self.began.elapsed() >= RESTART_PRUNING_EVERY {
+            *self = Self::new();
+        }
+        let mut more = false;
+        for (cursor, lane) in self.cursors.iter_mut().zip(0 as Lane..) {
+            let step =
+                retention::prune_step(session, lane, *cursor, retention.step_rows, retention.sent)
+                    .await?;
+            *cursor = step.cursor;
+            more |= step.more;
+            metrics::pruned(source, step.deleted);
+        }
+        Ok(more)
+    }
+}

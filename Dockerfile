@@ -28,7 +28,6 @@ RUN groupadd --gid 10001 outboxd \
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/outboxd /usr/bin/outboxd
 COPY config/outboxd.toml /etc/outboxd/outboxd.toml
-COPY --chmod=0755 deploy/container/healthcheck /usr/local/bin/outboxd-healthcheck
 
 USER 10001:10001
 # SIGTERM drains: claim nothing new, settle what was confirmed, close. Give it more time than
@@ -36,6 +35,6 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 # Live, not ready: a relay that waits for its broker is well, and restarting it would not help.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["/usr/local/bin/outboxd-healthcheck", "/livez"]
+    CMD ["/usr/bin/outboxd", "healthcheck", "--live", "--config", "/etc/outboxd/outboxd.toml"]
 ENTRYPOINT ["/usr/bin/outboxd"]
 CMD ["run", "--config", "/etc/outboxd/outboxd.toml"]

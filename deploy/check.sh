@@ -7,6 +7,8 @@
 # and does not fail; STRICT=1 makes it fail. Tools: promtool (Debian: prometheus), systemd-analyze, hadolint, yamllint,
 # kubernetes-validate, shellcheck, cargo-deny, docker with the compose plugin.
 # BUILD_IMAGE=1 also builds the image; it needs a Docker engine.
+# What is read word by word below are names, without spaces; backticks in single quotes are Markdown.
+# shellcheck disable=SC2013,SC2016
 set -u
 cd "$(dirname "$0")/.." || exit 1
 scratch=$(mktemp -d) || exit 1

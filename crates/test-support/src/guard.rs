@@ -19,8 +19,11 @@ use nix::{
 
 use crate::{Result, eventually};
 
-/// Starts "$@" with its output in $LOG, prints its pid, and kills the group at the end of standard input.
-const KEEPER: &str = r#""$@" >>"$LOG" 2>&1 </dev/null & echo $!; cat >/dev/null; kill -9 0"#;
+/// Starts "$@" with its output in $LOG, prints its pid, and kills the group at the end of standard input. When that
+/// end comes without a word, nobody is left to remove $FOLDER.
+const KEEPER: &str = r#""$@" >>"$LOG" 2>&1 </dev/null & echo $!
+if ! read -r word; then kill -9 $!; sleep 1; rm -rf "$FOLDER"; fi
+kill -9 0"#;
 
 /// Who runs a server: itself when we are nobody special, else an account without rights.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +114,7 @@ impl Guarded {
             )
             .env("LANG", "C.UTF-8")
             .env("LOG", log)
+            .env("FOLDER", log.parent().unwrap_or(log))
             .envs(env.iter().map(|(k, v)| (*k, v)))
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -176,8 +180,12 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
+        use std::io::Write;
         self.kill();
-        drop(self.keeper.stdin.take());
+        if let Some(mut word) = self.keeper.stdin.take() {
+            // It has nobody else to expect.
+            let _ = word.write_all(b"done\n");
+        }
         let _ = self.keeper.wait();
     }
 }

@@ -23,6 +23,7 @@ struct State {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkReport {
+    Connecting,
     Up,
     Blocked(String),
     Down(String),
@@ -66,8 +67,7 @@ impl Health {
         let up = state
             .links
             .values()
-            .any(|l| *l != LinkReport::Up && matches!(l, LinkReport::Blocked(_)))
-            || state.links.values().any(|l| *l == LinkReport::Up);
+            .any(|l| matches!(l, LinkReport::Up | LinkReport::Blocked(_)));
         let blocked = state
             .links
             .values()
@@ -99,7 +99,7 @@ impl Health {
             let why = state.links.values().find_map(|l| match l {
                 LinkReport::Blocked(why) => Some(format!("blocked: {why}")),
                 LinkReport::Down(why) => Some(why.clone()),
-                LinkReport::Up => None,
+                LinkReport::Up | LinkReport::Connecting => None,
             });
             why.unwrap_or_else(|| "connecting".to_owned())
         };
@@ -126,6 +126,8 @@ impl Health {
             "blocked"
         } else if state.links.values().any(|l| *l == LinkReport::Up) {
             "publishing"
+        } else if state.links.values().all(|l| *l == LinkReport::Connecting) {
+            "starting"
         } else {
             "broker_down"
         }

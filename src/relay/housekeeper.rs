@@ -29,6 +29,7 @@ pub async fn run(shared: Arc<Shared>, retention: Retention, host: String, stop: 
             Ok(()) => return,
             Err(error) => {
                 failures = failures.saturating_add(1);
+                metrics::outbox_unknown(shared.health.source());
                 tracing::warn!(
                     source = shared.health.source(),
                     failures,

@@ -433,7 +433,7 @@ fn unusable(state: &LinkState) -> BrokerError {
 
 fn report(state: &LinkState) -> LinkReport {
     match state {
-        LinkState::Open => LinkReport::Down("connecting".to_owned()),
+        LinkState::Open => LinkReport::Connecting,
         LinkState::Blocked(why) => LinkReport::Blocked(why.clone()),
         LinkState::Closed(why) => LinkReport::Down(why.clone()),
     }

@@ -147,6 +147,13 @@ pub fn outbox(source: &str, pending: i64, lag_seconds: f64, dead: i64) {
     gauge!(DEAD, labels(source, &[])).set(dead as f64);
 }
 
+/// The outbox could not be measured: no value is better than an old one. An alert on absence covers NaN.
+pub fn outbox_unknown(source: &str) {
+    for name in [PENDING, LAG, DEAD] {
+        gauge!(name, labels(source, &[])).set(f64::NAN);
+    }
+}
+
 pub fn claimed(source: &str, took: Duration, messages: usize) {
     histogram!(CLAIM, labels(source, &[])).record(took.as_secs_f64());
     histogram!(BATCH_SIZE, labels(source, &[])).record(messages as f64);

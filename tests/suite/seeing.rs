@@ -230,6 +230,25 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
     assert!(scrape(port).await.unwrap()[r#"outbox_dependency_up{dependency="rabbitmq"}"#] == 1.0);
 }
 
+/// An old value would keep the lag alert silent.
+#[tokio::test]
+async fn a_lag_that_cannot_be_read_is_no_number_rather_than_an_old_one() {
+    let world = world().await;
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen)]);
+    until(port, "outbox_oldest_due_age_seconds", |v| v == 0.0).await;
+    let sql = "REVOKE EXECUTE ON FUNCTION outbox.measure() FROM outbox_relay";
+    world.client.batch_execute(sql).await.unwrap();
+    until(port, "outbox_oldest_due_age_seconds", f64::is_nan).await;
+    relay
+        .line("housekeeping (metrics, retention) failed", SOON)
+        .await;
+    let sql = "GRANT EXECUTE ON FUNCTION outbox.measure() TO outbox_relay";
+    world.client.batch_execute(sql).await.unwrap();
+    until(port, "outbox_oldest_due_age_seconds", |v| v == 0.0).await;
+}
+
 /// Passwords and payloads, through every failing path there is.
 #[tokio::test]
 async fn no_secret_and_no_payload_reaches_the_logs() {

@@ -9,6 +9,7 @@ mod crashes;
 mod delivery;
 mod order;
 mod outages;
+mod producing;
 mod rows;
 mod schema;
 mod seeing;

@@ -34,6 +34,14 @@ pub struct ServerTls {
     pub client_ca_pem: Option<String>,
 }
 
+pub fn postgres_is_installed() -> bool {
+    postgres::binaries().is_ok()
+}
+
+pub fn rabbitmq_is_installed() -> bool {
+    rabbitmq::scripts().is_ok()
+}
+
 /// A port that nobody listens on right now.
 fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?

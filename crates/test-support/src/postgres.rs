@@ -245,7 +245,7 @@ impl Postgres {
 }
 
 /// `OUTBOXD_TEST_PG_BIN`, else the newest of Debian's, else where `initdb` is in the PATH.
-fn binaries() -> Result<PathBuf> {
+pub(crate) fn binaries() -> Result<PathBuf> {
     if let Ok(path) = std::env::var("OUTBOXD_TEST_PG_BIN") {
         return Ok(path.into());
     }

@@ -271,7 +271,7 @@ impl RabbitMq {
 }
 
 /// `OUTBOXD_TEST_RABBITMQ_HOME` (with `sbin` in it), else Debian's.
-fn scripts() -> Result<PathBuf> {
+pub(crate) fn scripts() -> Result<PathBuf> {
     if let Ok(home) = std::env::var("OUTBOXD_TEST_RABBITMQ_HOME") {
         return Ok(Path::new(&home).join("sbin"));
     }

@@ -26,6 +26,7 @@ struct Run {
     claim_ms: f64,
     confirm_ms: f64,
     settle_ms: f64,
+    heap_only: f64,
 }
 
 pub async fn run(args: &Args) -> Result<()> {
@@ -64,11 +65,12 @@ pub async fn run(args: &Args) -> Result<()> {
             peak / f64::from(1 << 20),
         );
         println!(
-            "|  a batch of {:.0} messages | | claim {:.1} ms, publish and confirm {:.1} ms, settle {:.1} ms | | | | |",
+            "|  a batch of {:.0} messages | | claim {:.1} ms, publish and confirm {:.1} ms, settle {:.1} ms; {:.0} % of the marks heap-only | | | | |",
             of(|r| r.batch),
             of(|r| r.claim_ms),
             of(|r| r.confirm_ms),
             of(|r| r.settle_ms),
+            of(|r| r.heap_only) * 100.0,
         );
         report.push(serde_json::json!({
             "queue": kind, "messages": args.messages, "raw_per_second": raw, "raw_channels": best.0.channels,
@@ -85,6 +87,7 @@ async fn drain(stage: &Stage, args: &Args) -> Result<Run> {
     let began = stage.now().await?;
     stage.drained(SOON * 5).await?;
     let took = stage.last_sent().await? - began;
+    let heap_only = stage.heap_only().await?;
     Ok(Run {
         per_second: args.messages as f64 / took,
         cpu_us: cpu_seconds(relay.pid())? * 1e6 / args.messages as f64,
@@ -93,5 +96,6 @@ async fn drain(stage: &Stage, args: &Args) -> Result<Run> {
         claim_ms: mean(port, "claim_seconds").await? * 1e3,
         confirm_ms: mean(port, "confirm_seconds").await? * 1e3,
         settle_ms: mean(port, "settle_seconds").await? * 1e3,
+        heap_only,
     })
 }

@@ -58,7 +58,7 @@ impl Stage {
     /// `n` messages of 512 bytes of JSON over `keys` keys, and an outbox as if it had never held others.
     pub async fn fill(&self, n: usize, keys: usize) -> Result<()> {
         self.client
-            .batch_execute("TRUNCATE outbox.message, outbox.waiting, outbox.dead; UPDATE outbox.lane SET low_water = 0, candidate = NULL, candidate_tx = NULL")
+            .batch_execute("SELECT pg_stat_reset(); TRUNCATE outbox.message, outbox.waiting, outbox.dead; UPDATE outbox.lane SET low_water = 0, candidate = NULL, candidate_tx = NULL")
             .await?;
         self.client
             .execute(
@@ -161,6 +161,15 @@ impl Stage {
     /// Seconds since the epoch, by the database's clock.
     pub async fn now(&self) -> Result<f64> {
         let sql = "SELECT extract(epoch FROM clock_timestamp())::double precision";
+        Ok(self.client.query_one(sql, &[]).await?.get(0))
+    }
+
+    /// Part of the updates of messages that touched no index.
+    pub async fn heap_only(&self) -> Result<f64> {
+        // Statistics of a backend arrive when it next has nothing to do for a while.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let sql = "SELECT n_tup_hot_upd::double precision / greatest(n_tup_upd, 1) FROM pg_stat_user_tables \
+                   WHERE schemaname = 'outbox' AND relname = 'message'";
         Ok(self.client.query_one(sql, &[]).await?.get(0))
     }
 

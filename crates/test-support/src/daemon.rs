@@ -31,7 +31,10 @@ pub struct Daemon {
 impl Daemon {
     /// With nothing of our environment but PATH and HOME.
     pub fn start(program: &Path, args: &[&str], env: &[(String, String)]) -> Result<Self> {
-        let mut child = Command::new(program)
+        // Killed with us, however we end; the pid is the program's own.
+        let mut child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(program)
             .args(args)
             .env_clear()
             .envs(

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    Result, ServerTls, free_port,
+    Result, ServerTls, eventually, free_port,
     guard::{Account, Guarded},
 };
 
@@ -105,6 +105,8 @@ impl RabbitMq {
             ("HOME", folder.path().display().to_string()),
             ("ERL_EPMD_PORT", epmd_port.to_string()),
             ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
+            // One that the node starts itself is a daemon, and would outlive us.
+            ("ERL_FLAGS", "-start_epmd false".to_owned()),
             ("RABBITMQ_NODENAME", format!("rabbit-{port}@localhost")),
             ("RABBITMQ_DIST_PORT", dist_port.to_string()),
             ("RABBITMQ_CONF_ENV_FILE", path("env.conf")),
@@ -147,6 +149,10 @@ impl RabbitMq {
                 &self.env,
                 &log,
             )?);
+            eventually("epmd to listen", START, async || {
+                TcpStream::connect(("127.0.0.1", self.epmd_port)).await.ok()
+            })
+            .await;
         }
         let log = self.folder.path().join("log");
         let program = self.scripts.join("rabbitmq-server");

@@ -1,4 +1,5 @@
-//! For services: writes events into the outbox, in the transaction of the business change.
+//! For services: writes events into the outbox, in the transaction of the business change; and applies what arrives
+//! once ([`inbox`]).
 //!
 //! ```no_run
 //! # async fn place(client: &mut tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -17,6 +18,7 @@
 
 mod enqueue;
 mod event;
+pub mod inbox;
 
 pub use enqueue::{EnqueueError, enqueue, enqueue_all};
 pub use event::{Event, EventError};

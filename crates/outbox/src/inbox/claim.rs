@@ -1,0 +1,96 @@
+//! Claim and complete, inside the handler's transaction.
+
+use serde::Serialize;
+use tokio_postgres::{GenericClient, Row, Transaction};
+
+use super::{Claimed, Inbox, InboxError, Operation, Stored, encoded, within_cap};
+
+const CLAIM: &str = "SELECT outcome, result, result_type FROM inbox.claim($1, $2, $3, $4, $5)";
+const COMPLETE: &str = "SELECT inbox.complete($1, $2, $3, $4)";
+
+impl Inbox {
+    /// Claims an operation. Waits for a concurrent claim of the same key to end; `lock_timeout` bounds the wait.
+    ///
+    /// A transaction, and nothing less: a claim that is committed apart from the handler's write turns a crash into
+    /// a lost message.
+    pub async fn claim(
+        &self,
+        transaction: &Transaction<'_>,
+        operation: &Operation,
+    ) -> Result<Claimed, InboxError> {
+        let (entity, position) = operation.guard();
+        let fingerprint = &operation.fingerprint()[..];
+        let row = transaction
+            .query_one(
+                CLAIM,
+                &[
+                    &self.consumer(),
+                    &operation.key(),
+                    &fingerprint,
+                    &entity,
+                    &position,
+                ],
+            )
+            .await?;
+        claimed(&row)
+    }
+
+    /// Claims several operations; the answers are in the order of the slice. They are claimed in the order of their
+    /// keys: two transactions that claim the same ones in different orders would wait for each other.
+    pub async fn claim_all(
+        &self,
+        transaction: &Transaction<'_>,
+        operations: &[Operation],
+    ) -> Result<Vec<Claimed>, InboxError> {
+        let mut order: Vec<usize> = (0..operations.len()).collect();
+        order.sort_by(|a, b| operations[*a].key().cmp(operations[*b].key()));
+        let mut answers = vec![None; operations.len()];
+        for i in order {
+            answers[i] = Some(self.claim(transaction, &operations[i]).await?);
+        }
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    /// Stores what the operation returned, as JSON.
+    pub async fn complete(
+        &self,
+        transaction: &Transaction<'_>,
+        operation: &Operation,
+        result: &impl Serialize,
+    ) -> Result<(), InboxError> {
+        let bytes = encoded(result)?;
+        self.complete_with(transaction, operation, &bytes, "application/json")
+            .await
+    }
+
+    /// Stores what the operation returned, as it is.
+    pub async fn complete_with(
+        &self,
+        transaction: &impl GenericClient,
+        operation: &Operation,
+        result: &[u8],
+        content_type: &str,
+    ) -> Result<(), InboxError> {
+        within_cap(result.len())?;
+        let key = operation.key();
+        transaction
+            .query_one(COMPLETE, &[&self.consumer(), &key, &result, &content_type])
+            .await?;
+        Ok(())
+    }
+}
+
+pub(super) fn claimed(row: &Row) -> Result<Claimed, InboxError> {
+    let outcome: &str = row.try_get("outcome")?;
+    Ok(match outcome {
+        "first" => Claimed::First,
+        "duplicate" => Claimed::Duplicate(Stored {
+            bytes: row.try_get("result")?,
+            content_type: row.try_get("result_type")?,
+        }),
+        "conflict" => Claimed::Conflict,
+        "stale" => Claimed::Stale,
+        // Also anything that a newer schema may say: not to go on is the safe answer.
+        _ => Claimed::InDoubt,
+    })
+}

@@ -1,0 +1,125 @@
+//! The consumer's side: each business operation applied once.
+//!
+//! The check, the business write and the stored result are one transaction; uniqueness is the primary key of
+//! `inbox.message`. Whatever the broker repeats, whoever races, whenever the process dies: either all of it is
+//! committed, or nothing.
+//!
+//! ```no_run
+//! # use outbox::inbox::{Claimed, Inbox, Operation};
+//! # async fn handle(client: &mut tokio_postgres::Client, message_id: &str, body: &[u8])
+//! #     -> Result<(), Box<dyn std::error::Error>> {
+//! let inbox = Inbox::new("payments")?;
+//! let operation = Operation::new(message_id, "order_placed", "application/json", body)?;
+//! let transaction = client.transaction().await?;
+//! match inbox.claim(&transaction, &operation).await? {
+//!     Claimed::First => {
+//!         transaction.execute("INSERT INTO payment (order_id, cents) VALUES ($1, $2)", &[&1042_i64, &1999_i32]).await?;
+//!         inbox.complete(&transaction, &operation, &"paid").await?;
+//!         transaction.commit().await?;
+//!     }
+//!     Claimed::Duplicate(stored) => println!("done before: {:?}", stored.json::<String>()?),
+//!     Claimed::Stale => {} // a later position of this entity was applied before
+//!     Claimed::Conflict => return Err("the same id with another body: somebody must look".into()),
+//!     Claimed::InDoubt => return Err("an external effect was begun and never recorded".into()),
+//! }
+//! // Acknowledge only now.
+//! # Ok(())
+//! # }
+//! ```
+
+mod claim;
+mod effect;
+mod operation;
+mod transition;
+mod upkeep;
+
+pub use effect::{Begun, Doubt};
+pub use operation::{Operation, OperationError};
+pub use transition::{Advanced, Transition};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Largest stored result, in bytes; the schema refuses more.
+pub const MAX_RESULT: usize = 1 << 20;
+
+/// The inbox of one consumer: two consumers of one message are two operations.
+#[derive(Debug, Clone)]
+pub struct Inbox {
+    consumer: String,
+}
+
+/// What a claim was told. Only `First` goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// Nobody applied it: apply it, complete it, commit.
+    First,
+    /// It was applied before; this is what it returned.
+    Duplicate(Stored),
+    /// The same key with another fingerprint. Never acknowledge it silently.
+    Conflict,
+    /// A later position of its entity was applied before.
+    Stale,
+    /// An external effect under this key was begun and never recorded.
+    InDoubt,
+}
+
+/// A stored result.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stored {
+    /// `None` when the operation was never completed with a result.
+    pub bytes: Option<Vec<u8>>,
+    pub content_type: Option<String>,
+}
+
+impl Stored {
+    /// The result as `complete` took it; `None` without one.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<Option<T>, InboxError> {
+        self.bytes
+            .as_deref()
+            .map(serde_json::from_slice)
+            .transpose()
+            .map_err(InboxError::Result)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum InboxError {
+    #[error("inbox: {0}")]
+    Database(#[from] tokio_postgres::Error),
+    #[error("a stored result has another shape than the handler expects: {0}")]
+    Result(serde_json::Error),
+    #[error("a result of {bytes} bytes is above {MAX_RESULT}; store a reference to it instead")]
+    ResultTooLarge { bytes: usize },
+    #[error("a consumer's name must have 1 to 255 bytes")]
+    Consumer,
+}
+
+impl Inbox {
+    /// `consumer` names who applies: stable over restarts and versions.
+    pub fn new(consumer: impl Into<String>) -> Result<Self, InboxError> {
+        let consumer = consumer.into();
+        if consumer.is_empty() || consumer.len() > 255 {
+            return Err(InboxError::Consumer);
+        }
+        Ok(Self { consumer })
+    }
+
+    pub fn consumer(&self) -> &str {
+        &self.consumer
+    }
+}
+
+/// As JSON, within the cap.
+fn encoded(result: &impl Serialize) -> Result<Vec<u8>, InboxError> {
+    let bytes = serde_json::to_vec(result).map_err(InboxError::Result)?;
+    within_cap(bytes.len())?;
+    Ok(bytes)
+}
+
+fn within_cap(bytes: usize) -> Result<(), InboxError> {
+    if bytes > MAX_RESULT {
+        Err(InboxError::ResultTooLarge { bytes })
+    } else {
+        Ok(())
+    }
+}

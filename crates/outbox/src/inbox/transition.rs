@@ -1,0 +1,65 @@
+//! State checks: `PendingPayment → PaymentAuthorized`, once, and nothing else from there.
+
+use tokio_postgres::{Transaction, types::ToSql};
+
+use super::InboxError;
+
+/// A table whose rows move through states.
+#[derive(Debug, Clone)]
+pub struct Transition {
+    update: String,
+    look: String,
+}
+
+/// What became of a transition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Advanced {
+    Done,
+    /// It is there already: a duplicate.
+    Already,
+    /// It is somewhere else: out of order, or impossible. Retry later, or have it reviewed.
+    Impossible {
+        found: String,
+    },
+    Missing,
+}
+
+impl Transition {
+    /// Names as they stand in the database; `table` may have a schema before a dot.
+    pub fn new(table: &str, key_column: &str, state_column: &str) -> Self {
+        let table: Vec<String> = table.split('.').map(quoted).collect();
+        let (table, key, state) = (table.join("."), quoted(key_column), quoted(state_column));
+        Self {
+            update: format!("UPDATE {table} SET {state} = $2 WHERE {key} = $1 AND {state} = $3"),
+            look: format!("SELECT {state} FROM {table} WHERE {key} = $1"),
+        }
+    }
+
+    /// Moves one row, if it stands where it should. The state column is text.
+    pub async fn advance(
+        &self,
+        transaction: &Transaction<'_>,
+        key: &(dyn ToSql + Sync),
+        from: &str,
+        to: &str,
+    ) -> Result<Advanced, InboxError> {
+        if transaction
+            .execute(&self.update, &[key, &to, &from])
+            .await?
+            > 0
+        {
+            return Ok(Advanced::Done);
+        }
+        Ok(match transaction.query_opt(&self.look, &[key]).await? {
+            None => Advanced::Missing,
+            Some(row) => match row.try_get::<_, String>(0)? {
+                found if found == to => Advanced::Already,
+                found => Advanced::Impossible { found },
+            },
+        })
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,42 @@
+//! Failed attempts, and forgetting.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::{Inbox, InboxError};
+
+impl Inbox {
+    /// Counts a failed attempt, and returns how many there were. Takes the client, not the handler's transaction:
+    /// that one is rolled back, and would take the count with it.
+    pub async fn fail(&self, client: &Client, key: &str, error: &str) -> Result<u32, InboxError> {
+        // PostgreSQL's text takes no NUL.
+        let error = error.replace('\0', "");
+        let row = client
+            .query_one(
+                "SELECT inbox.fail($1, $2, $3)",
+                &[&self.consumer(), &key, &error],
+            )
+            .await?;
+        let attempts: i32 = row.try_get(0)?;
+        Ok(u32::try_from(attempts).unwrap_or(0))
+    }
+
+    /// Forgets operations that were claimed longer than `older_than` ago, at most `max_rows` of them; returns how
+    /// many. The age must be longer than any redelivery or replay can take: past it, a repetition is applied again.
+    /// What is in doubt is never forgotten.
+    pub async fn prune(
+        &self,
+        client: &Client,
+        older_than: Duration,
+        max_rows: u32,
+    ) -> Result<u32, InboxError> {
+        let sql = "SELECT inbox.prune($1, $2 * interval '1 second', $3)";
+        let rows = i32::try_from(max_rows).unwrap_or(i32::MAX);
+        let row = client
+            .query_one(sql, &[&self.consumer(), &older_than.as_secs_f64(), &rows])
+            .await?;
+        let deleted: i32 = row.try_get(0)?;
+        Ok(u32::try_from(deleted).unwrap_or(0))
+    }
+}

@@ -43,7 +43,9 @@ mod armed {
     }
 
     pub async fn reach(name: &'static str) {
-        let Some(armed) = armed().filter(|a| a.name == name) else { return };
+        let Some(armed) = armed().filter(|a| a.name == name) else {
+            return;
+        };
         if armed.seen.fetch_add(1, Ordering::SeqCst) + 1 != armed.at {
             return;
         }

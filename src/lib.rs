@@ -6,7 +6,7 @@
 //! row -> outbox::claim -> Message -> envelope -> broker::publish -> answers -> outcome -> outbox::settle -> COMMIT
 //! ```
 //!
-//! - pure, no I/O: [`message`], [`route`], [`envelope`], [`outcome`], [`backoff`], [`reason`], [`settlement`]
+//! - pure, no I/O: [`message`], [`route`], [`header`], [`envelope`], [`outcome`], [`backoff`], [`reason`], [`settlement`]
 //! - PostgreSQL, never lapin: [`outbox`]
 //! - RabbitMQ, never tokio-postgres: [`broker`]
 //! - both: [`relay`] (its worker is the only place where they meet)
@@ -19,6 +19,7 @@ pub mod cli;
 pub mod config;
 pub mod envelope;
 mod failpoint;
+pub mod header;
 pub mod message;
 pub mod outbox;
 pub mod outcome;

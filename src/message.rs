@@ -60,3 +60,23 @@ impl Message {
         })
     }
 }
+
+#[cfg(test)]
+pub(crate) fn sample() -> Message {
+    Message {
+        position: Position { lane: 3, id: 77 },
+        message_id: Uuid::from_u128(0x0191_d3a4),
+        aggregate_type: "order".to_owned(),
+        aggregate_id: Some("1042".to_owned()),
+        event_type: "created".to_owned(),
+        content_type: "application/json".to_owned(),
+        headers: None,
+        exchange: None,
+        routing_key: None,
+        created_at_us: 1_700_000_000_123_456,
+        attempts: 0,
+        replay: false,
+        body_size: 2,
+        body: Some(b"{}".to_vec()),
+    }
+}

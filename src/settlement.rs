@@ -76,7 +76,10 @@ impl Settlement {
 /// must be able to move to be worth a write.
 pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlement {
     debug_assert_eq!(claim.candidates.len(), outcomes.len());
-    let mut s = Settlement { unfile: claim.orphans.clone(), ..Settlement::default() };
+    let mut s = Settlement {
+        unfile: claim.orphans.clone(),
+        ..Settlement::default()
+    };
     // Keys of which a message was settled out of outbox.waiting, and keys that still wait.
     let mut resolved: HashSet<(Lane, i64)> = HashSet::new();
     let mut held_back: HashSet<(Lane, i64)> = HashSet::new();
@@ -85,9 +88,17 @@ pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlemen
         let message = &candidate.message;
         let position = message.position;
         let key = candidate.key_hash.map(|hash| (position.lane, hash));
-        let wait = |cause, delay, attempts, reason, error| Wait { position, cause, delay, attempts, reason, error };
+        let wait = |cause, delay, attempts, reason, error| Wait {
+            position,
+            cause,
+            delay,
+            attempts,
+            reason,
+            error,
+        };
         if candidate.scheduled {
-            s.wait.push(wait(Cause::Scheduled, Duration::ZERO, 0, None, None));
+            s.wait
+                .push(wait(Cause::Scheduled, Duration::ZERO, 0, None, None));
             continue;
         }
         match outcome {
@@ -97,17 +108,38 @@ pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlemen
                     s.sent.push(position);
                 }
             }
-            Outcome::Retry { reason, attempts, delay, error } => {
-                s.wait.push(wait(Cause::Retry, *delay, *attempts, Some(*reason), Some(stored(error))));
+            Outcome::Retry {
+                reason,
+                attempts,
+                delay,
+                error,
+            } => {
+                s.wait.push(wait(
+                    Cause::Retry,
+                    *delay,
+                    *attempts,
+                    Some(*reason),
+                    Some(stored(error)),
+                ));
             }
-            Outcome::Dead { reason, attempts, error } => s.dead.push(Death {
+            Outcome::Dead {
+                reason,
+                attempts,
+                error,
+            } => s.dead.push(Death {
                 position,
                 reason: *reason,
                 attempts: *attempts,
                 error: stored(error),
                 replay: message.replay,
             }),
-            Outcome::Behind => s.wait.push(wait(Cause::Behind, Duration::ZERO, message.attempts, None, None)),
+            Outcome::Behind => s.wait.push(wait(
+                Cause::Behind,
+                Duration::ZERO,
+                message.attempts,
+                None,
+                None,
+            )),
             Outcome::Untouched => {}
         }
         match outcome {
@@ -137,31 +169,73 @@ fn marks(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Vec<(Lane, Mark)> 
     for (candidate, outcome) in claim.candidates.iter().zip(outcomes) {
         // A filed message is found through outbox.waiting, wherever the mark stands.
         if !candidate.filed {
-            by_lane.entry(candidate.message.position.lane).or_default().push((candidate, outcome));
+            by_lane
+                .entry(candidate.message.position.lane)
+                .or_default()
+                .push((candidate, outcome));
         }
     }
     claim
         .lanes
         .iter()
         .filter_map(|held| {
-            let read = by_lane.get(&held.lane).map(Vec::as_slice).unwrap_or_default();
+            let read = by_lane
+                .get(&held.lane)
+                .map(Vec::as_slice)
+                .unwrap_or_default();
             let first_left = read
                 .iter()
-                .find(|(candidate, outcome)| !candidate.scheduled && **outcome == Outcome::Untouched)
+                .find(|(candidate, outcome)| {
+                    !candidate.scheduled && **outcome == Outcome::Untouched
+                })
                 .map(|(candidate, _)| candidate.message.position.id);
-            let last_read = read.last().map(|(candidate, _)| candidate.message.position.id);
+            let last_read = read
+                .last()
+                .map(|(candidate, _)| candidate.message.position.id);
             let settled_through = match (first_left, last_read) {
                 (Some(left), _) => left - 1,
                 // Everything the snapshot showed of this lane is settled, a candidate seen earlier included.
                 (None, last) if exhausted.get(&held.lane) == Some(&true) => {
                     let candidate = held.mark.candidate.map(|c| c.position);
-                    last.or(candidate).max(candidate).unwrap_or(held.mark.low_water)
+                    last.or(candidate)
+                        .max(candidate)
+                        .unwrap_or(held.mark.low_water)
                 }
                 (None, Some(last)) => last,
                 (None, None) => held.mark.low_water,
             };
-            let seen = Observation { own_tx: claim.own_tx, xmin: claim.xmin, settled_through };
+            let seen = Observation {
+                own_tx: claim.own_tx,
+                xmin: claim.xmin,
+                settled_through,
+            };
             low_water::advance(held.mark, seen, stride).map(|mark| (held.lane, mark))
+        })
+        .collect()
+}
+
+/// Marks of lanes in which nothing is left to do. `last` is each lane's last position that was visible *before* the
+/// claim: whatever the claim's read did not show at or below it is settled, or not committed yet.
+pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Mark)> {
+    let left: HashSet<Lane> = claim
+        .candidates
+        .iter()
+        .filter(|candidate| !candidate.filed)
+        .map(|candidate| candidate.message.position.lane)
+        .collect();
+    claim
+        .lanes
+        .iter()
+        .filter(|held| !left.contains(&held.lane))
+        .filter_map(|held| {
+            let last = last.get(&held.lane).copied().flatten();
+            let candidate = held.mark.candidate.map(|c| c.position);
+            let seen = Observation {
+                own_tx: claim.own_tx,
+                xmin: claim.xmin,
+                settled_through: last.max(candidate).unwrap_or(held.mark.low_water),
+            };
+            low_water::advance(held.mark, seen, 1).map(|mark| (held.lane, mark))
         })
         .collect()
 }

@@ -8,8 +8,6 @@ use std::{
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use crate::config::Database;
-
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("cannot read {}: {why}", path.display())]
@@ -34,31 +32,89 @@ pub fn client_config(
         .with_root_certificates(roots(ca_file)?);
     let config = match identity {
         None => builder.with_no_client_auth(),
-        Some((cert, key)) => {
-            let key_der = PrivateKeyDer::from_pem_file(key)
-                .map_err(|e| TlsError::File { path: key.to_owned(), why: e.to_string() })?;
-            builder.with_client_auth_cert(certificates(cert)?, key_der).map_err(TlsError::Identity)?
-        }
+        Some((cert, key)) => builder
+            .with_client_auth_cert(certificates(cert)?, private_key(key)?)
+            .map_err(TlsError::Identity)?,
     };
     Ok(Arc::new(config))
 }
 
-/// For `sslmode=disable` the connector is never asked, so it need not read the system's roots.
-pub fn postgres_connector(database: &Database) -> Result<tokio_postgres_rustls::MakeRustlsConnect, TlsError> {
-    let plaintext = database
-        .current()
-        .is_ok_and(|config| config.get_ssl_mode() == tokio_postgres::config::SslMode::Disable);
-    let config = if plaintext {
+/// A connector that is never asked: it need not read the system's roots.
+pub fn no_postgres_tls() -> Result<tokio_postgres_rustls::MakeRustlsConnect, TlsError> {
+    let config =
         ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Setup)?
             .with_root_certificates(RootCertStore::empty())
-            .with_no_client_auth()
-    } else {
-        let identity = database.cert_file.as_deref().zip(database.key_file.as_deref());
-        Arc::unwrap_or_clone(client_config(database.ca_file.as_deref(), identity)?)
-    };
+            .with_no_client_auth();
     Ok(tokio_postgres_rustls::MakeRustlsConnect::new(config))
+}
+
+pub fn postgres_tls(
+    ca_file: Option<&Path>,
+    identity: Option<(&Path, &Path)>,
+) -> Result<tokio_postgres_rustls::MakeRustlsConnect, TlsError> {
+    let config = Arc::unwrap_or_clone(client_config(ca_file, identity)?);
+    Ok(tokio_postgres_rustls::MakeRustlsConnect::new(config))
+}
+
+/// Readable, and not all of them expired.
+pub fn check_authorities(path: &Path) -> Result<(), TlsError> {
+    roots(Some(path))?;
+    let states = certificates(path)?
+        .iter()
+        .map(|c| expiry(path, c))
+        .collect::<Vec<_>>();
+    match states
+        .into_iter()
+        .reduce(|a, b| if a.is_ok() { a } else { b })
+    {
+        Some(state) => state,
+        None => Ok(()),
+    }
+}
+
+/// Readable, of one pair, and not expired.
+pub fn check_identity(cert: &Path, key: &Path) -> Result<(), TlsError> {
+    let chain = certificates(cert)?;
+    if let Some(leaf) = chain.first() {
+        expiry(cert, leaf)?;
+    }
+    let provider = rustls::crypto::ring::default_provider();
+    rustls::sign::CertifiedKey::from_der(chain, private_key(key)?, &provider)
+        .map_err(TlsError::Identity)?;
+    Ok(())
+}
+
+fn expiry(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), TlsError> {
+    let file = |why: String| TlsError::File {
+        path: path.to_owned(),
+        why,
+    };
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|_| file("it holds something that is no X.509 certificate".to_owned()))?;
+    let validity = parsed.validity();
+    let now = x509_parser::time::ASN1Time::now();
+    if validity.not_after < now {
+        return Err(file(format!(
+            "the certificate expired on {}",
+            validity.not_after
+        )));
+    }
+    if validity.not_before > now {
+        return Err(file(format!(
+            "the certificate is valid from {} on",
+            validity.not_before
+        )));
+    }
+    Ok(())
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|e| TlsError::File {
+        path: path.to_owned(),
+        why: e.to_string(),
+    })
 }
 
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
@@ -66,9 +122,10 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     match ca_file {
         Some(path) => {
             for certificate in certificates(path)? {
-                store
-                    .add(certificate)
-                    .map_err(|e| TlsError::File { path: path.to_owned(), why: e.to_string() })?;
+                store.add(certificate).map_err(|e| TlsError::File {
+                    path: path.to_owned(),
+                    why: e.to_string(),
+                })?;
             }
         }
         None => {
@@ -82,7 +139,10 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let file = |why: String| TlsError::File { path: path.to_owned(), why };
+    let file = |why: String| TlsError::File {
+        path: path.to_owned(),
+        why,
+    };
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(|found| found.collect::<Result<Vec<_>, _>>())
         .map_err(|e| file(e.to_string()))?;

@@ -193,7 +193,7 @@ COMMENT ON COLUMN outbox.relay.instance IS 'Name of the process, new at each sta
 COMMENT ON COLUMN outbox.relay.host IS 'Host it runs on.';
 COMMENT ON COLUMN outbox.relay.version IS 'Version of outboxd.';
 COMMENT ON COLUMN outbox.relay.workers IS 'Its workers.';
-COMMENT ON COLUMN outbox.relay.state IS 'What it said of itself: publishing, blocked, broker_down, stopping.';
+COMMENT ON COLUMN outbox.relay.state IS 'What it said of itself: starting, publishing, blocked, broker_down, stopping.';
 COMMENT ON COLUMN outbox.relay.started_at IS 'When it started.';
 COMMENT ON COLUMN outbox.relay.seen_at IS 'When it last said so; every few seconds while it lives.';
 

@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Json, Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get};
+use axum::{
+    Json, Router, extract::State, http::StatusCode, http::header, response::IntoResponse,
+    routing::get,
+};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +20,9 @@ struct Admin {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("admin.listen = \"{address}\": {source}. Free the port, or set admin.listen to another (or to \"off\")")]
+#[error(
+    "admin.listen = \"{address}\": {source}. Free the port, or set admin.listen to another (or to \"off\")"
+)]
 pub struct BindError {
     address: SocketAddr,
     source: std::io::Error,
@@ -25,11 +30,18 @@ pub struct BindError {
 
 /// Takes the port at once, so that one that is in use is known before anything is claimed.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address).await.map_err(|source| BindError { address, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| BindError { address, source })
 }
 
 /// Serves until `stop`.
-pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, sources: Vec<Ask>, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    metrics: PrometheusHandle,
+    sources: Vec<Ask>,
+    stop: CancellationToken,
+) {
     let upkeep = metrics.clone();
     let admin = Arc::new(Admin { metrics, sources });
     let routes = Router::new()
@@ -54,12 +66,22 @@ pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, sources: Ve
 }
 
 async fn scrape(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render())
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        admin.metrics.render(),
+    )
 }
 
 async fn ready(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     let sources: Vec<Readiness> = admin.sources.iter().map(|ask| ask()).collect();
     let ready = sources.iter().all(|s| s.ready);
-    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(serde_json::json!({ "ready": ready, "sources": sources })))
+    let code = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (
+        code,
+        Json(serde_json::json!({ "ready": ready, "sources": sources })),
+    )
 }

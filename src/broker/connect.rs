@@ -78,7 +78,10 @@ impl Link {
         let endpoint = broker.current()?;
         let tls = if endpoint.tls {
             let identity = broker.cert_file.as_deref().zip(broker.key_file.as_deref());
-            Some(RustlsConnector::from(crate::tls::client_config(broker.ca_file.as_deref(), identity)?))
+            Some(RustlsConnector::from(crate::tls::client_config(
+                broker.ca_file.as_deref(),
+                identity,
+            )?))
         } else {
             None
         };
@@ -89,7 +92,8 @@ impl Link {
         let connecting = {
             let (socket, failure) = (socket.clone(), failure.clone());
             let (endpoint, timeout) = (endpoint.clone(), broker.connect_timeout);
-            Connection::connector(
+            // Boxed: it is large, and rare.
+            Box::pin(Connection::connector(
                 amqp_uri(&endpoint, broker.heartbeat),
                 async_rs::Runtime::tokio_current(),
                 async move |_, _| match open(&endpoint, tls.as_ref(), timeout, &socket).await {
@@ -101,16 +105,23 @@ impl Link {
                     }
                 },
                 properties(broker, name),
-            )
+            ))
         };
         let after = broker.connect_timeout * 2;
         let connected = tokio::time::timeout(after, connecting).await;
         let connection = match connected {
             Ok(Ok(connection)) => connection,
             Ok(Err(source)) => {
-                let io = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let io = failure
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take();
                 return Err(match io {
-                    Some(source) => BrokerError::Unreachable { action, endpoint: endpoint.address(), source },
+                    Some(source) => BrokerError::Unreachable {
+                        action,
+                        endpoint: endpoint.address(),
+                        source,
+                    },
                     None => BrokerError::Amqp { action, source },
                 });
             }
@@ -126,7 +137,9 @@ impl Link {
                     Event::ConnectionBlocked(reason) => LinkState::Blocked(reason),
                     Event::ConnectionUnblocked => LinkState::Open,
                     // A channel's error arrives here as well; only the connection's ends the link.
-                    Event::Error(error) if ends_connection(&error) => LinkState::Closed(error.to_string()),
+                    Event::Error(error) if ends_connection(&error) => {
+                        LinkState::Closed(error.to_string())
+                    }
                     _ => continue,
                 };
                 report.send_replace(next);
@@ -134,7 +147,12 @@ impl Link {
             report.send_replace(LinkState::Closed("connection closed".to_owned()));
         })
         .abort_handle();
-        Ok(Self { connection, socket, state, watcher })
+        Ok(Self {
+            connection,
+            socket,
+            state,
+            watcher,
+        })
     }
 
     /// A channel in confirm mode. <https://www.rabbitmq.com/docs/confirms#publisher-confirms>
@@ -142,13 +160,18 @@ impl Link {
         let action = "open a channel";
         let open = async {
             let channel = self.connection.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            channel
+                .confirm_select(ConfirmSelectOptions::default())
+                .await?;
             Ok(channel)
         };
         match tokio::time::timeout(within, open).await {
             Ok(Ok(channel)) => Ok(channel),
             Ok(Err(source)) => Err(BrokerError::Amqp { action, source }),
-            Err(_) => Err(BrokerError::Timeout { action, after: within }),
+            Err(_) => Err(BrokerError::Timeout {
+                action,
+                after: within,
+            }),
         }
     }
 
@@ -195,7 +218,9 @@ async fn open(
         };
         // Resolved at every connect: a re-pointed name is followed.
         let runtime = async_rs::Runtime::tokio_current();
-        let addresses: Vec<_> = tokio::net::lookup_host((host.as_str(), endpoint.port)).await?.collect();
+        let addresses: Vec<_> = tokio::net::lookup_host((host.as_str(), endpoint.port))
+            .await?
+            .collect();
         let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
         for address in addresses {
             match AsyncTcpStream::connect(&runtime, address).await {
@@ -213,12 +238,20 @@ async fn open(
     };
     tokio::time::timeout(timeout, work)
         .await
-        .unwrap_or_else(|_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time")))
+        .unwrap_or_else(|_| {
+            Err(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "no answer in time",
+            ))
+        })
 }
 
 type TokioStream = <async_rs::Tokio as async_rs::traits::Reactor>::TcpStream;
 
-fn keep_handle(stream: AsyncTcpStream<TokioStream>, socket: &Socket) -> std::io::Result<AsyncTcpStream<TokioStream>> {
+fn keep_handle(
+    stream: AsyncTcpStream<TokioStream>,
+    socket: &Socket,
+) -> std::io::Result<AsyncTcpStream<TokioStream>> {
     if let AsyncTcpStream::Plain(plain) = &stream {
         let tcp = plain.get_ref();
         tcp.set_nodelay(true)?;
@@ -235,11 +268,19 @@ fn keep_handle(stream: AsyncTcpStream<TokioStream>, socket: &Socket) -> std::io:
 
 fn amqp_uri(endpoint: &BrokerEndpoint, heartbeat: Duration) -> AMQPUri {
     AMQPUri {
-        scheme: if endpoint.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+        scheme: if endpoint.tls {
+            AMQPScheme::AMQPS
+        } else {
+            AMQPScheme::AMQP
+        },
         authority: AMQPAuthority {
             userinfo: AMQPUserInfo {
                 username: endpoint.username.clone().unwrap_or_default(),
-                password: endpoint.password.as_ref().map(|p| p.expose().to_owned()).unwrap_or_default(),
+                password: endpoint
+                    .password
+                    .as_ref()
+                    .map(|p| p.expose().to_owned())
+                    .unwrap_or_default(),
             },
             host: endpoint.address(),
             port: endpoint.port,

@@ -11,11 +11,21 @@ pub enum BrokerError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("RabbitMQ ({action}): {}{}", source, remedy(source))]
-    Amqp { action: &'static str, source: lapin::Error },
+    Amqp {
+        action: &'static str,
+        source: lapin::Error,
+    },
     #[error("RabbitMQ ({action}): no answer within {}; the connection is discarded", humantime::format_duration(*after))]
-    Timeout { action: &'static str, after: Duration },
+    Timeout {
+        action: &'static str,
+        after: Duration,
+    },
     #[error("RabbitMQ ({action}): cannot reach {endpoint}: {source}")]
-    Unreachable { action: &'static str, endpoint: String, source: std::io::Error },
+    Unreachable {
+        action: &'static str,
+        endpoint: String,
+        source: std::io::Error,
+    },
     #[error("RabbitMQ blocks publishers: {0}")]
     Blocked(String),
     #[error("the connection to RabbitMQ ended: {0}")]
@@ -47,8 +57,12 @@ pub(super) fn closed_by_broker(error: &lapin::Error) -> Option<Closed> {
 
 fn remedy(error: &lapin::Error) -> &'static str {
     match closed_by_broker(error).map(|closed| closed.code) {
-        Some(403) => ". Check the user and the password in broker.url, and its permissions in the virtual host",
-        Some(530) => ". Check that the virtual host in broker.url exists and that the user may enter it",
+        Some(403) => {
+            ". Check the user and the password in broker.url, and its permissions in the virtual host"
+        }
+        Some(530) => {
+            ". Check that the virtual host in broker.url exists and that the user may enter it"
+        }
         _ => "",
     }
 }

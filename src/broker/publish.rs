@@ -33,13 +33,9 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     BrokerError, Link, LinkState,
     error::{Closed, closed_by_broker},
+    topology,
 };
-use crate::{
-    config::Broker,
-    envelope::{Envelope, HeaderValue},
-    failpoint,
-    outcome::Answer,
-};
+use crate::{config::Broker, envelope::Envelope, failpoint, header::HeaderValue, outcome::Answer};
 
 pub struct Publisher {
     link: Link,
@@ -82,7 +78,14 @@ impl Publisher {
         let link = Link::connect(broker, name).await?;
         let channel = link.confirm_channel(broker.connect_timeout).await?;
         let state = link.state();
-        Ok(Self { link, channel, state, confirm_timeout, proven: HashSet::new(), cautious })
+        Ok(Self {
+            link,
+            channel,
+            state,
+            confirm_timeout,
+            proven: HashSet::new(),
+            cautious,
+        })
     }
 
     /// Publishes something that no queue can take, and waits for the broker to hand it back. Whatever it answers,
@@ -90,10 +93,19 @@ impl Publisher {
     pub async fn canary(&mut self, report: impl Fn(&LinkState)) -> Result<(), BrokerError> {
         let action = "first publish";
         let channel = self.link.confirm_channel(self.confirm_timeout).await?;
-        let name = ShortString::try_new(format!("outboxd.canary.{}", uuid::Uuid::new_v4())).unwrap_or_default();
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let confirm =
-            channel.basic_publish(ShortString::default(), name, options, b"", BasicProperties::default());
+        let name = ShortString::try_new(format!("outboxd.canary.{}", uuid::Uuid::new_v4()))
+            .unwrap_or_default();
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        let confirm = channel.basic_publish(
+            ShortString::default(),
+            name,
+            options,
+            b"",
+            BasicProperties::default(),
+        );
         let mut state = self.state.clone();
         let answered = async {
             match confirm.await {
@@ -132,6 +144,11 @@ impl Publisher {
         }
     }
 
+    /// Declares exchanges that may not be there yet.
+    pub async fn declare(&self, exchanges: &[String]) -> Result<(), BrokerError> {
+        topology::declare(&self.link, exchanges, self.confirm_timeout).await
+    }
+
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.state.clone()
     }
@@ -153,7 +170,13 @@ impl Publisher {
     pub async fn publish(&mut self, wave: &[&Envelope], deadline: Instant) -> Published {
         let mut answers: Vec<Option<Answer>> = vec![None; wave.len()];
         let lost = self.publish_wave(wave, deadline, &mut answers).await.err();
-        Published { answers: answers.into_iter().map(|a| a.unwrap_or(Answer::Unknown)).collect(), lost }
+        Published {
+            answers: answers
+                .into_iter()
+                .map(|a| a.unwrap_or(Answer::Unknown))
+                .collect(),
+            lost,
+        }
     }
 
     async fn publish_wave(
@@ -220,7 +243,14 @@ impl Publisher {
             if let Answer::Refused { code, text } = &answer {
                 // 403 and 404 speak of the exchange; anything else of this message.
                 if matches!(code, 403 | 404) {
-                    refused.insert(exchange, Closed { code: *code, text: text.clone(), connection: false });
+                    refused.insert(
+                        exchange,
+                        Closed {
+                            code: *code,
+                            text: text.clone(),
+                            connection: false,
+                        },
+                    );
                 }
             } else {
                 self.proven.insert(envelope.exchange.clone());
@@ -231,7 +261,11 @@ impl Publisher {
     }
 
     /// One message, awaited: whatever happens to the channel is this message's doing.
-    async fn alone(&mut self, envelope: &Envelope, deadline: Instant) -> Result<Answer, BrokerError> {
+    async fn alone(
+        &mut self,
+        envelope: &Envelope,
+        deadline: Instant,
+    ) -> Result<Answer, BrokerError> {
         match self.pipelined(&[envelope], deadline).await {
             Ok(mut answers) => Ok(answers.pop().unwrap_or(Answer::Unknown)),
             Err(Unanswered::Channel(closed)) => {
@@ -249,7 +283,11 @@ impl Publisher {
         }
     }
 
-    async fn pipelined(&mut self, wave: &[&Envelope], deadline: Instant) -> Result<Vec<Answer>, Unanswered> {
+    async fn pipelined(
+        &mut self,
+        wave: &[&Envelope],
+        deadline: Instant,
+    ) -> Result<Vec<Answer>, Unanswered> {
         let mut state = self.state.clone();
         let channel = self.channel.clone();
         let answered = answers(&channel, wave);
@@ -271,7 +309,9 @@ impl Publisher {
 /// A close that was provoked by what we sent, as opposed to an operator or a shutdown.
 pub fn provoked(error: &BrokerError) -> bool {
     match error {
-        BrokerError::Amqp { source, .. } => closed_by_broker(source).is_some_and(|closed| is_offence(&closed)),
+        BrokerError::Amqp { source, .. } => {
+            closed_by_broker(source).is_some_and(|closed| is_offence(&closed))
+        }
         _ => false,
     }
 }
@@ -296,7 +336,10 @@ async fn blocked(state: &mut watch::Receiver<LinkState>) -> String {
                 }
             }
             Some(why) => {
-                if tokio::time::timeout(BLOCKED_GRACE, state.changed()).await.is_err() {
+                if tokio::time::timeout(BLOCKED_GRACE, state.changed())
+                    .await
+                    .is_err()
+                {
                     return why;
                 }
             }
@@ -307,7 +350,10 @@ async fn blocked(state: &mut watch::Receiver<LinkState>) -> String {
 async fn answers(channel: &Channel, wave: &[&Envelope]) -> Result<Vec<Answer>, Unanswered> {
     let unanswered = |source: lapin::Error| match closed_by_broker(&source) {
         Some(closed) if !closed.connection => Unanswered::Channel(closed),
-        _ => Unanswered::Lost(BrokerError::Amqp { action: "publish", source }),
+        _ => Unanswered::Lost(BrokerError::Amqp {
+            action: "publish",
+            source,
+        }),
     };
     let mut sending: Vec<Pin<Box<_>>> = Vec::with_capacity(wave.len());
     let mut sent: Vec<Option<PublisherConfirm>> = Vec::with_capacity(wave.len());
@@ -336,23 +382,38 @@ async fn answers(channel: &Channel, wave: &[&Envelope]) -> Result<Vec<Answer>, U
         };
         acked.push(ack);
         if let Some(message) = message {
-            let id = message.properties.message_id().as_ref().map(|id| id.as_str().to_owned());
-            returned.insert(id.unwrap_or_default(), (message.reply_code, message.reply_text.to_string()));
+            let id = message
+                .properties
+                .message_id()
+                .as_ref()
+                .map(|id| id.as_str().to_owned());
+            returned.insert(
+                id.unwrap_or_default(),
+                (message.reply_code, message.reply_text.to_string()),
+            );
         }
     }
     Ok(wave
         .iter()
         .zip(acked)
-        .map(|(envelope, ack)| match returned.get(&envelope.properties.message_id) {
-            Some((code, text)) => Answer::Unroutable { code: *code, text: text.clone() },
-            None if ack => Answer::Delivered,
-            None => Answer::Nacked,
-        })
+        .map(
+            |(envelope, ack)| match returned.get(&envelope.properties.message_id) {
+                Some((code, text)) => Answer::Unroutable {
+                    code: *code,
+                    text: text.clone(),
+                },
+                None if ack => Answer::Delivered,
+                None => Answer::Nacked,
+            },
+        )
         .collect())
 }
 
 async fn send(channel: &Channel, envelope: &Envelope) -> Result<PublisherConfirm, lapin::Error> {
-    let options = BasicPublishOptions { mandatory: envelope.mandatory, ..BasicPublishOptions::default() };
+    let options = BasicPublishOptions {
+        mandatory: envelope.mandatory,
+        ..BasicPublishOptions::default()
+    };
     channel
         .basic_publish(
             short(&envelope.exchange),
@@ -365,7 +426,10 @@ async fn send(channel: &Channel, envelope: &Envelope) -> Result<PublisherConfirm
 }
 
 fn refusal(closed: &Closed) -> Answer {
-    Answer::Refused { code: closed.code, text: closed.text.clone() }
+    Answer::Refused {
+        code: closed.code,
+        text: closed.text.clone(),
+    }
 }
 
 /// The envelope holds no text above 255 bytes where AMQP takes a short string; its builder refused them.
@@ -402,9 +466,9 @@ fn amqp_value(value: &HeaderValue) -> AMQPValue {
         HeaderValue::F64(n) => AMQPValue::Double(*n),
         HeaderValue::String(s) => AMQPValue::LongString(s.as_str().into()),
         HeaderValue::Null => AMQPValue::Void,
-        HeaderValue::List(items) => {
-            AMQPValue::FieldArray(FieldArray::from(items.iter().map(amqp_value).collect::<Vec<_>>()))
-        }
+        HeaderValue::List(items) => AMQPValue::FieldArray(FieldArray::from(
+            items.iter().map(amqp_value).collect::<Vec<_>>(),
+        )),
         HeaderValue::Table(fields) => {
             let mut table = FieldTable::default();
             for (name, value) in fields {

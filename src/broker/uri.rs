@@ -36,19 +36,25 @@ pub enum UriError {
     Scheme,
     #[error("names no host")]
     NoHost,
-    #[error("names several hosts; a broker URL has one (use a load balancer's or a DNS name for a cluster)")]
+    #[error(
+        "names several hosts; a broker URL has one (use a load balancer's or a DNS name for a cluster)"
+    )]
     SeveralHosts,
     #[error("has a host that is no name, IPv4 address or [IPv6 address]")]
     BadHost,
     #[error("has a port that is not between 1 and 65535")]
     BadPort,
-    #[error("ends in \"/\", which names the virtual host \"\"; write %2f for the default virtual host \"/\", or leave the slash out")]
+    #[error(
+        "ends in \"/\", which names the virtual host \"\"; write %2f for the default virtual host \"/\", or leave the slash out"
+    )]
     EmptyVhost,
     #[error("has more than one \"/\" in its path; write %2f for a slash in a virtual host's name")]
     SlashInVhost,
     #[error("has an invalid percent-encoding in its {0}; write % as %25")]
     PercentEncoding(&'static str),
-    #[error("has the parameter \"{0}\"; none is understood here (the heartbeat is broker.heartbeat)")]
+    #[error(
+        "has the parameter \"{0}\"; none is understood here (the heartbeat is broker.heartbeat)"
+    )]
     Parameter(String),
     #[error("has a fragment (#); write # as %23 in a password")]
     Fragment,
@@ -66,19 +72,30 @@ impl BrokerEndpoint {
         if rest.contains('#') {
             return Err(UriError::Fragment);
         }
-        let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
+        let (rest, query) = rest
+            .split_once('?')
+            .map_or((rest, None), |(rest, query)| (rest, Some(query)));
         if let Some(query) = query {
             let name = query.split(['=', '&']).next().unwrap_or_default();
             return Err(UriError::Parameter(name.escape_debug().to_string()));
         }
-        let (authority, path) = rest.split_once('/').map_or((rest, None), |(a, p)| (a, Some(p)));
-        let (userinfo, hostport) = authority.rsplit_once('@').map_or((None, authority), |(u, h)| (Some(u), h));
+        let (authority, path) = rest
+            .split_once('/')
+            .map_or((rest, None), |(a, p)| (a, Some(p)));
+        let (userinfo, hostport) = authority
+            .rsplit_once('@')
+            .map_or((None, authority), |(u, h)| (Some(u), h));
         let (username, password) = match userinfo {
             None => (None, None),
             Some(userinfo) => {
-                let (user, password) = userinfo.split_once(':').map_or((userinfo, None), |(u, p)| (u, Some(p)));
+                let (user, password) = userinfo
+                    .split_once(':')
+                    .map_or((userinfo, None), |(u, p)| (u, Some(p)));
                 let password = password.map(|p| decoded(p, "password")).transpose()?;
-                (Some(decoded(user, "user name")?).filter(|u| !u.is_empty()), password.map(Secret::new))
+                (
+                    Some(decoded(user, "user name")?).filter(|u| !u.is_empty()),
+                    password.map(Secret::new),
+                )
             }
         };
         let (host, port) = host_and_port(hostport)?;
@@ -89,7 +106,14 @@ impl BrokerEndpoint {
             Some(path) => decoded(path, "virtual host")?,
         };
         let port = port.unwrap_or(if tls { 5671 } else { 5672 });
-        Ok(Self { tls, host, port, vhost, username, password })
+        Ok(Self {
+            tls,
+            host,
+            port,
+            vhost,
+            username,
+            password,
+        })
     }
 
     pub fn is_loopback(&self) -> bool {
@@ -132,7 +156,9 @@ fn host_and_port(text: &str) -> Result<(Host, Option<u16>), UriError> {
         };
         (Host::Ip(IpAddr::V6(ip)), port)
     } else {
-        let (host, port) = text.split_once(':').map_or((text, None), |(h, p)| (h, Some(p)));
+        let (host, port) = text
+            .split_once(':')
+            .map_or((text, None), |(h, p)| (h, Some(p)));
         if port.is_some_and(|p| p.contains(':')) {
             return Err(UriError::BadHost);
         }
@@ -193,7 +219,10 @@ mod tests {
         let e = endpoint("amqp://us%65r:p%40ss%2F@rabbit.example:5673/my%2fhost");
         assert_eq!(e.username.as_deref(), Some("user"));
         assert_eq!(e.password.unwrap().expose(), "p@ss/");
-        assert_eq!((e.host, e.port, e.vhost.as_str()), (Host::Name("rabbit.example".into()), 5673, "my/host"));
+        assert_eq!(
+            (e.host, e.port, e.vhost.as_str()),
+            (Host::Name("rabbit.example".into()), 5673, "my/host")
+        );
         assert_eq!(endpoint("amqps://u:p@h").port, 5671);
         assert_eq!(endpoint("amqp://u:p@h").vhost, "/");
     }
@@ -220,8 +249,14 @@ mod tests {
             ("amqp://u:p@h/", UriError::EmptyVhost),
             ("amqp://u:p@h//", UriError::SlashInVhost),
             ("amqp://u:p%zz@h", UriError::PercentEncoding("password")),
-            ("amqp://u:p@h/%ff", UriError::PercentEncoding("virtual host")),
-            ("amqp://u:p@h?frame_max=1", UriError::Parameter("frame_max".into())),
+            (
+                "amqp://u:p@h/%ff",
+                UriError::PercentEncoding("virtual host"),
+            ),
+            (
+                "amqp://u:p@h?frame_max=1",
+                UriError::Parameter("frame_max".into()),
+            ),
             ("amqp://u:p#q@h", UriError::Fragment),
         ] {
             assert_eq!(BrokerEndpoint::parse(uri), Err(expected), "{uri}");
@@ -238,8 +273,14 @@ mod tests {
         #[test]
         fn a_password_never_shows(password in "canary[a-z0-9%]{4,12}", host in "[a-z0-9:,./?]{0,8}") {
             match BrokerEndpoint::parse(&format!("amqp://u:{password}@{host}")) {
-                Ok(e) => prop_assert!(!format!("{e:?}").contains("canary")),
-                Err(e) => prop_assert!(!format!("{e} {e:?}").contains("canary")),
+                Ok(endpoint) => {
+                    let shown = format!("{endpoint:?}");
+                    prop_assert!(!shown.contains("canary"), "{}", shown);
+                }
+                Err(error) => {
+                    let shown = format!("{error} {error:?}");
+                    prop_assert!(!shown.contains("canary"), "{}", shown);
+                }
             }
         }
     }

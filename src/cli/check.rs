@@ -29,7 +29,6 @@ pub(super) struct HealthArgs {
 }
 
 pub(super) async fn check(args: &Args, config: &Config) -> Result<(), CliError> {
-    relay::router(config).map_err(|e| CliError::Setup(e.to_string()))?;
     output::line("configuration: ok")?;
     if args.connect {
         for source in &config.sources {
@@ -44,15 +43,19 @@ pub(super) async fn check(args: &Args, config: &Config) -> Result<(), CliError> 
 pub(super) async fn database(source: &Source) -> Result<(), CliError> {
     let session = Session::connect(&source.database, "outboxd/check").await?;
     require_ready(&session).await?;
-    Ok(output::line(&format!("{}: PostgreSQL: ok, schema version {}", source.name, migrate::known()))?)
+    Ok(output::line(&format!(
+        "{}: PostgreSQL: ok, schema version {}",
+        source.name,
+        migrate::known()
+    ))?)
 }
 
 /// Schema version and privileges; what is missing is named with the statement that mends it.
 pub(super) async fn require_ready(session: &Session) -> Result<(), CliError> {
-    migrate::require_known(session).await?;
+    // Before the version, which a role without grants cannot read.
     let missing = preflight::missing_privileges(session).await?;
     if missing.is_empty() {
-        return Ok(());
+        return Ok(migrate::require_known(session).await?);
     }
     Err(CliError::Setup(format!(
         "this role may not do what a relay does. Run as the owner of schema outbox:\n  {};\n\
@@ -63,26 +66,45 @@ pub(super) async fn require_ready(session: &Session) -> Result<(), CliError> {
 
 async fn broker(config: &Config, source: &Source) -> Result<(), CliError> {
     let link = Link::connect(&source.broker, "outboxd/check").await?;
-    let exchanges = relay::exchanges(config);
+    let exchanges = relay::exchanges(config).map_err(|e| CliError::Setup(e.to_string()))?;
     if !source.broker.declare {
         topology::verify(&link, &exchanges, source.broker.connect_timeout).await?;
     }
     link.close(Duration::from_secs(2)).await;
-    let what = if source.broker.declare { "to be declared" } else { "there" };
-    Ok(output::line(&format!("{}: RabbitMQ: ok, exchanges {what}: {}", source.name, exchanges.join(", ")))?)
+    let what = if source.broker.declare {
+        "to be declared"
+    } else {
+        "there"
+    };
+    Ok(output::line(&format!(
+        "{}: RabbitMQ: ok, exchanges {what}: {}",
+        source.name,
+        exchanges.join(", ")
+    ))?)
 }
 
 /// One HTTP request to this host's relay, for container health checks: such images have no curl.
 pub(super) async fn health(args: &HealthArgs, config: &Config) -> Result<(), CliError> {
     let Some(listen) = config.admin.listen else {
-        return Err(CliError::Setup("admin.listen is \"off\": there is nobody to ask".to_owned()));
+        return Err(CliError::Setup(
+            "admin.listen is \"off\": there is nobody to ask".to_owned(),
+        ));
     };
     let path = if args.live { "/livez" } else { "/readyz" };
     let answer = ask(reachable(listen), path)
         .map_err(|e| CliError::Failure(format!("no relay answers on {listen}: {e}")))?;
     let status = answer.lines().next().unwrap_or_default().to_owned();
-    let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default().trim().to_owned();
-    if status.contains(" 200 ") { Ok(output::line(&body)?) } else { Err(CliError::Failure(body)) }
+    let body = answer
+        .split("\r\n\r\n")
+        .nth(1)
+        .unwrap_or_default()
+        .trim()
+        .to_owned();
+    if status.contains(" 200 ") {
+        Ok(output::line(&body)?)
+    } else {
+        Err(CliError::Failure(body))
+    }
 }
 
 fn reachable(listen: SocketAddr) -> SocketAddr {
@@ -99,7 +121,10 @@ fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.take(64 * 1024).read_to_string(&mut answer)?;
     Ok(answer)

@@ -108,16 +108,32 @@ impl FilterArgs {
         parts.extend(self.message_ids.iter().map(ToString::to_string));
         parts.extend(self.reason.iter().map(|r| format!("reason={r}")));
         parts.extend(self.event_type.iter().map(|t| format!("type={t}")));
-        parts.extend(self.aggregate_type.iter().map(|t| format!("aggregate_type={t}")));
+        parts.extend(
+            self.aggregate_type
+                .iter()
+                .map(|t| format!("aggregate_type={t}")),
+        );
         parts.extend(self.aggregate_id.iter().map(|k| format!("key={k}")));
-        parts.extend(self.older_than.iter().map(|d| format!("older_than={}", humantime::format_duration(*d))));
-        if parts.is_empty() { "all".to_owned() } else { parts.join(" ") }
+        parts.extend(
+            self.older_than
+                .iter()
+                .map(|d| format!("older_than={}", humantime::format_duration(*d))),
+        );
+        if parts.is_empty() {
+            "all".to_owned()
+        } else {
+            parts.join(" ")
+        }
     }
 }
 
 pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliError> {
     match command {
-        Command::List { filter, limit, json } => {
+        Command::List {
+            filter,
+            limit,
+            json,
+        } => {
             let session = super::session(source).await?;
             migrate::require_known(&session).await?;
             let found = dead::list(&session, &filter.filter(), i64::from(*limit)).await?;
@@ -129,12 +145,21 @@ pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliEr
         Command::Show { message_id, json } => {
             let session = super::session(source).await?;
             migrate::require_known(&session).await?;
-            let filter = Filter { message_ids: vec![*message_id], ..Filter::default() };
+            let filter = Filter {
+                message_ids: vec![*message_id],
+                ..Filter::default()
+            };
             let found = dead::list(&session, &filter, 1).await?;
             let Some(message) = found.first() else {
-                return Err(CliError::Failure(format!("no dead message has the id {message_id}")));
+                return Err(CliError::Failure(format!(
+                    "no dead message has the id {message_id}"
+                )));
             };
-            if json.json { Ok(output::json(message)?) } else { show(message) }
+            if json.json {
+                Ok(output::json(message)?)
+            } else {
+                show(message)
+            }
         }
         Command::Redrive(args) => change(args, source, Change::Redrive).await,
         Command::Discard(args) => change(args, source, Change::Discard).await,
@@ -159,7 +184,18 @@ fn list(found: &[DeadMessage]) -> Result<(), CliError> {
             ]
         })
         .collect();
-    Ok(output::table(&["MESSAGE ID", "DIED AT", "REASON", "ATTEMPTS", "KEY", "TYPE", "LAST ERROR"], &rows)?)
+    Ok(output::table(
+        &[
+            "MESSAGE ID",
+            "DIED AT",
+            "REASON",
+            "ATTEMPTS",
+            "KEY",
+            "TYPE",
+            "LAST ERROR",
+        ],
+        &rows,
+    )?)
 }
 
 fn show(d: &DeadMessage) -> Result<(), CliError> {
@@ -174,11 +210,29 @@ fn show(d: &DeadMessage) -> Result<(), CliError> {
         ("last error", d.last_error.clone()),
         ("died at", d.died_at.clone()),
         ("created at", d.created_at.clone().unwrap_or_else(none)),
-        ("exchange", d.exchange.clone().unwrap_or_else(|| "(as configured)".to_owned())),
-        ("routing key", d.routing_key.clone().unwrap_or_else(|| "(as configured)".to_owned())),
+        (
+            "exchange",
+            d.exchange
+                .clone()
+                .unwrap_or_else(|| "(as configured)".to_owned()),
+        ),
+        (
+            "routing key",
+            d.routing_key
+                .clone()
+                .unwrap_or_else(|| "(as configured)".to_owned()),
+        ),
         ("content type", d.content_type.clone().unwrap_or_else(none)),
         ("body", format!("{} bytes", d.body_size)),
-        ("replay", if d.replay { "yes: it had been sent before" } else { "no" }.to_owned()),
+        (
+            "replay",
+            if d.replay {
+                "yes: it had been sent before"
+            } else {
+                "no"
+            }
+            .to_owned(),
+        ),
     ];
     for (name, value) in rows {
         output::line(&format!("{name:<13}{}", value.escape_debug()))?;
@@ -196,7 +250,9 @@ fn key(d: &DeadMessage) -> String {
 
 async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<(), CliError> {
     if args.filter.is_empty() && !args.all {
-        return Err(CliError::Usage("name message ids or a filter, or say --all".to_owned()));
+        return Err(CliError::Usage(
+            "name message ids or a filter, or say --all".to_owned(),
+        ));
     }
     let session = super::session(source).await?;
     migrate::require_known(&session).await?;
@@ -217,7 +273,8 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
         dead::change(&session, &filter, change, &operation).await?
     };
     if args.json.json {
-        let report = serde_json::json!({ "action": action, "messages": count, "dry_run": args.dry_run });
+        let report =
+            serde_json::json!({ "action": action, "messages": count, "dry_run": args.dry_run });
         return Ok(output::json(&report)?);
     }
     let would = if args.dry_run { "would be " } else { "" };

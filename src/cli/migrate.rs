@@ -29,9 +29,16 @@ pub(super) async fn migrate(args: &Args, source: &Source) -> Result<(), CliError
         return Ok(output::json(&report)?);
     }
     if report.applied.is_empty() {
-        return Ok(output::line(&format!("schema version {}: nothing to do", report.to))?);
+        return Ok(output::line(&format!(
+            "schema version {}: nothing to do",
+            report.to
+        ))?);
     }
-    let verb = if args.dry_run { "would apply" } else { "applied" };
+    let verb = if args.dry_run {
+        "would apply"
+    } else {
+        "applied"
+    };
     for file in &report.applied {
         output::line(&format!("{verb} {file}"))?;
     }
@@ -46,7 +53,11 @@ pub(super) fn sql(args: &SqlArgs) -> Result<(), CliError> {
         return Ok(output::line(ROLES.trim_end())?);
     }
     for migration in MIGRATIONS {
-        output::line(&format!("-- {}\n{}", migration.file, migration.sql.trim_end()))?;
+        output::line(&format!(
+            "-- {}\n{}",
+            migration.file,
+            migration.sql.trim_end()
+        ))?;
     }
     Ok(())
 }

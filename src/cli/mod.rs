@@ -10,7 +10,7 @@ mod replay;
 mod run;
 mod status;
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -123,7 +123,11 @@ fn outbox_code(error: &OutboxError) -> u8 {
 /// Parses, dispatches, and turns the result into an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let env: BTreeMap<String, String> = std::env::vars().collect();
+    // What is not UTF-8 is not ours.
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    let env: BTreeMap<String, String> = std::env::vars_os().filter_map(text).collect();
     let result = dispatch(&cli, env);
     logs::flush();
     match result {
@@ -139,16 +143,32 @@ pub fn main() -> ExitCode {
 
 fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliError> {
     let load = |needs: Needs| {
-        let options = LoadOptions { file: cli.config.clone(), env: env.clone(), overrides: cli.set.clone(), needs };
+        let options = LoadOptions {
+            file: cli.config.clone(),
+            env: env.clone(),
+            overrides: cli.set.clone(),
+            needs,
+        };
         Config::load(options)
     };
-    let database = Needs { database: true, broker: false };
-    let both = Needs { database: true, broker: true };
+    let database = Needs {
+        database: true,
+        broker: false,
+    };
+    let both = Needs {
+        database: true,
+        broker: true,
+    };
     let done = |()| ExitCode::SUCCESS;
     match &cli.command {
         Command::Sql(args) => migrate::sql(args).map(done),
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "outboxd", &mut std::io::stdout());
+            clap_complete::generate(
+                *shell,
+                &mut Cli::command(),
+                "outboxd",
+                &mut std::io::stdout(),
+            );
             Ok(ExitCode::SUCCESS)
         }
         Command::Run => run::run(load(both)?).map(done),
@@ -157,7 +177,10 @@ fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliErr
             block_on(check::check(args, &config)).map(done)
         }
         Command::Healthcheck(args) => {
-            let config = load(Needs { database: false, broker: false })?;
+            let config = load(Needs {
+                database: false,
+                broker: false,
+            })?;
             block_on(check::health(args, &config)).map(done)
         }
         Command::Migrate(args) => {
@@ -191,14 +214,26 @@ fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliErr
 }
 
 fn chosen<'c>(cli: &Cli, config: &'c Config) -> Result<&'c Source, CliError> {
-    let names = || config.sources.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
-    match (&cli.source, config.sources.as_slice()) {
-        (Some(name), sources) => sources
+    let names = || {
+        config
+            .sources
             .iter()
-            .find(|s| s.name == *name)
-            .ok_or_else(|| CliError::Usage(format!("--source {name}: the configuration has {}", names()))),
+            .map(|s| s.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    match (&cli.source, config.sources.as_slice()) {
+        (Some(name), sources) => sources.iter().find(|s| s.name == *name).ok_or_else(|| {
+            CliError::Usage(format!(
+                "--source {name}: the configuration has {}",
+                names()
+            ))
+        }),
         (None, [only]) => Ok(only),
-        (None, _) => Err(CliError::Usage(format!("which one? Add --source with one of {}", names()))),
+        (None, _) => Err(CliError::Usage(format!(
+            "which one? Add --source with one of {}",
+            names()
+        ))),
     }
 }
 

@@ -25,7 +25,11 @@ pub(super) struct Args {
     json: output::Json,
 }
 
-pub(super) async fn prune(args: &Args, source: &Source, config: &Retention) -> Result<(), CliError> {
+pub(super) async fn prune(
+    args: &Args,
+    source: &Source,
+    config: &Retention,
+) -> Result<(), CliError> {
     let session = super::session(source).await?;
     migrate::require_known(&session).await?;
     let kept_for = args.older_than.unwrap_or(config.sent);
@@ -33,7 +37,8 @@ pub(super) async fn prune(args: &Args, source: &Source, config: &Retention) -> R
     for lane in 0..64 as Lane {
         let mut cursor = 0;
         loop {
-            let step = retention::prune_step(&session, lane, cursor, config.step_rows, kept_for).await?;
+            let step =
+                retention::prune_step(&session, lane, cursor, config.step_rows, kept_for).await?;
             deleted += step.deleted;
             cursor = step.cursor;
             if !step.more {
@@ -46,12 +51,23 @@ pub(super) async fn prune(args: &Args, source: &Source, config: &Retention) -> R
             action: "prune",
             by: super::operator(args.by.as_ref()),
             why: "outboxd prune".to_owned(),
-            selection: format!("sent more than {} ago", humantime::format_duration(kept_for)),
+            selection: format!(
+                "sent more than {} ago",
+                humantime::format_duration(kept_for)
+            ),
         };
-        operation::record(&session, &operation, i64::try_from(deleted).unwrap_or(i64::MAX), &[]).await?;
+        operation::record(
+            &session,
+            &operation,
+            i64::try_from(deleted).unwrap_or(i64::MAX),
+            &[],
+        )
+        .await?;
     }
     if args.json.json {
-        return Ok(output::json(&serde_json::json!({ "action": "prune", "messages": deleted }))?);
+        return Ok(output::json(
+            &serde_json::json!({ "action": "prune", "messages": deleted }),
+        )?);
     }
     Ok(output::line(&format!("{deleted} sent messages deleted"))?)
 }

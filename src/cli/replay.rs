@@ -58,7 +58,11 @@ impl Args {
             ("aggregate_type", &self.aggregate_type),
             ("key", &self.aggregate_id),
         ];
-        parts.extend(named.into_iter().filter_map(|(name, value)| value.as_ref().map(|v| format!("{name}={v}"))));
+        parts.extend(
+            named
+                .into_iter()
+                .filter_map(|(name, value)| value.as_ref().map(|v| format!("{name}={v}"))),
+        );
         parts.join(" ")
     }
 }
@@ -67,7 +71,8 @@ pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError>
     let selection = args.text();
     if selection.is_empty() {
         return Err(CliError::Usage(
-            "name message ids, or a filter: --since, --until, --type, --aggregate-type, --key".to_owned(),
+            "name message ids, or a filter: --since, --until, --type, --aggregate-type, --key"
+                .to_owned(),
         ));
     }
     if !(args.rate.is_finite() && args.rate > 0.0) {
@@ -91,12 +96,17 @@ pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError>
     };
     let count = replay::replay(&session, &filter, args.rate, args.dry_run, &operation).await?;
     if args.json.json {
-        let report = serde_json::json!({ "action": "replay", "messages": count, "dry_run": args.dry_run });
+        let report =
+            serde_json::json!({ "action": "replay", "messages": count, "dry_run": args.dry_run });
         return Ok(output::json(&report)?);
     }
     if args.dry_run {
-        return Ok(output::line(&format!("{count} messages would be replayed"))?);
+        return Ok(output::line(&format!(
+            "{count} messages would be replayed"
+        ))?);
     }
     let seconds = count as f64 / args.rate;
-    Ok(output::line(&format!("{count} messages are replayed by the relay, over {seconds:.1} s"))?)
+    Ok(output::line(&format!(
+        "{count} messages are replayed by the relay, over {seconds:.1} s"
+    ))?)
 }

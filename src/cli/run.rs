@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use super::{CliError, check};
 use crate::{
     admin,
-    broker::{Link, topology},
     config::Config,
     outbox::session::Session,
     relay,
@@ -33,9 +32,13 @@ pub(super) fn run(config: Config) -> Result<(), CliError> {
     result
 }
 
-async fn relay(config: Config, handle: metrics_exporter_prometheus::PrometheusHandle) -> Result<(), CliError> {
+async fn relay(
+    config: Config,
+    handle: metrics_exporter_prometheus::PrometheusHandle,
+) -> Result<(), CliError> {
     // Taken first, so that a signal from here on is never lost.
-    let mut signals = Signals::new().map_err(|e| CliError::Failure(format!("cannot handle signals: {e}")))?;
+    let mut signals =
+        Signals::new().map_err(|e| CliError::Failure(format!("cannot handle signals: {e}")))?;
     let sources = relay::build(&config).map_err(|e| CliError::Setup(e.to_string()))?;
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
@@ -47,11 +50,21 @@ async fn relay(config: Config, handle: metrics_exporter_prometheus::PrometheusHa
         ready = preflight(&config) => ready?,
     }
     if let Some(address) = config.admin.listen {
-        let listener = admin::bind(address).await.map_err(|e| CliError::Setup(e.to_string()))?;
+        let listener = admin::bind(address)
+            .await
+            .map_err(|e| CliError::Setup(e.to_string()))?;
         tracing::info!(address = %address, "serving /metrics, /livez and /readyz");
-        let asks = sources.iter().map(|s| Box::new(s.readiness()) as _).collect();
+        let asks = sources
+            .iter()
+            .map(|s| Box::new(s.readiness()) as _)
+            .collect();
         // Not stopped with the relay: a drain is worth watching. It ends with the process.
-        tokio::spawn(admin::serve(listener, handle, asks, CancellationToken::new()));
+        tokio::spawn(admin::serve(
+            listener,
+            handle,
+            asks,
+            CancellationToken::new(),
+        ));
     }
     for source in sources {
         tasks.spawn(source.run(stop.clone()));
@@ -85,23 +98,15 @@ async fn relay(config: Config, handle: metrics_exporter_prometheus::PrometheusHa
     Ok(())
 }
 
-/// What no waiting mends ends the start: a schema or a grant that is missing, an exchange that cannot be declared.
+/// What no waiting mends ends the start: a schema or a grant that is missing.
 /// A server that is away is waited for, by the relay itself.
 async fn preflight(config: &Config) -> Result<(), CliError> {
     for source in &config.sources {
         match Session::connect(&source.database, "outboxd/start").await {
             Ok(session) => check::require_ready(&session).await?,
             Err(error) if outcome_is_final(&error) => return Err(error.into()),
-            Err(error) => tracing::warn!(source = source.name, error = %error, "PostgreSQL is away; waiting for it"),
-        }
-        if source.broker.declare {
-            let exchanges = relay::exchanges(config);
-            match Link::connect(&source.broker, "outboxd/start").await {
-                Ok(link) => {
-                    topology::declare(&link, &exchanges, source.broker.connect_timeout).await?;
-                    link.close(Duration::from_secs(2)).await;
-                }
-                Err(error) => tracing::warn!(source = source.name, error = %error, "RabbitMQ is away; waiting for it"),
+            Err(error) => {
+                tracing::warn!(source = source.name, error = %error, "PostgreSQL is away; waiting for it")
             }
         }
     }
@@ -120,7 +125,10 @@ struct Signals {
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) {

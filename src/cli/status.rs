@@ -21,24 +21,47 @@ struct Report {
 pub(super) async fn status(json: output::Json, source: &Source) -> Result<(), CliError> {
     let session = super::session(source).await?;
     migrate::require_known(&session).await?;
-    let report = Report { status: status::status(&session).await?, relays: status::relays(&session).await? };
+    let report = Report {
+        status: status::status(&session).await?,
+        relays: status::relays(&session).await?,
+    };
     if json.json {
         return Ok(output::json(&report)?);
     }
-    let Status { pending, due, waiting, dead, oldest_due_age_seconds, pending_is_capped } = report.status;
+    let Status {
+        pending,
+        due,
+        waiting,
+        dead,
+        oldest_due_age_seconds,
+        pending_is_capped,
+    } = report.status;
     let about = if pending_is_capped { " (about)" } else { "" };
-    output::line(&format!("pending  {pending}{about}\ndue      {due}{about}\nwaiting  {waiting}\ndead     {dead}"))?;
+    output::line(&format!(
+        "pending  {pending}{about}\ndue      {due}{about}\nwaiting  {waiting}\ndead     {dead}"
+    ))?;
     output::line(&format!("lag      {oldest_due_age_seconds:.1} s"))?;
     if report.relays.is_empty() {
-        return Ok(output::line("relays   none reported within the last minute")?);
+        return Ok(output::line(
+            "relays   none reported within the last minute",
+        )?);
     }
     output::line("")?;
     let rows: Vec<Vec<String>> = report
         .relays
         .into_iter()
         .map(|r| {
-            vec![r.instance, r.version, r.workers.to_string(), r.state, format!("{:.0} s ago", r.seen_seconds_ago)]
+            vec![
+                r.instance,
+                r.version,
+                r.workers.to_string(),
+                r.state,
+                format!("{:.0} s ago", r.seen_seconds_ago),
+            ]
         })
         .collect();
-    Ok(output::table(&["RELAY", "VERSION", "WORKERS", "STATE", "SEEN"], &rows)?)
+    Ok(output::table(
+        &["RELAY", "VERSION", "WORKERS", "STATE", "SEEN"],
+        &rows,
+    )?)
 }

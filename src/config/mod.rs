@@ -1,34 +1,208 @@
-//! STUB
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ConfigError(pub String);
-#[derive(Clone)]
-pub struct Secret(pub String);
-impl Secret { pub fn expose(&self) -> &str { &self.0 } }
-#[derive(Clone)]
-pub struct Config { pub sources: Vec<Source>, pub relay: Relay, pub routing: Routing, pub retention: Retention, pub admin: Admin, pub log: Log }
-#[derive(Clone)]
-pub struct Source { pub name: String, pub database: Database, pub broker: Broker }
-#[derive(Clone)]
-pub struct Database { pub url: Secret, pub ca_file: Option<PathBuf>, pub cert_file: Option<PathBuf>, pub key_file: Option<PathBuf>, pub connect_timeout: Duration, pub statement_timeout: Duration, pub lock_timeout: Duration, pub idle_in_transaction_timeout: Duration, pub prepared_statements: bool, pub listen: bool, pub allow_plaintext: bool }
-impl Database { pub fn current(&self) -> Result<tokio_postgres::Config, ConfigError> { unimplemented!() } }
-#[derive(Clone, Copy)]
-pub enum BrokerAuth { Plain, External }
-#[derive(Clone)]
-pub struct Broker { pub url: Secret, pub ca_file: Option<PathBuf>, pub cert_file: Option<PathBuf>, pub key_file: Option<PathBuf>, pub auth: BrokerAuth, pub connect_timeout: Duration, pub heartbeat: Duration, pub declare: bool }
-impl Broker { pub fn current(&self) -> Result<crate::broker::uri::BrokerEndpoint, ConfigError> { unimplemented!() } }
-#[derive(Clone, Copy, Debug)]
-pub enum Ordering { Strict, Pipelined }
-#[derive(Clone)]
-pub struct Relay { pub workers: usize, pub batch_size: usize, pub batch_bytes: u64, pub max_payload_bytes: u64, pub poll_interval: Duration, pub confirm_timeout: Duration, pub max_attempts: u32, pub backoff_initial: Duration, pub backoff_max: Duration, pub ordering: Ordering, pub shutdown_grace: Duration, pub app_id: String }
-#[derive(Clone)]
-pub struct Routing { pub exchange: String }
-#[derive(Clone)]
-pub struct Retention { pub sent: Duration, pub step_rows: u32, pub interval: Duration }
-#[derive(Clone)]
-pub struct Admin { pub listen: Option<SocketAddr> }
-#[derive(Clone, Copy)]
-pub enum LogFormat { Auto, Human, Json }
-#[derive(Clone)]
-pub struct Log { pub format: LogFormat, pub level: String }
+//! Configuration: defaults < file < `DATABASE_URL`, `AMQP_URL` < environment < flags; every problem found is told at
+//! once, with its key and what would be right, and never with the value of a secret.
+//!
+//! - `keys`: every key, its default, its meaning
+//! - `layers`: from file, environment and flags to one value a key
+//! - `reader`: typed, bounded values; unknown keys
+//! - `sections`: the sections, and the relations between them
+//! - `database`, `broker`: what is read again at every connect (URL, password)
+
+mod broker;
+mod database;
+pub mod keys;
+mod layers;
+mod reader;
+mod secret;
+mod sections;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+pub use broker::{Broker, BrokerAuth};
+pub use database::Database;
+pub use secret::Secret;
+
+use crate::{
+    envelope::EnvelopeOptions,
+    route::{RoutingRules, Rule},
+};
+
+/// One thing that is wrong, for the person who must mend it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct ConfigError {
+    pub key: String,
+    pub problem: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// All that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl std::error::Error for ConfigErrors {}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("bad configuration")?;
+        for error in &self.0 {
+            write!(f, "\n  {error}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Which URLs a command cannot do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    pub database: bool,
+    pub broker: bool,
+}
+
+/// Where configuration comes from. Passed in whole: nothing here reads the process's environment.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// `None`: `config/outboxd.toml`, if it is there.
+    pub file: Option<PathBuf>,
+    pub env: BTreeMap<String, String>,
+    /// From `--set`; the last of several wins.
+    pub overrides: Vec<(String, String)>,
+    pub needs: Needs,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub sources: Vec<Source>,
+    pub relay: Relay,
+    pub routing: Routing,
+    pub retention: Retention,
+    pub admin: Admin,
+    pub log: Log,
+}
+
+/// A database to relay from, and the broker to relay to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Source {
+    /// `default` when there is no `[[source]]`.
+    pub name: String,
+    pub database: Database,
+    pub broker: Broker,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordering {
+    Strict,
+    Pipelined,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Relay {
+    pub workers: usize,
+    pub batch_size: usize,
+    pub batch_bytes: u64,
+    pub max_payload_bytes: u64,
+    pub poll_interval: Duration,
+    pub confirm_timeout: Duration,
+    pub max_attempts: u32,
+    pub backoff_initial: Duration,
+    pub backoff_max: Duration,
+    pub ordering: Ordering,
+    pub shutdown_grace: Duration,
+    pub app_id: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageFormat {
+    Plain,
+    CloudEvents,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Routing {
+    pub exchange: String,
+    pub routing_key: String,
+    pub mandatory: bool,
+    /// `None`: a row may name any exchange.
+    pub allowed_exchanges: Option<Vec<String>>,
+    pub routes: Vec<Rule>,
+    pub format: MessageFormat,
+    pub cloudevents_source: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retention {
+    /// Zero: sent messages are deleted by the settle itself.
+    pub sent: Duration,
+    pub step_rows: u32,
+    pub interval: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admin {
+    pub listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Auto,
+    Human,
+    Json,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: String,
+}
+
+impl Config {
+    /// Reads, checks and relates everything, offline.
+    pub fn load(options: LoadOptions) -> Result<Self, ConfigErrors> {
+        let needs = options.needs;
+        let (values, problems) = layers::gather(options);
+        // Half a configuration would only add what follows from its missing half.
+        if !problems.is_empty() {
+            return Err(ConfigErrors(problems));
+        }
+        let mut reader = reader::Reader::new(values);
+        let config = sections::config(&mut reader, needs);
+        match (config, reader.finish()) {
+            (Some(config), problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(ConfigErrors(problems)),
+        }
+    }
+}
+
+impl From<&Routing> for RoutingRules {
+    fn from(routing: &Routing) -> Self {
+        Self {
+            exchange: routing.exchange.clone(),
+            routing_key: routing.routing_key.clone(),
+            mandatory: routing.mandatory,
+            routes: routing.routes.clone(),
+            allowed_exchanges: routing.allowed_exchanges.clone(),
+        }
+    }
+}
+
+impl From<&Config> for EnvelopeOptions {
+    fn from(config: &Config) -> Self {
+        Self {
+            app_id: config.relay.app_id.clone(),
+            cloudevents_source: match config.routing.format {
+                MessageFormat::Plain => None,
+                MessageFormat::CloudEvents => config.routing.cloudevents_source.clone(),
+            },
+            max_payload_bytes: config.relay.max_payload_bytes,
+        }
+    }
+}

@@ -1,6 +1,6 @@
-//! Text that must not be seen.
+//! Text that must not be seen, and the files that hold it.
 
-use std::fmt;
+use std::{fmt, os::unix::fs::MetadataExt, path::Path};
 
 /// Neither `Debug` nor `Display` shows it, and it cannot be serialised.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -14,10 +14,6 @@ impl Secret {
     pub fn expose(&self) -> &str {
         &self.0
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 impl fmt::Debug for Secret {
@@ -26,8 +22,75 @@ impl fmt::Debug for Secret {
     }
 }
 
-impl fmt::Display for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
+/// Reads a secret. One newline at its end is not part of it. The error names the file, never what it holds.
+pub(super) fn read_file(path: &Path) -> Result<Secret, String> {
+    let name = path.display();
+    let metadata = std::fs::metadata(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+    if metadata.mode() & 0o007 != 0 {
+        return Err(format!(
+            "{name} is open to everybody (mode {:o}); chmod o= {name}",
+            metadata.mode() & 0o777
+        ));
+    }
+    let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("{name} is not UTF-8 text"))?;
+    let text = text
+        .strip_suffix('\n')
+        .map_or(text.as_str(), |t| t.strip_suffix('\r').unwrap_or(t));
+    if text.is_empty() {
+        return Err(format!("{name} is empty"));
+    }
+    Ok(Secret::new(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    fn file(text: &str, mode: u32) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        file
+    }
+
+    #[test]
+    fn one_newline_at_the_end_is_trimmed_and_no_more() {
+        for (text, secret) in [
+            ("00123", "00123"),
+            ("a b\n", "a b"),
+            ("a\r\n", "a"),
+            (" a\n\n", " a\n"),
+        ] {
+            assert_eq!(
+                read_file(file(text, 0o600).path()).unwrap().expose(),
+                secret
+            );
+        }
+    }
+
+    #[test]
+    fn an_empty_missing_or_open_file_is_refused_without_being_quoted() {
+        let problem = |file: &tempfile::NamedTempFile| read_file(file.path()).unwrap_err();
+        assert!(problem(&file("\n", 0o600)).ends_with("is empty"));
+        for mode in [0o644, 0o604, 0o602] {
+            let open = problem(&file("hunter2", mode));
+            assert!(
+                open.contains("is open to everybody") && !open.contains("hunter2"),
+                "{open}"
+            );
+        }
+        assert!(
+            read_file(Path::new("/nonexistent/secret"))
+                .unwrap_err()
+                .contains("cannot read")
+        );
+    }
+
+    #[test]
+    fn debug_shows_nothing() {
+        assert_eq!(format!("{:?}", Secret::new("hunter2")), "[redacted]");
     }
 }

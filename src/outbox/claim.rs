@@ -71,12 +71,24 @@ const CLAIM_LANES: Query = Query {
 const READ: Query = Query {
     action: "read messages",
     sql: include_str!("sql/read.sql"),
-    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::INT8, Type::INT8, Type::INT8, Type::INT8, Type::INT8],
+    types: &[
+        Type::INT2_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8,
+        Type::INT8,
+        Type::INT8,
+        Type::INT8,
+        Type::INT8,
+    ],
 };
 
 /// Begins a transaction and holds those of `lanes` that nobody else holds. `None`, and no transaction, when all
 /// are held elsewhere.
-pub async fn claim(session: &Session, lanes: &[Lane], limits: Limits) -> Result<Option<Claim>, OutboxError> {
+pub async fn claim(
+    session: &Session,
+    lanes: &[Lane],
+    limits: Limits,
+) -> Result<Option<Claim>, OutboxError> {
     // Sent together: one round trip.
     let params: Params<'_> = &[&lanes];
     let (begun, rows) = tokio::join!(session.begin(), session.query(&CLAIM_LANES, params));
@@ -102,7 +114,15 @@ pub async fn claim(session: &Session, lanes: &[Lane], limits: Limits) -> Result<
         });
     }
     let (candidates, orphans) = read(session, &held, limits).await?;
-    Ok(Some(Claim { lanes: held, candidates, orphans, own_tx, xmin, now_us, limits }))
+    Ok(Some(Claim {
+        lanes: held,
+        candidates,
+        orphans,
+        own_tx,
+        xmin,
+        now_us,
+        limits,
+    }))
 }
 
 async fn read(
@@ -131,7 +151,10 @@ async fn read(
     let mut candidates = Vec::with_capacity(rows.len());
     let mut orphans = Vec::new();
     for row in &rows {
-        let position = Position { lane: get(row, "lane")?, id: get(row, "id")? };
+        let position = Position {
+            lane: get(row, "lane")?,
+            id: get(row, "id")?,
+        };
         match get::<Option<Uuid>>(row, "message_id")? {
             Some(message_id) => candidates.push(candidate(row, position, message_id)?),
             None => orphans.push(position),
@@ -174,18 +197,26 @@ impl Claim {
     /// For each held lane: did the read stop at a limit, so that more may be there?
     pub fn exhausted(&self) -> HashMap<Lane, bool> {
         let bytes: u64 = self.candidates.iter().map(|c| c.message.body_size).sum();
-        let cut = self.candidates.len() + self.orphans.len() >= self.limits.batch_size || bytes >= self.limits.batch_bytes;
+        let cut = self.candidates.len() + self.orphans.len() >= self.limits.batch_size
+            || bytes >= self.limits.batch_bytes;
         let mut fresh: HashMap<Lane, usize> = HashMap::new();
         let mut due: HashMap<Lane, usize> = HashMap::new();
         for c in &self.candidates {
-            *(if c.filed { &mut due } else { &mut fresh }).entry(c.message.position.lane).or_default() += 1;
+            *(if c.filed { &mut due } else { &mut fresh })
+                .entry(c.message.position.lane)
+                .or_default() += 1;
         }
         let full = |n: Option<&usize>, limit: usize| n.is_some_and(|n| *n >= limit);
         let due_limit = self.limits.batch_size.div_ceil(2);
         let due_cut = self.candidates.iter().filter(|c| c.filed).count() >= due_limit;
         self.lanes
             .iter()
-            .map(|l| (l.lane, !cut && !due_cut && !full(fresh.get(&l.lane), self.limits.per_lane)))
+            .map(|l| {
+                (
+                    l.lane,
+                    !cut && !due_cut && !full(fresh.get(&l.lane), self.limits.per_lane),
+                )
+            })
             .collect()
     }
 }
@@ -211,5 +242,8 @@ fn micros(at: SystemTime) -> i64 {
 }
 
 pub(super) fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, OutboxError> {
-    row.try_get(column).map_err(|source| OutboxError::Database { action: "decode a row", source })
+    row.try_get(column).map_err(|source| OutboxError::Database {
+        action: "decode a row",
+        source,
+    })
 }

@@ -54,10 +54,16 @@ const FILTER_TYPES: [Type; 7] = [
     Type::UUID_ARRAY,
     Type::INT8,
 ];
-const LIST: Query =
-    Query { action: "list dead messages", sql: include_str!("sql/dead_list.sql"), types: &FILTER_TYPES };
-const TAKE: Query =
-    Query { action: "take dead messages", sql: include_str!("sql/dead_take.sql"), types: &FILTER_TYPES };
+const LIST: Query = Query {
+    action: "list dead messages",
+    sql: include_str!("sql/dead_list.sql"),
+    types: &FILTER_TYPES,
+};
+const TAKE: Query = Query {
+    action: "take dead messages",
+    sql: include_str!("sql/dead_take.sql"),
+    types: &FILTER_TYPES,
+};
 const COUNT: Query = Query {
     action: "count dead messages",
     sql: "SELECT count(*) AS n FROM outbox.dead d \
@@ -68,7 +74,14 @@ const COUNT: Query = Query {
             AND ($4::text IS NULL OR m.event_type = $4) \
             AND ($5::double precision IS NULL OR d.died_at <= clock_timestamp() - $5 * interval '1 second') \
             AND (cardinality($6::uuid[]) = 0 OR d.message_id = ANY ($6))",
-    types: &[Type::TEXT_ARRAY, Type::TEXT, Type::TEXT, Type::TEXT, Type::FLOAT8, Type::UUID_ARRAY],
+    types: &[
+        Type::TEXT_ARRAY,
+        Type::TEXT,
+        Type::TEXT,
+        Type::TEXT,
+        Type::FLOAT8,
+        Type::UUID_ARRAY,
+    ],
 };
 const REDRIVE: Query = Query {
     action: "redrive dead messages",
@@ -86,7 +99,11 @@ const DISCARD: Query = Query {
 /// Messages changed in one transaction at most.
 const STEP: i64 = 1000;
 
-pub async fn list(session: &Session, filter: &Filter, limit: i64) -> Result<Vec<DeadMessage>, OutboxError> {
+pub async fn list(
+    session: &Session,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<DeadMessage>, OutboxError> {
     let seconds = filter.dead_for.map(|d| d.as_secs_f64());
     let rows = session
         .query(

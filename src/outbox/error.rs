@@ -11,9 +11,15 @@ pub enum OutboxError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("PostgreSQL ({action}): {}{}", describe(source), remedy(source))]
-    Database { action: &'static str, source: tokio_postgres::Error },
+    Database {
+        action: &'static str,
+        source: tokio_postgres::Error,
+    },
     #[error("PostgreSQL ({action}): no answer within {}; the connection is discarded", humantime::format_duration(*after))]
-    Timeout { action: &'static str, after: Duration },
+    Timeout {
+        action: &'static str,
+        after: Duration,
+    },
     #[error("PostgreSQL ({action}): {why}")]
     Unusable { action: &'static str, why: String },
     #[error("TLS to PostgreSQL: {0}")]
@@ -32,7 +38,9 @@ impl OutboxError {
     /// The server refused this statement, and the connection is still good once it is rolled back.
     pub fn is_statement_refused(&self) -> bool {
         match self {
-            Self::Database { source, .. } => source.as_db_error().is_some() && !source.is_closed() && !is_fatal(source),
+            Self::Database { source, .. } => {
+                source.as_db_error().is_some() && !source.is_closed() && !is_fatal(source)
+            }
             Self::Config(_)
             | Self::Timeout { .. }
             | Self::Unusable { .. }
@@ -48,7 +56,11 @@ impl OutboxError {
             Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => true,
             Self::Database { source, .. } => matches!(
                 source.code(),
-                Some(&SqlState::UNDEFINED_TABLE | &SqlState::UNDEFINED_COLUMN | &SqlState::INVALID_SCHEMA_NAME)
+                Some(
+                    &SqlState::UNDEFINED_TABLE
+                        | &SqlState::UNDEFINED_COLUMN
+                        | &SqlState::INVALID_SCHEMA_NAME
+                )
             ),
             Self::Config(_) | Self::Timeout { .. } | Self::Unusable { .. } | Self::Tls(_) => false,
         }
@@ -85,9 +97,11 @@ fn describe(error: &tokio_postgres::Error) -> String {
 /// What the person at the keyboard can do, where the server's own text does not say.
 fn remedy(error: &tokio_postgres::Error) -> &'static str {
     match error.code() {
-        Some(&SqlState::INVALID_SCHEMA_NAME | &SqlState::UNDEFINED_TABLE | &SqlState::UNDEFINED_FUNCTION) => {
-            ". Run `outboxd migrate` on this database"
-        }
+        Some(
+            &SqlState::INVALID_SCHEMA_NAME
+            | &SqlState::UNDEFINED_TABLE
+            | &SqlState::UNDEFINED_FUNCTION,
+        ) => ". Run `outboxd migrate` on this database",
         Some(&SqlState::UNDEFINED_COLUMN) => {
             ". The schema is not the one this outboxd knows: compare `outboxd migrate --dry-run`"
         }
@@ -104,7 +118,9 @@ fn remedy(error: &tokio_postgres::Error) -> &'static str {
         Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
             ". This server is read-only: list every host in database.url with target_session_attrs=read-write"
         }
-        Some(&SqlState::LOCK_NOT_AVAILABLE) => ". Another session holds a lock on the outbox, a migration perhaps",
+        Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+            ". Another session holds a lock on the outbox, a migration perhaps"
+        }
         _ => "",
     }
 }

@@ -52,17 +52,26 @@ pub const STRIDE: i64 = 4096;
 pub fn advance(mark: Mark, seen: Observation, stride: i64) -> Option<Mark> {
     let mut next = mark;
     match mark.candidate {
-        Some(Candidate { position, tx: Some(tx) }) if tx <= seen.xmin => {
+        Some(Candidate {
+            position,
+            tx: Some(tx),
+        }) if tx <= seen.xmin => {
             next.low_water = mark.low_water.max(position.min(seen.settled_through));
             next.candidate = None;
         }
         Some(Candidate { position, tx: None }) => {
-            next.candidate = Some(Candidate { position, tx: Some(seen.own_tx) });
+            next.candidate = Some(Candidate {
+                position,
+                tx: Some(seen.own_tx),
+            });
         }
         Some(Candidate { tx: Some(_), .. }) | None => {}
     }
     if next.candidate.is_none() && seen.settled_through - next.low_water >= stride {
-        next.candidate = Some(Candidate { position: seen.settled_through, tx: None });
+        next.candidate = Some(Candidate {
+            position: seen.settled_through,
+            tx: None,
+        });
     }
     (next != mark).then_some(next)
 }
@@ -74,25 +83,63 @@ mod tests {
     use super::*;
 
     fn seen(own_tx: i64, xmin: i64, settled_through: i64) -> Observation {
-        Observation { own_tx, xmin, settled_through }
+        Observation {
+            own_tx,
+            xmin,
+            settled_through,
+        }
     }
 
     #[test]
     fn the_mark_moves_in_three_claims_and_not_before() {
-        let mark = Mark { low_water: 0, candidate: None };
+        let mark = Mark {
+            low_water: 0,
+            candidate: None,
+        };
         let one = advance(mark, seen(10, 10, 5000), STRIDE).unwrap();
-        assert_eq!(one, Mark { low_water: 0, candidate: Some(Candidate { position: 5000, tx: None }) });
+        assert_eq!(
+            one,
+            Mark {
+                low_water: 0,
+                candidate: Some(Candidate {
+                    position: 5000,
+                    tx: None
+                })
+            }
+        );
         let two = advance(one, seen(20, 20, 9000), STRIDE).unwrap();
-        assert_eq!(two.candidate, Some(Candidate { position: 5000, tx: Some(20) }));
-        assert_eq!(advance(two, seen(30, 19, 12000), STRIDE), None, "a transaction below 20 still runs");
+        assert_eq!(
+            two.candidate,
+            Some(Candidate {
+                position: 5000,
+                tx: Some(20)
+            })
+        );
+        assert_eq!(
+            advance(two, seen(30, 19, 12000), STRIDE),
+            None,
+            "a transaction below 20 still runs"
+        );
         let three = advance(two, seen(31, 20, 12000), STRIDE).unwrap();
         assert_eq!(three.low_water, 5000);
-        assert_eq!(three.candidate, Some(Candidate { position: 12000, tx: None }));
+        assert_eq!(
+            three.candidate,
+            Some(Candidate {
+                position: 12000,
+                tx: None
+            })
+        );
     }
 
     #[test]
     fn a_late_commit_below_the_candidate_holds_the_mark_under_itself() {
-        let mark = Mark { low_water: 0, candidate: Some(Candidate { position: 5000, tx: Some(7) }) };
+        let mark = Mark {
+            low_water: 0,
+            candidate: Some(Candidate {
+                position: 5000,
+                tx: Some(7),
+            }),
+        };
         assert_eq!(advance(mark, seen(9, 8, 41), STRIDE).unwrap().low_water, 41);
     }
 

@@ -35,7 +35,10 @@ pub fn known() -> i32 {
 impl Migration {
     /// SHA-256 of the file, hexadecimal.
     pub fn checksum(&self) -> String {
-        Sha256::digest(self.sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+        Sha256::digest(self.sql.as_bytes())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 
@@ -47,7 +50,12 @@ pub enum MigrateError {
         "migration {version} ({name}) was applied here with other contents: recorded checksum {recorded}, \
          this outboxd has {expected}. The file was edited after it ran, or it is not ours; nothing was changed"
     )]
-    Edited { version: i32, name: String, recorded: String, expected: String },
+    Edited {
+        version: i32,
+        name: String,
+        recorded: String,
+        expected: String,
+    },
 }
 
 /// What one run of `outboxd migrate` found and did.
@@ -85,7 +93,11 @@ pub async fn migrate(session: &Session, dry_run: bool) -> Result<Report, Migrate
     if let Some(found) = from
         && found > known()
     {
-        return Err(OutboxError::SchemaTooNew { found, known: known() }.into());
+        return Err(OutboxError::SchemaTooNew {
+            found,
+            known: known(),
+        }
+        .into());
     }
     let mut applied = Vec::new();
     for migration in MIGRATIONS {
@@ -95,7 +107,12 @@ pub async fn migrate(session: &Session, dry_run: bool) -> Result<Report, Migrate
             }
             continue;
         }
-        session.batch("begin a migration", "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL search_path = public").await?;
+        session
+            .batch(
+                "begin a migration",
+                "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL search_path = public",
+            )
+            .await?;
         let done = apply(session, migration).await;
         match done {
             Ok(ran) => {
@@ -111,7 +128,12 @@ pub async fn migrate(session: &Session, dry_run: bool) -> Result<Report, Migrate
             }
         }
     }
-    Ok(Report { from, to: known(), applied, dry_run })
+    Ok(Report {
+        from,
+        to: known(),
+        applied,
+        dry_run,
+    })
 }
 
 async fn apply(session: &Session, migration: &Migration) -> Result<bool, MigrateError> {
@@ -121,7 +143,9 @@ async fn apply(session: &Session, migration: &Migration) -> Result<bool, Migrate
     if !already {
         session.batch("apply a migration", migration.sql).await?;
     }
-    session.execute(&RECORD, &[&migration.version, &migration.checksum()]).await?;
+    session
+        .execute(&RECORD, &[&migration.version, &migration.checksum()])
+        .await?;
     Ok(!already)
 }
 

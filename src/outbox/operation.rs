@@ -22,7 +22,14 @@ const RECORD: Query = Query {
     action: "record the operation",
     sql: "INSERT INTO outbox.operation (action, by_whom, why, selection, affected, message_ids) \
           VALUES ($1, $2, $3, $4, $5, $6)",
-    types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8, Type::UUID_ARRAY],
+    types: &[
+        Type::TEXT,
+        Type::TEXT,
+        Type::TEXT,
+        Type::TEXT,
+        Type::INT8,
+        Type::UUID_ARRAY,
+    ],
 };
 
 /// In the transaction of the change.
@@ -32,6 +39,17 @@ pub async fn record(
     affected: i64,
     message_ids: &[Uuid],
 ) -> Result<(), OutboxError> {
-    let Operation { action, by, why, selection } = operation;
-    session.execute(&RECORD, &[action, by, why, selection, &affected, &message_ids]).await.map(drop)
+    let Operation {
+        action,
+        by,
+        why,
+        selection,
+    } = operation;
+    session
+        .execute(
+            &RECORD,
+            &[action, by, why, selection, &affected, &message_ids],
+        )
+        .await
+        .map(drop)
 }

@@ -14,5 +14,10 @@ const MISSING: Query = Query {
 
 /// The GRANT statements that this role lacks to run a relay; empty when it has all.
 pub async fn missing_privileges(session: &Session) -> Result<Vec<String>, OutboxError> {
-    session.query(&MISSING, &[]).await?.iter().map(|row| get(row, "mend")).collect()
+    session
+        .query(&MISSING, &[])
+        .await?
+        .iter()
+        .map(|row| get(row, "mend"))
+        .collect()
 }

@@ -62,7 +62,17 @@ pub async fn replay(
         let mut cursor: i64 = 0;
         loop {
             session.begin().await?;
-            let done = step(session, filter, lane, cursor, total as f64 * between, between, dry_run, operation).await;
+            let done = step(
+                session,
+                filter,
+                lane,
+                cursor,
+                total as f64 * between,
+                between,
+                dry_run,
+                operation,
+            )
+            .await;
             let found = match done {
                 Ok(found) => found,
                 Err(error) => {
@@ -118,11 +128,21 @@ async fn step(
             ],
         )
         .await?;
-    let Some(row) = rows.first() else { return Ok(Found { cursor: None, looked: 0, chosen: 0 }) };
+    let Some(row) = rows.first() else {
+        return Ok(Found {
+            cursor: None,
+            looked: 0,
+            chosen: 0,
+        });
+    };
     let chosen: i64 = get(row, "chosen")?;
     let message_ids: Vec<Uuid> = get(row, "message_ids")?;
     if chosen > 0 && !dry_run {
         operation::record(session, operation, chosen, &message_ids).await?;
     }
-    Ok(Found { cursor: get(row, "cursor")?, looked: get(row, "looked")?, chosen })
+    Ok(Found {
+        cursor: get(row, "cursor")?,
+        looked: get(row, "looked")?,
+        chosen,
+    })
 }

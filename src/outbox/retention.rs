@@ -37,8 +37,19 @@ pub async fn prune_step(
     rows: u32,
     kept_for: Duration,
 ) -> Result<Step, OutboxError> {
-    let found = session.query(&PRUNE_LANE, &[&lane, &cursor, &i64::from(rows), &kept_for.as_secs_f64()]).await?;
-    let Some(row) = found.first() else { return Ok(Step { deleted: 0, cursor, more: false }) };
+    let found = session
+        .query(
+            &PRUNE_LANE,
+            &[&lane, &cursor, &i64::from(rows), &kept_for.as_secs_f64()],
+        )
+        .await?;
+    let Some(row) = found.first() else {
+        return Ok(Step {
+            deleted: 0,
+            cursor,
+            more: false,
+        });
+    };
     let looked: i64 = get(row, "looked")?;
     let deleted: i64 = get(row, "deleted")?;
     let next: i64 = get(row, "cursor")?;

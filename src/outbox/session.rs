@@ -14,7 +14,9 @@ use std::{
 };
 
 use tokio::task::AbortHandle;
-use tokio_postgres::{AsyncMessage, Client, Row, Statement, types::ToSql, types::Type};
+use tokio_postgres::{
+    AsyncMessage, Client, Row, Statement, config::SslMode, types::ToSql, types::Type,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::OutboxError;
@@ -61,13 +63,27 @@ impl Session {
     ) -> Result<Self, OutboxError> {
         let action = "connect";
         let mut config = database.current()?;
-        config.application_name(name).connect_timeout(database.connect_timeout);
-        config.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);
+        config
+            .application_name(name)
+            .connect_timeout(database.connect_timeout);
+        config
+            .keepalives_idle(Duration::from_secs(10))
+            .keepalives_interval(Duration::from_secs(5))
+            .keepalives_retries(3);
         config.tcp_user_timeout(database.statement_timeout + GRACE);
-        let tls = crate::tls::postgres_connector(database)?;
+        let tls = match config.get_ssl_mode() {
+            SslMode::Disable => crate::tls::no_postgres_tls()?,
+            _ => crate::tls::postgres_tls(
+                database.ca_file.as_deref(),
+                database
+                    .cert_file
+                    .as_deref()
+                    .zip(database.key_file.as_deref()),
+            )?,
+        };
         // Twice: the driver's own bound is for each address's TCP connect alone, not for what follows it.
         let after = database.connect_timeout * 2;
-        let (client, mut connection) = tokio::time::timeout(after, config.connect(tls))
+        let (client, mut connection) = tokio::time::timeout(after, Box::pin(config.connect(tls)))
             .await
             .map_err(|_| OutboxError::Timeout { action, after })?
             .map_err(|source| OutboxError::Database { action, source })?;
@@ -103,13 +119,22 @@ impl Session {
             ms(database.lock_timeout),
             ms(database.idle_in_transaction_timeout),
         );
-        let set = |word: &str| settings.split("; ").map(|s| format!("{word} {s}; ")).collect::<String>();
+        let set = |word: &str| {
+            settings
+                .split("; ")
+                .map(|s| format!("{word} {s}; "))
+                .collect::<String>()
+        };
         let session = Self {
             client,
             driver,
             closed,
             prepared: database.prepared_statements.then(Mutex::default),
-            begin: if database.prepared_statements { "BEGIN".to_owned() } else { format!("BEGIN; {}", set("SET LOCAL")) },
+            begin: if database.prepared_statements {
+                "BEGIN".to_owned()
+            } else {
+                format!("BEGIN; {}", set("SET LOCAL"))
+            },
             patience: database.statement_timeout + GRACE,
         };
         if database.prepared_statements {
@@ -142,20 +167,36 @@ impl Session {
 
     pub async fn query(&self, query: &Query, params: Params<'_>) -> Result<Vec<Row>, OutboxError> {
         match self.statement(query).await? {
-            Some(statement) => self.bounded(query.action, self.client.query(&statement, params)).await,
+            Some(statement) => {
+                self.bounded(query.action, self.client.query(&statement, params))
+                    .await
+            }
             None => {
-                let typed: Vec<_> = params.iter().copied().zip(query.types.iter().cloned()).collect();
-                self.bounded(query.action, self.client.query_typed(query.sql, &typed)).await
+                let typed: Vec<_> = params
+                    .iter()
+                    .copied()
+                    .zip(query.types.iter().cloned())
+                    .collect();
+                self.bounded(query.action, self.client.query_typed(query.sql, &typed))
+                    .await
             }
         }
     }
 
     pub async fn execute(&self, query: &Query, params: Params<'_>) -> Result<u64, OutboxError> {
         match self.statement(query).await? {
-            Some(statement) => self.bounded(query.action, self.client.execute(&statement, params)).await,
+            Some(statement) => {
+                self.bounded(query.action, self.client.execute(&statement, params))
+                    .await
+            }
             None => {
-                let typed: Vec<_> = params.iter().copied().zip(query.types.iter().cloned()).collect();
-                self.bounded(query.action, self.client.execute_typed(query.sql, &typed)).await
+                let typed: Vec<_> = params
+                    .iter()
+                    .copied()
+                    .zip(query.types.iter().cloned())
+                    .collect();
+                self.bounded(query.action, self.client.execute_typed(query.sql, &typed))
+                    .await
             }
         }
     }
@@ -166,14 +207,27 @@ impl Session {
     }
 
     async fn statement(&self, query: &Query) -> Result<Option<Statement>, OutboxError> {
-        let Some(cache) = &self.prepared else { return Ok(None) };
-        let cached = cache.lock().unwrap_or_else(PoisonError::into_inner).get(query.sql).cloned();
+        let Some(cache) = &self.prepared else {
+            return Ok(None);
+        };
+        let cached = cache
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(query.sql)
+            .cloned();
         if let Some(statement) = cached {
             return Ok(Some(statement));
         }
-        let statement =
-            self.bounded(query.action, self.client.prepare_typed(query.sql, query.types)).await?;
-        cache.lock().unwrap_or_else(PoisonError::into_inner).insert(query.sql, statement.clone());
+        let statement = self
+            .bounded(
+                query.action,
+                self.client.prepare_typed(query.sql, query.types),
+            )
+            .await?;
+        cache
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(query.sql, statement.clone());
         Ok(Some(statement))
     }
 
@@ -187,7 +241,10 @@ impl Session {
             Ok(Err(source)) => Err(OutboxError::Database { action, source }),
             Err(_) => {
                 self.driver.abort();
-                Err(OutboxError::Timeout { action, after: self.patience })
+                Err(OutboxError::Timeout {
+                    action,
+                    after: self.patience,
+                })
             }
         }
     }

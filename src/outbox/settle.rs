@@ -71,7 +71,12 @@ const RELEASE: Query = Query {
 const ADVANCE_LANE: Query = Query {
     action: "advance the low-water mark",
     sql: include_str!("sql/advance_lane.sql"),
-    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::INT8_ARRAY, Type::INT8_ARRAY],
+    types: &[
+        Type::INT2_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+    ],
 };
 
 /// Writes the outcomes and commits. After an error nothing of it is to be trusted: the session rolls back or, when
@@ -142,7 +147,13 @@ async fn wait(session: &Session, settlement: &Settlement) -> Result<(), OutboxEr
     let attempts: Vec<i32> = wait.iter().map(|w| saturated(w.attempts)).collect();
     let reasons: Vec<Option<&str>> = wait.iter().map(|w| w.reason.map(|r| r.as_str())).collect();
     let errors: Vec<Option<&str>> = wait.iter().map(|w| w.error.as_deref()).collect();
-    session.execute(&WAIT, &[&lanes, &ids, &causes, &delays, &attempts, &reasons, &errors]).await.map(drop)
+    session
+        .execute(
+            &WAIT,
+            &[&lanes, &ids, &causes, &delays, &attempts, &reasons, &errors],
+        )
+        .await
+        .map(drop)
 }
 
 async fn bury(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {
@@ -156,15 +167,28 @@ async fn bury(session: &Session, settlement: &Settlement) -> Result<(), OutboxEr
     let attempts: Vec<i32> = dead.iter().map(|d| saturated(d.attempts)).collect();
     let errors: Vec<&str> = dead.iter().map(|d| d.error.as_str()).collect();
     let replays: Vec<bool> = dead.iter().map(|d| d.replay).collect();
-    session.execute(&BURY, &[&lanes, &ids, &reasons, &attempts, &errors, &replays]).await.map(drop)
+    session
+        .execute(
+            &BURY,
+            &[&lanes, &ids, &reasons, &attempts, &errors, &replays],
+        )
+        .await
+        .map(drop)
 }
 
-async fn release(session: &Session, keys: &[(Lane, i64)], at_once: usize) -> Result<(), OutboxError> {
+async fn release(
+    session: &Session,
+    keys: &[(Lane, i64)],
+    at_once: usize,
+) -> Result<(), OutboxError> {
     if keys.is_empty() {
         return Ok(());
     }
     let (lanes, hashes): (Vec<Lane>, Vec<i64>) = keys.iter().copied().unzip();
-    session.execute(&RELEASE, &[&lanes, &hashes, &(at_once as i64)]).await.map(drop)
+    session
+        .execute(&RELEASE, &[&lanes, &hashes, &(at_once as i64)])
+        .await
+        .map(drop)
 }
 
 async fn advance(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {
@@ -174,9 +198,18 @@ async fn advance(session: &Session, settlement: &Settlement) -> Result<(), Outbo
     }
     let lanes: Vec<Lane> = marks.iter().map(|(lane, _)| *lane).collect();
     let low: Vec<i64> = marks.iter().map(|(_, m)| m.low_water).collect();
-    let candidates: Vec<Option<i64>> = marks.iter().map(|(_, m)| m.candidate.map(|c| c.position)).collect();
-    let txs: Vec<Option<i64>> = marks.iter().map(|(_, m)| m.candidate.and_then(|c| c.tx)).collect();
-    session.execute(&ADVANCE_LANE, &[&lanes, &low, &candidates, &txs]).await.map(drop)
+    let candidates: Vec<Option<i64>> = marks
+        .iter()
+        .map(|(_, m)| m.candidate.map(|c| c.position))
+        .collect();
+    let txs: Vec<Option<i64>> = marks
+        .iter()
+        .map(|(_, m)| m.candidate.and_then(|c| c.tx))
+        .collect();
+    session
+        .execute(&ADVANCE_LANE, &[&lanes, &low, &candidates, &txs])
+        .await
+        .map(drop)
 }
 
 fn millis(delay: Duration) -> i64 {

@@ -91,12 +91,29 @@ pub async fn relays(session: &Session) -> Result<Vec<RelaySeen>, OutboxError> {
 }
 
 /// "I am here, and this is how I am."
-pub async fn beat(session: &Session, instance: &str, host: &str, workers: usize, state: &str) -> Result<(), OutboxError> {
+pub async fn beat(
+    session: &Session,
+    instance: &str,
+    host: &str,
+    workers: usize,
+    state: &str,
+) -> Result<(), OutboxError> {
     let workers = i32::try_from(workers).unwrap_or(i32::MAX);
-    session.execute(&BEAT, &[&instance, &host, &env!("CARGO_PKG_VERSION"), &workers, &state]).await.map(drop)
+    session
+        .execute(
+            &BEAT,
+            &[
+                &instance,
+                &host,
+                &env!("CARGO_PKG_VERSION"),
+                &workers,
+                &state,
+            ],
+        )
+        .await
+        .map(drop)
 }
 
 pub async fn leave(session: &Session, instance: &str) -> Result<(), OutboxError> {
     session.execute(&LEAVE, &[&instance]).await.map(drop)
 }
-

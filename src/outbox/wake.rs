@@ -32,8 +32,11 @@ const TRY_SLEEP: Query = Query {
     sql: "SELECT pg_try_advisory_lock($1) AS asleep",
     types: &[Type::INT8],
 };
-const GET_UP: Query =
-    Query { action: "wake up", sql: "SELECT pg_advisory_unlock($1) AS up", types: &[Type::INT8] };
+const GET_UP: Query = Query {
+    action: "wake up",
+    sql: "SELECT pg_advisory_unlock($1) AS up",
+    types: &[Type::INT8],
+};
 
 pub async fn listen(session: &Session) -> Result<(), OutboxError> {
     session.batch("listen", "LISTEN outbox_wake").await

@@ -1,6 +1,6 @@
 //! Which lanes have work, seen without a lock.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use super::{
     OutboxError,
@@ -9,7 +9,17 @@ use super::{
 };
 use crate::message::Lane;
 
-const SCOUT: Query = Query { action: "look for work", sql: include_str!("sql/scout.sql"), types: &[] };
+const SCOUT: Query = Query {
+    action: "look for work",
+    sql: include_str!("sql/scout.sql"),
+    types: &[],
+};
+
+const UNTIDY: Query = Query {
+    action: "look for marks that lag",
+    sql: include_str!("sql/untidy.sql"),
+    types: &[],
+};
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Work {
@@ -32,4 +42,14 @@ pub async fn find(session: &Session) -> Result<Work, OutboxError> {
         }
     }
     Ok(work)
+}
+
+/// Lanes whose low-water mark lags, each with its last visible position above the mark.
+pub async fn untidy(session: &Session) -> Result<HashMap<Lane, Option<i64>>, OutboxError> {
+    session
+        .query(&UNTIDY, &[])
+        .await?
+        .iter()
+        .map(|row| Ok((get(row, "lane")?, get(row, "last")?)))
+        .collect()
 }

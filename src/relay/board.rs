@@ -35,7 +35,10 @@ struct State {
 impl Default for Board {
     fn default() -> Self {
         Self {
-            lanes: Mutex::new(State { slots: [Slot::default(); LANES], clock: 0 }),
+            lanes: Mutex::new(State {
+                slots: [Slot::default(); LANES],
+                clock: 0,
+            }),
             work: Notify::new(),
         }
     }
@@ -80,7 +83,11 @@ impl Board {
         if more {
             self.work.notify_one();
         }
-        Some(free.into_iter().filter_map(|(_, lane)| Lane::try_from(lane).ok()).collect())
+        Some(
+            free.into_iter()
+                .filter_map(|(_, lane)| Lane::try_from(lane).ok())
+                .collect(),
+        )
     }
 
     /// The scout saw work in these lanes. Lanes that a worker has are left to that worker, who reads them again.
@@ -89,7 +96,9 @@ impl Board {
         let mut state = self.state();
         let mut news = false;
         for lane in lanes {
-            if let Some(slot) = usize::try_from(lane).ok().and_then(|lane| state.slots.get_mut(lane))
+            if let Some(slot) = usize::try_from(lane)
+                .ok()
+                .and_then(|lane| state.slots.get_mut(lane))
                 && !slot.taken
                 && !slot.ready
             {
@@ -112,12 +121,18 @@ impl Board {
 
     /// No worker has a lane, and none is ready.
     pub fn is_quiet(&self) -> bool {
-        self.state().slots.iter().all(|slot| !slot.ready && !slot.taken)
+        self.state()
+            .slots
+            .iter()
+            .all(|slot| !slot.ready && !slot.taken)
     }
 
     fn give_back(&self, lane: Lane, again: bool) {
         let mut state = self.state();
-        if let Some(slot) = usize::try_from(lane).ok().and_then(|lane| state.slots.get_mut(lane)) {
+        if let Some(slot) = usize::try_from(lane)
+            .ok()
+            .and_then(|lane| state.slots.get_mut(lane))
+        {
             slot.taken = false;
             slot.ready = again;
         }

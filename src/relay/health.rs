@@ -23,6 +23,7 @@ struct State {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkReport {
+    Connecting,
     Up,
     Blocked(String),
     Down(String),
@@ -40,7 +41,10 @@ pub struct Readiness {
 
 impl Health {
     pub fn new(source: &str) -> Self {
-        Self { source: source.to_owned(), state: Mutex::default() }
+        Self {
+            source: source.to_owned(),
+            state: Mutex::default(),
+        }
     }
 
     pub fn source(&self) -> &str {
@@ -60,9 +64,14 @@ impl Health {
     pub fn link(&self, worker: usize, report: LinkReport) {
         let mut state = self.state();
         state.links.insert(worker, report);
-        let up = state.links.values().any(|l| *l != LinkReport::Up && matches!(l, LinkReport::Blocked(_)))
-            || state.links.values().any(|l| *l == LinkReport::Up);
-        let blocked = state.links.values().any(|l| matches!(l, LinkReport::Blocked(_)));
+        let up = state
+            .links
+            .values()
+            .any(|l| matches!(l, LinkReport::Up | LinkReport::Blocked(_)));
+        let blocked = state
+            .links
+            .values()
+            .any(|l| matches!(l, LinkReport::Blocked(_)));
         drop(state);
         metrics::dependency_up(&self.source, "rabbitmq", up);
         metrics::broker_blocked(&self.source, blocked);
@@ -79,7 +88,10 @@ impl Health {
             Some(Err(why)) => why.clone(),
             None => "connecting".to_owned(),
         };
-        let blocked = state.links.values().any(|l| matches!(l, LinkReport::Blocked(_)));
+        let blocked = state
+            .links
+            .values()
+            .any(|l| matches!(l, LinkReport::Blocked(_)));
         let up = state.links.values().any(|l| *l == LinkReport::Up);
         let broker = if up {
             "up".to_owned()
@@ -87,12 +99,18 @@ impl Health {
             let why = state.links.values().find_map(|l| match l {
                 LinkReport::Blocked(why) => Some(format!("blocked: {why}")),
                 LinkReport::Down(why) => Some(why.clone()),
-                LinkReport::Up => None,
+                LinkReport::Up | LinkReport::Connecting => None,
             });
             why.unwrap_or_else(|| "connecting".to_owned())
         };
         let ready = matches!(state.database, Some(Ok(()))) && up && !blocked && !state.stopping;
-        Readiness { source: self.source.clone(), ready, database, broker, blocked }
+        Readiness {
+            source: self.source.clone(),
+            ready,
+            database,
+            broker,
+            blocked,
+        }
     }
 
     /// One word for `outbox.relay.state`.
@@ -100,10 +118,16 @@ impl Health {
         let state = self.state();
         if state.stopping {
             "stopping"
-        } else if state.links.values().any(|l| matches!(l, LinkReport::Blocked(_))) {
+        } else if state
+            .links
+            .values()
+            .any(|l| matches!(l, LinkReport::Blocked(_)))
+        {
             "blocked"
         } else if state.links.values().any(|l| *l == LinkReport::Up) {
             "publishing"
+        } else if state.links.values().all(|l| *l == LinkReport::Connecting) {
+            "starting"
         } else {
             "broker_down"
         }

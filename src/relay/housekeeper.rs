@@ -29,8 +29,13 @@ pub async fn run(shared: Arc<Shared>, retention: Retention, host: String, stop: 
             Ok(()) => return,
             Err(error) => {
                 failures = failures.saturating_add(1);
-                // The scout reports the database's state; this one only retries.
-                tracing::debug!(source = shared.health.source(), failures, error = %error, "housekeeping failed");
+                metrics::outbox_unknown(shared.health.source());
+                tracing::warn!(
+                    source = shared.health.source(),
+                    failures,
+                    error = %error,
+                    "housekeeping (metrics, retention) failed; backing off"
+                );
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = tokio::time::sleep(reconnect_delay(failures)) => {}
@@ -67,18 +72,37 @@ async fn keep_house(
         let source = shared.health.source();
         if Instant::now() >= gauges_at {
             let state = status::status(&session).await?;
-            metrics::outbox(source, state.pending, state.oldest_due_age_seconds, state.dead);
+            metrics::outbox(
+                source,
+                state.pending,
+                state.oldest_due_age_seconds,
+                state.dead,
+            );
             gauges_at = Instant::now() + GAUGES_EVERY;
         }
         if Instant::now() >= beat_at {
-            status::beat(&session, &shared.instance, host, shared.relay.workers, shared.health.word()).await?;
+            status::beat(
+                &session,
+                &shared.instance,
+                host,
+                shared.relay.workers,
+                shared.health.word(),
+            )
+            .await?;
             beat_at = Instant::now() + BEAT_EVERY;
         }
         if Instant::now() >= prune_at {
-            let more = !retention.sent.is_zero() && pruning.step(&session, retention, source).await?;
-            prune_at = if more { Instant::now() } else { Instant::now() + retention.interval };
+            let more = pruning.step(&session, retention, source).await?;
+            prune_at = if more {
+                Instant::now()
+            } else {
+                Instant::now() + retention.interval
+            };
         }
-        let next = gauges_at.min(beat_at).min(prune_at).max(Instant::now() + Duration::from_millis(10));
+        let next = gauges_at
+            .min(beat_at)
+            .min(prune_at)
+            .max(Instant::now() + Duration::from_millis(10));
         tokio::select! {
             () = stop.cancelled() => {}
             () = tokio::time::sleep_until(next) => {}
@@ -94,17 +118,27 @@ struct Pruning {
 
 impl Pruning {
     fn new() -> Self {
-        Self { cursors: [0; LANES], began: Instant::now() }
+        Self {
+            cursors: [0; LANES],
+            began: Instant::now(),
+        }
     }
 
     /// One bounded step in each lane. True when there is more to do at once.
-    async fn step(&mut self, session: &Session, retention: &Retention, source: &str) -> Result<bool, OutboxError> {
+    async fn step(
+        &mut self,
+        session: &Session,
+        retention: &Retention,
+        source: &str,
+    ) -> Result<bool, OutboxError> {
         if self.began.elapsed() >= RESTART_PRUNING_EVERY {
             *self = Self::new();
         }
         let mut more = false;
         for (cursor, lane) in self.cursors.iter_mut().zip(0 as Lane..) {
-            let step = retention::prune_step(session, lane, *cursor, retention.step_rows, retention.sent).await?;
+            let step =
+                retention::prune_step(session, lane, *cursor, retention.step_rows, retention.sent)
+                    .await?;
             *cursor = step.cursor;
             more |= step.more;
             metrics::pruned(source, step.deleted);

@@ -33,6 +33,15 @@ pub struct SourceRelay {
     host: String,
 }
 
+fn router(config: &Config) -> Result<Router, RouteError> {
+    Router::new(RoutingRules::from(&config.routing))
+}
+
+/// Exchanges that the configured routes publish to.
+pub fn exchanges(config: &Config) -> Result<Vec<String>, RouteError> {
+    Ok(router(config)?.exchanges())
+}
+
 /// Builds the relays of every source. Opens nothing.
 pub fn build(config: &Config) -> Result<Vec<SourceRelay>, RouteError> {
     let host = hostname();
@@ -41,11 +50,16 @@ pub fn build(config: &Config) -> Result<Vec<SourceRelay>, RouteError> {
         .iter()
         .map(|source| {
             let relay = &config.relay;
-            let router = Router::new(RoutingRules::from(&config.routing))?;
+            let router = router(config)?;
             let shared = Shared {
+                exchanges: router.exchanges(),
                 source: source.clone(),
                 relay: relay.clone(),
-                keep: if config.retention.sent.is_zero() { Keep::Deleted } else { Keep::Marked },
+                keep: if config.retention.sent.is_zero() {
+                    Keep::Deleted
+                } else {
+                    Keep::Marked
+                },
                 builder: EnvelopeBuilder::new(router, EnvelopeOptions::from(config)),
                 policy: RetryPolicy {
                     max_attempts: relay.max_attempts,
@@ -78,19 +92,39 @@ impl SourceRelay {
         for number in 0..self.shared.relay.workers {
             let shared = Arc::clone(&self.shared);
             let task_stop = stop.clone();
-            tasks.spawn(supervised("worker", Arc::clone(&self.shared), stop.clone(), move || {
-                worker::run(Arc::clone(&shared), number, task_stop.clone())
-            }));
+            tasks.spawn(supervised(
+                "worker",
+                Arc::clone(&self.shared),
+                stop.clone(),
+                move || worker::run(Arc::clone(&shared), number, task_stop.clone()),
+            ));
         }
         let (shared, task_stop) = (Arc::clone(&self.shared), stop.clone());
-        tasks.spawn(supervised("scout", Arc::clone(&self.shared), stop.clone(), move || {
-            scout::run(Arc::clone(&shared), task_stop.clone())
-        }));
-        let (shared, task_stop, retention, host) =
-            (Arc::clone(&self.shared), stop.clone(), self.retention.clone(), self.host.clone());
-        tasks.spawn(supervised("housekeeper", Arc::clone(&self.shared), stop.clone(), move || {
-            housekeeper::run(Arc::clone(&shared), retention.clone(), host.clone(), task_stop.clone())
-        }));
+        tasks.spawn(supervised(
+            "scout",
+            Arc::clone(&self.shared),
+            stop.clone(),
+            move || scout::run(Arc::clone(&shared), task_stop.clone()),
+        ));
+        let (shared, task_stop, retention, host) = (
+            Arc::clone(&self.shared),
+            stop.clone(),
+            self.retention.clone(),
+            self.host.clone(),
+        );
+        tasks.spawn(supervised(
+            "housekeeper",
+            Arc::clone(&self.shared),
+            stop.clone(),
+            move || {
+                housekeeper::run(
+                    Arc::clone(&shared),
+                    retention.clone(),
+                    host.clone(),
+                    task_stop.clone(),
+                )
+            },
+        ));
         stop.cancelled().await;
         self.shared.health.stopping();
         while tasks.join_next().await.is_some() {}
@@ -99,8 +133,12 @@ impl SourceRelay {
 
 /// Starts a task again when it panics, with back-off. Its connections went with it, so the servers rolled back what
 /// it held.
-async fn supervised<F, T>(name: &'static str, shared: Arc<Shared>, stop: CancellationToken, start: F)
-where
+async fn supervised<F, T>(
+    name: &'static str,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    start: F,
+) where
     F: Fn() -> T,
     T: Future<Output = ()> + Send + 'static,
 {
@@ -112,13 +150,22 @@ where
             Some(Err(error)) if error.is_panic() => {
                 restarts = restarts.saturating_add(1);
                 metrics::worker_restarted(shared.health.source());
-                tracing::error!(source = shared.health.source(), task = name, restarts, "panicked; starting it again");
+                tracing::error!(
+                    source = shared.health.source(),
+                    task = name,
+                    restarts,
+                    "panicked; starting it again"
+                );
             }
             // It ended because of the stop.
             Some(Ok(()) | Err(_)) | None => return,
         }
-        let delay =
-            backoff::delay(restarts, Duration::from_millis(200), Duration::from_secs(10), &mut rand::rng());
+        let delay = backoff::delay(
+            restarts,
+            Duration::from_millis(200),
+            Duration::from_secs(10),
+            &mut rand::rng(),
+        );
         tokio::select! {
             () = stop.cancelled() => {}
             () = tokio::time::sleep(delay) => {}

@@ -6,12 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::{
-    config::Ordering,
-    message::Lane,
-    outbox::claim::Candidate,
-    outcome::Outcome,
-};
+use crate::{config::Ordering, message::Lane, outbox::claim::Candidate, outcome::Outcome};
 
 #[derive(Debug)]
 pub struct Plan {
@@ -38,7 +33,11 @@ impl Plan {
             match candidate.key_hash {
                 // A replay never holds back, nor waits for, what is new.
                 Some(hash) => keyed
-                    .entry((candidate.message.position.lane, hash, candidate.message.replay))
+                    .entry((
+                        candidate.message.position.lane,
+                        hash,
+                        candidate.message.replay,
+                    ))
                     .or_default()
                     .push(i),
                 None => chains.push(vec![i]),
@@ -49,7 +48,10 @@ impl Plan {
             let mut here: HashSet<i64> = HashSet::new();
             let mut end = members.len();
             for (n, i) in members.iter().enumerate() {
-                if candidates[*i].after.is_some_and(|after| !here.contains(&after)) {
+                if candidates[*i]
+                    .after
+                    .is_some_and(|after| !here.contains(&after))
+                {
                     end = n;
                     break;
                 }
@@ -62,7 +64,10 @@ impl Plan {
                 chains.push(members);
             }
         }
-        let chains = chains.into_iter().map(|members| Chain { members, next: 0 }).collect();
+        let chains = chains
+            .into_iter()
+            .map(|members| Chain { members, next: 0 })
+            .collect();
         Self { chains, ordering }
     }
 
@@ -83,7 +88,11 @@ impl Plan {
                         continue;
                     }
                     // Refused before publishing: nobody waits for those.
-                    while chain.members.get(chain.next).is_some_and(|i| settled(&outcomes[*i])) {
+                    while chain
+                        .members
+                        .get(chain.next)
+                        .is_some_and(|i| settled(&outcomes[*i]))
+                    {
                         chain.next += 1;
                     }
                     if let Some(i) = chain.members.get(chain.next) {
@@ -92,7 +101,11 @@ impl Plan {
                     }
                 }
                 Ordering::Pipelined => {
-                    wave.extend(chain.members[chain.next..].iter().filter(|i| !settled(&outcomes[**i])));
+                    wave.extend(
+                        chain.members[chain.next..]
+                            .iter()
+                            .filter(|i| !settled(&outcomes[**i])),
+                    );
                     chain.next = chain.members.len();
                 }
             }
@@ -154,12 +167,21 @@ mod tests {
     }
 
     fn retry() -> Outcome {
-        Outcome::Retry { reason: Reason::Unroutable, attempts: 1, delay: std::time::Duration::ZERO, error: String::new() }
+        Outcome::Retry {
+            reason: Reason::Unroutable,
+            attempts: 1,
+            delay: std::time::Duration::ZERO,
+            error: String::new(),
+        }
     }
 
     #[test]
     fn the_next_message_of_a_key_goes_only_after_the_one_before_it() {
-        let candidates = [candidate(1, Some(7), None), candidate(2, Some(7), None), candidate(3, Some(8), None)];
+        let candidates = [
+            candidate(1, Some(7), None),
+            candidate(2, Some(7), None),
+            candidate(3, Some(8), None),
+        ];
         let mut outcomes = vec![Outcome::Untouched; 3];
         let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
         assert_eq!(plan.next_wave(&candidates, &mut outcomes), [0, 2]);
@@ -172,7 +194,11 @@ mod tests {
 
     #[test]
     fn what_follows_a_failed_message_of_its_key_stands_behind_it() {
-        let candidates = [candidate(1, Some(7), None), candidate(2, Some(7), None), candidate(3, Some(7), None)];
+        let candidates = [
+            candidate(1, Some(7), None),
+            candidate(2, Some(7), None),
+            candidate(3, Some(7), None),
+        ];
         let mut outcomes = vec![Outcome::Untouched; 3];
         let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
         plan.next_wave(&candidates, &mut outcomes);
@@ -183,7 +209,10 @@ mod tests {
 
     #[test]
     fn a_message_behind_one_that_is_not_here_is_filed_behind() {
-        let candidates = [candidate(5, Some(7), Some(1)), candidate(6, Some(7), Some(1))];
+        let candidates = [
+            candidate(5, Some(7), Some(1)),
+            candidate(6, Some(7), Some(1)),
+        ];
         let mut outcomes = vec![Outcome::Untouched; 2];
         let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
         assert!(plan.next_wave(&candidates, &mut outcomes).is_empty());

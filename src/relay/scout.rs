@@ -19,11 +19,9 @@ use crate::{
         claim::{self, Limits},
         migrate,
         session::Session,
-        settle,
-        wake,
-        work,
+        settle, wake, work,
     },
-    settlement,
+    settlement::{self, Settlement},
 };
 
 /// Between two polls while there is traffic.
@@ -32,8 +30,11 @@ const BUSY_POLL: Duration = Duration::from_millis(5);
 const AWAKE_POLL: Duration = Duration::from_millis(250);
 /// Idle for so long, it is worth an attempt to sleep.
 const DROWSY: Duration = Duration::from_millis(20);
-/// The marks are tidied no more often than this: it locks every lane for a moment.
-const TIDY: Duration = Duration::from_secs(30);
+/// Idle for so long, the marks are tidied, step by step.
+const TIDY_AFTER: Duration = Duration::from_secs(1);
+const TIDY_STEP: Duration = Duration::from_millis(100);
+/// Between two rounds of tidying, and while it is held up.
+const TIDY_PAUSE: Duration = Duration::from_secs(10);
 
 pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     let mut failures: u32 = 0;
@@ -76,21 +77,21 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
     let mut pause = BUSY_POLL;
     let mut idle_since = Instant::now();
     let mut asleep = false;
-    let mut untidy = true;
+    // When the next step of tidying is due; None when there is nothing to tidy.
+    let mut tidy_due = Some(Instant::now() + TIDY_AFTER);
     let mut tidied_at: Option<Instant> = None;
     loop {
         let work = work::find(&session).await?;
-        if !work.lanes.is_empty() {
-            if asleep {
-                wake::get_up(&session).await?;
-                asleep = false;
-            }
+        if asleep && !work.lanes.is_empty() {
+            wake::get_up(&session).await?;
+            asleep = false;
         }
         // Lanes that nobody takes, because the broker is away, are no reason to hurry.
         if shared.board.offer(work.lanes) || shared.board.is_worked() {
             pause = BUSY_POLL.min(longest);
             idle_since = Instant::now();
-            untidy = true;
+            let earliest = tidied_at.map_or(idle_since, |at| at + TIDY_PAUSE);
+            tidy_due = Some(earliest.max(idle_since + TIDY_AFTER));
         } else {
             pause = (pause * 2).min(longest);
         }
@@ -102,15 +103,29 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
                 continue;
             }
         }
-        if untidy && pause >= longest && tidied_at.is_none_or(|at| at.elapsed() >= TIDY) {
-            tidy_marks(&session).await?;
-            tidied_at = Some(Instant::now());
-            untidy = false;
+        if tidy_due.is_some_and(|due| Instant::now() >= due) {
+            tidy_due = match Box::pin(tidy(&session)).await? {
+                Tidied::Partly => Some(Instant::now() + TIDY_STEP),
+                Tidied::Held => Some(Instant::now() + TIDY_PAUSE),
+                Tidied::Done => {
+                    tidied_at = Some(Instant::now());
+                    None
+                }
+            };
         }
 
-        let cap = if asleep || !database.listen { longest } else { AWAKE_POLL.min(longest) };
+        let cap = if asleep || !database.listen {
+            longest
+        } else {
+            AWAKE_POLL.min(longest)
+        };
         let nap = if asleep { cap } else { pause.min(cap) };
-        let nap = work.next_due.map_or(nap, |due| nap.min(due.max(Duration::from_millis(1))));
+        let nap = work
+            .next_due
+            .map_or(nap, |due| nap.min(due.max(Duration::from_millis(1))));
+        let nap = tidy_due.map_or(nap, |due| {
+            nap.min(due.saturating_duration_since(Instant::now()))
+        });
         tokio::select! {
             biased;
             () = session.closed() => {
@@ -124,20 +139,38 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
     }
 }
 
-/// After a burst, lets the marks catch up with what was settled, so that idle polls read nothing twice. It takes
-/// three claims to move a mark (see `outbox::low_water`).
-async fn tidy_marks(session: &Session) -> Result<(), OutboxError> {
-    let limits = Limits { per_lane: 1, batch_size: LANES, batch_bytes: 1, max_payload_bytes: 0 };
-    let lanes: Vec<Lane> = (0..).take(LANES).collect();
-    for _ in 0..3 {
-        let Some(claim) = claim::claim(session, &lanes, limits).await? else { return Ok(()) };
-        let outcomes = vec![crate::outcome::Outcome::Untouched; claim.candidates.len()];
-        let mut marks = settlement::settlement(&claim, &outcomes, 1);
-        marks.unfile.clear();
-        if marks.is_empty() {
-            return session.rollback().await;
-        }
-        settle::settle(session, &marks, settle::Keep::Marked, 0).await?;
+/// After a burst, lets the marks catch up with what was settled, so that idle polls read nothing twice and retention
+/// may delete. It takes three claims to move a mark (see `outbox::low_water`); this is one of them.
+async fn tidy(session: &Session) -> Result<Tidied, OutboxError> {
+    let untidy = work::untidy(session).await?;
+    if untidy.is_empty() {
+        return Ok(Tidied::Done);
     }
-    Ok(())
+    let lanes: Vec<Lane> = untidy.keys().copied().collect();
+    let limits = Limits {
+        per_lane: 1,
+        batch_size: 2 * LANES,
+        batch_bytes: u64::MAX,
+        max_payload_bytes: 0,
+    };
+    let Some(claim) = claim::claim(session, &lanes, limits).await? else {
+        return Ok(Tidied::Held);
+    };
+    let settlement = Settlement {
+        marks: settlement::tidied(&claim, &untidy),
+        ..Settlement::default()
+    };
+    if settlement.is_empty() {
+        session.rollback().await?;
+        return Ok(Tidied::Held);
+    }
+    settle::settle(session, &settlement, settle::Keep::Marked, 0).await?;
+    Ok(Tidied::Partly)
+}
+
+enum Tidied {
+    Done,
+    Partly,
+    /// By a writing transaction that is still open, or a peer that works.
+    Held,
 }

@@ -23,8 +23,7 @@ use crate::{
     outbox::{
         OutboxError,
         claim::{self, Claim, Limits},
-        low_water,
-        migrate,
+        low_water, migrate,
         session::Session,
         settle::{self, Keep},
     },
@@ -41,6 +40,8 @@ pub struct Shared {
     pub source: Source,
     pub relay: Relay,
     pub keep: Keep,
+    /// To be declared at every connect, with `broker.declare`.
+    pub exchanges: Vec<String>,
     pub builder: EnvelopeBuilder,
     pub policy: RetryPolicy,
     pub board: Board,
@@ -70,10 +71,17 @@ struct Worker {
 
 /// Works until `stop`, through every failure of either server.
 pub async fn run(shared: Arc<Shared>, number: usize, stop: CancellationToken) {
-    let mut worker =
-        Worker { shared, number, stop, session: None, publisher: None, cautious: false, failures: 0 };
+    let mut worker = Worker {
+        shared,
+        number,
+        stop,
+        session: None,
+        publisher: None,
+        cautious: false,
+        failures: 0,
+    };
     while !worker.stop.is_cancelled() {
-        match worker.work().await {
+        match Box::pin(worker.work()).await {
             Ok(()) => worker.failures = 0,
             Err(error) => worker.fail(error).await,
         }
@@ -87,7 +95,9 @@ impl Worker {
         if !self.connect().await? {
             return Ok(());
         }
-        let (Some(session), Some(publisher)) = (&self.session, &mut self.publisher) else { return Ok(()) };
+        let (Some(session), Some(publisher)) = (&self.session, &mut self.publisher) else {
+            return Ok(());
+        };
         let shared = Arc::clone(&self.shared);
         let mut link = publisher.state();
         let taken = tokio::select! {
@@ -102,7 +112,7 @@ impl Worker {
             }
             taken = shared.board.take(shared.relay.workers) => taken,
         };
-        let result = cycle(&shared, session, publisher, taken).await;
+        let result = Box::pin(cycle(&shared, session, publisher, taken)).await;
         if let Ok(None) = result {
             self.cautious = false;
         }
@@ -131,9 +141,19 @@ impl Worker {
         if self.publisher.is_none() {
             let connecting = async {
                 let confirm_timeout = shared.relay.confirm_timeout;
-                let mut publisher =
-                    Publisher::connect(&shared.source.broker, &name, confirm_timeout, self.cautious).await?;
-                publisher.canary(|state| shared.health.link(self.number, report(state))).await?;
+                let mut publisher = Publisher::connect(
+                    &shared.source.broker,
+                    &name,
+                    confirm_timeout,
+                    self.cautious,
+                )
+                .await?;
+                if shared.source.broker.declare {
+                    publisher.declare(&shared.exchanges).await?;
+                }
+                publisher
+                    .canary(|state| shared.health.link(self.number, report(state)))
+                    .await?;
                 Ok::<_, BrokerError>(publisher)
             };
             let publisher = tokio::select! {
@@ -141,7 +161,11 @@ impl Worker {
                 () = self.stop.cancelled() => return Ok(false),
                 publisher = connecting => publisher?,
             };
-            tracing::info!(source = shared.health.source(), worker = self.number, "connected to both servers");
+            tracing::info!(
+                source = shared.health.source(),
+                worker = self.number,
+                "connected to both servers"
+            );
             shared.health.link(self.number, LinkReport::Up);
             self.publisher = Some(publisher);
         }
@@ -191,7 +215,12 @@ impl Worker {
 
 /// A server that is back is used within seconds, and one that is away is not stormed.
 pub fn reconnect_delay(failures: u32) -> Duration {
-    backoff::delay(failures, Duration::from_millis(200), Duration::from_secs(3), &mut rand::rng())
+    backoff::delay(
+        failures,
+        Duration::from_millis(200),
+        Duration::from_secs(3),
+        &mut rand::rng(),
+    )
 }
 
 /// One claim, from its lanes to its commit. `Some` when the broker was lost on the way: what was confirmed before
@@ -211,7 +240,10 @@ async fn cycle(
         max_payload_bytes: shared.relay.max_payload_bytes,
     };
     let span = info_span!("claim", source, lanes = taken.lanes().len());
-    let Some(mut claim) = claim::claim(session, taken.lanes(), limits).instrument(span).await? else {
+    let Some(mut claim) = claim::claim(session, taken.lanes(), limits)
+        .instrument(span)
+        .await?
+    else {
         return Ok(None);
     };
     failpoint::reach("claim.after").await;
@@ -221,8 +253,15 @@ async fn cycle(
 
     let publishing = Instant::now();
     let span = info_span!("publish", source, messages = claim.candidates.len());
-    let deadline = began + shared.source.database.idle_in_transaction_timeout.mul_f64(0.8);
-    let (outcomes, lost) = publish_claim(shared, publisher, &mut claim, deadline).instrument(span).await;
+    let deadline = began
+        + shared
+            .source
+            .database
+            .idle_in_transaction_timeout
+            .mul_f64(0.8);
+    let (outcomes, lost) = publish_claim(shared, publisher, &mut claim, deadline)
+        .instrument(span)
+        .await;
     if outcomes.contains(&Outcome::Sent) {
         metrics::confirmed(source, publishing.elapsed());
     }
@@ -234,13 +273,24 @@ async fn cycle(
         session.rollback().await?;
     } else {
         let span = info_span!("settle", source, sent = written.sent.len());
-        settle::settle(session, &written, shared.keep, shared.relay.batch_size).instrument(span).await?;
+        settle::settle(session, &written, shared.keep, shared.relay.batch_size)
+            .instrument(span)
+            .await?;
         metrics::settled(source, settling.elapsed());
-        record(source, &claim, &outcomes, publishing.duration_since(began), publishing);
+        record(
+            source,
+            &claim,
+            &outcomes,
+            publishing.duration_since(began),
+            publishing,
+        );
     }
 
-    let worked: std::collections::HashSet<_> =
-        claim.candidates.iter().map(|c| c.message.position.lane).collect();
+    let worked: std::collections::HashSet<_> = claim
+        .candidates
+        .iter()
+        .map(|c| c.message.position.lane)
+        .collect();
     let settled = lost.is_none() && outcomes.iter().any(|o| *o != Outcome::Untouched);
     // A lane that had something is read until it has nothing; one that a broken link left alone waits for the scout.
     taken.give_back(|lane| settled && worked.contains(&lane));
@@ -255,6 +305,7 @@ async fn publish_claim(
     deadline: Instant,
 ) -> (Vec<Outcome>, Option<BrokerError>) {
     let source = shared.health.source();
+    let frame_max = publisher.frame_max();
     let mut outcomes = vec![Outcome::Untouched; claim.candidates.len()];
     let mut plan = Plan::new(&claim.candidates, &mut outcomes, shared.relay.ordering);
     let mut envelopes: Vec<Option<Envelope>> = Vec::with_capacity(claim.candidates.len());
@@ -263,12 +314,17 @@ async fn publish_claim(
             envelopes.push(None);
             continue;
         }
-        match shared.builder.build(&mut candidate.message) {
+        match shared.builder.build(&mut candidate.message, frame_max) {
             Ok(envelope) => envelopes.push(Some(envelope)),
             Err(refusal) => {
                 metrics::publish_failed(source, refusal.reason.as_str(), 1);
                 let answer = Answer::Rejected(refusal);
-                *outcome = outcome::decide(&answer, candidate.message.attempts, &shared.policy, &mut rand::rng());
+                *outcome = outcome::decide(
+                    &answer,
+                    candidate.message.attempts,
+                    &shared.policy,
+                    &mut rand::rng(),
+                );
                 envelopes.push(None);
             }
         }
@@ -301,7 +357,9 @@ async fn publish_claim(
 fn count(source: &str, answer: &Answer, lost: Option<&BrokerError>) {
     let reason = match (answer.reason(), lost) {
         (Some(reason), _) => reason.as_str(),
-        (None, Some(BrokerError::Timeout { .. })) if *answer == Answer::Unknown => "confirm_timeout",
+        (None, Some(BrokerError::Timeout { .. })) if *answer == Answer::Unknown => {
+            "confirm_timeout"
+        }
         (None, Some(_)) if *answer == Answer::Unknown => "connection_lost",
         (None, _) => return,
     };
@@ -309,7 +367,13 @@ fn count(source: &str, answer: &Answer, lost: Option<&BrokerError>) {
 }
 
 /// After the commit, so that nothing is counted that was rolled back.
-fn record(source: &str, claim: &Claim, outcomes: &[Outcome], claimed_in: Duration, publishing: Instant) {
+fn record(
+    source: &str,
+    claim: &Claim,
+    outcomes: &[Outcome],
+    claimed_in: Duration,
+    publishing: Instant,
+) {
     let confirmed_us = claim.now_us.saturating_add(
         i64::try_from((claimed_in / 2 + publishing.elapsed()).as_micros()).unwrap_or(i64::MAX),
     );
@@ -318,8 +382,15 @@ fn record(source: &str, claim: &Claim, outcomes: &[Outcome], claimed_in: Duratio
         let message = &candidate.message;
         let (id, position) = (message.message_id, message.position.id);
         match outcome {
-            Outcome::Sent => latencies.push((confirmed_us - message.created_at_us).max(0) as f64 / 1e6),
-            Outcome::Retry { reason, attempts, delay, error } => {
+            Outcome::Sent => {
+                latencies.push((confirmed_us - message.created_at_us).max(0) as f64 / 1e6)
+            }
+            Outcome::Retry {
+                reason,
+                attempts,
+                delay,
+                error,
+            } => {
                 metrics::retried(source, reason.as_str());
                 tracing::warn!(
                     source, message_id = %id, position, reason = reason.as_str(), attempts,
@@ -327,7 +398,11 @@ fn record(source: &str, claim: &Claim, outcomes: &[Outcome], claimed_in: Duratio
                     "not delivered; it is tried again"
                 );
             }
-            Outcome::Dead { reason, attempts, error } => {
+            Outcome::Dead {
+                reason,
+                attempts,
+                error,
+            } => {
                 metrics::dead_lettered(source, reason.as_str());
                 tracing::error!(
                     source, message_id = %id, position, reason = reason.as_str(), attempts,
@@ -358,7 +433,7 @@ fn unusable(state: &LinkState) -> BrokerError {
 
 fn report(state: &LinkState) -> LinkReport {
     match state {
-        LinkState::Open => LinkReport::Down("connecting".to_owned()),
+        LinkState::Open => LinkReport::Connecting,
         LinkState::Blocked(why) => LinkReport::Blocked(why.clone()),
         LinkState::Closed(why) => LinkReport::Down(why.clone()),
     }

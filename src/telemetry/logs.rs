@@ -7,7 +7,7 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 use crate::config::{Log, LogFormat};
 
 #[derive(Debug, thiserror::Error)]
-#[error("log.level = \"{level}\" is not a level or a filter: {source}")]
+#[error("\"{level}\" is not a level (error, warn, info, debug, trace) or a filter: {source}")]
 pub struct LogError {
     level: String,
     source: tracing_subscriber::filter::ParseError,
@@ -16,11 +16,21 @@ pub struct LogError {
 /// lapin logs a returned message with its payload at WARN; no payload ever goes to a log.
 const SILENCED: &str = "lapin=off,amq_protocol=off";
 
+/// What `log.level` lets through.
+pub fn filter(level: &str) -> Result<EnvFilter, LogError> {
+    let checked = |text: String| {
+        EnvFilter::builder().parse(text).map_err(|source| LogError {
+            level: level.to_owned(),
+            source,
+        })
+    };
+    checked(level.to_owned())?;
+    checked(format!("{level},{SILENCED}"))
+}
+
 /// Starts logging to standard error.
 pub fn start(log: &Log) -> Result<(), LogError> {
-    let filter = EnvFilter::builder()
-        .parse(format!("{},{SILENCED}", log.level))
-        .map_err(|source| LogError { level: log.level.clone(), source })?;
+    let filter = filter(&log.level)?;
     let json = match log.format {
         LogFormat::Json => true,
         LogFormat::Human => false,
@@ -30,11 +40,23 @@ pub fn start(log: &Log) -> Result<(), LogError> {
     // A subscriber that is there already belongs to a test.
     let _ = if json {
         registry
-            .with(fmt::layer().json().flatten_event(true).with_current_span(true).with_span_list(false).with_writer(sink::writer()))
+            .with(
+                fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_current_span(true)
+                    .with_span_list(false)
+                    .with_writer(sink::writer()),
+            )
             .try_init()
     } else {
         registry
-            .with(fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_target(false).with_writer(sink::writer()))
+            .with(
+                fmt::layer()
+                    .with_ansi(std::io::stderr().is_terminal())
+                    .with_target(false)
+                    .with_writer(sink::writer()),
+            )
             .try_init()
     };
     Ok(())
@@ -77,7 +99,9 @@ mod sink {
     pub(super) struct Sink;
 
     pub(super) fn flush(within: std::time::Duration) {
-        let Some(Some(queue)) = QUEUE.get() else { return };
+        let Some(Some(queue)) = QUEUE.get() else {
+            return;
+        };
         let (done, flushed) = sync_channel(1);
         if queue.try_send(Item::Flush(done)).is_ok() {
             let _ = flushed.recv_timeout(within);
@@ -88,23 +112,28 @@ mod sink {
         QUEUE
             .get_or_init(|| {
                 let (sender, lines) = sync_channel::<Item>(LINES);
-                let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || {
-                    for item in lines {
-                        let line = match item {
-                            Item::Line(line) => line,
-                            Item::Flush(done) => {
-                                let _ = done.try_send(());
-                                continue;
+                let thread = std::thread::Builder::new()
+                    .name("log".to_owned())
+                    .spawn(move || {
+                        for item in lines {
+                            let line = match item {
+                                Item::Line(line) => line,
+                                Item::Flush(done) => {
+                                    let _ = done.try_send(());
+                                    continue;
+                                }
+                            };
+                            let lost = LOST.swap(0, Ordering::Relaxed);
+                            let mut out = io::stderr().lock();
+                            if lost > 0 {
+                                let _ = writeln!(
+                                    out,
+                                    "{lost} log lines were dropped: standard error was not read"
+                                );
                             }
-                        };
-                        let lost = LOST.swap(0, Ordering::Relaxed);
-                        let mut out = io::stderr().lock();
-                        if lost > 0 {
-                            let _ = writeln!(out, "{lost} log lines were dropped: standard error was not read");
+                            let _ = out.write_all(&line);
                         }
-                        let _ = out.write_all(&line);
-                    }
-                });
+                    });
                 thread.is_ok().then_some(sender)
             })
             .as_ref()

@@ -3,7 +3,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use metrics::{Label, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Label, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 pub const PENDING: &str = "outbox_pending_messages";
@@ -26,11 +28,13 @@ pub const WORKER_RESTARTS: &str = "outbox_worker_restarts_total";
 pub const PRUNED: &str = "outbox_pruned_total";
 
 /// From a round trip on one machine to the confirm timeout.
-const STAGE_BUCKETS: [f64; 14] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
+const STAGE_BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
+];
 /// From an idle wake-up to an outage of an hour.
 const LATENCY_BUCKETS: [f64; 16] = [
-    0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
+    0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 900.0,
+    3600.0,
 ];
 const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0];
 
@@ -51,28 +55,58 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 }
 
 fn describe() {
-    describe_gauge!(PENDING, "Messages committed, and neither sent nor dead. Derived above 10,000.");
-    describe_gauge!(LAG, "The lag: age of the oldest message that is due and not sent.");
-    describe_gauge!(DEAD, "Messages given up and neither redriven nor discarded.");
+    describe_gauge!(
+        PENDING,
+        "Messages committed, and neither sent nor dead. Derived above 10,000."
+    );
+    describe_gauge!(
+        LAG,
+        "The lag: age of the oldest message that is due and not sent."
+    );
+    describe_gauge!(
+        DEAD,
+        "Messages given up and neither redriven nor discarded."
+    );
     describe_counter!(PUBLISHED, "Messages that the broker confirmed.");
-    describe_counter!(PUBLISH_FAILURES, "Attempts that did not end in a confirm, by reason.");
+    describe_counter!(
+        PUBLISH_FAILURES,
+        "Attempts that did not end in a confirm, by reason."
+    );
     describe_counter!(RETRIES, "Messages filed for another attempt, by reason.");
     describe_counter!(DEAD_LETTERED, "Messages given up, by reason.");
-    describe_histogram!(DELIVERY_LATENCY, "From the row's created_at to the broker's confirm, by the database's clock.");
+    describe_histogram!(
+        DELIVERY_LATENCY,
+        "From the row's created_at to the broker's confirm, by the database's clock."
+    );
     describe_histogram!(CLAIM, "Time to hold lanes and read their messages.");
-    describe_histogram!(CONFIRM, "Time from the first publish of a batch to its last confirm.");
+    describe_histogram!(
+        CONFIRM,
+        "Time from the first publish of a batch to its last confirm."
+    );
     describe_histogram!(SETTLE, "Time to write a batch's outcomes and commit.");
     describe_histogram!(BATCH_SIZE, "Messages in a claim.");
     describe_gauge!(DEPENDENCY_UP, "1 while the dependency answers, else 0.");
-    describe_gauge!(BROKER_BLOCKED, "1 while the broker blocks publishers by an alarm.");
-    describe_gauge!(LAST_PUBLISH, "When the broker last confirmed a message, in seconds since the epoch.");
+    describe_gauge!(
+        BROKER_BLOCKED,
+        "1 while the broker blocks publishers by an alarm."
+    );
+    describe_gauge!(
+        LAST_PUBLISH,
+        "When the broker last confirmed a message, in seconds since the epoch."
+    );
     describe_gauge!(BUILD_INFO, "1, with the version as label.");
-    describe_counter!(WORKER_RESTARTS, "Workers that ended unexpectedly and were started again.");
+    describe_counter!(
+        WORKER_RESTARTS,
+        "Workers that ended unexpectedly and were started again."
+    );
     describe_counter!(PRUNED, "Sent messages deleted by retention.");
 }
 
 fn labels(source: &str, more: &[(&'static str, &'static str)]) -> Vec<Label> {
-    let mut labels: Vec<Label> = more.iter().map(|(k, v)| Label::from_static_parts(k, v)).collect();
+    let mut labels: Vec<Label> = more
+        .iter()
+        .map(|(k, v)| Label::from_static_parts(k, v))
+        .collect();
     if source != "default" {
         labels.push(Label::new("source", source.to_owned()));
     }
@@ -96,7 +130,11 @@ pub fn start_at_zero(source: &str) {
 }
 
 pub fn dependency_up(source: &str, dependency: &'static str, up: bool) {
-    gauge!(DEPENDENCY_UP, labels(source, &[("dependency", dependency)])).set(if up { 1.0 } else { 0.0 });
+    gauge!(DEPENDENCY_UP, labels(source, &[("dependency", dependency)])).set(if up {
+        1.0
+    } else {
+        0.0
+    });
 }
 
 pub fn broker_blocked(source: &str, blocked: bool) {
@@ -107,6 +145,13 @@ pub fn outbox(source: &str, pending: i64, lag_seconds: f64, dead: i64) {
     gauge!(PENDING, labels(source, &[])).set(pending as f64);
     gauge!(LAG, labels(source, &[])).set(lag_seconds);
     gauge!(DEAD, labels(source, &[])).set(dead as f64);
+}
+
+/// The outbox could not be measured: no value is better than an old one. An alert on absence covers NaN.
+pub fn outbox_unknown(source: &str) {
+    for name in [PENDING, LAG, DEAD] {
+        gauge!(name, labels(source, &[])).set(f64::NAN);
+    }
 }
 
 pub fn claimed(source: &str, took: Duration, messages: usize) {
@@ -128,7 +173,9 @@ pub fn published(source: &str, latencies_s: &[f64]) {
     for latency in latencies_s {
         histogram.record(*latency);
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     gauge!(LAST_PUBLISH, labels(source, &[])).set(now.as_secs_f64());
 }
 

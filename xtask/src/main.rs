@@ -1,1 +1,81 @@
-fn main() {}
+//! Every task of this repository, so that nobody needs to remember commands: `cargo xtask --help`.
+
+mod bench;
+mod check;
+mod demo;
+mod docs;
+mod layers;
+mod servers;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+#[derive(Parser)]
+#[command(name = "xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// The product at work: private servers, two relays, writers, a killed relay, a killed broker, and the proof
+    Demo(demo::Args),
+    /// All tests, against real servers that it starts itself
+    Test(test::Args),
+    /// Formatting, lints, generated documents, layers, and what else is cheap to check
+    Check,
+    /// Measures the relay beside the raw ceiling of the same servers
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Writes the generated documents: docs/configuration.md and config/outboxd.toml
+    Docs,
+    /// Installs what demo, test and bench need (Debian packages), and nothing that is there already
+    Setup,
+}
+
+fn main() -> ExitCode {
+    // Every path below is relative to the repository.
+    if let Err(error) = std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")) {
+        eprintln!("xtask: {error}");
+        return ExitCode::FAILURE;
+    }
+    let result = match Cli::parse().task {
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Check => check::run(),
+        Task::Bench(command) => bench::run(&command),
+        Task::Docs => docs::write(),
+        Task::Setup => servers::install(true),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a command to its end, in sight.
+fn command(program: &str, args: &[&str]) -> Result<()> {
+    eprintln!("$ {program} {}", args.join(" "));
+    let status = std::process::Command::new(program).args(args).status();
+    let status = status.map_err(|e| format!("{program}: {e}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{program} {}: {status}", args.join(" ")).into())
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}

@@ -1,1 +1,22 @@
-//! Placeholder.
+//! For services: writes events into the outbox, in the transaction of the business change.
+//!
+//! ```no_run
+//! # async fn place(client: &mut tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! let transaction = client.transaction().await?;
+//! transaction.execute("INSERT INTO orders (id, cents) VALUES ($1, $2)", &[&1042_i64, &1999_i32]).await?;
+//! let event = outbox::Event::new("order", "created")
+//!     .key("1042")
+//!     .json(&serde_json::json!({ "id": 1042, "cents": 1999 }))?;
+//! let message_id = outbox::enqueue(&transaction, &event).await?;
+//! transaction.commit().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Needs the role `outbox_producer` and nothing else. Shares no code with the relay: the schema is their contract.
+
+mod enqueue;
+mod event;
+
+pub use enqueue::{EnqueueError, enqueue, enqueue_all};
+pub use event::{Event, EventError};

@@ -1,1 +1,50 @@
-//! Placeholder.
+//! Real servers, real processes and real faults for the tests, the demo and the benchmark.
+//!
+//! - [`Postgres`], [`RabbitMq`]: private instances on free ports, in temporary directories, as users without rights
+//! - [`Daemon`]: a process under test, its log lines awaited
+//! - [`Proxy`]: a network that can be cut, stalled or delayed
+//! - [`certificates`]: a certificate authority of our own
+//! - [`eventually`]: waits that have a deadline and name who waits
+//!
+//! Nothing started here outlives the process that started it, however that ends: see `guard`.
+
+pub mod certificates;
+mod daemon;
+mod guard;
+mod postgres;
+mod proxy;
+mod rabbitmq;
+mod wait;
+
+pub use daemon::Daemon;
+pub use postgres::{Postgres, PostgresOptions};
+pub use proxy::{Mode, Proxy};
+pub use rabbitmq::{RabbitMq, RabbitMqOptions};
+pub use wait::eventually;
+
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a server shows to those who connect with TLS.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    pub certificate_pem: String,
+    pub key_pem: String,
+    /// Client certificates are asked for, and must come from here.
+    pub client_ca_pem: Option<String>,
+}
+
+pub fn postgres_is_installed() -> bool {
+    postgres::binaries().is_ok()
+}
+
+pub fn rabbitmq_is_installed() -> bool {
+    rabbitmq::scripts().is_ok()
+}
+
+/// A port that nobody listens on right now.
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port())
+}

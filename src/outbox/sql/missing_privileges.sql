@@ -1,22 +1,30 @@
-SELECT format('GRANT %s TO %I', wanted.what, current_user) AS mend
-FROM (VALUES
-    ('USAGE ON SCHEMA outbox', has_schema_privilege('outbox', 'USAGE')),
-    ('SELECT ON outbox.message', has_table_privilege('outbox.message', 'SELECT')),
-    ('DELETE ON outbox.message', has_table_privilege('outbox.message', 'DELETE')),
-    ('UPDATE (sent_at) ON outbox.message', has_column_privilege('outbox.message', 'sent_at', 'UPDATE')),
-    ('SELECT, UPDATE ON outbox.lane',
-     has_table_privilege('outbox.lane', 'SELECT') AND has_table_privilege('outbox.lane', 'UPDATE')),
-    ('SELECT, INSERT, UPDATE, DELETE ON outbox.waiting',
-     has_table_privilege('outbox.waiting', 'SELECT') AND has_table_privilege('outbox.waiting', 'INSERT')
-     AND has_table_privilege('outbox.waiting', 'UPDATE') AND has_table_privilege('outbox.waiting', 'DELETE')),
-    ('SELECT, INSERT, UPDATE, DELETE ON outbox.dead',
-     has_table_privilege('outbox.dead', 'SELECT') AND has_table_privilege('outbox.dead', 'INSERT')
-     AND has_table_privilege('outbox.dead', 'UPDATE') AND has_table_privilege('outbox.dead', 'DELETE')),
-    ('SELECT, INSERT, UPDATE, DELETE ON outbox.relay',
-     has_table_privilege('outbox.relay', 'SELECT') AND has_table_privilege('outbox.relay', 'INSERT')
-     AND has_table_privilege('outbox.relay', 'UPDATE') AND has_table_privilege('outbox.relay', 'DELETE')),
-    ('SELECT ON outbox.migration', has_table_privilege('outbox.migration', 'SELECT')),
-    ('SELECT ON outbox.status', has_table_privilege('outbox.status', 'SELECT')),
-    ('EXECUTE ON FUNCTION outbox.measure()', has_function_privilege('outbox.measure()', 'EXECUTE'))
-) AS wanted (what, granted)
-WHERE NOT wanted.granted
+-- GRANT statements that this role lacks to run a relay. By object id: a name cannot even be looked up without USAGE.
+WITH table_ AS (
+    SELECT c.relname AS name, c.oid
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'outbox' AND c.relkind IN ('r', 'v')
+), wanted (what, granted) AS (
+    SELECT 'USAGE ON SCHEMA outbox', has_schema_privilege(n.oid, 'USAGE')
+    FROM pg_namespace n WHERE n.nspname = 'outbox'
+    UNION ALL
+    SELECT 'UPDATE (sent_at) ON outbox.message', has_column_privilege(t.oid, a.attnum, 'UPDATE')
+    FROM table_ t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = 'sent_at'
+    WHERE t.name = 'message'
+    UNION ALL
+    SELECT format('%s ON outbox.%s', p.privilege, t.name), has_table_privilege(t.oid, p.privilege)
+    FROM (VALUES ('message', 'SELECT'), ('message', 'DELETE'),
+                 ('lane', 'SELECT'), ('lane', 'UPDATE'),
+                 ('waiting', 'SELECT'), ('waiting', 'INSERT'), ('waiting', 'UPDATE'), ('waiting', 'DELETE'),
+                 ('dead', 'SELECT'), ('dead', 'INSERT'), ('dead', 'UPDATE'), ('dead', 'DELETE'),
+                 ('relay', 'SELECT'), ('relay', 'INSERT'), ('relay', 'UPDATE'), ('relay', 'DELETE'),
+                 ('operation', 'SELECT'), ('operation', 'INSERT'),
+                 ('migration', 'SELECT'), ('status', 'SELECT')) AS p (name, privilege)
+    JOIN table_ t ON t.name = p.name
+    UNION ALL
+    SELECT 'EXECUTE ON FUNCTION outbox.measure()', has_function_privilege(f.oid, 'EXECUTE')
+    FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
+    WHERE n.nspname = 'outbox' AND f.proname = 'measure'
+)
+SELECT format('GRANT %s TO %I', what, current_user) AS mend
+FROM wanted
+WHERE NOT granted

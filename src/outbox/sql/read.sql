@@ -56,7 +56,7 @@ WITH lane AS MATERIALIZED (
     FROM sized s
 )
 SELECT filed, lane, id, filed_message_id, key_hash, attempts, replay, scheduled, message_id,
-       aggregate_type, aggregate_id,
+       left(aggregate_type, 131073) AS aggregate_type, left(aggregate_id, 131073) AS aggregate_id,
        -- Longer ones are refused anyway; a gigabyte of name must not reach the relay to be refused.
        left(event_type, 256) AS event_type, left(content_type, 256) AS content_type,
        left(headers::text, 131073) AS headers,

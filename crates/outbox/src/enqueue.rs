@@ -1,0 +1,95 @@
+//! Writing events.
+
+use serde_json::Value;
+use tokio_postgres::GenericClient;
+use uuid::Uuid;
+
+use crate::event::{Body, Event, EventError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum EnqueueError {
+    #[error("event {message_id}: {source}")]
+    Event {
+        message_id: Uuid,
+        source: EventError,
+    },
+    #[error("cannot write to outbox.message: {0}")]
+    Database(#[from] tokio_postgres::Error),
+}
+
+/// One statement for any number of events, in their order. The two payloads, headers and times travel as text:
+/// a producer needs no type support of the driver for them.
+const INSERT: &str = "\
+    INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload, binary_payload, \
+                                content_type, headers, exchange, routing_key, available_at) \
+    SELECT e.message_id, e.aggregate_type, e.aggregate_id, e.event_type, e.payload::json, e.binary_payload, \
+           e.content_type, e.headers::json, e.exchange, e.routing_key, e.available_at \
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[], \
+                $9::text[], $10::text[], $11::timestamptz[]) WITH ORDINALITY \
+         AS e (message_id, aggregate_type, aggregate_id, event_type, payload, binary_payload, content_type, headers, \
+               exchange, routing_key, available_at, n) \
+    ORDER BY e.n";
+
+/// Writes one event in the caller's transaction and returns its message id.
+pub async fn enqueue(
+    transaction: &impl GenericClient,
+    event: &Event,
+) -> Result<Uuid, EnqueueError> {
+    enqueue_all(transaction, std::slice::from_ref(event)).await?;
+    Ok(event.message_id)
+}
+
+/// Writes events in one statement; positions follow the order of the slice. Nothing is written if one is refused.
+pub async fn enqueue_all(
+    transaction: &impl GenericClient,
+    events: &[Event],
+) -> Result<Vec<Uuid>, EnqueueError> {
+    for event in events {
+        let message_id = event.message_id;
+        event
+            .check()
+            .map_err(|source| EnqueueError::Event { message_id, source })?;
+    }
+    if events.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<Uuid> = events.iter().map(|e| e.message_id).collect();
+    let aggregate_types: Vec<&str> = events.iter().map(|e| e.aggregate_type.as_str()).collect();
+    let aggregate_ids: Vec<Option<&str>> =
+        events.iter().map(|e| e.aggregate_id.as_deref()).collect();
+    let event_types: Vec<&str> = events.iter().map(|e| e.event_type.as_str()).collect();
+    let (payloads, binary_payloads): (Vec<Option<&str>>, Vec<Option<&[u8]>>) = events
+        .iter()
+        .map(|e| match &e.body {
+            Body::Json(text) => (Some(text.as_str()), None),
+            Body::Bytes(bytes) => (None, Some(bytes.as_slice())),
+        })
+        .unzip();
+    let content_types: Vec<&str> = events.iter().map(|e| e.content_type.as_str()).collect();
+    let headers: Vec<Option<String>> = events
+        .iter()
+        .map(|e| (!e.headers.is_empty()).then(|| Value::Object(e.headers.clone()).to_string()))
+        .collect();
+    let exchanges: Vec<Option<&str>> = events.iter().map(|e| e.exchange.as_deref()).collect();
+    let routing_keys: Vec<Option<&str>> = events.iter().map(|e| e.routing_key.as_deref()).collect();
+    let available_at: Vec<_> = events.iter().map(|e| e.available_at).collect();
+    transaction
+        .execute(
+            INSERT,
+            &[
+                &ids,
+                &aggregate_types,
+                &aggregate_ids,
+                &event_types,
+                &payloads,
+                &binary_payloads,
+                &content_types,
+                &headers,
+                &exchanges,
+                &routing_keys,
+                &available_at,
+            ],
+        )
+        .await?;
+    Ok(ids)
+}

@@ -1,0 +1,292 @@
+//! An event, checked before it is written: what the relay would have to refuse is the developer's to see, not the
+//! operator's.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+/// Longest AMQP short string, in bytes.
+const SHORT: usize = 255;
+
+/// Something that happened to one aggregate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    pub(crate) message_id: Uuid,
+    pub(crate) aggregate_type: String,
+    pub(crate) aggregate_id: Option<String>,
+    pub(crate) event_type: String,
+    pub(crate) body: Body,
+    pub(crate) content_type: String,
+    pub(crate) headers: Map<String, Value>,
+    pub(crate) exchange: Option<String>,
+    pub(crate) routing_key: Option<String>,
+    pub(crate) available_at: Option<SystemTime>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Body {
+    Json(String),
+    Bytes(Vec<u8>),
+}
+
+/// What is wrong with an event; names the field and no content.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EventError {
+    #[error("{field} has {bytes} bytes; AMQP allows {SHORT}")]
+    TooLong { field: String, bytes: usize },
+    #[error("{field} holds a control character")]
+    ControlCharacter { field: String },
+    #[error("the header name \"{name}\" is reserved (x-*, CC, BCC, outbox-*)")]
+    ReservedHeader { name: String },
+    #[error("a header name is empty")]
+    EmptyHeaderName,
+    #[error("the header \"{name}\" is nested deeper than 4 levels")]
+    TooDeep { name: String },
+    #[error("the body is not JSON: {0}")]
+    NotJson(String),
+}
+
+impl Event {
+    /// Without a key, and with the body `null`. Its message id is drawn here and stays the same for ever.
+    pub fn new(aggregate_type: impl Into<String>, event_type: impl Into<String>) -> Self {
+        Self {
+            message_id: Uuid::new_v4(),
+            aggregate_type: aggregate_type.into(),
+            aggregate_id: None,
+            event_type: event_type.into(),
+            body: Body::Json("null".to_owned()),
+            content_type: "application/json".to_owned(),
+            headers: Map::new(),
+            exchange: None,
+            routing_key: None,
+            available_at: None,
+        }
+    }
+
+    /// Which aggregate. Events of one key are delivered in the order of their positions; without one there is no
+    /// order.
+    #[must_use]
+    pub fn key(mut self, aggregate_id: impl Into<String>) -> Self {
+        self.aggregate_id = Some(aggregate_id.into());
+        self
+    }
+
+    /// The body, as JSON.
+    pub fn json(mut self, body: &impl Serialize) -> Result<Self, EventError> {
+        let text = serde_json::to_string(body).map_err(|e| EventError::NotJson(e.to_string()))?;
+        self.body = Body::Json(text);
+        Ok(self)
+    }
+
+    /// The body as JSON text that is there already; it reaches the broker byte for byte.
+    pub fn raw_json(mut self, text: impl Into<String>) -> Result<Self, EventError> {
+        let text = text.into();
+        serde_json::from_str::<serde::de::IgnoredAny>(&text).map_err(|e| {
+            // The parser's own words may quote the body.
+            EventError::NotJson(format!("line {}, column {}", e.line(), e.column()))
+        })?;
+        self.body = Body::Json(text);
+        Ok(self)
+    }
+
+    /// The body as any bytes.
+    #[must_use]
+    pub fn bytes(mut self, content_type: impl Into<String>, bytes: Vec<u8>) -> Self {
+        self.content_type = content_type.into();
+        self.body = Body::Bytes(bytes);
+        self
+    }
+
+    /// Instead of the random one, for an id that the caller already has.
+    #[must_use]
+    pub fn message_id(mut self, id: Uuid) -> Self {
+        self.message_id = id;
+        self
+    }
+
+    /// An AMQP header: scalars, or trees of at most four levels.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.headers.insert(name.into(), value.into());
+        self
+    }
+
+    /// W3C trace context, so that a consumer's span continues this one.
+    #[must_use]
+    pub fn traceparent(self, traceparent: impl Into<String>) -> Self {
+        self.header("traceparent", traceparent.into())
+    }
+
+    /// Becomes the AMQP property.
+    #[must_use]
+    pub fn correlation_id(self, id: impl Into<String>) -> Self {
+        self.header("correlation_id", id.into())
+    }
+
+    /// Instead of the exchange and routing key that the relay is configured with.
+    #[must_use]
+    pub fn route(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
+        self.exchange = Some(exchange.into());
+        self.routing_key = Some(routing_key.into());
+        self
+    }
+
+    /// Not published before. A scheduled event leaves its key's order until then.
+    #[must_use]
+    pub fn available_at(mut self, at: SystemTime) -> Self {
+        self.available_at = Some(at);
+        self
+    }
+
+    pub fn id(&self) -> Uuid {
+        self.message_id
+    }
+
+    /// As it will reach the broker.
+    pub fn body(&self) -> &[u8] {
+        match &self.body {
+            Body::Json(text) => text.as_bytes(),
+            Body::Bytes(bytes) => bytes,
+        }
+    }
+
+    /// What the relay would refuse whatever its configuration.
+    pub fn check(&self) -> Result<(), EventError> {
+        for (field, text, limited) in [
+            ("aggregate_type", Some(&self.aggregate_type), false),
+            ("aggregate_id", self.aggregate_id.as_ref(), false),
+            ("event_type", Some(&self.event_type), true),
+            ("content_type", Some(&self.content_type), true),
+            ("exchange", self.exchange.as_ref(), true),
+            ("routing_key", self.routing_key.as_ref(), true),
+        ] {
+            let Some(text) = text else { continue };
+            if limited && text.len() > SHORT {
+                return Err(EventError::TooLong {
+                    field: field.to_owned(),
+                    bytes: text.len(),
+                });
+            }
+            if text.contains(char::is_control) {
+                return Err(EventError::ControlCharacter {
+                    field: field.to_owned(),
+                });
+            }
+        }
+        self.headers
+            .iter()
+            .try_for_each(|(name, value)| check_header(name, value))
+    }
+}
+
+fn check_header(name: &str, value: &Value) -> Result<(), EventError> {
+    if name.is_empty() {
+        return Err(EventError::EmptyHeaderName);
+    }
+    let field = || format!("the header name \"{}\"", name.escape_debug());
+    if name.len() > SHORT {
+        return Err(EventError::TooLong {
+            field: "a header name".to_owned(),
+            bytes: name.len(),
+        });
+    }
+    if name.contains(char::is_control) {
+        return Err(EventError::ControlCharacter { field: field() });
+    }
+    if name.starts_with("x-") || name == "CC" || name == "BCC" || name.starts_with("outbox-") {
+        return Err(EventError::ReservedHeader {
+            name: name.to_owned(),
+        });
+    }
+    // The headers object itself is the first level.
+    if depth(value) > 3 {
+        return Err(EventError::TooDeep {
+            name: name.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn event() -> Event {
+        Event::new("order", "created").key("1042")
+    }
+
+    #[test]
+    fn what_the_relay_takes_is_fine() {
+        let full = event()
+            .json(&json!({"a": 1}))
+            .unwrap()
+            .header("tenant", "blue")
+            .header("deep", json!({"a": [[1]]}))
+            .traceparent("00-1-2-01")
+            .correlation_id("c")
+            .route("audit", "a.b");
+        assert_eq!(full.check(), Ok(()));
+    }
+
+    #[test]
+    fn what_the_relay_would_refuse_is_refused_here_and_named() {
+        let long = "x".repeat(256);
+        for (bad, says) in [
+            (
+                Event::new("order", long.clone()),
+                "event_type has 256 bytes",
+            ),
+            (event().route(long.clone(), "k"), "exchange has 256 bytes"),
+            (
+                event().route("e", long.clone()),
+                "routing_key has 256 bytes",
+            ),
+            (
+                event().bytes(long.clone(), vec![]),
+                "content_type has 256 bytes",
+            ),
+            (
+                event().key("a\nb"),
+                "aggregate_id holds a control character",
+            ),
+            (event().header(long, 1), "a header name has 256 bytes"),
+            (event().header("", 1), "a header name is empty"),
+            (event().header("x-death", 1), "\"x-death\" is reserved"),
+            (event().header("CC", 1), "\"CC\" is reserved"),
+            (
+                event().header("outbox-key", 1),
+                "\"outbox-key\" is reserved",
+            ),
+            (
+                event().header("deep", json!([[[[1]]]])),
+                "nested deeper than 4 levels",
+            ),
+        ] {
+            let error = bad.check().unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn raw_json_keeps_its_bytes_and_must_be_json() {
+        let text = r#"{ "a" : 1e400, "a":2 }"#;
+        assert_eq!(event().raw_json(text).unwrap().body(), text.as_bytes());
+        let error = event().raw_json("{hunter2").unwrap_err().to_string();
+        assert!(
+            error.contains("line 1") && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,125 @@
+//! A process under test: started, watched by its log lines, signalled, awaited.
+
+use std::{
+    collections::VecDeque,
+    path::Path,
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+use crate::{Result, eventually};
+
+/// More lines than this are forgotten, oldest first.
+const LINES: usize = 5000;
+
+pub struct Daemon {
+    child: Child,
+    pid: u32,
+    lines: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Daemon {
+    /// With nothing of our environment but PATH and HOME.
+    pub fn start(program: &Path, args: &[&str], env: &[(String, String)]) -> Result<Self> {
+        let mut child = Command::new(program)
+            .args(args)
+            .env_clear()
+            .envs(
+                ["PATH", "HOME"]
+                    .into_iter()
+                    .filter_map(|name| Some((name, std::env::var_os(name)?))),
+            )
+            .envs(env.iter().map(|(k, v)| (k, v)))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let pid = child.id().ok_or("it ended at once")?;
+        let stderr = child.stderr.take().ok_or("no pipe")?;
+        let lines: Arc<Mutex<VecDeque<String>>> = Arc::default();
+        let seen = Arc::clone(&lines);
+        tokio::spawn(async move {
+            let mut stderr = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = stderr.next_line().await {
+                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                if seen.len() == LINES {
+                    seen.pop_front();
+                }
+                seen.push_back(line);
+            }
+        });
+        Ok(Self { child, pid, lines })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
+    }
+
+    /// Waits for a line that holds `text`, also among those already seen.
+    #[track_caller]
+    pub fn line(&self, text: &str, within: Duration) -> impl Future<Output = String> {
+        let (what, text) = (format!("a line with {text:?}"), text.to_owned());
+        eventually(&what, within, async move || {
+            self.lines().into_iter().find(|line| line.contains(&text))
+        })
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.pid.cast_signed()), signal)?)
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::SIGTERM)
+    }
+
+    /// SIGKILL, and waits for its end.
+    pub async fn kill(&mut self) -> Result<()> {
+        Ok(self.child.kill().await?)
+    }
+
+    pub async fn ended(&mut self, within: Duration) -> Result<ExitStatus> {
+        match tokio::time::timeout(within, self.child.wait()).await {
+            Ok(status) => Ok(status?),
+            Err(_) => Err(format!(
+                "it still runs after {within:?}:\n{}",
+                self.lines().join("\n")
+            )
+            .into()),
+        }
+    }
+}
+
+impl Drop for Daemon {
+    /// A failed test shows what the process under test said.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let lines = self.lines();
+            eprintln!("--- process {} said:", self.pid);
+            for line in &lines[lines.len().saturating_sub(60)..] {
+                eprintln!("{line}");
+            }
+        }
+    }
+}

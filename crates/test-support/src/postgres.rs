@@ -1,0 +1,274 @@
+//! A private PostgreSQL.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
+
+use crate::{
+    Result, ServerTls, free_port,
+    guard::{Account, Guarded},
+};
+
+const PASSWORD: &str = "postgres";
+const START: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Default)]
+pub struct PostgresOptions {
+    /// Lines of postgresql.conf.
+    pub settings: Vec<(String, String)>,
+    pub tls: Option<ServerTls>,
+}
+
+pub struct Postgres {
+    server: Option<Guarded>,
+    account: Account,
+    binaries: PathBuf,
+    folder: TempDir,
+    port: u16,
+}
+
+impl Postgres {
+    pub async fn start() -> Result<Self> {
+        Self::start_with(PostgresOptions::default()).await
+    }
+
+    pub async fn start_with(options: PostgresOptions) -> Result<Self> {
+        let binaries = binaries()?;
+        let account = Account::of("postgres")?;
+        let folder = tempfile::Builder::new().prefix("outboxd-pg-").tempdir()?;
+        account.own(folder.path())?;
+        let password = folder.path().join("password");
+        account.write(&password, PASSWORD, 0o600)?;
+        let data = folder.path().join("data");
+        let made = account
+            .command(binaries.join("initdb"))
+            .args([
+                "--no-sync",
+                "-A",
+                "scram-sha-256",
+                "-U",
+                "postgres",
+                "-E",
+                "UTF8",
+                "--locale=C.UTF-8",
+            ])
+            .arg(format!("--pwfile={}", password.display()))
+            .arg("-D")
+            .arg(&data)
+            .current_dir("/")
+            .output()?;
+        if !made.status.success() {
+            return Err(format!("initdb: {}", String::from_utf8_lossy(&made.stderr)).into());
+        }
+        let mut settings: Vec<(String, String)> = [
+            ("fsync", "off"),
+            ("max_connections", "200"),
+            ("listen_addresses", "127.0.0.1"),
+            ("log_min_messages", "warning"),
+        ]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into();
+        settings.push((
+            "unix_socket_directories".to_owned(),
+            folder.path().display().to_string(),
+        ));
+        if let Some(tls) = &options.tls {
+            account.write(&data.join("server.crt"), &tls.certificate_pem, 0o600)?;
+            account.write(&data.join("server.key"), &tls.key_pem, 0o600)?;
+            settings.push(("ssl".to_owned(), "on".to_owned()));
+            if let Some(ca) = &tls.client_ca_pem {
+                account.write(&data.join("ca.crt"), ca, 0o600)?;
+                settings.push(("ssl_ca_file".to_owned(), "ca.crt".to_owned()));
+                let hba = "local all all scram-sha-256\nhostssl all all all cert\n";
+                account.write(&data.join("pg_hba.conf"), hba, 0o600)?;
+            }
+        }
+        settings.extend(options.settings);
+        let lines: String = settings
+            .iter()
+            .map(|(k, v)| format!("{k} = '{v}'\n"))
+            .collect();
+        account.write(&data.join("postgresql.auto.conf"), &lines, 0o600)?;
+        let mut postgres = Self {
+            server: None,
+            account,
+            binaries,
+            folder,
+            port: free_port()?,
+        };
+        postgres.restart().await?;
+        Ok(postgres)
+    }
+
+    /// Starts it, on the same port and data, and waits until it takes connections.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.server = None;
+        let data = self.folder.path().join("data");
+        let (data, port) = (data.display().to_string(), self.port.to_string());
+        let log = self.folder.path().join("log");
+        let program = self.binaries.join("postgres");
+        let server = Guarded::start(
+            self.account,
+            &program,
+            &["-D", &data, "-p", &port],
+            &[],
+            &log,
+        )?;
+        let deadline = tokio::time::Instant::now() + START;
+        loop {
+            if self.connect_by_socket("postgres").await.is_ok() {
+                break;
+            }
+            if !server.is_running() || tokio::time::Instant::now() > deadline {
+                return Err(format!("PostgreSQL did not start:\n{}", server.log_tail()).into());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.server = Some(server);
+        Ok(())
+    }
+
+    /// Holds data, configuration and logs.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// As superuser, over TCP.
+    pub fn url(&self, database: &str) -> String {
+        self.url_for("postgres", PASSWORD, database)
+    }
+
+    pub fn url_for(&self, user: &str, password: &str, database: &str) -> String {
+        format!(
+            "postgres://{user}:{password}@127.0.0.1:{}/{database}",
+            self.port
+        )
+    }
+
+    /// As superuser; the connection ends with the client.
+    pub async fn connect(&self, database: &str) -> Result<Client> {
+        self.connect_by_socket(database).await
+    }
+
+    async fn connect_by_socket(&self, database: &str) -> Result<Client> {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host_path(self.folder.path())
+            .port(self.port)
+            .user("postgres")
+            .password(PASSWORD)
+            .dbname(database);
+        let (client, connection) = config.connect(NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// As superuser, several statements at once.
+    pub async fn execute(&self, database: &str, sql: &str) -> Result<()> {
+        Ok(self.connect(database).await?.batch_execute(sql).await?)
+    }
+
+    pub async fn create_database(&self, name: &str, owner: &str) -> Result<()> {
+        self.execute("postgres", &format!("CREATE DATABASE {name} OWNER {owner}"))
+            .await
+    }
+
+    /// A copy, in some ten milliseconds.
+    pub async fn copy_database(&self, name: &str, template: &str) -> Result<()> {
+        self.execute(
+            "postgres",
+            &format!("CREATE DATABASE {name} TEMPLATE {template}"),
+        )
+        .await
+    }
+
+    /// Plain psql with ON_ERROR_STOP, as a user would run it. Returns its output; fails with its errors.
+    pub fn psql(&self, user: &str, password: &str, database: &str, input: &str) -> Result<String> {
+        use std::io::Write;
+        let mut psql = Command::new(self.binaries.join("psql"))
+            .args([
+                "-X",
+                "-q",
+                "-A",
+                "-t",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &self.port.to_string(),
+            ])
+            .args(["-U", user, "-d", database, "-f", "-"])
+            .env("PGPASSWORD", password)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = psql.stdin.take() {
+            stdin.write_all(input.as_bytes())?;
+        }
+        let output = psql.wait_with_output()?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Fast shutdown.
+    pub async fn stop(&mut self) -> Result<()> {
+        if let Some(server) = self.server.take() {
+            server.signal(Signal::SIGINT)?;
+            server.ended(START).await;
+        }
+        Ok(())
+    }
+
+    /// SIGKILL to the postmaster and every backend, as when the machine loses power.
+    pub async fn kill(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.kill();
+            server.ended(START).await;
+        }
+        // A postmaster that died leaves it, and the next one may find another process under that number.
+        let _ = std::fs::remove_file(self.folder.path().join("data/postmaster.pid"));
+    }
+}
+
+/// `OUTBOXD_TEST_PG_BIN`, else the newest of Debian's, else where `initdb` is in the PATH.
+pub(crate) fn binaries() -> Result<PathBuf> {
+    if let Ok(path) = std::env::var("OUTBOXD_TEST_PG_BIN") {
+        return Ok(path.into());
+    }
+    let debian = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let newest = debian
+        .filter_map(|entry| {
+            Some((
+                entry.file_name().to_str()?.parse::<u32>().ok()?,
+                entry.path().join("bin"),
+            ))
+        })
+        .filter(|(_, path)| path.join("initdb").exists())
+        .max();
+    if let Some((_, path)) = newest {
+        return Ok(path);
+    }
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .find(|path| path.join("initdb").exists())
+        .ok_or_else(|| {
+            "no PostgreSQL server here: apt-get install postgresql, or set OUTBOXD_TEST_PG_BIN"
+                .into()
+        })
+}

@@ -1,0 +1,82 @@
+//! The servers start, die, come back, and leave nothing behind.
+
+use std::time::{Duration, Instant};
+
+use test_support::{Postgres, RabbitMq, eventually};
+
+fn processes(of: &str) -> usize {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter(|entry| {
+            std::fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(of))
+        })
+        .count()
+}
+
+#[tokio::test]
+async fn postgresql_starts_dies_comes_back_and_leaves_nothing() {
+    let began = Instant::now();
+    let mut postgres = Postgres::start().await.unwrap();
+    eprintln!("PostgreSQL started in {:?}", began.elapsed());
+    let place = postgres.folder().display().to_string();
+    postgres
+        .execute(
+            "postgres",
+            "CREATE TABLE t (a int); INSERT INTO t VALUES (7)",
+        )
+        .await
+        .unwrap();
+    postgres.stop().await.unwrap();
+    assert!(postgres.connect("postgres").await.is_err());
+    postgres.restart().await.unwrap();
+    postgres.kill().await;
+    assert!(postgres.connect("postgres").await.is_err());
+    postgres.restart().await.unwrap();
+    assert_eq!(
+        postgres
+            .psql("postgres", "postgres", "postgres", "SELECT a FROM t;")
+            .unwrap(),
+        "7\n"
+    );
+    assert!(
+        postgres
+            .psql("postgres", "postgres", "postgres", "SELECT 1/0;")
+            .is_err()
+    );
+    assert!(processes(&place) > 0);
+    drop(postgres);
+    eventually("every process to end", Duration::from_secs(5), async || {
+        (processes(&place) == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rabbitmq_starts_dies_comes_back_and_leaves_nothing() {
+    let began = Instant::now();
+    let mut broker = RabbitMq::start().await.unwrap();
+    eprintln!("RabbitMQ started in {:?}", began.elapsed());
+    let name = broker.folder().display().to_string();
+    broker
+        .create_vhosts(&["a".to_owned(), "b".to_owned()])
+        .await
+        .unwrap();
+    let url = broker.url("b");
+    lapin::Connection::connect(&url, lapin::ConnectionProperties::default())
+        .await
+        .unwrap();
+    broker.kill().await;
+    broker.restart().await.unwrap();
+    broker.stop().await.unwrap();
+    broker.restart().await.unwrap();
+    lapin::Connection::connect(&url, lapin::ConnectionProperties::default())
+        .await
+        .unwrap();
+    assert!(processes(&name) > 0);
+    drop(broker);
+    eventually("every process to end", Duration::from_secs(5), async || {
+        (processes(&name) == 0).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,250 @@
+//! The section `database`: what is fixed at start, and what is read again at every connect.
+
+use std::{path::PathBuf, time::Duration};
+
+use tokio_postgres::config::{Host, SslMode};
+
+use super::{ConfigError, Secret, secret};
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Database {
+    /// For messages: `database.`, or `source.0.database.`.
+    pub(super) section: String,
+    pub(super) url: Url,
+    pub password_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    pub connect_timeout: Duration,
+    pub statement_timeout: Duration,
+    pub lock_timeout: Duration,
+    pub idle_in_transaction_timeout: Duration,
+    pub prepared_statements: bool,
+    pub listen: bool,
+    pub allow_plaintext: bool,
+}
+
+/// A URL is a secret: it may hold a password.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Url {
+    Value(Secret),
+    File(PathBuf),
+    /// The command at hand does not need it.
+    None,
+}
+
+impl Url {
+    pub(super) fn current(&self, section: &str) -> Result<Secret, ConfigError> {
+        match self {
+            Self::Value(url) => Ok(url.clone()),
+            Self::File(path) => secret::read_file(path)
+                .map_err(|problem| ConfigError::new(format!("{section}url_file"), problem)),
+            Self::None => Err(ConfigError::new(format!("{section}url"), "is not set")),
+        }
+    }
+
+    pub(super) fn key(&self, section: &str) -> String {
+        match self {
+            Self::File(_) => format!("{section}url_file"),
+            Self::Value(_) | Self::None => format!("{section}url"),
+        }
+    }
+}
+
+impl Database {
+    /// Where and how to connect now: files of secrets are read again. `get_ssl_mode` is `Disable`, `Prefer`, or
+    /// `Require`, which verifies the chain and the host's name.
+    pub fn current(&self) -> Result<tokio_postgres::Config, ConfigError> {
+        let key = self.url.key(&self.section);
+        let url = self.url.current(&self.section)?;
+        let (url, asked) = without_verify_modes(url.expose());
+        let problem = |problem: &str| ConfigError::new(key.clone(), problem);
+        // The parser's words could quote a part of a password that was not encoded.
+        let mut config: tokio_postgres::Config = url.parse().map_err(|_| {
+            problem(
+                "is not a PostgreSQL URL (postgres://user:password@host:5432/database?sslmode=verify-full) or \
+                 key=value text; in a URL, write a special character of a password as %XX",
+            )
+        })?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(problem("names no host"));
+        }
+        if config.get_user().is_none() {
+            return Err(problem("names no user"));
+        }
+        if let Some(path) = &self.password_file {
+            let name = format!("{}password_file", self.section);
+            if config.get_password().is_some() {
+                return Err(ConfigError::new(
+                    name,
+                    format!("the password is in {key} as well; give it once"),
+                ));
+            }
+            let password =
+                secret::read_file(path).map_err(|problem| ConfigError::new(name, problem))?;
+            config.password(password.expose());
+        }
+        let local = is_local(&config);
+        let mode = match asked.as_deref() {
+            None if local && self.ca_file.is_none() && self.cert_file.is_none() => SslMode::Disable,
+            None => SslMode::Require,
+            Some(_) => config.get_ssl_mode(),
+        };
+        if mode != SslMode::Require && !local && !self.allow_plaintext {
+            return Err(ConfigError::new(
+                key,
+                format!(
+                    "sslmode={} to another host is plaintext, or may become it; use sslmode=verify-full, or set \
+                     {}allow_plaintext = true",
+                    asked.unwrap_or_default(),
+                    self.section
+                ),
+            ));
+        }
+        config.ssl_mode(mode);
+        Ok(config)
+    }
+}
+
+/// Every place it may connect to is this host: loopback, or a socket in the file system.
+fn is_local(config: &tokio_postgres::Config) -> bool {
+    let by_address = config.get_hostaddrs();
+    if !by_address.is_empty() {
+        return by_address.iter().all(std::net::IpAddr::is_loopback);
+    }
+    config.get_hosts().iter().all(|host| match host {
+        Host::Unix(_) => true,
+        Host::Tcp(name) => {
+            name.eq_ignore_ascii_case("localhost")
+                || name
+                    .parse::<std::net::IpAddr>()
+                    .is_ok_and(|ip| ip.is_loopback())
+        }
+    })
+}
+
+/// The driver knows `require` alone, which here always verifies: `verify-ca` and `verify-full` become it. Also
+/// returns the mode that was asked for.
+fn without_verify_modes(url: &str) -> (String, Option<String>) {
+    const NAME: &str = "sslmode=";
+    let mut from = 0;
+    while let Some(at) = url[from..].find(NAME).map(|at| from + at) {
+        from = at + NAME.len();
+        let starts_a_word =
+            at == 0 || url[..at].ends_with(['?', '&']) || url[..at].ends_with(char::is_whitespace);
+        if !starts_a_word {
+            continue;
+        }
+        let rest = &url[from..];
+        let end = rest
+            .find(|c: char| c == '&' || c.is_whitespace())
+            .unwrap_or(rest.len());
+        let mode = rest[..end].trim_matches('\'').to_owned();
+        if mode == "verify-ca" || mode == "verify-full" {
+            return (
+                format!("{}require{}", &url[..from], &rest[end..]),
+                Some(mode),
+            );
+        }
+        return (url.to_owned(), Some(mode));
+    }
+    (url.to_owned(), None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn database(url: &str) -> Database {
+        Database {
+            section: "database.".to_owned(),
+            url: Url::Value(Secret::new(url)),
+            password_file: None,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(30),
+            lock_timeout: Duration::from_secs(5),
+            idle_in_transaction_timeout: Duration::from_secs(60),
+            prepared_statements: true,
+            listen: true,
+            allow_plaintext: false,
+        }
+    }
+
+    #[test]
+    fn tls_is_verified_to_other_hosts_and_left_out_on_this_one() {
+        let mode = |url: &str| database(url).current().map(|c| c.get_ssl_mode());
+        for (url, expected) in [
+            ("postgres://u:p@127.0.0.1/db", SslMode::Disable),
+            ("postgres://u:p@localhost/db", SslMode::Disable),
+            ("host=/run/postgresql user=u", SslMode::Disable),
+            (
+                "postgres://u:p@127.0.0.1/db?sslmode=prefer",
+                SslMode::Prefer,
+            ),
+            (
+                "postgres://u:p@127.0.0.1/db?sslmode=verify-full",
+                SslMode::Require,
+            ),
+            ("postgres://u:p@db.example/db", SslMode::Require),
+            ("postgres://u:p@127.0.0.1,db.example/db", SslMode::Require),
+            (
+                "postgres://u:p@db.example/db?application_name=x&sslmode=verify-ca",
+                SslMode::Require,
+            ),
+            (
+                "host=db.example user=u sslmode='verify-full' dbname=db",
+                SslMode::Require,
+            ),
+            ("host=localhost hostaddr=10.0.0.1 user=u", SslMode::Require),
+        ] {
+            assert_eq!(mode(url).unwrap(), expected, "{url}");
+        }
+        for mode in ["disable", "prefer"] {
+            let mut remote = database(&format!("postgres://u:p@db.example/db?sslmode={mode}"));
+            let error = remote.current().unwrap_err().to_string();
+            assert!(
+                error.starts_with("database.url: sslmode=") && error.contains("allow_plaintext"),
+                "{error}"
+            );
+            remote.allow_plaintext = true;
+            assert!(remote.current().is_ok());
+        }
+        let with_ca = Database {
+            ca_file: Some("/ca.pem".into()),
+            ..database("postgres://u:p@localhost/db")
+        };
+        assert_eq!(with_ca.current().unwrap().get_ssl_mode(), SslMode::Require);
+    }
+
+    #[test]
+    fn a_password_that_holds_sslmode_is_no_mode() {
+        let found = without_verify_modes("postgres://u:xsslmode=verify-full@h/db");
+        assert_eq!(
+            found,
+            ("postgres://u:xsslmode=verify-full@h/db".to_owned(), None)
+        );
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_used_is_refused_without_being_quoted() {
+        for (url, says) in [
+            (
+                "postgres://u:hunt er2@h/db?nope=1",
+                "is not a PostgreSQL URL",
+            ),
+            ("user=u password=hunter2", "names no host"),
+            ("postgres://h/hunter2", "names no user"),
+            ("mysql://u:hunter2@h/db", "is not a PostgreSQL URL"),
+            (
+                "postgres://u:hunter2@h/db?sslmode=allow",
+                "is not a PostgreSQL URL",
+            ),
+        ] {
+            let error = database(url).current().unwrap_err().to_string();
+            assert!(error.contains(says) && !error.contains("hunt"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! From file, environment and flags to one value a key.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use config::{Environment, File, FileFormat, Map, Source as _, Value, ValueKind};
+
+use super::{ConfigError, LoadOptions};
+
+const DEFAULT_FILE: &str = "config/outboxd.toml";
+const PREFIX: &str = "OUTBOXD";
+
+/// A value, and where it was found.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub kind: ValueKind,
+    /// For people: a file's path, an environment variable, a flag.
+    pub origin: String,
+}
+
+/// Dotted keys; an item of an array of tables is `source.0.name`.
+pub(super) type Values = BTreeMap<String, Found>;
+
+pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
+    let mut values = Values::new();
+    let mut problems = Vec::new();
+    let file = options.file.or_else(|| {
+        Path::new(DEFAULT_FILE)
+            .exists()
+            .then(|| PathBuf::from(DEFAULT_FILE))
+    });
+    if let Some(path) = file {
+        match file_values(&path) {
+            Ok(table) => flatten("", table, &format!("in {}", path.display()), &mut values),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    for (variable, key) in [("DATABASE_URL", "database.url"), ("AMQP_URL", "broker.url")] {
+        if let Some(url) = options.env.get(variable).filter(|url| !url.is_empty()) {
+            let found = Found {
+                kind: ValueKind::String(url.clone()),
+                origin: format!("from {variable}"),
+            };
+            values.insert(key.to_owned(), found);
+        }
+    }
+    // With the separator behind the prefix too: Kubernetes injects OUTBOXD_PORT for a Service of that name.
+    // Without try_parsing: it would turn the password 00123 into 123.
+    let environment = Environment::with_prefix(PREFIX)
+        .prefix_separator("__")
+        .separator("__")
+        .source(Some(options.env.into_iter().collect()));
+    match environment.collect() {
+        Ok(map) => {
+            for (key, value) in map {
+                let origin = format!("from {PREFIX}__{}", key.replace('.', "__").to_uppercase());
+                values.insert(
+                    key,
+                    Found {
+                        kind: value.kind,
+                        origin,
+                    },
+                );
+            }
+        }
+        Err(_) => problems.push(ConfigError::new(
+            "environment",
+            "a variable that begins with OUTBOXD__ cannot be read",
+        )),
+    }
+    for (key, value) in options.overrides {
+        let origin = format!("from --set {key}");
+        values.insert(
+            key,
+            Found {
+                kind: ValueKind::String(value),
+                origin,
+            },
+        );
+    }
+    (values, problems)
+}
+
+fn file_values(path: &Path) -> Result<Map<String, Value>, ConfigError> {
+    let named = |problem: String| ConfigError::new(path.display().to_string(), problem);
+    let text = std::fs::read_to_string(path).map_err(|e| named(format!("cannot be read: {e}")))?;
+    // Parsed once before, for the position alone: a parse error that quotes the line could show a password.
+    if let Err(error) = text.parse::<toml::Table>() {
+        let at = error.span().map_or(0, |span| span.start);
+        let line = text.get(..at).unwrap_or_default().matches('\n').count() + 1;
+        return Err(named(format!(
+            "line {line} is not TOML: {}",
+            error.message()
+        )));
+    }
+    File::from_str(&text, FileFormat::Toml)
+        .collect()
+        .map_err(|_| named("is not TOML".to_owned()))
+}
+
+fn flatten(prefix: &str, table: Map<String, Value>, origin: &str, into: &mut Values) {
+    for (name, value) in table {
+        let key = if prefix.is_empty() {
+            name
+        } else {
+            format!("{prefix}.{name}")
+        };
+        match value.kind {
+            ValueKind::Table(inner) => flatten(&key, inner, origin, into),
+            ValueKind::Array(items)
+                if items
+                    .iter()
+                    .any(|item| matches!(item.kind, ValueKind::Table(_))) =>
+            {
+                for (i, item) in items.into_iter().enumerate() {
+                    match item.kind {
+                        ValueKind::Table(inner) => {
+                            flatten(&format!("{key}.{i}"), inner, origin, into)
+                        }
+                        kind => {
+                            into.insert(
+                                format!("{key}.{i}"),
+                                Found {
+                                    kind,
+                                    origin: origin.to_owned(),
+                                },
+                            );
+                        }
+                    }
+                }
+            }
+            kind => {
+                into.insert(
+                    key,
+                    Found {
+                        kind,
+                        origin: origin.to_owned(),
+                    },
+                );
+            }
+        }
+    }
+}

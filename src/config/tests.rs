@@ -1,0 +1,269 @@
+//! Fixtures: every file of `tests/config/valid` loads; every file of `tests/config/invalid` is refused with the text
+//! of its first line, and never quotes a password.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use super::*;
+
+const BOTH: Needs = Needs {
+    database: true,
+    broker: true,
+};
+
+fn load(
+    file: Option<&Path>,
+    env: &[(&str, &str)],
+    overrides: &[(&str, &str)],
+) -> Result<Config, ConfigErrors> {
+    let owned = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
+    Config::load(LoadOptions {
+        file: file.map(Path::to_owned),
+        env: env.iter().map(owned).collect::<BTreeMap<_, _>>(),
+        overrides: overrides.iter().map(owned).collect(),
+        needs: BOTH,
+    })
+}
+
+fn fixtures(folder: &str) -> Vec<std::path::PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/config")
+        .join(folder);
+    let files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert!(!files.is_empty());
+    files
+}
+
+fn fixture(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/config")
+        .join(name)
+}
+
+const URLS: [(&str, &str); 2] = [
+    ("DATABASE_URL", "postgres://relay:hunter2@localhost/shop"),
+    ("AMQP_URL", "amqp://relay:hunter2@localhost"),
+];
+
+fn with(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    URLS.iter().copied().chain(more.iter().copied()).collect()
+}
+
+#[test]
+fn every_valid_fixture_loads() {
+    for file in fixtures("valid") {
+        let env: &[_] = if file.ends_with("empty.toml") {
+            &URLS
+        } else {
+            &[]
+        };
+        load(Some(&file), env, &[]).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    }
+}
+
+#[test]
+fn every_invalid_fixture_is_refused_with_its_own_words() {
+    for file in fixtures("invalid") {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let says = text
+            .lines()
+            .next()
+            .unwrap()
+            .strip_prefix("# says: ")
+            .unwrap();
+        let error = load(Some(&file), &[], &[]).unwrap_err().to_string();
+        assert!(error.contains(says), "{}: {error}", file.display());
+        assert!(!error.contains("hunter2"), "{}: {error}", file.display());
+    }
+}
+
+#[test]
+fn the_shipped_file_holds_the_defaults_and_is_generated() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/outboxd.toml");
+    assert_eq!(
+        std::fs::read_to_string(&shipped).unwrap(),
+        keys::example(),
+        "run `cargo xtask docs`"
+    );
+    assert_eq!(
+        load(Some(&shipped), &URLS, &[]).unwrap(),
+        load(Some(&fixture("valid/empty.toml")), &URLS, &[]).unwrap()
+    );
+}
+
+#[test]
+fn the_reference_is_generated() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    assert_eq!(
+        std::fs::read_to_string(file).unwrap(),
+        keys::reference(),
+        "run `cargo xtask docs`"
+    );
+}
+
+#[test]
+fn the_defaults_are_the_contracted_ones() {
+    let config = load(Some(&fixture("valid/empty.toml")), &URLS, &[]).unwrap();
+    assert_eq!(config.relay.workers, 4);
+    assert_eq!(config.relay.batch_size, 500);
+    assert_eq!(config.relay.confirm_timeout, Duration::from_secs(30));
+    assert_eq!(config.relay.ordering, Ordering::Strict);
+    assert_eq!(config.routing.exchange, "events");
+    assert_eq!(config.retention.sent, Duration::from_secs(7 * 24 * 3600));
+    assert_eq!(config.admin.listen, Some("127.0.0.1:9464".parse().unwrap()));
+    assert_eq!(config.sources[0].name, "default");
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let file = fixture("valid/everything.toml");
+    let workers = |env: &[(&str, &str)], set: &[(&str, &str)]| {
+        load(Some(&file), env, set).unwrap().relay.workers
+    };
+    assert_eq!(workers(&[], &[]), 2);
+    assert_eq!(workers(&[("OUTBOXD__RELAY__WORKERS", "3")], &[]), 3);
+    assert_eq!(
+        workers(
+            &[("OUTBOXD__RELAY__WORKERS", "3")],
+            &[("relay.workers", "5")]
+        ),
+        5
+    );
+}
+
+#[test]
+fn the_environment_alone_is_enough() {
+    let env = with(&[
+        ("OUTBOXD__BROKER__URL", "amqp://relay:00123@localhost"),
+        ("OUTBOXD__ROUTING__ALLOWED_EXCHANGES", "audit, events"),
+        ("OUTBOXD__BROKER__DECLARE", "true"),
+        ("OUTBOXD__ADMIN__LISTEN", "off"),
+        // What Kubernetes injects for a Service named outboxd.
+        ("OUTBOXD_PORT", "tcp://10.0.0.1:9464"),
+        ("OUTBOXD_SERVICE_HOST", "10.0.0.1"),
+    ]);
+    let config = load(Some(&fixture("valid/empty.toml")), &env, &[]).unwrap();
+    let broker = config.sources[0].broker.current().unwrap();
+    assert_eq!(
+        broker.password.unwrap().expose(),
+        "00123",
+        "text stays text"
+    );
+    assert_eq!(
+        config.routing.allowed_exchanges.unwrap(),
+        ["audit", "events"]
+    );
+    assert!(config.sources[0].broker.declare);
+    assert_eq!(config.admin.listen, None);
+}
+
+#[test]
+fn an_unknown_variable_is_an_error_that_guesses() {
+    let error = load(
+        Some(&fixture("valid/empty.toml")),
+        &with(&[("OUTBOXD__RELAY__WORKER", "hunter2")]),
+        &[],
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains(
+            "relay.worker: unknown key from OUTBOXD__RELAY__WORKER; did you mean relay.workers?"
+        ),
+        "{error}"
+    );
+    assert!(!error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn all_problems_are_told_at_once() {
+    let set = [
+        ("relay.workers", "0"),
+        ("relay.batch_size", "x"),
+        ("nope", "1"),
+    ];
+    let errors = load(Some(&fixture("valid/empty.toml")), &[], &set)
+        .unwrap_err()
+        .0;
+    let keys: Vec<_> = errors.iter().map(|e| e.key.as_str()).collect();
+    assert_eq!(
+        keys,
+        [
+            "relay.workers",
+            "relay.batch_size",
+            "database.url",
+            "broker.url",
+            "nope"
+        ]
+    );
+}
+
+#[test]
+fn a_source_takes_what_it_leaves_out_from_the_common_sections() {
+    let config = load(Some(&fixture("valid/sources.toml")), &[], &[]).unwrap();
+    let [orders, billing] = &config.sources[..] else {
+        panic!("two sources")
+    };
+    assert_eq!(
+        (orders.name.as_str(), billing.name.as_str()),
+        ("orders", "billing")
+    );
+    assert_eq!(orders.database.lock_timeout, Duration::from_secs(1));
+    assert_eq!(billing.database.lock_timeout, Duration::from_secs(2));
+    assert_eq!(orders.broker.current().unwrap().vhost, "/");
+    assert_eq!(billing.broker.current().unwrap().vhost, "billing");
+    assert_eq!(
+        billing.database.current().unwrap().get_dbname(),
+        Some("billing")
+    );
+}
+
+#[test]
+fn debug_of_the_whole_configuration_shows_no_secret() {
+    let config = load(Some(&fixture("valid/empty.toml")), &URLS, &[]).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_certificate_that_expired_or_belongs_to_another_key_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let key = || rcgen::KeyPair::generate().unwrap();
+    let (one, other) = (key(), key());
+    let good = rcgen::CertificateParams::new(vec!["relay".to_owned()]).unwrap();
+    let mut old = good.clone();
+    old.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    let good = write("good.pem", good.self_signed(&one).unwrap().pem());
+    let old = write("old.pem", old.self_signed(&one).unwrap().pem());
+    let one = write("one.key", one.serialize_pem());
+    let other = write("other.key", other.serialize_pem());
+
+    let refused = |set: &[(&str, &str)]| {
+        let amqps = [("AMQP_URL", "amqps://relay:p@localhost"), URLS[0]];
+        load(Some(&fixture("valid/empty.toml")), &amqps, set)
+            .err()
+            .map(|e| e.to_string())
+            .unwrap_or_default()
+    };
+    assert_eq!(
+        refused(&[("broker.cert_file", &good), ("broker.key_file", &one)]),
+        ""
+    );
+    let mismatch = refused(&[("broker.cert_file", &good), ("broker.key_file", &other)]);
+    assert!(
+        mismatch.contains("broker.cert_file: the certificate and key do not work together"),
+        "{mismatch}"
+    );
+    let expired = refused(&[("broker.cert_file", &old), ("broker.key_file", &one)]);
+    assert!(expired.contains("expired on"), "{expired}");
+    let authority = refused(&[("broker.ca_file", &old)]);
+    assert!(
+        authority.contains("broker.ca_file: ") && authority.contains("expired on"),
+        "{authority}"
+    );
+}

@@ -1,0 +1,307 @@
+//! The broker's answers: returned, nacked, refused.
+
+use std::time::Duration;
+
+use lapin::types::AMQPValue;
+
+use crate::world::{SOON, own_world, world};
+
+/// The trap of pipelined mandatory publishes: a return that is paired with another message's confirm.
+#[tokio::test]
+async fn unroutable_mixed_into_good_is_told_apart_in_a_hundred_batches() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    let _relay = world.relay(&[
+        ("OUTBOXD__RELAY__BATCH_SIZE", "200"),
+        ("OUTBOXD__RELAY__MAX_ATTEMPTS", "1"),
+        ("OUTBOXD__RELAY__ORDERING", "pipelined"),
+    ]);
+    for batch in 0..100 {
+        world
+            .client
+            .execute(
+                "INSERT INTO outbox.message (aggregate_type, event_type, payload) \
+                 SELECT 'order', CASE WHEN i % 10 = $1 % 10 THEN 'nobody' ELSE 'good' END, '1' \
+                 FROM generate_series(0, 199) i",
+                &[&batch],
+            )
+            .await
+            .unwrap();
+    }
+    world
+        .until(
+            "all to be decided",
+            "outbox.dead WHERE reason = 'unroutable'",
+            2000,
+        )
+        .await;
+    consumer.until(18_000).await;
+    world.drained().await;
+    let wrong = "outbox.message m LEFT JOIN outbox.dead d USING (lane, id) \
+                 WHERE (m.event_type = 'nobody') IS DISTINCT FROM (d.id IS NOT NULL) \
+                    OR (m.event_type = 'good') IS DISTINCT FROM (m.sent_at IS NOT NULL)";
+    assert_eq!(
+        world.count(wrong).await,
+        0,
+        "each message has its own answer"
+    );
+    assert_eq!(consumer.len(), 18_000);
+}
+
+#[tokio::test]
+async fn an_unroutable_message_is_tried_again_and_then_dead_with_its_reason() {
+    let world = world().await;
+    world.declare_exchange("events").await;
+    let _relay = world.relay(&[("OUTBOXD__RELAY__MAX_ATTEMPTS", "4")]);
+    let id = world.commit(&[(Some("1"), "nobody", "{}")]).await[0];
+    world.until("its death", "outbox.dead", 1).await;
+    let row = world
+        .client
+        .query_one(
+            "SELECT reason, attempts, last_error, message_id FROM outbox.dead",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        (row.get::<_, &str>(0), row.get::<_, i32>(1)),
+        ("unroutable", 4)
+    );
+    assert!(row.get::<_, &str>(2).contains("NO_ROUTE"));
+    assert_eq!(row.get::<_, uuid::Uuid>(3), id);
+    assert_eq!(
+        world
+            .count("outbox.message WHERE sent_at IS NOT NULL")
+            .await,
+        0,
+        "never marked sent"
+    );
+}
+
+#[tokio::test]
+async fn a_later_attempt_says_which_one_it_is() {
+    let world = world().await;
+    world.declare_exchange("events").await;
+    let relay = world.relay(&[]);
+    world.commit(&[(Some("1"), "created", "{}")]).await;
+    relay.line("not delivered; it is tried again", SOON).await;
+    let consumer = world.consumer().await;
+    let seen = consumer.until(1).await.remove(0);
+    assert!(
+        matches!(seen.header("outbox-attempt"), Some(AMQPValue::LongLongInt(n)) if n >= 2),
+        "{seen:?}"
+    );
+}
+
+#[tokio::test]
+async fn without_mandatory_an_unroutable_message_counts_as_sent() {
+    let world = world().await;
+    world.declare_exchange("events").await;
+    let _relay = world.relay(&[("OUTBOXD__ROUTING__MANDATORY", "false")]);
+    world.commit(&[(None, "nobody", "{}")]).await;
+    world
+        .until("the mark", "outbox.message WHERE sent_at IS NOT NULL", 1)
+        .await;
+}
+
+#[tokio::test]
+async fn a_full_queue_nacks_and_drains_when_there_is_room_and_nothing_dies() {
+    let world = world().await;
+    let limits = [
+        ("x-max-length", AMQPValue::LongInt(5)),
+        ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+    ];
+    world.bind("small", "#", &limits).await;
+    let relay = world.relay(&[("OUTBOXD__RELAY__MAX_ATTEMPTS", "3")]);
+    world.commit_many(60, 60).await;
+    relay.line("nacked", SOON).await;
+    // Long enough for three attempts to be over for all of them, were they counted.
+    world
+        .until(
+            "everything else to wait",
+            "outbox.waiting WHERE reason = 'nacked' AND attempts >= 2",
+            55,
+        )
+        .await;
+    let consumer = world.consume("small").await;
+    consumer.until(60).await;
+    world.drained().await;
+    assert_eq!(world.count("outbox.dead").await, 0);
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean(), "{report}");
+}
+
+#[tokio::test]
+async fn a_missing_exchange_fails_only_its_own_messages() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000")]);
+    for n in 0..40 {
+        world.insert(None, "good", &n.to_string(), "").await;
+        world
+            .insert(None, "lost", &n.to_string(), "exchange = 'not-there'")
+            .await;
+    }
+    consumer.until(40).await;
+    world
+        .until(
+            "the others to wait",
+            "outbox.waiting WHERE reason = 'exchange_missing'",
+            40,
+        )
+        .await;
+    // The good ones paid no attempt for their neighbours.
+    assert!(
+        consumer
+            .seen()
+            .iter()
+            .all(|m| m.header("outbox-attempt").is_none())
+    );
+    assert!(
+        world
+            .count("outbox.waiting WHERE last_error LIKE '%not-there%'")
+            .await
+            == 40,
+        "the broker's words are kept"
+    );
+    world.declare_exchange("not-there").await;
+    let channel = world.channel().await;
+    use crate::world::short;
+    channel
+        .queue_bind(
+            short("all"),
+            short("not-there"),
+            short("#"),
+            Default::default(),
+            Default::default(),
+        )
+        .await
+        .unwrap();
+    consumer.until(80).await;
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean(), "{report}");
+}
+
+#[tokio::test]
+async fn a_revoked_write_permission_stops_only_its_exchange_and_comes_back_without_restart() {
+    let world = own_world().await;
+    let consumer = world.consumer().await;
+    world.declare_exchange("closed").await;
+    world
+        .rabbitmq()
+        .ctl(&["add_user", "relay", "relay"])
+        .await
+        .unwrap();
+    let allow = async |pattern: &str| {
+        world
+            .rabbitmq()
+            .ctl(&["set_permissions", "relay", "", pattern, ""])
+            .await
+            .unwrap();
+    };
+    allow("^(events|amq\\.default)$").await;
+    let url = world.rabbitmq().url_for("relay", "relay", "/");
+    let _relay = world.relay(&[("AMQP_URL", &url), ("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000")]);
+    world
+        .insert(None, "a", "1", "exchange = 'closed'; routing_key = 'x'")
+        .await;
+    world.insert(None, "b", "2", "").await;
+    consumer.until(1).await;
+    world
+        .until(
+            "the refusal",
+            "outbox.waiting WHERE reason = 'access_refused'",
+            1,
+        )
+        .await;
+    let channel = world.channel().await;
+    use crate::world::short;
+    channel
+        .queue_bind(
+            short("all"),
+            short("closed"),
+            short("#"),
+            Default::default(),
+            Default::default(),
+        )
+        .await
+        .unwrap();
+    allow(".*").await;
+    consumer.until(2).await;
+    world.drained().await;
+}
+
+/// A body above the broker's own limit closes the channel; its neighbours keep their first attempt.
+#[tokio::test]
+async fn a_message_that_the_broker_finds_impossible_dies_alone() {
+    use test_support::{RabbitMq, RabbitMqOptions};
+    let mut world = own_world().await;
+    let options = RabbitMqOptions {
+        config: vec!["max_message_size = 1000".to_owned()],
+        ..RabbitMqOptions::default()
+    };
+    world.own().rabbitmq = RabbitMq::start_with(options).await.unwrap();
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    relay.line("relay started", SOON).await;
+    for n in 0..10 {
+        world.insert(None, "good", &n.to_string(), "").await;
+    }
+    let big = format!("\"{}\"", "x".repeat(2000));
+    let poison = world.insert(None, "big", &big, "").await;
+    for n in 0..10 {
+        world.insert(None, "good", &n.to_string(), "").await;
+    }
+    consumer.until(20).await;
+    world
+        .until(
+            "its death",
+            "outbox.dead WHERE reason = 'precondition_failed'",
+            1,
+        )
+        .await;
+    assert_eq!(
+        world.reason(poison).await.as_deref(),
+        Some("precondition_failed")
+    );
+    assert!(
+        consumer
+            .seen()
+            .iter()
+            .all(|m| m.header("outbox-attempt").is_none())
+    );
+}
+
+#[tokio::test]
+async fn a_backlog_of_poison_lets_healthy_messages_flow() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    world
+        .client
+        .execute(
+            "INSERT INTO outbox.message (aggregate_type, event_type, payload) \
+             SELECT 'order', 'nobody', '1' FROM generate_series(1, 5000)",
+            &[],
+        )
+        .await
+        .unwrap();
+    let _relay = world.relay(&[
+        ("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000000"),
+        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1s"),
+        ("OUTBOXD__RELAY__BACKOFF_MAX", "2s"),
+    ]);
+    world
+        .until("all of it to wait", "outbox.waiting", 5000)
+        .await;
+    let began = std::time::Instant::now();
+    world.insert(Some("1"), "good", "1", "").await;
+    consumer.until(1).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+}

@@ -1,0 +1,553 @@
+//! The operator's commands.
+
+use serde_json::Value;
+
+use crate::world::{SOON, World, world};
+
+async fn json(world: &World, args: &[&str]) -> Value {
+    let run = world.outboxd(args, &[]).await;
+    assert_eq!(run.code, 0, "{args:?}: {}", run.stderr);
+    serde_json::from_str(&run.stdout).unwrap()
+}
+
+async fn ok(world: &World, args: &[&str]) -> String {
+    let run = world.outboxd(args, &[]).await;
+    assert_eq!(run.code, 0, "{args:?}: {}", run.stderr);
+    run.stdout
+}
+
+#[tokio::test]
+async fn migrate_applies_once_says_what_it_would_do_and_refuses_what_it_does_not_know() {
+    let world = world().await;
+    let empty = format!("{}_empty", world.database);
+    world
+        .postgres()
+        .create_database(&empty, "owner")
+        .await
+        .unwrap();
+    let url = world.postgres().url_for("owner", "owner", &empty);
+    let migrate = async |args: &[&str]| world.outboxd(args, &[("DATABASE_URL", &url)]).await;
+
+    let before = migrate(&["status"]).await;
+    assert_eq!(before.code, 78);
+    assert!(
+        before.stderr.contains("no outbox schema") && before.stderr.contains("outboxd migrate"),
+        "{}",
+        before.stderr
+    );
+    assert_eq!(
+        migrate(&["migrate", "--dry-run"]).await.stdout,
+        "would apply 0001_outbox.sql\n"
+    );
+    // Two at once: one applies, the other waits and finds it done.
+    let (one, two) = tokio::join!(migrate(&["migrate"]), migrate(&["migrate"]));
+    assert_eq!(
+        (one.code, two.code),
+        (0, 0),
+        "{} {}",
+        one.stderr,
+        two.stderr
+    );
+    let both = format!("{}{}", one.stdout, two.stdout);
+    assert_eq!(both.matches("applied 0001_outbox.sql").count(), 1, "{both}");
+    assert_eq!(
+        migrate(&["migrate"]).await.stdout,
+        "schema version 1: nothing to do\n"
+    );
+    assert_eq!(migrate(&["status"]).await.code, 0);
+
+    let client = world.postgres().connect(&empty).await.unwrap();
+    client
+        .batch_execute("UPDATE outbox.migration SET checksum = 'edited'")
+        .await
+        .unwrap();
+    let edited = migrate(&["migrate"]).await;
+    assert_eq!(edited.code, 1);
+    assert!(
+        edited
+            .stderr
+            .contains("was applied here with other contents"),
+        "{}",
+        edited.stderr
+    );
+    client
+        .batch_execute("INSERT INTO outbox.migration (version, name) VALUES (999, 'future')")
+        .await
+        .unwrap();
+    for args in [&["migrate"][..], &["run"], &["status"]] {
+        let newer = migrate(args).await;
+        assert_eq!(newer.code, 78, "{args:?} {}", newer.stderr);
+        assert!(
+            newer.stderr.contains("schema version 999")
+                && newer.stderr.contains("run a newer outboxd"),
+            "{}",
+            newer.stderr
+        );
+    }
+}
+
+#[tokio::test]
+async fn sql_prints_what_psql_can_run() {
+    let world = world().await;
+    let database = format!("{}_sql", world.database);
+    world
+        .postgres()
+        .create_database(&database, "owner")
+        .await
+        .unwrap();
+    let migrations = ok(&world, &["sql"]).await;
+    let roles = ok(&world, &["sql", "--roles"]).await;
+    world
+        .postgres()
+        .psql("owner", "owner", &database, &migrations)
+        .unwrap();
+    world
+        .postgres()
+        .psql("owner", "owner", &database, &roles)
+        .unwrap();
+}
+
+#[tokio::test]
+async fn check_validates_offline_and_connects_when_asked() {
+    let world = world().await;
+    world.declare_exchange("events").await;
+    let away = [
+        ("DATABASE_URL", "postgres://u:p@127.0.0.1:1/x"),
+        ("AMQP_URL", "amqp://u:p@127.0.0.1:1"),
+    ];
+    let offline = world.outboxd(&["check"], &away).await;
+    assert_eq!(
+        (offline.code, offline.stdout.as_str()),
+        (0, "configuration: ok\n")
+    );
+    assert_eq!(world.outboxd(&["check", "--connect"], &away).await.code, 69);
+
+    let connected = ok(&world, &["check", "--connect"]).await;
+    assert!(
+        connected.contains("schema version 1") && connected.contains("exchanges there: events"),
+        "{connected}"
+    );
+    let missing = world
+        .outboxd(
+            &["check", "--connect"],
+            &[("OUTBOXD__ROUTING__EXCHANGE", "nope")],
+        )
+        .await;
+    assert_eq!(missing.code, 69);
+    assert!(
+        missing.stderr.contains("no exchange 'nope'"),
+        "{}",
+        missing.stderr
+    );
+
+    // A role without the grants is told the grants.
+    let producer = world
+        .postgres()
+        .url_for("producer", "producer", &world.database);
+    for args in [&["check", "--connect"][..], &["run"]] {
+        let poor = world.outboxd(args, &[("DATABASE_URL", &producer)]).await;
+        assert_eq!(poor.code, 78, "{}", poor.stderr);
+        assert!(
+            poor.stderr.contains("GRANT") && poor.stderr.contains("producer"),
+            "{}",
+            poor.stderr
+        );
+    }
+}
+
+#[tokio::test]
+async fn bad_configuration_costs_milliseconds_and_names_every_key() {
+    let world = world().await;
+    let began = std::time::Instant::now();
+    let run = world
+        .outboxd(
+            &["run"],
+            &[
+                ("OUTBOXD__RELAY__BATCH_SIZE", "0"),
+                ("OUTBOXD__RELAY__NOPE", "1"),
+            ],
+        )
+        .await;
+    assert_eq!(run.code, 78);
+    assert!(
+        run.stderr.contains("relay.batch_size") && run.stderr.contains("relay.nope"),
+        "{}",
+        run.stderr
+    );
+    assert!(began.elapsed() < std::time::Duration::from_secs(2));
+    assert_eq!(world.outboxd(&["dead", "nonsense"], &[]).await.code, 2);
+}
+
+#[tokio::test]
+async fn status_shows_what_is_there_and_who_relays() {
+    let world = world().await;
+    world.commit_many(7, 3).await;
+    let status = json(&world, &["status", "--json"]).await;
+    assert_eq!(
+        (
+            &status["pending"],
+            &status["due"],
+            &status["dead"],
+            &status["waiting"]
+        ),
+        (&7.into(), &7.into(), &0.into(), &0.into())
+    );
+    assert!(status["oldest_due_age_seconds"].as_f64().unwrap() >= 0.0);
+    assert_eq!(status["relays"].as_array().unwrap().len(), 0);
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    consumer.until(7).await;
+    test_support::eventually("the relay to report", SOON, async || {
+        let status = json(&world, &["status", "--json"]).await;
+        (status["relays"][0]["state"] == "publishing" && status["pending"] == 0).then_some(())
+    })
+    .await;
+    assert!(ok(&world, &["status"]).await.contains("publishing"));
+}
+
+#[tokio::test]
+async fn check_lag_answers_as_a_monitoring_plugin() {
+    let world = world().await;
+    let lag = async |more: &[(&str, &str)]| {
+        world
+            .outboxd(&["check-lag", "--warning", "60s", "--critical", "5m"], more)
+            .await
+    };
+    assert_eq!(lag(&[]).await.code, 0);
+    let id = world.insert(None, "created", "1", "").await;
+    let age = async |age: &str| {
+        let sql = format!(
+            "UPDATE outbox.message SET created_at = clock_timestamp() - interval '{age}' WHERE message_id = '{id}'"
+        );
+        world.client.batch_execute(&sql).await.unwrap();
+    };
+    age("2 min").await;
+    let warning = lag(&[]).await;
+    assert_eq!(warning.code, 1);
+    assert!(
+        warning.stdout.starts_with("OUTBOX WARNING - lag 12")
+            && warning.stdout.contains("| lag=12"),
+        "{}",
+        warning.stdout
+    );
+    age("10 min").await;
+    assert_eq!(lag(&[]).await.code, 2);
+    assert_eq!(
+        lag(&[("DATABASE_URL", "postgres://u:p@127.0.0.1:1/x")])
+            .await
+            .code,
+        3
+    );
+    assert_eq!(lag(&[("OUTBOXD__RELAY__NOPE", "1")]).await.code, 3);
+    // A role that may only monitor is enough.
+    let monitor = world
+        .postgres()
+        .url_for("monitor", "monitor", &world.database);
+    assert_eq!(lag(&[("DATABASE_URL", &monitor)]).await.code, 2);
+}
+
+/// Five dead messages: three unroutable of two keys, two with bad headers.
+async fn with_dead(world: &World) -> test_support::Daemon {
+    world.bind("all", "order.good", &[]).await;
+    let relay = world.relay(&[("OUTBOXD__RELAY__MAX_ATTEMPTS", "1")]);
+    for (key, event_type, columns) in [
+        ("a", "lost", ""),
+        ("a", "lost", ""),
+        ("b", "lost2", ""),
+        ("c", "good", "headers = '[]'"),
+        ("c", "good", "headers = '1'"),
+    ] {
+        world
+            .insert(Some(key), event_type, r#"{"n":1}"#, columns)
+            .await;
+    }
+    world.until("their deaths", "outbox.dead", 5).await;
+    relay
+}
+
+#[tokio::test]
+async fn dead_messages_are_listed_shown_and_filtered() {
+    let world = world().await;
+    let _relay = with_dead(&world).await;
+    let list = json(&world, &["dead", "list", "--json"]).await;
+    let list = list.as_array().unwrap();
+    assert_eq!(list.len(), 5);
+    for field in ["message_id", "reason", "attempts", "last_error"] {
+        assert!(list.iter().all(|d| !d[field].is_null()), "{field}");
+    }
+    let counted = async |filter: &[&str]| {
+        let args: Vec<&str> = ["dead", "list", "--json"]
+            .iter()
+            .chain(filter)
+            .copied()
+            .collect();
+        json(&world, &args).await.as_array().unwrap().len()
+    };
+    assert_eq!(counted(&["--reason", "unroutable"]).await, 3);
+    assert_eq!(counted(&["--reason", "unroutable", "--key", "a"]).await, 2);
+    assert_eq!(counted(&["--type", "lost2"]).await, 1);
+    assert_eq!(counted(&["--aggregate-type", "order"]).await, 5);
+    assert_eq!(counted(&["--older-than", "1h"]).await, 0);
+    assert_eq!(counted(&["--limit", "2"]).await, 2);
+    let id = list[0]["message_id"].as_str().unwrap();
+    assert_eq!(counted(&[id]).await, 1);
+    assert!(ok(&world, &["dead", "show", id]).await.contains(id));
+    assert_eq!(
+        json(&world, &["dead", "show", id, "--json"]).await["message_id"],
+        id
+    );
+    let nobody = world
+        .outboxd(
+            &["dead", "show", "00000000-0000-0000-0000-000000000000"],
+            &[],
+        )
+        .await;
+    assert_eq!(nobody.code, 1);
+    assert!(ok(&world, &["dead", "list"]).await.contains("unroutable"));
+}
+
+#[tokio::test]
+async fn a_redriven_message_is_published_with_its_own_id_and_the_change_is_recorded() {
+    let world = world().await;
+    let _relay = with_dead(&world).await;
+    let dry = ok(
+        &world,
+        &["dead", "redrive", "--reason", "unroutable", "--dry-run"],
+    )
+    .await;
+    assert!(dry.contains('3'), "{dry}");
+    assert_eq!(
+        world.count("outbox.dead").await,
+        5,
+        "a dry run changes nothing"
+    );
+    assert_eq!(
+        world
+            .outboxd(&["dead", "redrive", "--why", "x"], &[])
+            .await
+            .code,
+        2,
+        "everything only with --all"
+    );
+    assert_eq!(
+        world.outboxd(&["dead", "redrive", "--all"], &[]).await.code,
+        2,
+        "a reason is asked for"
+    );
+
+    let consumer = world.consumer().await;
+    ok(
+        &world,
+        &[
+            "dead",
+            "redrive",
+            "--reason",
+            "unroutable",
+            "--why",
+            "queue bound",
+            "--by",
+            "ada",
+        ],
+    )
+    .await;
+    let seen = consumer.until(3).await;
+    let ids: Vec<String> = world.ledger.lock().unwrap()[..3]
+        .iter()
+        .map(|c| c.message_id.to_string())
+        .collect();
+    assert!(seen.iter().all(|m| ids.contains(&m.message_id)));
+    world.drained().await;
+    let row = world
+        .client
+        .query_one("SELECT action, by_whom, why, affected, selection, cardinality(message_ids), by_role FROM outbox.operation", &[])
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            row.get::<_, &str>(0),
+            row.get::<_, &str>(1),
+            row.get::<_, &str>(2)
+        ),
+        ("redrive", "ada", "queue bound")
+    );
+    assert_eq!(
+        (
+            row.get::<_, i64>(3),
+            row.get::<_, i32>(5),
+            row.get::<_, &str>(6)
+        ),
+        (3, 3, "relay")
+    );
+    assert_eq!(row.get::<_, &str>(4), "reason=unroutable");
+}
+
+#[tokio::test]
+async fn a_discarded_message_is_gone_and_recorded() {
+    let world = world().await;
+    let _relay = with_dead(&world).await;
+    ok(
+        &world,
+        &[
+            "dead",
+            "discard",
+            "--reason",
+            "headers_invalid",
+            "--why",
+            "test data",
+        ],
+    )
+    .await;
+    assert_eq!(world.count("outbox.dead").await, 3);
+    assert_eq!(world.count("outbox.message").await, 3);
+    assert_eq!(
+        world
+            .count("outbox.operation WHERE action = 'discard' AND affected = 2")
+            .await,
+        1
+    );
+    ok(&world, &["dead", "discard", "--all", "--why", "all of it"]).await;
+    assert_eq!(world.count("outbox.message").await, 0);
+}
+
+#[tokio::test]
+async fn a_replay_publishes_again_under_the_same_id_and_says_so() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    world.commit_many(20, 5).await;
+    let first = world.insert(Some("1"), "special", "{}", "").await;
+    consumer.until(21).await;
+    world.drained().await;
+    assert_eq!(
+        world.outboxd(&["replay", "--why", "x"], &[]).await.code,
+        2,
+        "a filter is asked for"
+    );
+    assert!(
+        ok(&world, &["replay", "--type", "special", "--dry-run"])
+            .await
+            .contains('1')
+    );
+    ok(
+        &world,
+        &["replay", "--type", "special", "--why", "consumer lost it"],
+    )
+    .await;
+    let again = consumer.until(22).await.pop().unwrap();
+    assert_eq!(again.message_id, first.to_string());
+    assert_eq!(
+        again.header("outbox-replay"),
+        Some(lapin::types::AMQPValue::Boolean(true))
+    );
+    ok(
+        &world,
+        &["replay", &first.to_string(), "--why", "once more"],
+    )
+    .await;
+    consumer.until(23).await;
+    ok(&world, &["replay", "--key", "1", "--why", "by key"]).await;
+    consumer.until(23 + 5).await;
+    let since = ok(
+        &world,
+        &[
+            "replay",
+            "--since",
+            "2000-01-01T00:00:00Z",
+            "--until",
+            "2001-01-01T00:00:00Z",
+            "--dry-run",
+        ],
+    )
+    .await;
+    assert!(since.contains('0'), "{since}");
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(
+        report.is_clean() && report.duplicates == 0 && report.replayed == 7,
+        "{report}"
+    );
+    assert_eq!(
+        world
+            .count("outbox.operation WHERE action = 'replay'")
+            .await,
+        3
+    );
+}
+
+#[tokio::test]
+async fn a_replay_keeps_to_its_rate() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    world.commit_many(20, 1).await;
+    consumer.until(20).await;
+    world.drained().await;
+    let began = std::time::Instant::now();
+    ok(
+        &world,
+        &[
+            "replay",
+            "--aggregate-type",
+            "order",
+            "--rate",
+            "10",
+            "--why",
+            "slowly",
+        ],
+    )
+    .await;
+    let seen = consumer.until(40).await;
+    let took = seen[39].at - began;
+    assert!(took >= std::time::Duration::from_millis(1900), "{took:?}");
+}
+
+#[tokio::test]
+async fn prune_deletes_now() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let mut relay = world.relay(&[]);
+    world.commit_many(200, 20).await;
+    consumer.until(200).await;
+    world
+        .until(
+            "all to be marked",
+            "outbox.message WHERE sent_at IS NOT NULL",
+            200,
+        )
+        .await;
+    // The marks move while it is idle, three looks at least.
+    test_support::eventually(
+        "the low-water marks",
+        std::time::Duration::from_secs(60),
+        async || {
+            (world
+                .count("outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water")
+                .await
+                == 0)
+                .then_some(())
+        },
+    )
+    .await;
+    relay.terminate().unwrap();
+    relay.ended(SOON).await.unwrap();
+    ok(&world, &["prune", "--older-than", "0s", "--by", "ada"]).await;
+    assert_eq!(world.count("outbox.message").await, 0);
+    assert_eq!(
+        world
+            .count("outbox.operation WHERE action = 'prune' AND affected = 200 AND by_whom = 'ada'")
+            .await,
+        1
+    );
+}
+
+#[tokio::test]
+async fn completions_are_printed() {
+    let world = world().await;
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(
+            ok(&world, &["completions", shell])
+                .await
+                .contains("outboxd")
+        );
+    }
+}

@@ -1,0 +1,264 @@
+//! From a row to a confirmed message.
+
+use lapin::types::AMQPValue;
+
+use crate::world::{SOON, world};
+
+#[tokio::test]
+async fn a_committed_event_arrives_as_the_contract_says() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let mut relay = world.relay(&[("OUTBOXD__RELAY__APP_ID", "shop")]);
+    let headers = r#"headers = '{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","tracestate":"a=b","correlation_id":"c-1","tenant":"blue","n":5,"deep":{"a":[1]}}'"#;
+    let id = world
+        .insert(Some("1042"), "created", r#"{ "total" : 1.10 }"#, headers)
+        .await;
+    let seen = consumer.until(1).await.remove(0);
+
+    assert_eq!(seen.message_id, id.to_string());
+    assert_eq!(
+        (seen.exchange.as_str(), seen.routing_key.as_str()),
+        ("events", "order.created")
+    );
+    assert_eq!(seen.body, br#"{ "total" : 1.10 }"#, "byte for byte");
+    let p = &seen.properties;
+    assert_eq!(p.kind().as_ref().unwrap().as_str(), "created");
+    assert_eq!(
+        p.content_type().as_ref().unwrap().as_str(),
+        "application/json"
+    );
+    assert_eq!(p.app_id().as_ref().unwrap().as_str(), "shop");
+    assert_eq!(p.correlation_id().as_ref().unwrap().as_str(), "c-1");
+    assert_eq!(*p.delivery_mode(), Some(2));
+    let created: i64 = world
+        .client
+        .query_one("SELECT extract(epoch FROM created_at)::bigint FROM outbox.message WHERE created_at - interval '0.5 s' IS NOT NULL", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert!(
+        p.timestamp()
+            .unwrap()
+            .abs_diff(u64::try_from(created).unwrap())
+            <= 1
+    );
+    assert_eq!(
+        seen.text_header("traceparent").unwrap(),
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    );
+    assert_eq!(seen.text_header("tracestate").unwrap(), "a=b");
+    assert_eq!(seen.text_header("tenant").unwrap(), "blue");
+    assert_eq!(seen.header("n").unwrap(), AMQPValue::LongLongInt(5));
+    assert_eq!(seen.text_header("outbox-key").unwrap(), "order:1042");
+    assert!(matches!(
+        seen.header("outbox-position").unwrap(),
+        AMQPValue::LongLongInt(_)
+    ));
+    assert_eq!(
+        seen.header("outbox-attempt"),
+        None,
+        "only from the second attempt on"
+    );
+    assert_eq!(seen.header("outbox-replay"), None);
+
+    world.drained().await;
+    relay.terminate().unwrap();
+    assert!(relay.ended(SOON).await.unwrap().success());
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+}
+
+#[tokio::test]
+async fn a_rolled_back_event_never_arrives() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    world
+        .client
+        .batch_execute(
+            "BEGIN; INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('order', 'ghost', '1'); ROLLBACK",
+        )
+        .await
+        .unwrap();
+    world.commit(&[(None, "real", "2")]).await;
+    let seen = consumer.until(1).await;
+    assert_eq!(seen[0].routing_key, "order.real");
+    world.drained().await;
+    assert_eq!(consumer.len(), 1);
+}
+
+#[tokio::test]
+async fn any_bytes_reach_the_broker_as_they_were_written() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+    let bodies = [
+        r#"{"a":1e400,"a":1,"b":12345678901234567890123}"#,
+        r#""\u0000""#,
+        " [ 1 ,2 ] ",
+        &deep,
+        "{}",
+    ];
+    for body in bodies {
+        world.insert(None, "odd", body, "").await;
+    }
+    let binary: &[u8] = b"\xff\x00\xfe not UTF-8";
+    for bytes in [binary, b""] {
+        world
+            .client
+            .execute(
+                "INSERT INTO outbox.message (aggregate_type, event_type, binary_payload, content_type) \
+                 VALUES ('order', 'binary', $1, 'application/octet-stream')",
+                &[&bytes],
+            )
+            .await
+            .unwrap();
+    }
+    let seen = consumer.until(bodies.len() + 2).await;
+    for body in bodies.map(str::as_bytes).into_iter().chain([binary, b""]) {
+        assert!(
+            seen.iter().any(|m| m.body == body),
+            "{:?} is missing",
+            String::from_utf8_lossy(body)
+        );
+    }
+}
+
+#[tokio::test]
+async fn cloudevents_attributes_come_with_the_format() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[
+        ("OUTBOXD__ROUTING__FORMAT", "cloudevents"),
+        ("OUTBOXD__ROUTING__CLOUDEVENTS_SOURCE", "/shop"),
+    ]);
+    let id = world.commit(&[(Some("7"), "created", "{}")]).await[0];
+    let seen = consumer.until(1).await.remove(0);
+    let attribute = |name: &str| seen.text_header(&format!("cloudEvents_{name}")).unwrap();
+    assert_eq!(attribute("specversion"), "1.0");
+    assert_eq!(attribute("id"), id.to_string());
+    assert_eq!(attribute("source"), "/shop");
+    assert_eq!(attribute("type"), "created");
+    assert_eq!(attribute("subject"), "7");
+    assert_eq!(attribute("partitionkey"), "order:7");
+    assert!(attribute("time").ends_with('Z'));
+}
+
+#[tokio::test]
+async fn a_row_and_a_route_choose_exchange_and_routing_key() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    world.declare_exchange("audit").await;
+    let channel = world.channel().await;
+    let (binding, none) = (Default::default(), Default::default());
+    use crate::world::short;
+    channel
+        .queue_bind(short("all"), short("audit"), short("#"), binding, none)
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("outboxd.toml");
+    let routes = "[[routing.routes]]\nevent_type = 'audit*'\nexchange = 'audit'\nrouting_key = 'by.{aggregate_id}'\n";
+    std::fs::write(&file, routes).unwrap();
+    let args = ["run", "--config", file.to_str().unwrap()];
+    let _relay =
+        test_support::Daemon::start(&crate::world::binary(), &args, &world.env(&[])).unwrap();
+    world.insert(Some("1"), "created", "1", "").await;
+    world.insert(Some("1"), "audited", "2", "").await;
+    world
+        .insert(
+            Some("1"),
+            "created",
+            "3",
+            "exchange = 'audit'; routing_key = 'own'",
+        )
+        .await;
+    let mut seen: Vec<_> = consumer
+        .until(3)
+        .await
+        .into_iter()
+        .map(|m| (m.exchange, m.routing_key))
+        .collect();
+    seen.sort();
+    let expected = [
+        ("audit", "by.1"),
+        ("audit", "own"),
+        ("events", "order.created"),
+    ];
+    assert_eq!(seen, expected.map(|(e, k)| (e.to_owned(), k.to_owned())));
+}
+
+#[tokio::test]
+async fn a_scheduled_event_waits_for_its_time_and_holds_nobody_back() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    let before = std::time::Instant::now();
+    let soon = world
+        .insert(
+            Some("1"),
+            "later",
+            "1",
+            "available_at = clock_timestamp() + interval '2 s'",
+        )
+        .await;
+    let never = world
+        .insert(Some("1"), "never", "1", "available_at = 'infinity'")
+        .await;
+    let now = world.insert(Some("1"), "now", "2", "").await;
+    let seen = consumer.until(2).await;
+    let ids: Vec<_> = seen.iter().map(|m| m.message_id.clone()).collect();
+    assert_eq!(ids, [now.to_string(), soon.to_string()]);
+    assert!(
+        seen[1].at - before >= std::time::Duration::from_secs(2),
+        "not before its time"
+    );
+    let status = world.outboxd(&["status", "--json"], &[]).await;
+    let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    assert_eq!(
+        (&status["waiting"], &status["due"]),
+        (&1.into(), &0.into()),
+        "{never} waits and is not due"
+    );
+}
+
+#[tokio::test]
+async fn sent_rows_are_deleted_when_none_are_kept() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[("OUTBOXD__RETENTION__SENT", "0s")]);
+    world.commit_many(300, 10).await;
+    consumer.until(300).await;
+    world.until("an empty table", "outbox.message", 0).await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+}
+
+#[tokio::test]
+async fn one_daemon_relays_several_databases_and_one_s_failure_is_its_own() {
+    let (one, two) = (world().await, world().await);
+    let (first, second) = (one.consumer().await, two.consumer().await);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("outboxd.toml");
+    let text = format!(
+        "[[source]]\nname = 'one'\ndatabase.url = '{}'\nbroker.url = '{}'\n\
+         [[source]]\nname = 'two'\ndatabase.url = '{}'\nbroker.url = '{}'\n\
+         [[source]]\nname = 'away'\ndatabase.url = 'postgres://u:p@127.0.0.1:1/x'\nbroker.url = 'amqp://u:p@127.0.0.1:1'\n",
+        one.database_url(),
+        one.broker_url(),
+        two.database_url(),
+        two.broker_url()
+    );
+    std::fs::write(&file, text).unwrap();
+    let env = [
+        ("OUTBOXD__ADMIN__LISTEN".to_owned(), "off".to_owned()),
+        ("OUTBOXD__RELAY__WORKERS".to_owned(), "1".to_owned()),
+    ];
+    let args = ["run", "--config", file.to_str().unwrap()];
+    let _relay = test_support::Daemon::start(&crate::world::binary(), &args, &env).unwrap();
+    one.commit_many(20, 3).await;
+    two.commit_many(30, 3).await;
+    first.until(20).await;
+    second.until(30).await;
+}

@@ -1,0 +1,142 @@
+//! Order within a key, whatever happens to the message before.
+
+use uuid::Uuid;
+
+use crate::world::{SOON, World, world};
+
+const STRICT: (&str, &str) = ("OUTBOXD__RELAY__ORDERING", "strict");
+const PIPELINED: (&str, &str) = ("OUTBOXD__RELAY__ORDERING", "pipelined");
+
+async fn hot_and_many_keys(ordering: (&'static str, &'static str)) {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[ordering, ("OUTBOXD__RELAY__BATCH_SIZE", "100")]);
+    world.commit_many(400, 1).await;
+    world.commit_many(1600, 37).await;
+    consumer.until(2000).await;
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+}
+
+#[tokio::test]
+async fn keys_keep_their_order_in_strict_mode() {
+    hot_and_many_keys(STRICT).await;
+}
+
+#[tokio::test]
+async fn keys_keep_their_order_in_pipelined_mode_while_nothing_fails() {
+    hot_and_many_keys(PIPELINED).await;
+}
+
+/// A poison message heads a key: it and those behind it wait, and nobody else does.
+#[tokio::test]
+async fn a_poison_message_at_the_head_holds_back_its_key_alone() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    let _relay = world.relay(&[
+        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1h"),
+        ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
+    ]);
+    let poison = world.insert(Some("bad"), "nobody", "0", "").await;
+    world
+        .until(
+            "the poison to wait",
+            "outbox.waiting WHERE cause = 'retry'",
+            1,
+        )
+        .await;
+    for n in 0..50 {
+        world.insert(Some("bad"), "good", &n.to_string(), "").await;
+        world.insert(Some("fine"), "good", &n.to_string(), "").await;
+    }
+    let seen = consumer.until(50).await;
+    assert!(
+        seen.iter()
+            .all(|m| m.text_header("outbox-key").unwrap() == "order:fine")
+    );
+    world
+        .until(
+            "the followers to stand behind",
+            "outbox.waiting WHERE cause = 'behind'",
+            50,
+        )
+        .await;
+    assert_eq!(world.count("outbox.dead").await, 0);
+
+    // Mended: the queue is bound, and the poison is due now.
+    world.bind("all", "#", &[]).await;
+    world
+        .client
+        .execute(
+            "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE message_id = $1",
+            &[&poison],
+        )
+        .await
+        .unwrap();
+    consumer.until(101).await;
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+}
+
+/// The lower position commits after the higher one was published.
+#[tokio::test]
+async fn late_commit_of_a_lower_id_is_not_skipped() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    let late = world.postgres().connect(&world.database).await.unwrap();
+    late.batch_execute("BEGIN").await.unwrap();
+    let low: (i64, Uuid) = {
+        let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+                   VALUES ('order', 'slow', 'late', '0') RETURNING id, message_id";
+        let row = late.query_one(sql, &[]).await.unwrap();
+        (row.get(0), row.get(1))
+    };
+    // Enough for the low-water mark of every lane to want to pass it.
+    for _ in 0..4 {
+        world.commit_many(20_000, 500).await;
+        let sent = i64::try_from(world.ledger.lock().unwrap().len()).unwrap();
+        world
+            .until(
+                "the others to be sent",
+                "outbox.message WHERE sent_at IS NOT NULL",
+                sent,
+            )
+            .await;
+    }
+    let row = world
+        .client
+        .query_one("SELECT max(low_water) FROM outbox.lane", &[])
+        .await
+        .unwrap();
+    assert!(
+        row.get::<_, i64>(0) < low.0,
+        "no mark may pass a position that can still appear"
+    );
+    late.batch_execute("COMMIT").await.unwrap();
+    consumer.until_all(&[low.1]).await;
+
+    // And once nobody is left below, the marks follow.
+    world.commit_many(20_000, 500).await;
+    world.drained().await;
+    world.commit_many(20_000, 500).await;
+    world.drained().await;
+    marks_moved(&world, low.0).await;
+}
+
+async fn marks_moved(world: &World, above: i64) {
+    test_support::eventually("the low-water marks to move", SOON, async || {
+        world.commit_many(640, 500).await;
+        world.drained().await;
+        let row = world
+            .client
+            .query_one("SELECT max(low_water) FROM outbox.lane", &[])
+            .await
+            .unwrap();
+        (row.get::<_, i64>(0) > above).then_some(())
+    })
+    .await;
+}

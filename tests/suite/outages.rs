@@ -1,0 +1,412 @@
+//! Servers that restart, die, stand still, or are cut off.
+
+use std::time::{Duration, Instant};
+
+use test_support::{Daemon, Mode, Proxy};
+
+use crate::world::{Consumer, SOON, World, own_world, world};
+
+/// Quick to notice, so that a test need not wait for production's time-outs.
+const QUICK: [(&str, &str); 4] = [
+    ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "2s"),
+    ("OUTBOXD__BROKER__HEARTBEAT", "5s"),
+    ("OUTBOXD__BROKER__CONNECT_TIMEOUT", "1s"),
+    ("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "1s"),
+];
+
+async fn flowing(world: &World) -> (Consumer, Daemon) {
+    let consumer = world.consumer().await;
+    let relay = world.relay(&QUICK);
+    world.commit_many(500, 20).await;
+    consumer.until(100).await;
+    (consumer, relay)
+}
+
+/// Everything arrives, in order, with no more duplicates than two workers had in flight.
+async fn clean(world: &World, consumer: &Consumer, duplicates: usize) {
+    world.drained().await;
+    let all = world.ledger.lock().unwrap().len();
+    consumer.until(all).await;
+    let report = world.judge(consumer).await;
+    assert!(
+        report.is_clean() && report.duplicates <= duplicates,
+        "{report}"
+    );
+}
+
+#[tokio::test]
+async fn a_broker_restart_is_survived_within_thirty_seconds() {
+    let mut world = own_world().await;
+    let (consumer, _relay) = flowing(&world).await;
+    world.own().rabbitmq.stop().await.unwrap();
+    world.commit_many(500, 20).await;
+    world.own().rabbitmq.restart().await.unwrap();
+    let back = Instant::now();
+    clean(&world, &consumer, 1000).await;
+    assert!(
+        back.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        back.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_broker_that_is_killed_keeps_what_it_confirmed() {
+    let mut world = own_world().await;
+    let (consumer, _relay) = flowing(&world).await;
+    world.own().rabbitmq.kill().await;
+    world.commit_many(500, 20).await;
+    world.own().rabbitmq.restart().await.unwrap();
+    clean(&world, &consumer, 1000).await;
+}
+
+#[tokio::test]
+async fn a_broker_that_stands_still_is_noticed_and_nothing_is_marked_meanwhile() {
+    let world = own_world().await;
+    let (consumer, relay) = flowing(&world).await;
+    world.drained().await;
+    world.rabbitmq().pause().unwrap();
+    let paused = Instant::now();
+    world.commit_many(200, 20).await;
+    relay.line("RabbitMQ failed", SOON).await;
+    assert!(
+        paused.elapsed() < Duration::from_secs(11),
+        "two heartbeats at most: {:?}",
+        paused.elapsed()
+    );
+    assert_eq!(
+        world.count("outbox.message WHERE sent_at IS NULL").await,
+        200
+    );
+    world.rabbitmq().resume().unwrap();
+    clean(&world, &consumer, 1000).await;
+}
+
+#[tokio::test]
+async fn a_postgresql_restart_is_survived_within_ten_seconds() {
+    let mut world = own_world().await;
+    let (consumer, relay) = flowing(&world).await;
+    world.drained().await;
+    world.own().postgres.stop().await.unwrap();
+    relay.line("PostgreSQL failed", SOON).await;
+    world.own().postgres.restart().await.unwrap();
+    let back = Instant::now();
+    world.client = world.postgres().connect(&world.database).await.unwrap();
+    world.commit_many(100, 20).await;
+    consumer.until(600).await;
+    assert!(
+        back.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        back.elapsed()
+    );
+    clean(&world, &consumer, 0).await;
+}
+
+#[tokio::test]
+async fn postgresql_killed_between_publish_and_settle_repeats_at_most_what_was_in_flight() {
+    let mut world = own_world().await;
+    let consumer = world.consumer().await;
+    let mut settings = QUICK.to_vec();
+    settings.push(("OUTBOXD_FAILPOINT", "confirm.before_settle=hang"));
+    settings.push(("OUTBOXD__RELAY__BATCH_SIZE", "50"));
+    let mut first = world.relay(&settings);
+    world.commit_many(200, 20).await;
+    first.line("failpoint reached", SOON).await;
+    world.own().postgres.kill().await;
+    world.own().postgres.restart().await.unwrap();
+    world.client = world.postgres().connect(&world.database).await.unwrap();
+    first.kill().await.unwrap();
+    let _second = world.relay(&QUICK);
+    clean(&world, &consumer, 100).await;
+}
+
+/// A relay whose way to the broker, or to PostgreSQL, goes through a proxy.
+async fn through(
+    world: &World,
+    postgres: bool,
+    more: &[(&'static str, &'static str)],
+) -> (Proxy, Daemon) {
+    let port = if postgres {
+        world.postgres().port()
+    } else {
+        world.rabbitmq().port()
+    };
+    let proxy = Proxy::start(([127, 0, 0, 1], port).into()).await.unwrap();
+    let url = if postgres {
+        world.database_url()
+    } else {
+        world.broker_url()
+    };
+    let url = url.replace(&format!(":{port}/"), &format!(":{}/", proxy.port()));
+    let mut settings: Vec<(&str, &str)> = QUICK.to_vec();
+    settings.push((if postgres { "DATABASE_URL" } else { "AMQP_URL" }, &url));
+    settings.extend(more);
+    let relay = world.relay(&settings);
+    relay.line("connected to both servers", SOON).await;
+    (proxy, relay)
+}
+
+#[tokio::test]
+async fn when_only_confirms_are_lost_the_connection_is_replaced_and_duplicates_are_bounded() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let (proxy, relay) = through(&world, false, &[("OUTBOXD__RELAY__BATCH_SIZE", "50")]).await;
+    proxy.set(Mode::StallAnswers);
+    world.commit_many(200, 20).await;
+    relay.line("no answer within 2s", SOON).await;
+    assert_eq!(
+        world
+            .count("outbox.message WHERE sent_at IS NOT NULL")
+            .await,
+        0
+    );
+    proxy.set(Mode::Forward);
+    world.drained().await;
+    consumer.until(200).await;
+    let report = world.judge(&consumer).await;
+    // Per time-out a batch a worker; the stall lasts for one, and the connects after it do not publish.
+    assert!(report.is_clean() && report.duplicates <= 200, "{report}");
+}
+
+#[tokio::test]
+async fn a_cut_network_to_the_broker_is_reconnected() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let (proxy, relay) = through(&world, false, &[]).await;
+    world.commit_many(100, 20).await;
+    consumer.until(100).await;
+    proxy.set(Mode::Cut);
+    relay.line("RabbitMQ failed", SOON).await;
+    world.commit_many(100, 20).await;
+    proxy.set(Mode::Forward);
+    clean(&world, &consumer, 100).await;
+}
+
+#[tokio::test]
+async fn a_silent_postgresql_is_given_up_and_its_locks_are_freed() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let quick = [
+        ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s"),
+        ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "4s"),
+    ];
+    let (proxy, relay) = through(&world, true, &quick).await;
+    world.commit_many(100, 20).await;
+    consumer.until(100).await;
+    proxy.set(Mode::Stall);
+    world.commit_many(100, 20).await;
+    relay.line("PostgreSQL failed", SOON).await;
+    proxy.set(Mode::Forward);
+    clean(&world, &consumer, 1000).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_accepts_and_stays_silent_costs_no_threads() {
+    let world = world().await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!(
+        "amqp://u:p@127.0.0.1:{}",
+        silent.local_addr().unwrap().port()
+    );
+    let relay = world.relay(&[
+        ("AMQP_URL", &url),
+        ("OUTBOXD__BROKER__CONNECT_TIMEOUT", "100ms"),
+        ("OUTBOXD__RELAY__WORKERS", "4"),
+    ]);
+    let attempts = || {
+        relay
+            .lines()
+            .iter()
+            .filter(|line| line.contains("RabbitMQ failed"))
+            .count()
+    };
+    let threads = || {
+        std::fs::read_dir(format!("/proc/{}/task", relay.pid()))
+            .unwrap()
+            .count()
+    };
+    let reach = async |n: usize| {
+        test_support::eventually("more attempts", SOON, async || {
+            (attempts() >= n).then_some(())
+        })
+        .await;
+    };
+    reach(8).await;
+    let early = threads();
+    reach(24).await;
+    assert!(
+        threads() <= early + 2,
+        "{early} threads became {}",
+        threads()
+    );
+}
+
+#[tokio::test]
+async fn a_memory_alarm_holds_no_claim_open_and_readiness_says_blocked() {
+    let world = own_world().await;
+    let (consumer, _relay) = {
+        let consumer = world.consumer().await;
+        let relay = world.relay(&[
+            QUICK[0],
+            QUICK[1],
+            ("OUTBOXD__ADMIN__LISTEN", "127.0.0.1:19464"),
+        ]);
+        world.commit_many(100, 20).await;
+        consumer.until(100).await;
+        (consumer, relay)
+    };
+    world.drained().await;
+    world
+        .rabbitmq()
+        .ctl(&["set_vm_memory_high_watermark", "0"])
+        .await
+        .unwrap();
+    world.commit_many(100, 20).await;
+    test_support::eventually("readiness to say blocked", SOON, async || {
+        let (code, body) = crate::seeing::get(19464, "/readyz").await?;
+        (code == 503 && body.contains("blocked")).then_some(())
+    })
+    .await;
+    let open =
+        "pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'";
+    world.until("no claim to be open", open, 0).await;
+    assert_eq!(
+        world.count("outbox.message WHERE sent_at IS NULL").await,
+        100
+    );
+    world
+        .rabbitmq()
+        .ctl(&["set_vm_memory_high_watermark", "0.4"])
+        .await
+        .unwrap();
+    let over = Instant::now();
+    clean(&world, &consumer, 200).await;
+    assert!(
+        over.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        over.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn credentials_rotated_in_the_secret_files_are_used_at_the_next_connect() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut world = own_world().await;
+    let consumer = world.consumer().await;
+    let folder = tempfile::tempdir().unwrap();
+    let secret = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!("{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        path.display().to_string()
+    };
+    let (mq, pg) = (secret("mq", "guest"), secret("pg", "relay-canary-password"));
+    let broker = format!("amqp://guest@127.0.0.1:{}/%2f", world.rabbitmq().port());
+    let database = format!(
+        "postgres://relay@127.0.0.1:{}/{}",
+        world.postgres().port(),
+        world.database
+    );
+    let relay = world.relay(&[
+        ("AMQP_URL", &broker),
+        ("DATABASE_URL", &database),
+        ("OUTBOXD__BROKER__PASSWORD_FILE", &mq),
+        ("OUTBOXD__DATABASE__PASSWORD_FILE", &pg),
+        QUICK[0],
+    ]);
+    world.commit_many(10, 2).await;
+    consumer.until(10).await;
+    world
+        .rabbitmq()
+        .ctl(&["change_password", "guest", "rotated"])
+        .await
+        .unwrap();
+    world
+        .postgres()
+        .execute("postgres", "ALTER ROLE relay PASSWORD 'rotated'")
+        .await
+        .unwrap();
+    world
+        .rabbitmq()
+        .ctl(&["close_all_connections", "rotation"])
+        .await
+        .unwrap();
+    world
+        .client
+        .execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'relay'",
+            &[],
+        )
+        .await
+        .unwrap();
+    relay.line("ACCESS_REFUSED", SOON).await;
+    secret("mq", "rotated");
+    secret("pg", "rotated");
+    world.commit_many(10, 2).await;
+    world
+        .until(
+            "all to be sent",
+            "outbox.message WHERE sent_at IS NOT NULL",
+            20,
+        )
+        .await;
+    drop(consumer);
+    world.own().rabbitmq.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_queue_deleted_in_flight_frees_the_worker() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    world.bind("gone", "#", &[]).await;
+    let _relay = world.relay(&QUICK);
+    for _ in 0..5 {
+        world.commit_many(1000, 50).await;
+    }
+    consumer.until(300).await;
+    let channel = world.channel().await;
+    channel
+        .queue_delete(crate::world::short("gone"), Default::default())
+        .await
+        .unwrap();
+    clean(&world, &consumer, 5000).await;
+}
+
+#[tokio::test]
+async fn a_connection_closed_by_an_operator_is_back_within_five_seconds() {
+    let world = own_world().await;
+    let (consumer, relay) = flowing(&world).await;
+    world.drained().await;
+    world
+        .rabbitmq()
+        .ctl(&["close_all_connections", "maintenance"])
+        .await
+        .unwrap();
+    relay.line("RabbitMQ failed", SOON).await;
+    let back = Instant::now();
+    world.commit_many(100, 20).await;
+    world.drained().await;
+    assert!(
+        back.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        back.elapsed()
+    );
+    clean(&world, &consumer, 1000).await;
+}
+
+#[tokio::test]
+async fn a_schema_lock_times_out_and_the_relay_resumes() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[("OUTBOXD__DATABASE__LOCK_TIMEOUT", "200ms")]);
+    relay.line("connected to both servers", SOON).await;
+    let migrating = world.postgres().connect(&world.database).await.unwrap();
+    migrating
+        .batch_execute("BEGIN; LOCK TABLE outbox.lane IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    relay.line("lock timeout", SOON).await;
+    migrating.batch_execute("COMMIT").await.unwrap();
+    world.commit_many(100, 10).await;
+    clean(&world, &consumer, 0).await;
+}

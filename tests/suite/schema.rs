@@ -1,0 +1,407 @@
+//! The schema: as plain SQL, under least privilege, and cheap.
+
+use std::time::{Duration, Instant};
+
+use test_support::eventually;
+
+use crate::world::{SOON, World, repository, world};
+
+async fn as_role(world: &World, role: &str, sql: &str) -> Result<String, String> {
+    let password = if role == "relay" {
+        "relay-canary-password"
+    } else {
+        role
+    };
+    world
+        .postgres()
+        .psql(role, password, &world.database, sql)
+        .map_err(|e| e.to_string())
+}
+
+#[tokio::test]
+async fn a_producer_may_insert_and_neither_read_nor_forge() {
+    let world = world().await;
+    let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) VALUES ('a','1','b','{}')";
+    as_role(&world, "producer", insert).await.unwrap();
+    let id = as_role(
+        &world,
+        "producer",
+        "SELECT outbox.enqueue('order', '1', 'created', '{}')",
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        world
+            .count(&format!(
+                "outbox.message WHERE message_id = '{}'",
+                id.trim()
+            ))
+            .await,
+        1
+    );
+    let binary = "SELECT outbox.enqueue_binary('order', NULL, 'scanned', '\\x00ff', 'image/png')";
+    as_role(&world, "producer", binary).await.unwrap();
+    let debezium = "INSERT INTO outbox.debezium (id, aggregatetype, aggregateid, type, payload) \
+                    VALUES (gen_random_uuid(), 'order', '1', 'created', '{}')";
+    as_role(&world, "producer", debezium).await.unwrap();
+    assert_eq!(world.count("outbox.message").await, 4);
+
+    let forged = |column: &str, value: &str| {
+        format!(
+            "INSERT INTO outbox.message (aggregate_type, event_type, payload, {column}) VALUES ('a', 'b', '1', {value})"
+        )
+    };
+    for forbidden in [
+        "SELECT * FROM outbox.message".to_owned(),
+        "SELECT * FROM outbox.status".to_owned(),
+        "UPDATE outbox.message SET sent_at = now()".to_owned(),
+        "DELETE FROM outbox.message".to_owned(),
+        "INSERT INTO outbox.dead (lane, id, message_id, reason, attempts, last_error) VALUES (0,1,gen_random_uuid(),'x',1,'x')".to_owned(),
+        "SELECT * FROM outbox.lane".to_owned(),
+        forged("sent_at", "now()"),
+        forged("id", "1"),
+        forged("tx", "'1'"),
+        forged("created_at", "now()"),
+    ] {
+        let refused = as_role(&world, "producer", &forbidden).await.unwrap_err();
+        assert!(refused.contains("permission denied"), "{forbidden}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_monitor_sees_counts_and_never_a_message() {
+    let world = world().await;
+    world.commit_many(3, 3).await;
+    assert_eq!(
+        as_role(&world, "monitor", "SELECT pending, due FROM outbox.status")
+            .await
+            .unwrap()
+            .trim(),
+        "3|3"
+    );
+    for table in ["message", "dead", "waiting"] {
+        assert!(
+            as_role(&world, "monitor", &format!("SELECT * FROM outbox.{table}"))
+                .await
+                .is_err()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_relay_cannot_write_or_change_an_event() {
+    let world = world().await;
+    for forbidden in [
+        "INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('a', 'b', '1')",
+        "UPDATE outbox.message SET payload = '2'",
+        "UPDATE outbox.message SET message_id = gen_random_uuid()",
+    ] {
+        assert!(
+            as_role(&world, "relay", forbidden)
+                .await
+                .unwrap_err()
+                .contains("permission denied")
+        );
+    }
+}
+
+#[tokio::test]
+async fn exactly_one_payload_is_asked_for() {
+    let world = world().await;
+    for columns in ["", ", payload, binary_payload"] {
+        let values = if columns.is_empty() {
+            ""
+        } else {
+            ", '1', '\\x00'"
+        };
+        let sql = format!(
+            "INSERT INTO outbox.message (aggregate_type, event_type{columns}) VALUES ('a', 'b'{values})"
+        );
+        let refused = as_role(&world, "producer", &sql).await.unwrap_err();
+        assert!(refused.contains("message_has_one_payload"), "{refused}");
+    }
+}
+
+/// The transaction's id is assigned before the position is drawn; the low-water mark rests on it.
+#[tokio::test]
+async fn the_transaction_id_comes_before_the_position() {
+    let world = world().await;
+    let rows = world
+        .client
+        .query(
+            "EXPLAIN (VERBOSE, COSTS OFF) INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('a', 'b', '1')",
+            &[],
+        )
+        .await
+        .unwrap();
+    let plan: String = rows.iter().map(|row| row.get::<_, String>(0)).collect();
+    let at = |text: &str| {
+        plan.find(text)
+            .unwrap_or_else(|| panic!("{text} in {plan}"))
+    };
+    assert!(at("pg_current_xact_id()") < at("nextval("), "{plan}");
+}
+
+#[tokio::test]
+async fn the_mark_is_a_heap_only_update() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    world.commit_many(20_000, 500).await;
+    let _relay = world.relay(&[]);
+    consumer.until(20_000).await;
+    world.drained().await;
+    let stats = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname = 'message'";
+    let (all, hot) = eventually("the statistics", SOON, async || {
+        let row = world.client.query_one(stats, &[]).await.unwrap();
+        let (all, hot): (i64, i64) = (row.get(0), row.get(1));
+        (all >= 20_000).then_some((all, hot))
+    })
+    .await;
+    assert_eq!(all, 20_000, "one update a message");
+    // Not all: a page whose free room is used up must wait for its old versions to be seen by nobody. With sent_at in
+    // an index it would be none.
+    assert!(hot * 100 >= all * 60, "{hot} of {all} were heap-only");
+}
+
+#[tokio::test]
+async fn every_table_and_column_is_described() {
+    let world = world().await;
+    let bare = "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+                WHERE n.nspname = 'outbox' AND c.relkind = 'r' \
+                  AND (obj_description(c.oid) IS NULL OR col_description(c.oid, a.attnum) IS NULL)";
+    assert_eq!(world.count(bare).await, 0);
+}
+
+/// No relay lives: the lag still shows. And it is cheap: no sequential scan of the messages.
+#[tokio::test]
+async fn the_status_view_is_exact_when_small_and_cheap_when_large() {
+    let world = world().await;
+    world.client.batch_execute("INSERT INTO outbox.message (aggregate_type, event_type, payload, available_at) VALUES ('a', 'b', '1', 'infinity')").await.unwrap();
+    world.commit_many(9, 3).await;
+    world.client.batch_execute("UPDATE outbox.message SET created_at = clock_timestamp() - interval '90 s' WHERE id = (SELECT min(id) FROM outbox.message WHERE available_at IS NULL)").await.unwrap();
+    let row = world
+        .client
+        .query_one(
+            "SELECT pending, dead, oldest_due_age_seconds, pending_is_capped FROM outbox.status",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            row.get::<_, i64>(0),
+            row.get::<_, i64>(1),
+            row.get::<_, bool>(3)
+        ),
+        (10, 0, false)
+    );
+    let age: f64 = row.get(2);
+    assert!((89.0..120.0).contains(&age), "{age}");
+
+    world
+        .client
+        .batch_execute(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+             SELECT 'a', (i % 5000)::text, 'b', '1' FROM generate_series(1, 300000) i; ANALYZE outbox.message",
+        )
+        .await
+        .unwrap();
+    let scans = async || {
+        let sql = "SELECT seq_scan FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname = 'message'";
+        world
+            .client
+            .batch_execute("SELECT pg_stat_force_next_flush()")
+            .await
+            .unwrap();
+        world
+            .client
+            .query_one(sql, &[])
+            .await
+            .unwrap()
+            .get::<_, i64>(0)
+    };
+    let before = scans().await;
+    let began = Instant::now();
+    let row = world
+        .client
+        .query_one("SELECT pending, pending_is_capped FROM outbox.status", &[])
+        .await
+        .unwrap();
+    let took = began.elapsed();
+    let pending: i64 = row.get(0);
+    assert!(
+        row.get::<_, bool>(1) && (240_000..360_000).contains(&pending),
+        "{pending}"
+    );
+    assert!(took < Duration::from_millis(250), "{took:?}");
+    assert_eq!(scans().await, before, "no sequential scan");
+}
+
+/// While nobody sleeps no notification is paid for; when somebody does, the commit wakes it.
+#[tokio::test]
+async fn a_sleeping_relay_is_woken_by_a_commit_and_an_awake_one_costs_no_notification() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let listener = Listener::start(&world).await;
+    world.commit_many(10, 3).await;
+    assert_eq!(listener.heard().await, 0, "nobody sleeps: nobody is told");
+    // It would poll once an hour.
+    let relay = world.relay(&[("OUTBOXD__RELAY__POLL_INTERVAL", "1h")]);
+    consumer.until(10).await;
+    for n in 0..5 {
+        asleep(&world).await;
+        let before = Instant::now();
+        world.commit(&[(Some("1"), "created", "{}")]).await;
+        consumer.until(11 + n).await;
+        assert!(
+            before.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            before.elapsed()
+        );
+    }
+    assert!(listener.heard().await >= 5);
+    drop(relay);
+}
+
+/// Whatever was told or not told, a sleeping relay looks for itself.
+#[tokio::test]
+async fn a_lost_notification_costs_at_most_the_poll_interval() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    world
+        .client
+        .batch_execute("ALTER TABLE outbox.message DISABLE TRIGGER wake")
+        .await
+        .unwrap();
+    let _relay = world.relay(&[("OUTBOXD__RELAY__POLL_INTERVAL", "500ms")]);
+    asleep(&world).await;
+    let before = Instant::now();
+    world.commit(&[(Some("1"), "created", "{}")]).await;
+    consumer.until(1).await;
+    assert!(
+        before.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        before.elapsed()
+    );
+}
+
+async fn asleep(world: &World) {
+    let holds = "pg_locks l JOIN pg_database d ON d.oid = l.database WHERE l.locktype = 'advisory' \
+                 AND l.mode = 'ExclusiveLock' AND d.datname = current_database()";
+    world.until("the relay to sleep", holds, 1).await;
+}
+
+struct Listener {
+    client: tokio_postgres::Client,
+    heard: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Listener {
+    async fn start(world: &World) -> Self {
+        let url = world.postgres().url(&world.database);
+        let (client, mut connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
+            .await
+            .unwrap();
+        let heard = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = heard.clone();
+        tokio::spawn(async move {
+            while let Some(message) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+                if let Ok(tokio_postgres::AsyncMessage::Notification(_)) = message {
+                    count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+        });
+        client.batch_execute("LISTEN outbox_wake").await.unwrap();
+        Self { client, heard }
+    }
+
+    /// Whatever was notified before this call has been heard after it: the server delivers in order.
+    async fn heard(&self) -> usize {
+        self.client.batch_execute("SELECT 1").await.unwrap();
+        self.heard.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+#[tokio::test]
+async fn retention_deletes_what_is_old_in_steps_and_nothing_else() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[
+        ("OUTBOXD__RETENTION__SENT", "1h"),
+        ("OUTBOXD__RETENTION__STEP_ROWS", "100"),
+        ("OUTBOXD__RETENTION__INTERVAL", "1s"),
+    ]);
+    let waits = world
+        .insert(None, "later", "1", "available_at = 'infinity'")
+        .await;
+    world.commit_many(3000, 50).await;
+    consumer.until(3000).await;
+    world
+        .until(
+            "all to be marked",
+            "outbox.message WHERE sent_at IS NOT NULL",
+            3000,
+        )
+        .await;
+    world
+        .client
+        .batch_execute(
+            "UPDATE outbox.message SET sent_at = sent_at - interval '2 h' \
+             WHERE id <= (SELECT min(id) + 1499 FROM outbox.message WHERE sent_at IS NOT NULL)",
+        )
+        .await
+        .unwrap();
+    // Only what lies at or below a lane's mark is looked at: it moves when the relay is idle.
+    eventually("the old half to go", Duration::from_secs(90), async || {
+        (world
+            .count("outbox.message WHERE sent_at < clock_timestamp() - interval '1 h'")
+            .await
+            == 0)
+            .then_some(())
+    })
+    .await;
+    assert_eq!(
+        world
+            .count("outbox.message WHERE sent_at IS NOT NULL")
+            .await,
+        1500
+    );
+    assert_eq!(
+        world
+            .count(&format!("outbox.message WHERE message_id = '{waits}'"))
+            .await,
+        1
+    );
+}
+
+/// As a service's developer would: psql, an owner without rights, ON_ERROR_STOP; then the same by `outboxd migrate`.
+#[tokio::test]
+async fn psql_and_outboxd_migrate_make_the_same_schema() {
+    let world = world().await;
+    let postgres = world.postgres();
+    let plain = format!("{}_plain", world.database);
+    postgres.execute("postgres", "DO $$ BEGIN CREATE ROLE plain_owner LOGIN PASSWORD 'p'; EXCEPTION WHEN duplicate_object THEN NULL; END $$").await.unwrap();
+    for database in [plain.clone(), format!("{plain}_2")] {
+        postgres
+            .create_database(&database, "plain_owner")
+            .await
+            .unwrap();
+    }
+    let sql =
+        std::fs::read_to_string(repository().join("migrations/outbox/0001_outbox.sql")).unwrap();
+    postgres
+        .psql("plain_owner", "p", &plain, &format!("BEGIN; {sql} COMMIT;"))
+        .unwrap();
+    let url = postgres.url_for("plain_owner", "p", &format!("{plain}_2"));
+    let run = world.outboxd(&["migrate"], &[("DATABASE_URL", &url)]).await;
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let shape = "SELECT string_agg(concat_ws(' ', table_name, column_name, data_type, is_nullable, column_default), E'\\n' \
+                 ORDER BY table_name, ordinal_position) FROM information_schema.columns WHERE table_schema = 'outbox'";
+    let one = postgres.psql("plain_owner", "p", &plain, shape).unwrap();
+    let two = postgres
+        .psql("plain_owner", "p", &format!("{plain}_2"), shape)
+        .unwrap();
+    assert_eq!(one, two);
+    assert!(one.contains("sent_at"));
+}

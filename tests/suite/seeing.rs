@@ -1,0 +1,412 @@
+//! Metrics, health, logs.
+
+use std::{collections::HashMap, time::Duration};
+
+use test_support::eventually;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::world::{SOON, world};
+
+/// One GET: status and body; `None` while nobody answers.
+pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    let status = answer.split(' ').nth(1)?.parse().ok()?;
+    let (_, body) = answer.split_once("\r\n\r\n")?;
+    Some((status, body.to_owned()))
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// Series without and with their labels, to their values.
+async fn scrape(port: u16) -> Option<HashMap<String, f64>> {
+    let (200, text) = get(port, "/metrics").await? else {
+        return None;
+    };
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    Some(
+        lines
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(k, v)| (k.to_owned(), v.parse().unwrap()))
+            .collect(),
+    )
+}
+
+async fn until(port: u16, series: &str, test: impl Fn(f64) -> bool) {
+    eventually(series, SOON, async || {
+        scrape(port)
+            .await?
+            .get(series)
+            .copied()
+            .filter(|value| test(*value))
+            .map(|_| ())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_metric_moves() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let relay = world.relay(&[
+        ("OUTBOXD__ADMIN__LISTEN", &listen),
+        ("OUTBOXD__RELAY__MAX_ATTEMPTS", "3"),
+        ("OUTBOXD_FAILPOINT", "claim.after@4=panic"),
+        ("OUTBOXD__RETENTION__SENT", "1s"),
+        ("OUTBOXD__RETENTION__INTERVAL", "1s"),
+    ]);
+    relay.line("connected to both servers", SOON).await;
+    until(
+        port,
+        r#"outbox_dependency_up{dependency="postgresql"}"#,
+        |v| v == 1.0,
+    )
+    .await;
+    until(
+        port,
+        r#"outbox_dependency_up{dependency="rabbitmq"}"#,
+        |v| v == 1.0,
+    )
+    .await;
+    let start = scrape(port).await.unwrap();
+    for at_zero in [
+        "outbox_published_total",
+        r#"outbox_dead_lettered_total{reason="unroutable"}"#,
+        "outbox_broker_blocked",
+    ] {
+        assert_eq!(
+            start.get(at_zero),
+            Some(&0.0),
+            "{at_zero} exists before it counts"
+        );
+    }
+    for n in 0..200 {
+        world.insert(Some(&n.to_string()), "good", "1", "").await;
+    }
+    world.insert(Some("x"), "nobody", "1", "").await;
+    world.insert(Some("y"), "good", "1", "headers = '[]'").await;
+    world
+        .insert(
+            Some("z"),
+            "later",
+            "1",
+            "available_at = clock_timestamp() + interval '1 h'",
+        )
+        .await;
+    consumer.until(200).await;
+
+    until(port, "outbox_published_total", |v| v >= 200.0).await;
+    until(
+        port,
+        r#"outbox_publish_failures_total{reason="unroutable"}"#,
+        |v| v >= 3.0,
+    )
+    .await;
+    until(port, r#"outbox_retries_total{reason="unroutable"}"#, |v| {
+        v >= 2.0
+    })
+    .await;
+    until(
+        port,
+        r#"outbox_dead_lettered_total{reason="unroutable"}"#,
+        |v| v == 1.0,
+    )
+    .await;
+    until(
+        port,
+        r#"outbox_dead_lettered_total{reason="headers_invalid"}"#,
+        |v| v == 1.0,
+    )
+    .await;
+    until(port, "outbox_dead_messages", |v| v == 2.0).await;
+    until(port, "outbox_pending_messages", |v| v == 1.0).await;
+    until(port, "outbox_worker_restarts_total", |v| v == 1.0).await;
+    until(port, "outbox_pruned_total", |v| v >= 1.0).await;
+    for histogram in [
+        "delivery_latency_seconds",
+        "claim_seconds",
+        "confirm_seconds",
+        "settle_seconds",
+        "batch_size",
+    ] {
+        until(port, &format!("outbox_{histogram}_count"), |v| v >= 1.0).await;
+        until(
+            port,
+            &format!("outbox_{histogram}_bucket{{le=\"+Inf\"}}"),
+            |v| v >= 1.0,
+        )
+        .await;
+        until(port, &format!("outbox_{histogram}_sum"), |v| v > 0.0).await;
+    }
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs_f64();
+    until(port, "outbox_last_publish_timestamp_seconds", |v| {
+        (now - v).abs() < 120.0
+    })
+    .await;
+    assert!(
+        scrape(port)
+            .await
+            .unwrap()
+            .keys()
+            .any(|k| k.starts_with("outbox_build_info{version="))
+    );
+}
+
+/// The lag is in the metric while nothing can be sent, and back at zero after.
+#[tokio::test]
+async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
+    let world = world().await;
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let proxy = test_support::Proxy::start(([127, 0, 0, 1], world.rabbitmq().port()).into())
+        .await
+        .unwrap();
+    let url = world.broker_url().replace(
+        &format!(":{}/", world.rabbitmq().port()),
+        &format!(":{}/", proxy.port()),
+    );
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen), ("AMQP_URL", &url)]);
+    relay.line("connected to both servers", SOON).await;
+    eventually("readiness", SOON, async || {
+        (get(port, "/readyz").await?.0 == 200).then_some(())
+    })
+    .await;
+    let healthy = world
+        .outboxd(&["healthcheck"], &[("OUTBOXD__ADMIN__LISTEN", &listen)])
+        .await;
+    assert_eq!(healthy.code, 0, "{}", healthy.stderr);
+
+    proxy.set(test_support::Mode::Cut);
+    relay.line("RabbitMQ failed", SOON).await;
+    world.commit(&[(Some("1"), "created", "{}")]).await;
+    until(port, "outbox_oldest_due_age_seconds", |v| v > 1.0).await;
+    until(
+        port,
+        r#"outbox_dependency_up{dependency="rabbitmq"}"#,
+        |v| v == 0.0,
+    )
+    .await;
+    let (code, body) = get(port, "/readyz").await.unwrap();
+    assert_eq!(code, 503, "{body}");
+    assert_eq!(
+        get(port, "/livez").await.unwrap().0,
+        200,
+        "alive all the same"
+    );
+    let unhealthy = world
+        .outboxd(&["healthcheck"], &[("OUTBOXD__ADMIN__LISTEN", &listen)])
+        .await;
+    assert_eq!(unhealthy.code, 1);
+    let alive = world
+        .outboxd(
+            &["healthcheck", "--live"],
+            &[("OUTBOXD__ADMIN__LISTEN", &listen)],
+        )
+        .await;
+    assert_eq!(alive.code, 0, "{}", alive.stderr);
+
+    proxy.set(test_support::Mode::Forward);
+    consumer.until(1).await;
+    until(port, "outbox_oldest_due_age_seconds", |v| v == 0.0).await;
+    assert!(scrape(port).await.unwrap()[r#"outbox_dependency_up{dependency="rabbitmq"}"#] == 1.0);
+}
+
+/// An old value would keep the lag alert silent.
+#[tokio::test]
+async fn a_lag_that_cannot_be_read_is_no_number_rather_than_an_old_one() {
+    let world = world().await;
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen)]);
+    until(port, "outbox_oldest_due_age_seconds", |v| v == 0.0).await;
+    let sql = "REVOKE EXECUTE ON FUNCTION outbox.measure() FROM outbox_relay";
+    world.client.batch_execute(sql).await.unwrap();
+    until(port, "outbox_oldest_due_age_seconds", f64::is_nan).await;
+    relay
+        .line("housekeeping (metrics, retention) failed", SOON)
+        .await;
+    let sql = "GRANT EXECUTE ON FUNCTION outbox.measure() TO outbox_relay";
+    world.client.batch_execute(sql).await.unwrap();
+    until(port, "outbox_oldest_due_age_seconds", |v| v == 0.0).await;
+}
+
+/// Passwords and payloads, through every failing path there is.
+#[tokio::test]
+async fn no_secret_and_no_payload_reaches_the_logs() {
+    let world = world().await;
+    world.declare_exchange("events").await;
+    let port = world.postgres().port();
+    let (database, broker) = (world.database_url(), world.broker_url());
+    let canary = "canary-password";
+    let settings: Vec<Vec<(&str, String)>> = vec![
+        vec![],
+        vec![(
+            "DATABASE_URL",
+            database.replace("relay-canary-password", "wrong-canary-password"),
+        )],
+        vec![(
+            "DATABASE_URL",
+            database.replace(&world.database, "no_such_database"),
+        )],
+        vec![("DATABASE_URL", database.replace(&port.to_string(), "1"))],
+        vec![(
+            "AMQP_URL",
+            broker.replace("guest:guest", "guest:canary-password"),
+        )],
+        vec![(
+            "AMQP_URL",
+            broker
+                .replace(&format!("/{}", world.vhost), "/nowhere")
+                .replace("guest:guest", "guest:canary-password"),
+        )],
+        vec![("AMQP_URL", format!("amqp://u:{canary}@127.0.0.1:1"))],
+        vec![
+            ("AMQP_URL", format!("amqp://u:{canary}@broker.invalid")),
+            ("OUTBOXD__BROKER__ALLOW_PLAINTEXT", "true".to_owned()),
+        ],
+        vec![("AMQP_URL", format!("amqp://u:{canary}%zz@localhost"))],
+        vec![(
+            "DATABASE_URL",
+            format!("postgres://u:{canary}@127.0.0.1:1/x?nonsense=1"),
+        )],
+    ];
+    world
+        .insert(Some("1"), "nobody", r#"{"card":"payload-canary"}"#, "")
+        .await;
+    world
+        .insert(
+            Some("2"),
+            "bad",
+            r#"{"card":"payload-canary"}"#,
+            r#"headers = '{"secret":[[[["header-canary"]]]]}'"#,
+        )
+        .await;
+    for setting in settings {
+        let mut more: Vec<(&str, &str)> = setting.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        more.push(("OUTBOXD__LOG__LEVEL", "trace"));
+        more.push(("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "1s"));
+        more.push(("OUTBOXD__BROKER__CONNECT_TIMEOUT", "1s"));
+        let mut relay = world.relay(&more);
+        // Refused at start, or failing and trying again, or not delivering: each has said what it has to say by then.
+        eventually("its first words", SOON, async || {
+            let said = |text: &str| relay.lines().iter().any(|line| line.contains(text));
+            (said("failed")
+                || said("bad configuration")
+                || said("given up")
+                || said("waiting for it")
+                || said("not delivered"))
+            .then_some(())
+        })
+        .await;
+        relay.kill().await.unwrap();
+        for line in relay.lines() {
+            for secret in ["canary-password", "payload-canary", "header-canary"] {
+                assert!(!line.contains(secret), "{setting:?}: {line}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn logs_are_json_lines_where_nobody_watches() {
+    let world = world().await;
+    let relay = world.relay(&[("OUTBOXD__LOG__FORMAT", "auto")]);
+    let line = relay.line("relay started", SOON).await;
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&event["level"], &event["message"]),
+        (&"INFO".into(), &"relay started".into())
+    );
+    assert_eq!(event["workers"], 2);
+}
+
+/// Whoever reads the log stops reading: the relay keeps flowing.
+#[tokio::test]
+async fn a_blocked_log_holds_nothing_up() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut relay = tokio::process::Command::new(crate::world::binary())
+        .arg("run")
+        .env_clear()
+        .envs(world.env(&[("OUTBOXD__LOG__LEVEL", "trace")]))
+        .stderr(writer)
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    for _ in 0..5 {
+        world.commit_many(1000, 100).await;
+    }
+    consumer.until(5000).await;
+    world.drained().await;
+    drop(reader);
+    relay.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_taken_admin_port_ends_the_start_with_what_to_do() {
+    let world = world().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let run = world
+        .outboxd(&["run"], &[("OUTBOXD__ADMIN__LISTEN", &listen)])
+        .await;
+    assert_eq!(run.code, 78, "{}", run.stderr);
+    assert!(
+        run.stderr.contains("admin.listen") && run.stderr.contains("Free the port"),
+        "{}",
+        run.stderr
+    );
+}
+
+/// Memory does not grow with the backlog.
+#[tokio::test]
+async fn memory_is_flat_over_a_hundredfold_backlog() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    let peak = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", relay.pid())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmHWM:"))
+            .unwrap()
+            .to_owned();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    world.commit_many(1000, 100).await;
+    consumer.until(1000).await;
+    let small = peak();
+    world.commit_many(100_000, 1000).await;
+    eventually("all of them", Duration::from_secs(90), async || {
+        (consumer.len() >= 101_000).then_some(())
+    })
+    .await;
+    let large = peak();
+    assert!(large < small + 24 * 1024, "{small} kB became {large} kB");
+    world.drained().await;
+}

@@ -1,0 +1,179 @@
+//! What every measurement stands on: servers as they run in production, the outbox, and a relay.
+
+use std::{path::Path, time::Duration};
+
+use lapin::{
+    Channel, Connection, ConnectionProperties, ExchangeKind,
+    options::{
+        ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+        QueueDeleteOptions,
+    },
+    types::{AMQPValue, FieldTable},
+};
+use test_support::{Daemon, Postgres, PostgresOptions, RabbitMq};
+use tokio_postgres::Client;
+
+use crate::Result;
+
+pub const SOON: Duration = Duration::from_secs(60);
+const DATABASE: &str = "bench";
+pub const QUEUE: &str = "bench";
+
+pub struct Stage {
+    pub postgres: Postgres,
+    pub rabbitmq: RabbitMq,
+    pub client: Client,
+}
+
+impl Stage {
+    pub async fn start() -> Result<Self> {
+        // A commit reaches the disk, as in production; tests leave that out.
+        let settings = [
+            ("fsync", "on"),
+            ("shared_buffers", "1GB"),
+            ("max_wal_size", "8GB"),
+        ];
+        let settings = settings.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let options = PostgresOptions {
+            settings,
+            ..PostgresOptions::default()
+        };
+        let (postgres, rabbitmq) = tokio::join!(Postgres::start_with(options), RabbitMq::start());
+        let (postgres, rabbitmq) = (postgres?, rabbitmq?);
+        postgres.create_database(DATABASE, "postgres").await?;
+        let migration = std::fs::read_to_string("migrations/outbox/0001_outbox.sql")?;
+        postgres.execute(DATABASE, &migration).await?;
+        let client = postgres.connect(DATABASE).await?;
+        Ok(Self {
+            postgres,
+            rabbitmq,
+            client,
+        })
+    }
+
+    /// `n` messages of 512 bytes of JSON over `keys` keys, and an outbox as if it had never held others.
+    pub async fn fill(&self, n: usize, keys: usize) -> Result<()> {
+        self.client
+            .batch_execute("TRUNCATE outbox.message, outbox.waiting, outbox.dead; UPDATE outbox.lane SET low_water = 0, candidate = NULL, candidate_tx = NULL")
+            .await?;
+        self.client
+            .execute(
+                "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, headers) \
+                 SELECT 'order', (i % $2)::text, 'created', \
+                        ('{\"id\":' || lpad(i::text, 12) || ',\"pad\":\"' || repeat('x', 484) || '\"}')::json, \
+                        '{\"traceparent\":\"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\"}' \
+                 FROM generate_series(1, $1::int) i",
+                &[&i32::try_from(n)?, &i32::try_from(keys)?],
+            )
+            .await?;
+        Ok(self
+            .client
+            .batch_execute("VACUUM (ANALYZE) outbox.message; CHECKPOINT")
+            .await?)
+    }
+
+    /// An empty queue of this type, bound to everything.
+    pub async fn queue(&self, kind: &str) -> Result<()> {
+        let channel = self.channel().await?;
+        channel
+            .queue_delete(QUEUE.into(), QueueDeleteOptions::default())
+            .await?;
+        let durable = ExchangeDeclareOptions {
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        channel
+            .exchange_declare(
+                "events".into(),
+                ExchangeKind::Topic,
+                durable,
+                FieldTable::default(),
+            )
+            .await?;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+        let durable = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        channel
+            .queue_declare(QUEUE.into(), durable, arguments)
+            .await?;
+        let (binding, none) = (QueueBindOptions::default(), FieldTable::default());
+        channel
+            .queue_bind(QUEUE.into(), "events".into(), "#".into(), binding, none)
+            .await?;
+        Ok(())
+    }
+
+    pub async fn channel(&self) -> Result<Channel> {
+        let url = self.rabbitmq.url("/");
+        let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
+        Ok(channel)
+    }
+
+    /// The released program, with default settings.
+    pub async fn relay(&self) -> Result<Daemon> {
+        let env = [
+            ("DATABASE_URL", self.postgres.url(DATABASE)),
+            ("AMQP_URL", self.rabbitmq.url("/")),
+            ("OUTBOXD__ADMIN__LISTEN", "off".to_owned()),
+        ]
+        .map(|(k, v)| (k.to_owned(), v));
+        let program = Path::new("target/release/outboxd").canonicalize()?;
+        let relay = Daemon::start(&program, &["run"], &env)?;
+        relay.line("connected to both servers", SOON).await;
+        Ok(relay)
+    }
+
+    pub async fn drained(&self, within: Duration) -> Result<()> {
+        let deadline = std::time::Instant::now() + within;
+        loop {
+            let row = self
+                .client
+                .query_one("SELECT pending FROM outbox.status", &[])
+                .await?;
+            let pending: i64 = row.get(0);
+            if pending == 0 {
+                return Ok(());
+            }
+            if std::time::Instant::now() > deadline {
+                return Err(
+                    format!("{pending} messages are still pending after {within:?}").into(),
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// User and system time of a process so far, in seconds.
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
+    /// Clock ticks a second on every Linux that matters.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit(") ").next().unwrap_or_default();
+    let field = |n: usize| {
+        after_name
+            .split(' ')
+            .nth(n)
+            .and_then(|text| text.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
+    Ok((field(11) + field(12)) / TICKS)
+}
+
+/// Most memory that a process has held so far, in bytes.
+pub fn peak_memory(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .ok_or("no VmHWM")?;
+    let kilobytes: u64 = line.split_whitespace().nth(1).ok_or("no VmHWM")?.parse()?;
+    Ok(kilobytes * 1024)
+}

@@ -1,0 +1,64 @@
+//! `cargo xtask check`: what costs seconds. Runs everything, then fails if anything did.
+
+use crate::{Result, command, layers};
+
+pub fn run() -> Result<()> {
+    let lints = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        "outboxd/failpoints",
+        "--locked",
+        "--",
+    ];
+    let results = [
+        layers::check(),
+        command("cargo", &["fmt", "--all", "--check"]),
+        command("cargo", &[&lints[..], &["-D", "warnings"]].concat()),
+        // Without the failpoints, as it is shipped.
+        command(
+            "cargo",
+            &[
+                "clippy", "-p", "outboxd", "--locked", "--", "-D", "warnings",
+            ],
+        ),
+        generated_documents_are_current(),
+        advisories_and_licences(),
+    ];
+    let problems: Vec<String> = results
+        .into_iter()
+        .filter_map(|r| r.err().map(|e| e.to_string()))
+        .collect();
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(problems.join("\n").into())
+    }
+}
+
+fn generated_documents_are_current() -> Result<()> {
+    use outboxd::config::keys;
+    for (file, expected) in [
+        ("config/outboxd.toml", keys::example()),
+        ("docs/configuration.md", keys::reference()),
+    ] {
+        if std::fs::read_to_string(file)? != expected {
+            return Err(format!("{file} is not what the code says: run `cargo xtask docs`").into());
+        }
+    }
+    Ok(())
+}
+
+fn advisories_and_licences() -> Result<()> {
+    let there = std::process::Command::new("cargo")
+        .args(["deny", "--version"])
+        .output();
+    if there.is_ok_and(|output| output.status.success()) {
+        return command("cargo", &["deny", "check"]);
+    }
+    eprintln!(
+        "SKIPPED: cargo deny check: cargo-deny is not installed (cargo install --locked cargo-deny)"
+    );
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! Finds PostgreSQL and RabbitMQ, or installs Debian's packages of them. No service is started: the tests run
+//! private instances.
+
+use std::{path::Path, process::Command};
+
+use crate::Result;
+
+/// `with_tools`: also what only the tests need.
+pub fn install(with_tools: bool) -> Result<()> {
+    // Debian packages.
+    let wanted = [
+        ("postgresql", test_support::postgres_is_installed()),
+        ("rabbitmq-server", test_support::rabbitmq_is_installed()),
+        ("prometheus", !with_tools || in_path("promtool")),
+    ];
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|(_, there)| !there)
+        .map(|(name, _)| *name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages = missing.join(" ");
+    let by_hand =
+        format!("not found here: {packages}. Install them (Debian: apt-get install {packages})");
+    if !in_path("apt-get") {
+        return Err(by_hand.into());
+    }
+    let root = nix::unistd::Uid::effective().is_root();
+    if !root && !in_path("sudo") {
+        return Err(by_hand.into());
+    }
+    eprintln!("installing {packages}");
+    let apt = |args: &[&str]| -> Result<()> {
+        // RUNLEVEL=1: Debian's scripts start no service then.
+        let env = [
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+            "RUNLEVEL=1",
+            "apt-get",
+            "-q",
+            "-y",
+        ];
+        let mut words: Vec<&str> = if root { vec![] } else { vec!["sudo", "-n"] };
+        words.extend(env.iter().chain(args));
+        let output = Command::new(words[0]).args(&words[1..]).output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(format!("{by_hand}\n{}", String::from_utf8_lossy(&output.stderr)).into())
+    };
+    let install = || apt(&[&["install", "--no-install-recommends"], &missing[..]].concat());
+    // Lists that are there already save the time to fetch them.
+    install().or_else(|_| apt(&["update"]).and_then(|()| install()))
+}
+
+fn in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| Path::new(&folder).join(program).exists())
+}

@@ -351,6 +351,7 @@ mod tests {
             (event().header("", 1), "a header name is empty"),
             (event().header("x-death", 1), "\"x-death\" is reserved"),
             (event().header("CC", 1), "\"CC\" is reserved"),
+            (event().header("BCC", 1), "\"BCC\" is reserved"),
             (
                 event().header("outbox-key", 1),
                 "\"outbox-key\" is reserved",

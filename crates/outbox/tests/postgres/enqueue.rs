@@ -1,51 +1,12 @@
-//! Enqueue against a real PostgreSQL, as a role that holds `outbox_producer` and nothing else.
+//! Enqueue, as a role that holds `outbox_producer` and nothing else.
 
-use std::{
-    path::Path,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use outbox::{EnqueueError, Event, enqueue, enqueue_all};
-use test_support::Postgres;
-use tokio::sync::OnceCell;
-use tokio_postgres::{Client, NoTls, error::SqlState};
+use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
-static SERVER: OnceCell<Postgres> = OnceCell::const_new();
-
-async fn server() -> &'static Postgres {
-    SERVER
-        .get_or_init(|| async {
-            let postgres = Postgres::start().await.unwrap();
-            postgres.create_database("shop", "postgres").await.unwrap();
-            let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-            for file in [
-                "migrations/outbox/0001_outbox.sql",
-                "deploy/postgres/roles.sql",
-            ] {
-                let sql = std::fs::read_to_string(repository.join(file)).unwrap();
-                postgres.execute("shop", &sql).await.unwrap();
-            }
-            let service = "CREATE ROLE service LOGIN PASSWORD 'service' IN ROLE outbox_producer; \
-                           CREATE TABLE orders (id bigint); GRANT INSERT ON orders TO service";
-            postgres.execute("shop", service).await.unwrap();
-            postgres
-        })
-        .await
-}
-
-/// What a service connects as.
-async fn database() -> Client {
-    let url = server().await.url_for("service", "service", "shop");
-    let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
-}
-
-/// Who may look at what was written.
-async fn onlooker() -> Client {
-    server().await.connect("shop").await.unwrap()
-}
+use crate::{database, onlooker};
 
 async fn count(aggregate_type: &str) -> i64 {
     onlooker()
@@ -163,7 +124,7 @@ async fn an_event_lives_and_dies_with_its_transaction() {
     let mut client = database().await;
     let mut transaction = client.transaction().await.unwrap();
     transaction
-        .execute("INSERT INTO orders VALUES (1)", &[])
+        .execute("INSERT INTO orders VALUES ('1', 1, 'placed')", &[])
         .await
         .unwrap();
     enqueue(&transaction, &Event::new("atomic", "kept"))

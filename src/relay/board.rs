@@ -119,6 +119,14 @@ impl Board {
         self.state().slots.iter().any(|slot| slot.taken)
     }
 
+    /// Lanes with work wait for a worker.
+    pub fn is_backed_up(&self) -> bool {
+        self.state()
+            .slots
+            .iter()
+            .any(|slot| slot.ready && !slot.taken)
+    }
+
     /// No worker has a lane, and none is ready.
     pub fn is_quiet(&self) -> bool {
         self.state()

@@ -26,6 +26,10 @@ use crate::{
 
 /// Between two polls while there is traffic.
 const BUSY_POLL: Duration = Duration::from_millis(5);
+/// Between two polls while there is more to do than workers do.
+const BACKED_UP_POLL: Duration = Duration::from_millis(50);
+/// Naps are so many times longer than looks at least: a twentieth of one core.
+const LOOKING: u32 = 20;
 /// Without a place to sleep (another relay has it), idle polls are no rarer than this.
 const AWAKE_POLL: Duration = Duration::from_millis(250);
 /// Idle for so long, it is worth an attempt to sleep.
@@ -81,7 +85,9 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
     let mut tidy_due = Some(Instant::now() + TIDY_AFTER);
     let mut tidied_at: Option<Instant> = None;
     loop {
+        let asked = Instant::now();
         let work = work::find(&session).await?;
+        let took = asked.elapsed();
         if asleep && !work.lanes.is_empty() {
             wake::get_up(&session).await?;
             asleep = false;
@@ -126,6 +132,14 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
         let nap = tidy_due.map_or(nap, |due| {
             nap.min(due.saturating_duration_since(Instant::now()))
         });
+        // While lanes wait for a worker, another one would only join the queue. And whatever a look costs, looking is
+        // a small part of the work.
+        let least = if shared.board.is_backed_up() {
+            BACKED_UP_POLL
+        } else {
+            Duration::ZERO
+        };
+        let nap = nap.max(least).max((took * LOOKING).min(AWAKE_POLL));
         tokio::select! {
             biased;
             () = session.closed() => {

@@ -158,9 +158,7 @@ async fn the_mark_is_a_heap_only_update() {
     })
     .await;
     assert_eq!(all, 20_000, "one update a message");
-    // Not all: a page whose free room is used up must wait for its old versions to be seen by nobody. With sent_at in
-    // an index it would be none.
-    assert!(hot * 100 >= all * 60, "{hot} of {all} were heap-only");
+    assert!(hot * 100 >= all * 99, "{hot} of {all} were heap-only");
 }
 
 #[tokio::test]

@@ -56,6 +56,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error}");
+            let mut cause = error.source();
+            while let Some(next) = cause {
+                eprintln!("  because: {next}");
+                cause = next.source();
+            }
             ExitCode::FAILURE
         }
     }

@@ -42,7 +42,7 @@ pub async fn run(args: &Args) -> Result<()> {
         Ok(())
     };
     let publisher = stage.channel().await?;
-    let relay = stage.relay().await?;
+    let (relay, _) = stage.relay().await?;
     let pause = Duration::from_millis(args.pause_ms);
     let (mut direct, mut relayed) = (Vec::new(), Vec::new());
     for i in 0..args.events + 10 {

@@ -21,7 +21,7 @@ pub async fn run(args: &Args) -> Result<()> {
     for n in [args.small, args.large] {
         stage.queue("classic").await?;
         stage.fill(n, 10_000.min(n)).await?;
-        let relay = stage.relay().await?;
+        let (relay, _) = stage.relay().await?;
         stage.drained(SOON * 10).await?;
         let peak = peak_memory(relay.pid())?;
         println!("| {n} | {:.1} MiB |", peak as f64 / f64::from(1 << 20));

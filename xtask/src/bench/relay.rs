@@ -1,10 +1,8 @@
 //! Draining a backlog.
 
-use std::time::Instant;
-
 use super::{
     median, raw, save,
-    stage::{SOON, Stage, cpu_seconds, peak_memory},
+    stage::{SOON, Stage, cpu_seconds, mean, peak_memory},
 };
 use crate::Result;
 
@@ -24,6 +22,11 @@ struct Run {
     per_second: f64,
     cpu_us: f64,
     peak: f64,
+    batch: f64,
+    claim_ms: f64,
+    confirm_ms: f64,
+    settle_ms: f64,
+    heap_only: f64,
 }
 
 pub async fn run(args: &Args) -> Result<()> {
@@ -61,6 +64,14 @@ pub async fn run(args: &Args) -> Result<()> {
             relay / raw,
             peak / f64::from(1 << 20),
         );
+        println!(
+            "|  a batch of {:.0} messages | | claim {:.1} ms, publish and confirm {:.1} ms, settle {:.1} ms; {:.0} % of the marks heap-only | | | | |",
+            of(|r| r.batch),
+            of(|r| r.claim_ms),
+            of(|r| r.confirm_ms),
+            of(|r| r.settle_ms),
+            of(|r| r.heap_only) * 100.0,
+        );
         report.push(serde_json::json!({
             "queue": kind, "messages": args.messages, "raw_per_second": raw, "raw_channels": best.0.channels,
             "raw_window": best.0.window, "relay_per_second": relay, "ratio": relay / raw,
@@ -72,13 +83,19 @@ pub async fn run(args: &Args) -> Result<()> {
 
 async fn drain(stage: &Stage, args: &Args) -> Result<Run> {
     stage.fill(args.messages, args.keys).await?;
-    let relay = stage.relay().await?;
-    let began = Instant::now();
+    let (relay, port) = stage.relay().await?;
+    let began = stage.now().await?;
     stage.drained(SOON * 5).await?;
-    let took = began.elapsed().as_secs_f64();
+    let took = stage.last_sent().await? - began;
+    let heap_only = stage.heap_only().await?;
     Ok(Run {
         per_second: args.messages as f64 / took,
         cpu_us: cpu_seconds(relay.pid())? * 1e6 / args.messages as f64,
         peak: peak_memory(relay.pid())? as f64,
+        batch: mean(port, "batch_size").await?,
+        claim_ms: mean(port, "claim_seconds").await? * 1e3,
+        confirm_ms: mean(port, "confirm_seconds").await? * 1e3,
+        settle_ms: mean(port, "settle_seconds").await? * 1e3,
+        heap_only,
     })
 }

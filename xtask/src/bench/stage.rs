@@ -11,6 +11,10 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use test_support::{Daemon, Postgres, PostgresOptions, RabbitMq};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tokio_postgres::Client;
 
 use crate::Result;
@@ -54,22 +58,22 @@ impl Stage {
     /// `n` messages of 512 bytes of JSON over `keys` keys, and an outbox as if it had never held others.
     pub async fn fill(&self, n: usize, keys: usize) -> Result<()> {
         self.client
-            .batch_execute("TRUNCATE outbox.message, outbox.waiting, outbox.dead; UPDATE outbox.lane SET low_water = 0, candidate = NULL, candidate_tx = NULL")
+            .batch_execute("SELECT pg_stat_reset(); TRUNCATE outbox.message, outbox.waiting, outbox.dead; UPDATE outbox.lane SET low_water = 0, candidate = NULL, candidate_tx = NULL")
             .await?;
         self.client
             .execute(
                 "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, headers) \
                  SELECT 'order', (i % $2)::text, 'created', \
                         ('{\"id\":' || lpad(i::text, 12) || ',\"pad\":\"' || repeat('x', 484) || '\"}')::json, \
-                        '{\"traceparent\":\"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\"}' \
+                        '{\"traceparent\":\"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\"}'::json \
                  FROM generate_series(1, $1::int) i",
                 &[&i32::try_from(n)?, &i32::try_from(keys)?],
             )
             .await?;
-        Ok(self
-            .client
-            .batch_execute("VACUUM (ANALYZE) outbox.message; CHECKPOINT")
-            .await?)
+        for statement in ["VACUUM (ANALYZE) outbox.message", "CHECKPOINT"] {
+            self.client.batch_execute(statement).await?;
+        }
+        Ok(())
     }
 
     /// An empty queue of this type, bound to everything.
@@ -116,20 +120,24 @@ impl Stage {
         Ok(channel)
     }
 
-    /// The released program, with default settings.
-    pub async fn relay(&self) -> Result<Daemon> {
+    /// The released program, with default settings, and the port of its metrics.
+    pub async fn relay(&self) -> Result<(Daemon, u16)> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
         let env = [
             ("DATABASE_URL", self.postgres.url(DATABASE)),
             ("AMQP_URL", self.rabbitmq.url("/")),
-            ("OUTBOXD__ADMIN__LISTEN", "off".to_owned()),
+            ("OUTBOXD__ADMIN__LISTEN", format!("127.0.0.1:{port}")),
         ]
         .map(|(k, v)| (k.to_owned(), v));
         let program = Path::new("target/release/outboxd").canonicalize()?;
         let relay = Daemon::start(&program, &["run"], &env)?;
         relay.line("connected to both servers", SOON).await;
-        Ok(relay)
+        Ok((relay, port))
     }
 
+    /// Waits until nothing is pending; looks rarely, so as not to take part in what it measures.
     pub async fn drained(&self, within: Duration) -> Result<()> {
         let deadline = std::time::Instant::now() + within;
         loop {
@@ -146,9 +154,47 @@ impl Stage {
                     format!("{pending} messages are still pending after {within:?}").into(),
                 );
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
+
+    /// Seconds since the epoch, by the database's clock.
+    pub async fn now(&self) -> Result<f64> {
+        let sql = "SELECT extract(epoch FROM clock_timestamp())::double precision";
+        Ok(self.client.query_one(sql, &[]).await?.get(0))
+    }
+
+    /// Part of the updates of messages that touched no index.
+    pub async fn heap_only(&self) -> Result<f64> {
+        // Statistics of a backend arrive when it next has nothing to do for a while.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let sql = "SELECT n_tup_hot_upd::double precision / greatest(n_tup_upd, 1) FROM pg_stat_user_tables \
+                   WHERE schemaname = 'outbox' AND relname = 'message'";
+        Ok(self.client.query_one(sql, &[]).await?.get(0))
+    }
+
+    /// When the last message was marked, by the database's clock.
+    pub async fn last_sent(&self) -> Result<f64> {
+        let sql = "SELECT extract(epoch FROM max(sent_at))::double precision FROM outbox.message";
+        Ok(self.client.query_one(sql, &[]).await?.get(0))
+    }
+}
+
+/// Mean of a histogram since the relay's start.
+pub async fn mean(port: u16, histogram: &str) -> Result<f64> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    let value = |suffix: &str| {
+        let name = format!("outbox_{histogram}_{suffix} ");
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&name))
+            .unwrap_or("0");
+        line.parse::<f64>().unwrap_or(0.0)
+    };
+    Ok(value("sum") / value("count").max(1.0))
 }
 
 /// User and system time of a process so far, in seconds.

@@ -1,7 +1,9 @@
 //! Writing events.
 
-use serde_json::Value;
-use tokio_postgres::GenericClient;
+use tokio_postgres::{
+    GenericClient,
+    types::{ToSql, Type},
+};
 use uuid::Uuid;
 
 use crate::event::{Body, Event, EventError};
@@ -15,6 +17,9 @@ pub enum EnqueueError {
     },
     #[error("cannot write to outbox.message: {0}")]
     Database(#[from] tokio_postgres::Error),
+    /// A trigger or a rule of the database's own is in the way.
+    #[error("outbox.message took {written} of {events} events; roll the transaction back")]
+    NotAllWritten { events: usize, written: u64 },
 }
 
 /// One statement for any number of events, in their order. The two payloads, headers and times travel as text:
@@ -66,30 +71,30 @@ pub async fn enqueue_all(
         })
         .unzip();
     let content_types: Vec<&str> = events.iter().map(|e| e.content_type.as_str()).collect();
-    let headers: Vec<Option<String>> = events
-        .iter()
-        .map(|e| (!e.headers.is_empty()).then(|| Value::Object(e.headers.clone()).to_string()))
-        .collect();
+    let headers: Vec<Option<String>> = events.iter().map(Event::headers_json).collect();
     let exchanges: Vec<Option<&str>> = events.iter().map(|e| e.exchange.as_deref()).collect();
     let routing_keys: Vec<Option<&str>> = events.iter().map(|e| e.routing_key.as_deref()).collect();
     let available_at: Vec<_> = events.iter().map(|e| e.available_at).collect();
-    transaction
-        .execute(
-            INSERT,
-            &[
-                &ids,
-                &aggregate_types,
-                &aggregate_ids,
-                &event_types,
-                &payloads,
-                &binary_payloads,
-                &content_types,
-                &headers,
-                &exchanges,
-                &routing_keys,
-                &available_at,
-            ],
-        )
-        .await?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 11] = [
+        (&ids, Type::UUID_ARRAY),
+        (&aggregate_types, Type::TEXT_ARRAY),
+        (&aggregate_ids, Type::TEXT_ARRAY),
+        (&event_types, Type::TEXT_ARRAY),
+        (&payloads, Type::TEXT_ARRAY),
+        (&binary_payloads, Type::BYTEA_ARRAY),
+        (&content_types, Type::TEXT_ARRAY),
+        (&headers, Type::TEXT_ARRAY),
+        (&exchanges, Type::TEXT_ARRAY),
+        (&routing_keys, Type::TEXT_ARRAY),
+        (&available_at, Type::TIMESTAMPTZ_ARRAY),
+    ];
+    // With the types said, it is one round trip and leaves no named statement: a pool in transaction mode is fine.
+    let written = transaction.execute_typed(INSERT, &parameters).await?;
+    if written != ids.len() as u64 {
+        return Err(EnqueueError::NotAllWritten {
+            events: ids.len(),
+            written,
+        });
+    }
     Ok(ids)
 }

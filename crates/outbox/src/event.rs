@@ -1,7 +1,7 @@
 //! An event, checked before it is written: what the relay would have to refuse is the developer's to see, not the
 //! operator's.
 
-use std::time::SystemTime;
+use std::{fmt, time::SystemTime};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -9,9 +9,13 @@ use uuid::Uuid;
 
 /// Longest AMQP short string, in bytes.
 const SHORT: usize = 255;
+/// Longest JSON text of the headers, in bytes: more cannot fit a frame of RabbitMQ's default size.
+const HEADERS: usize = 131_072;
+/// Levels of nesting in the headers; the object itself is the first.
+const LEVELS: usize = 4;
 
 /// Something that happened to one aggregate.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Event {
     pub(crate) message_id: Uuid,
     pub(crate) aggregate_type: String,
@@ -25,7 +29,7 @@ pub struct Event {
     pub(crate) available_at: Option<SystemTime>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub(crate) enum Body {
     Json(String),
     Bytes(Vec<u8>),
@@ -42,8 +46,14 @@ pub enum EventError {
     ReservedHeader { name: String },
     #[error("a header name is empty")]
     EmptyHeaderName,
-    #[error("the header \"{name}\" is nested deeper than 4 levels")]
+    #[error("the header \"{name}\" is nested deeper than {LEVELS} levels")]
     TooDeep { name: String },
+    #[error("the header \"{name}\" holds a number that AMQP cannot carry; send it as a string")]
+    NumberOutOfRange { name: String },
+    #[error("correlation_id is not a string")]
+    CorrelationIdNotText,
+    #[error("the headers have {bytes} bytes of JSON; {HEADERS} fit")]
+    HeadersTooLarge { bytes: usize },
     #[error("the body is not JSON: {0}")]
     NotJson(String),
 }
@@ -163,57 +173,131 @@ impl Event {
             ("routing_key", self.routing_key.as_ref(), true),
         ] {
             let Some(text) = text else { continue };
-            if limited && text.len() > SHORT {
-                return Err(EventError::TooLong {
-                    field: field.to_owned(),
-                    bytes: text.len(),
-                });
-            }
-            if text.contains(char::is_control) {
-                return Err(EventError::ControlCharacter {
-                    field: field.to_owned(),
-                });
+            if limited {
+                check_short(field, text)?;
+            } else {
+                check_clean(field, text)?;
             }
         }
-        self.headers
-            .iter()
-            .try_for_each(|(name, value)| check_header(name, value))
+        for (name, value) in &self.headers {
+            if name == "correlation_id" {
+                let Value::String(id) = value else {
+                    return Err(EventError::CorrelationIdNotText);
+                };
+                check_short("correlation_id", id)?;
+            } else {
+                check_header(name, value)?;
+            }
+        }
+        match self.headers_json() {
+            Some(text) if text.len() > HEADERS => {
+                Err(EventError::HeadersTooLarge { bytes: text.len() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn headers_json(&self) -> Option<String> {
+        (!self.headers.is_empty()).then(|| Value::Object(self.headers.clone()).to_string())
     }
 }
 
+/// Neither the body nor the headers' values: an event ends up in logs.
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("message_id", &self.message_id)
+            .field("aggregate_type", &self.aggregate_type)
+            .field("aggregate_id", &self.aggregate_id)
+            .field("event_type", &self.event_type)
+            .field("content_type", &self.content_type)
+            .field("body_bytes", &self.body().len())
+            .field("headers", &self.headers.keys().collect::<Vec<_>>())
+            .field("exchange", &self.exchange)
+            .field("routing_key", &self.routing_key)
+            .field("available_at", &self.available_at)
+            .finish()
+    }
+}
+
+fn check_short(field: &str, text: &str) -> Result<(), EventError> {
+    if text.len() > SHORT {
+        return Err(EventError::TooLong {
+            field: field.to_owned(),
+            bytes: text.len(),
+        });
+    }
+    check_clean(field, text)
+}
+
+fn check_clean(field: &str, text: &str) -> Result<(), EventError> {
+    if text.contains(char::is_control) {
+        return Err(EventError::ControlCharacter {
+            field: field.to_owned(),
+        });
+    }
+    Ok(())
+}
+
 fn check_header(name: &str, value: &Value) -> Result<(), EventError> {
+    check_header_name(name)?;
+    if name.starts_with("x-") || name == "CC" || name == "BCC" || name.starts_with("outbox-") {
+        return Err(EventError::ReservedHeader {
+            name: name.to_owned(),
+        });
+    }
+    check_value(name, value, LEVELS - 1)
+}
+
+fn check_header_name(name: &str) -> Result<(), EventError> {
     if name.is_empty() {
         return Err(EventError::EmptyHeaderName);
     }
-    let field = || format!("the header name \"{}\"", name.escape_debug());
     if name.len() > SHORT {
         return Err(EventError::TooLong {
             field: "a header name".to_owned(),
             bytes: name.len(),
         });
     }
-    if name.contains(char::is_control) {
-        return Err(EventError::ControlCharacter { field: field() });
-    }
-    if name.starts_with("x-") || name == "CC" || name == "BCC" || name.starts_with("outbox-") {
-        return Err(EventError::ReservedHeader {
-            name: name.to_owned(),
-        });
-    }
-    // The headers object itself is the first level.
-    if depth(value) > 3 {
-        return Err(EventError::TooDeep {
-            name: name.to_owned(),
-        });
-    }
-    Ok(())
+    check_clean(
+        &format!("the header name \"{}\"", name.escape_debug()),
+        name,
+    )
 }
 
-fn depth(value: &Value) -> usize {
+/// `name`: the header that the value belongs to.
+fn check_value(name: &str, value: &Value, levels_left: usize) -> Result<(), EventError> {
+    let too_deep = || EventError::TooDeep {
+        name: name.to_owned(),
+    };
     match value {
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
+        Value::Number(number) => {
+            // With or without serde_json's arbitrary precision: an i64, or a finite double that was written as one.
+            let fits = number.is_i64()
+                || (!number.is_u64()
+                    && number.to_string().contains(['.', 'e', 'E'])
+                    && number.as_f64().is_some_and(f64::is_finite));
+            if fits {
+                return Ok(());
+            }
+            Err(EventError::NumberOutOfRange {
+                name: name.to_owned(),
+            })
+        }
+        Value::Array(items) => {
+            let levels = levels_left.checked_sub(1).ok_or_else(too_deep)?;
+            items
+                .iter()
+                .try_for_each(|item| check_value(name, item, levels))
+        }
+        Value::Object(fields) => {
+            let levels = levels_left.checked_sub(1).ok_or_else(too_deep)?;
+            fields.iter().try_for_each(|(field, value)| {
+                check_header_name(field)?;
+                check_value(name, value, levels)
+            })
+        }
     }
 }
 
@@ -233,6 +317,8 @@ mod tests {
             .json(&json!({"a": 1}))
             .unwrap()
             .header("tenant", "blue")
+            .header("least", i64::MIN)
+            .header("share", 0.5)
             .header("deep", json!({"a": [[1]]}))
             .traceparent("00-1-2-01")
             .correlation_id("c")
@@ -265,13 +351,46 @@ mod tests {
             (event().header("", 1), "a header name is empty"),
             (event().header("x-death", 1), "\"x-death\" is reserved"),
             (event().header("CC", 1), "\"CC\" is reserved"),
+            (event().header("BCC", 1), "\"BCC\" is reserved"),
             (
                 event().header("outbox-key", 1),
                 "\"outbox-key\" is reserved",
             ),
             (
                 event().header("deep", json!([[[[1]]]])),
-                "nested deeper than 4 levels",
+                "the header \"deep\" is nested deeper than 4 levels",
+            ),
+            (
+                event().header("n", u64::MAX),
+                "the header \"n\" holds a number",
+            ),
+            (
+                event().header("n", json!([{ "a": u64::MAX }])),
+                "the header \"n\" holds a number",
+            ),
+            (
+                event().header("a", json!({ "": 1 })),
+                "a header name is empty",
+            ),
+            (
+                event().header("a", json!({ "b\n": 1 })),
+                "the header name \"b\\n\" holds a control character",
+            ),
+            (
+                event().correlation_id("c".repeat(256)),
+                "correlation_id has 256 bytes",
+            ),
+            (
+                event().correlation_id("c\n"),
+                "correlation_id holds a control character",
+            ),
+            (
+                event().header("correlation_id", 7),
+                "correlation_id is not a string",
+            ),
+            (
+                event().header("h", "x".repeat(131_072)),
+                "the headers have 131080 bytes of JSON",
             ),
         ] {
             let error = bad.check().unwrap_err().to_string();
@@ -287,6 +406,20 @@ mod tests {
         assert!(
             error.contains("line 1") && !error.contains("hunter2"),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn the_debug_text_holds_neither_body_nor_header_values() {
+        let secret = event()
+            .json(&json!({ "card": "hunter2" }))
+            .unwrap()
+            .header("token", "hunter2");
+        let text = format!("{secret:?}");
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(
+            text.contains("\"token\"") && text.contains("body_bytes: 18"),
+            "{text}"
         );
     }
 }

@@ -1,0 +1,43 @@
+// Places an order and writes its events in the same transaction.
+import { randomUUID } from "node:crypto";
+import { pathToFileURL } from "node:url";
+import pg from "pg";
+
+export async function placeOrder(pool, orderId, totalCents, traceparent) {
+  const messageId = randomUUID();
+  const body = JSON.stringify({ id: orderId, total_cents: totalCents });
+  const headers = JSON.stringify({ traceparent, tenant: "blue" });
+  const receipt = Buffer.from(`Order ${orderId}: ${totalCents} cents`);
+  const client = await pool.connect(); // One connection: pool.query() would leave the transaction.
+  let broken;
+  try {
+    await client.query("BEGIN");
+    await client.query("INSERT INTO orders (id, total_cents, status) VALUES ($1, $2, 'placed')", [
+      orderId,
+      totalCents,
+    ]);
+    await client.query(
+      `INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload, headers)
+       VALUES ($1, 'order', $2, 'placed', $3, $4)`,
+      [messageId, orderId, body, headers],
+    );
+    await client.query("SELECT outbox.enqueue_binary('order', $1, 'receipt_printed', $2, 'text/plain')", [
+      orderId,
+      receipt,
+    ]);
+    await client.query("COMMIT");
+    return messageId;
+  } catch (error) {
+    await client.query("ROLLBACK").catch((lost) => (broken = lost));
+    throw error;
+  } finally {
+    client.release(broken);
+  }
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1]).href) {
+  const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL });
+  const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+  console.log(await placeOrder(pool, `node-${randomUUID()}`, 1999, trace));
+  await pool.end();
+}

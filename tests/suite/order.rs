@@ -81,6 +81,39 @@ async fn a_poison_message_at_the_head_holds_back_its_key_alone() {
     assert!(report.is_clean() && report.duplicates == 0, "{report}");
 }
 
+/// In one claim: what follows a message that was just refused is not published either.
+#[tokio::test]
+async fn a_failing_message_is_not_overtaken_in_strict_mode() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    for key in 0..20 {
+        let key = key.to_string();
+        world.insert(Some(&key), "nobody", "0", "").await;
+        world.insert(Some(&key), "good", "1", "").await;
+        world.insert(Some(&key), "good", "2", "").await;
+    }
+    let _relay = world.relay(&[
+        STRICT,
+        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1h"),
+        ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
+    ]);
+    let waits = "outbox.waiting WHERE cause";
+    world
+        .until("the heads to wait", &format!("{waits} = 'retry'"), 20)
+        .await;
+    world
+        .until("the others behind", &format!("{waits} = 'behind'"), 40)
+        .await;
+    assert_eq!(consumer.len(), 0);
+    world.bind("all", "#", &[]).await;
+    let now = "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'";
+    world.client.batch_execute(now).await.unwrap();
+    consumer.until(60).await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+}
+
 /// The lower position commits after the higher one was published.
 #[tokio::test]
 async fn late_commit_of_a_lower_id_is_not_skipped() {

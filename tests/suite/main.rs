@@ -5,6 +5,7 @@
 
 mod answers;
 mod commands;
+mod consuming;
 mod crashes;
 mod delivery;
 mod order;

@@ -244,17 +244,12 @@ async fn a_peer_that_accepts_and_stays_silent_costs_no_threads() {
 #[tokio::test]
 async fn a_memory_alarm_holds_no_claim_open_and_readiness_says_blocked() {
     let world = own_world().await;
-    let (consumer, _relay) = {
-        let consumer = world.consumer().await;
-        let relay = world.relay(&[
-            QUICK[0],
-            QUICK[1],
-            ("OUTBOXD__ADMIN__LISTEN", "127.0.0.1:19464"),
-        ]);
-        world.commit_many(100, 20).await;
-        consumer.until(100).await;
-        (consumer, relay)
-    };
+    let consumer = world.consumer().await;
+    let port = crate::seeing::free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let _relay = world.relay(&[QUICK[1], ("OUTBOXD__ADMIN__LISTEN", &listen)]);
+    world.commit_many(100, 20).await;
+    consumer.until(100).await;
     world.drained().await;
     world
         .rabbitmq()
@@ -263,13 +258,20 @@ async fn a_memory_alarm_holds_no_claim_open_and_readiness_says_blocked() {
         .unwrap();
     world.commit_many(100, 20).await;
     test_support::eventually("readiness to say blocked", SOON, async || {
-        let (code, body) = crate::seeing::get(19464, "/readyz").await?;
+        let (code, body) = crate::seeing::get(port, "/readyz").await?;
         (code == 503 && body.contains("blocked")).then_some(())
     })
     .await;
     let open =
         "pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'";
+    let noticed = Instant::now();
     world.until("no claim to be open", open, 0).await;
+    // Not by the confirm time-out, which is 30 s here.
+    assert!(
+        noticed.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        noticed.elapsed()
+    );
     assert_eq!(
         world.count("outbox.message WHERE sent_at IS NULL").await,
         100

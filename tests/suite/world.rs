@@ -74,6 +74,8 @@ pub async fn prepare(postgres: &Postgres) {
     for file in [
         "migrations/outbox/0001_outbox.sql",
         "deploy/postgres/roles.sql",
+        "migrations/inbox/0001_inbox.sql",
+        "deploy/postgres/inbox_roles.sql",
     ] {
         let sql = std::fs::read_to_string(repository().join(file)).unwrap();
         postgres.psql("owner", "owner", "template", &sql).unwrap();
@@ -83,10 +85,14 @@ pub async fn prepare(postgres: &Postgres) {
             "postgres",
             "CREATE ROLE relay LOGIN PASSWORD 'relay-canary-password' IN ROLE outbox_relay; \
              CREATE ROLE producer LOGIN PASSWORD 'producer' IN ROLE outbox_producer; \
-             CREATE ROLE monitor LOGIN PASSWORD 'monitor' IN ROLE outbox_monitor",
+             CREATE ROLE monitor LOGIN PASSWORD 'monitor' IN ROLE outbox_monitor; \
+             CREATE ROLE payments LOGIN PASSWORD 'payments' IN ROLE inbox_consumer",
         )
         .await
         .unwrap();
+    let tables = "CREATE TABLE account (id text PRIMARY KEY, cents bigint NOT NULL); \
+                  GRANT SELECT, INSERT, UPDATE ON account TO payments";
+    postgres.execute("template", tables).await.unwrap();
 }
 
 pub fn repository() -> &'static Path {

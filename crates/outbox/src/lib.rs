@@ -16,6 +16,8 @@
 //!
 //! Needs the role `outbox_producer` and nothing else. Shares no code with the relay: the schema is their contract.
 
+#[cfg(feature = "consumer")]
+pub mod consumer;
 mod enqueue;
 mod event;
 pub mod inbox;

@@ -40,3 +40,16 @@ impl Inbox {
         Ok(u32::try_from(deleted).unwrap_or(0))
     }
 }
+
+impl Inbox {
+    /// Forgets the failed attempts of an operation that is applied now, in the transaction that applies it.
+    pub async fn forgive(
+        &self,
+        transaction: &tokio_postgres::Transaction<'_>,
+        key: &str,
+    ) -> Result<(), InboxError> {
+        let sql = "DELETE FROM inbox.attempt WHERE consumer = $1 AND idempotency_key = $2";
+        transaction.execute(sql, &[&self.consumer(), &key]).await?;
+        Ok(())
+    }
+}

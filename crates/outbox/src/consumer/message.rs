@@ -1,0 +1,96 @@
+//! A delivery, as a handler sees it.
+
+use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
+
+use crate::inbox::{Operation, OperationError};
+
+/// A message from the broker.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub routing_key: String,
+    pub body: Vec<u8>,
+    /// A hint, and no more: brokers set it on messages that nobody ever saw.
+    pub redelivered: bool,
+    properties: BasicProperties,
+}
+
+impl Message {
+    pub(super) fn new(delivery: &Delivery) -> Self {
+        Self {
+            routing_key: delivery.routing_key.to_string(),
+            body: delivery.data.to_vec(),
+            redelivered: delivery.redelivered,
+            properties: delivery.properties.clone(),
+        }
+    }
+
+    /// `None` when it has none: then it is dead-lettered, and not guessed about.
+    pub fn message_id(&self) -> Option<&str> {
+        self.properties.message_id().as_ref().map(|id| id.as_str())
+    }
+
+    pub fn type_(&self) -> &str {
+        self.properties
+            .kind()
+            .as_ref()
+            .map_or("", |kind| kind.as_str())
+    }
+
+    pub fn content_type(&self) -> &str {
+        self.properties
+            .content_type()
+            .as_ref()
+            .map_or("", |kind| kind.as_str())
+    }
+
+    pub fn properties(&self) -> &BasicProperties {
+        &self.properties
+    }
+
+    /// A header that is text.
+    pub fn text_header(&self, name: &str) -> Option<String> {
+        match self.header(name)? {
+            AMQPValue::LongString(text) => {
+                std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned)
+            }
+            _ => None,
+        }
+    }
+
+    fn header(&self, name: &str) -> Option<&AMQPValue> {
+        self.properties.headers().as_ref()?.inner().get(name)
+    }
+
+    /// The key whose order is kept; `None`: no order.
+    pub fn key(&self) -> Option<String> {
+        self.text_header("outbox-key")
+    }
+
+    /// Its place in the outbox it came from.
+    pub fn position(&self) -> Option<i64> {
+        match self.header("outbox-position")? {
+            AMQPValue::LongLongInt(position) => Some(*position),
+            _ => None,
+        }
+    }
+
+    /// Published again on purpose.
+    pub fn is_replay(&self) -> bool {
+        matches!(self.header("outbox-replay"), Some(AMQPValue::Boolean(true)))
+    }
+
+    /// W3C trace context of the producer.
+    pub fn traceparent(&self) -> Option<String> {
+        self.text_header("traceparent")
+    }
+
+    /// Named by the message id.
+    pub fn operation(&self) -> Result<Operation, OperationError> {
+        self.operation_as(self.message_id().unwrap_or_default())
+    }
+
+    /// Named by a business key.
+    pub fn operation_as(&self, key: &str) -> Result<Operation, OperationError> {
+        Operation::new(key, self.type_(), self.content_type(), &self.body)
+    }
+}

@@ -1,0 +1,135 @@
+//! How a consumer runs.
+
+use std::time::Duration;
+
+/// What becomes of messages that are published again on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplayPolicy {
+    /// Applied unless the inbox knows them: to rebuild, or to make up for a loss.
+    Accept,
+    /// Acknowledged unseen: for consumers with external effects.
+    Skip,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerOptions {
+    pub queue: String,
+    /// Messages at the consumer that are not acknowledged yet; also those that wait for a retry.
+    pub prefetch: u16,
+    /// Handlers that run at the same time, each with a database connection.
+    pub handlers: usize,
+    pub handler_timeout: Duration,
+    pub max_attempts: u32,
+    pub backoff_initial: Duration,
+    pub backoff_max: Duration,
+    pub replay: ReplayPolicy,
+    /// Where messages go that cannot be applied; with `outbox-dead-reason`, `-attempts` and `-error` as headers.
+    pub dead_letter_queue: String,
+    /// Declares both queues (durable, quorum); otherwise they must be there.
+    pub declare: bool,
+    /// How long the inbox remembers.
+    pub retention: Duration,
+    /// The longest that a message may come late: queue TTLs, outages, replays. Retention must be longer.
+    pub redelivery_horizon: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{option}: {problem}")]
+pub struct OptionsError {
+    pub option: &'static str,
+    pub problem: &'static str,
+}
+
+impl ConsumerOptions {
+    pub fn new(queue: impl Into<String>) -> Self {
+        let queue = queue.into();
+        Self {
+            dead_letter_queue: format!("{queue}.dead"),
+            queue,
+            prefetch: 200,
+            handlers: 4,
+            handler_timeout: Duration::from_secs(30),
+            max_attempts: 10,
+            backoff_initial: Duration::from_millis(500),
+            backoff_max: Duration::from_secs(60),
+            replay: ReplayPolicy::Accept,
+            declare: false,
+            retention: Duration::from_secs(14 * 24 * 3600),
+            redelivery_horizon: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+
+    pub fn check(&self) -> Result<(), OptionsError> {
+        let bad = |option, problem| Err(OptionsError { option, problem });
+        let name = |text: &str| !text.is_empty() && text.len() <= 255;
+        if !name(&self.queue) {
+            return bad("queue", "must have 1 to 255 bytes");
+        }
+        if !name(&self.dead_letter_queue) || self.dead_letter_queue == self.queue {
+            return bad(
+                "dead_letter_queue",
+                "must have 1 to 255 bytes and be another queue",
+            );
+        }
+        if self.prefetch == 0 {
+            return bad(
+                "prefetch",
+                "must be at least 1: 0 is no limit, and memory has one",
+            );
+        }
+        if self.handlers == 0 {
+            return bad("handlers", "must be at least 1");
+        }
+        if self.max_attempts == 0 {
+            return bad("max_attempts", "must be at least 1");
+        }
+        if self.handler_timeout.is_zero() {
+            return bad("handler_timeout", "must be above zero");
+        }
+        if self.backoff_initial > self.backoff_max {
+            return bad("backoff_max", "must be at least backoff_initial");
+        }
+        if self.retention <= self.redelivery_horizon {
+            return bad(
+                "retention",
+                "must be longer than redelivery_horizon, or a late repetition is applied again",
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_options_are_named() {
+        let option = |change: fn(&mut ConsumerOptions)| {
+            let mut options = ConsumerOptions::new("payments");
+            change(&mut options);
+            options.check().err().map(|e| e.option)
+        };
+        assert_eq!(option(|_| ()), None);
+        assert_eq!(option(|o| o.queue.clear()), Some("queue"));
+        assert_eq!(
+            option(|o| o.dead_letter_queue = o.queue.clone()),
+            Some("dead_letter_queue")
+        );
+        assert_eq!(option(|o| o.prefetch = 0), Some("prefetch"));
+        assert_eq!(option(|o| o.handlers = 0), Some("handlers"));
+        assert_eq!(option(|o| o.max_attempts = 0), Some("max_attempts"));
+        assert_eq!(
+            option(|o| o.handler_timeout = Duration::ZERO),
+            Some("handler_timeout")
+        );
+        assert_eq!(
+            option(|o| o.backoff_max = Duration::ZERO),
+            Some("backoff_max")
+        );
+        assert_eq!(
+            option(|o| o.retention = o.redelivery_horizon),
+            Some("retention")
+        );
+    }
+}

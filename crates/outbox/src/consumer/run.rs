@@ -1,0 +1,250 @@
+//! Connect, consume, hand out by key, reconnect, drain.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use lapin::{
+    Channel, Connection, ConnectionProperties, Consumer,
+    message::Delivery,
+    options::{
+        BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions,
+        QueueDeclareOptions,
+    },
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ConsumerOptions, Handler, OptionsError, metrics,
+    worker::{Worker, key_of},
+};
+use crate::inbox::Inbox;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConsumerError {
+    #[error("{0}")]
+    Options(#[from] OptionsError),
+    #[error("RabbitMQ: {0}")]
+    Broker(lapin::Error),
+    #[error("RabbitMQ did not answer in time ({0})")]
+    Timeout(&'static str),
+    #[error("the dead-letter queue {queue}: {why}; nothing is acknowledged")]
+    DeadLetter { queue: String, why: &'static str },
+}
+
+type Connected = Pin<Box<dyn Future<Output = Result<Client, tokio_postgres::Error>> + Send>>;
+type Connect = Box<dyn Fn() -> Connected + Send + Sync>;
+
+/// What the workers of a consumer share.
+pub(super) struct Shared<H> {
+    pub handler: H,
+    pub inbox: Inbox,
+    pub options: ConsumerOptions,
+    pub connect: Connect,
+}
+
+const CONNECT: Duration = Duration::from_secs(10);
+const UPKEEP: Duration = Duration::from_secs(15);
+/// Rows that one step of pruning deletes.
+const PRUNE: u32 = 1000;
+
+/// Consumes until `stop`, through every failure of either server; then ends when the handlers that run have ended.
+///
+/// `connect` opens a database connection and drives it (spawn its connection task there); TLS and bounds are the
+/// service's own choice.
+pub async fn run<H, C, F>(
+    amqp_url: &str,
+    connect: C,
+    inbox: Inbox,
+    options: ConsumerOptions,
+    handler: H,
+    stop: CancellationToken,
+) -> Result<(), ConsumerError>
+where
+    H: Handler,
+    C: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = Result<Client, tokio_postgres::Error>> + Send + 'static,
+{
+    options.check()?;
+    let connect: Connect = Box::new(move || Box::pin(connect()));
+    let shared = Arc::new(Shared {
+        handler,
+        inbox,
+        options,
+        connect,
+    });
+    let upkeep = tokio::spawn(upkeep(Arc::clone(&shared), stop.clone()));
+    let mut failures: u32 = 0;
+    while !stop.is_cancelled() {
+        let result = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            connected = open(amqp_url, &shared.options) => connected,
+        };
+        let result = match result {
+            Ok((connection, channel, consumer)) => {
+                failures = 0;
+                let result = consume(&shared, channel, consumer, &stop).await;
+                // What was not acknowledged goes back to the queue with the connection.
+                let _ = tokio::time::timeout(CONNECT, connection.close(200, "bye".into())).await;
+                result
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            failures = failures.saturating_add(1);
+            tracing::warn!(consumer = shared.inbox.consumer(), failures, error = %error, "consuming failed; reconnecting");
+            let pause = Duration::from_millis(200) * failures.min(25);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+    upkeep.abort();
+    Ok(())
+}
+
+async fn open(
+    url: &str,
+    options: &ConsumerOptions,
+) -> Result<(Connection, Channel, Consumer), ConsumerError> {
+    let work = async {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        for queue in [&options.queue, &options.dead_letter_queue] {
+            let mut arguments = FieldTable::default();
+            if options.declare {
+                arguments.insert(
+                    "x-queue-type".into(),
+                    AMQPValue::LongString("quorum".into()),
+                );
+            }
+            let how = QueueDeclareOptions {
+                durable: true,
+                passive: !options.declare,
+                ..QueueDeclareOptions::default()
+            };
+            channel.queue_declare(short(queue), how, arguments).await?;
+        }
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
+        channel
+            .basic_qos(options.prefetch, BasicQosOptions::default())
+            .await?;
+        let consume = BasicConsumeOptions::default();
+        let consumer = channel
+            .basic_consume(
+                short(&options.queue),
+                "".into(),
+                consume,
+                FieldTable::default(),
+            )
+            .await?;
+        Ok::<_, lapin::Error>((connection, channel, consumer))
+    };
+    match tokio::time::timeout(CONNECT, work).await {
+        Ok(opened) => opened.map_err(ConsumerError::Broker),
+        Err(_) => Err(ConsumerError::Timeout("connect")),
+    }
+}
+
+/// Hands deliveries to the workers, by key, until the stop or the first failure.
+async fn consume<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    channel: Channel,
+    mut consumer: Consumer,
+    stop: &CancellationToken,
+) -> Result<(), ConsumerError> {
+    let mut workers = JoinSet::new();
+    let mut senders: Vec<mpsc::Sender<Delivery>> = Vec::new();
+    // Ends the workers when the connection does, as well as at the stop.
+    let ending = stop.child_token();
+    for _ in 0..shared.options.handlers {
+        // The broker sends no more than the prefetch; so this never makes anybody wait.
+        let (sender, deliveries) = mpsc::channel(usize::from(shared.options.prefetch));
+        senders.push(sender);
+        let worker = Worker {
+            shared: Arc::clone(shared),
+            channel: channel.clone(),
+            deliveries,
+            stop: ending.clone(),
+        };
+        workers.spawn(worker.run());
+    }
+    let result = loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break Ok(()),
+            Some(ended) = workers.join_next() => match ended {
+                Ok(Ok(())) => break Ok(()),
+                Ok(Err(error)) => break Err(error),
+                // The message that did it is not acknowledged, and is counted when it comes again.
+                Err(_) => {
+                    tracing::error!(consumer = shared.inbox.consumer(), "a handler panicked");
+                    break Ok(());
+                }
+            },
+            delivery = consumer.next() => match delivery {
+                Some(Ok(delivery)) => {
+                    let mut hasher = DefaultHasher::new();
+                    key_of(&delivery).hash(&mut hasher);
+                    let slot = usize::try_from(hasher.finish() % senders.len() as u64).unwrap_or(0);
+                    if senders[slot].send(delivery).await.is_err() {
+                        break Ok(());
+                    }
+                }
+                Some(Err(error)) => break Err(ConsumerError::Broker(error)),
+                None => break Err(ConsumerError::Timeout("the consumer was cancelled by the broker")),
+            },
+        }
+    };
+    ending.cancel();
+    let _ = tokio::time::timeout(
+        CONNECT,
+        channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()),
+    )
+    .await;
+    // A handler that runs ends and is committed, within its own bound.
+    while workers.join_next().await.is_some() {}
+    result
+}
+
+/// Forgets what is old, and counts what is in doubt.
+async fn upkeep<H: Handler>(shared: Arc<Shared<H>>, stop: CancellationToken) {
+    let inbox = &shared.inbox;
+    while !stop.is_cancelled() {
+        if let Ok(client) = (shared.connect)().await {
+            loop {
+                let doubts = inbox.in_doubt(&client, Duration::ZERO, 10_000).await;
+                let pruned = inbox.prune(&client, shared.options.retention, PRUNE).await;
+                match (doubts, pruned) {
+                    (Ok(doubts), Ok(pruned)) => {
+                        metrics::in_doubt(inbox.consumer(), doubts.len());
+                        if pruned == PRUNE {
+                            continue;
+                        }
+                    }
+                    (Err(error), _) | (_, Err(error)) => {
+                        tracing::warn!(consumer = inbox.consumer(), error = %error, "upkeep of the inbox failed");
+                        break;
+                    }
+                }
+                tokio::time::sleep(UPKEEP).await;
+            }
+        }
+        tokio::time::sleep(UPKEEP).await;
+    }
+}
+
+fn short(text: &str) -> ShortString {
+    ShortString::try_new(text).unwrap_or_default()
+}

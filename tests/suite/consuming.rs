@@ -1,0 +1,614 @@
+//! The consumer runner: claim → handler → commit → ack, whatever happens around it.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use lapin::{
+    BasicProperties,
+    options::BasicPublishOptions,
+    types::{AMQPValue, FieldTable},
+};
+use outbox::{
+    consumer::{ConsumerOptions, Failure, Handler, Message, ReplayPolicy, Reply, run},
+    inbox::{Inbox, Operation, OperationError},
+};
+use test_support::{Mode, Proxy, eventually};
+use tokio::task::JoinHandle;
+use tokio_postgres::{NoTls, Transaction};
+use tokio_util::sync::CancellationToken;
+
+use crate::world::{SOON, World, short, world};
+
+const QUEUE: &str = "payments";
+const DEAD: &str = "payments.dead";
+
+/// Adds one cent to the account that the body names; and does what the type says.
+#[derive(Default)]
+struct Payments {
+    tried: Mutex<Vec<String>>,
+    running: AtomicUsize,
+    proxy: Option<Proxy>,
+}
+
+struct Shared(Arc<Payments>);
+
+impl Handler for Shared {
+    fn operation(&self, message: &Message) -> Result<Operation, OperationError> {
+        match message.text_header("payment") {
+            Some(business) => message.operation_as(&business),
+            None => message.operation(),
+        }
+    }
+
+    async fn handle(
+        &self,
+        message: &Message,
+        transaction: &Transaction<'_>,
+    ) -> Result<Reply, Failure> {
+        let account = String::from_utf8_lossy(&message.body).into_owned();
+        self.0.tried.lock().unwrap().push(account.clone());
+        let sql = "INSERT INTO account AS a (id, cents) VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET cents = a.cents + 1";
+        transaction.execute(sql, &[&account]).await?;
+        let tries = || {
+            self.0
+                .tried
+                .lock()
+                .unwrap()
+                .iter()
+                .filter(|t| **t == account)
+                .count()
+        };
+        match message.type_() {
+            "fails" => Err(Failure::Retry("always".to_owned())),
+            "fails_twice" if tries() <= 2 => Err(Failure::Retry("not yet".to_owned())),
+            "wrong" => Err(Failure::Reject("no such order".to_owned())),
+            "doubt" => Err(Failure::InDoubt("the provider did not answer".to_owned())),
+            "slow" => {
+                self.0.running.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                Reply::json(&"slow")
+            }
+            "hangs_once" if tries() == 1 => std::future::pending().await,
+            "panics_once" if tries() == 1 => panic!("a handler's bug"),
+            // The effect is committed, and its acknowledgement lost.
+            "cut" if tries() == 1 => {
+                if let Some(proxy) = &self.0.proxy {
+                    proxy.set(Mode::Stall);
+                }
+                Ok(Reply::none())
+            }
+            _ => Reply::json(&"paid"),
+        }
+    }
+}
+
+struct Running {
+    payments: Arc<Payments>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    async fn stopped(self) {
+        self.stop.cancel();
+        tokio::time::timeout(SOON, self.task)
+            .await
+            .expect("it ends")
+            .unwrap();
+    }
+}
+
+fn start(world: &World, payments: Payments, change: impl FnOnce(&mut ConsumerOptions)) -> Running {
+    let url = match &payments.proxy {
+        Some(proxy) => world.broker_url().replace(
+            &format!(":{}/", world.rabbitmq().port()),
+            &format!(":{}/", proxy.port()),
+        ),
+        None => world.broker_url(),
+    };
+    let database = world
+        .postgres()
+        .url_for("payments", "payments", &world.database);
+    let mut options = ConsumerOptions {
+        declare: true,
+        max_attempts: 4,
+        backoff_initial: Duration::from_millis(10),
+        backoff_max: Duration::from_millis(50),
+        ..ConsumerOptions::new(QUEUE)
+    };
+    change(&mut options);
+    let payments = Arc::new(payments);
+    let handler = Shared(Arc::clone(&payments));
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    let task = tokio::spawn(async move {
+        let connect = move || {
+            let database = database.clone();
+            async move {
+                let (client, connection) = tokio_postgres::connect(&database, NoTls).await?;
+                tokio::spawn(connection);
+                Ok(client)
+            }
+        };
+        let inbox = Inbox::new("payments").unwrap();
+        run(&url, connect, inbox, options, handler, token)
+            .await
+            .unwrap();
+    });
+    Running {
+        payments,
+        stop,
+        task,
+    }
+}
+
+/// A message, as a relay or anybody else publishes it.
+struct Sent<'a> {
+    id: Option<&'a str>,
+    type_: &'a str,
+    account: &'a str,
+    key: Option<&'a str>,
+    headers: &'a [(&'a str, AMQPValue)],
+}
+
+const PLAIN: Sent<'static> = Sent {
+    id: None,
+    type_: "pays",
+    account: "",
+    key: None,
+    headers: &[],
+};
+
+async fn send(world: &World, sent: &Sent<'_>) {
+    let mut headers = FieldTable::default();
+    if let Some(key) = sent.key {
+        headers.insert("outbox-key".into(), AMQPValue::LongString(key.into()));
+    }
+    for (name, value) in sent.headers {
+        headers.insert(short(name), value.clone());
+    }
+    let mut properties = BasicProperties::default()
+        .with_type(short(sent.type_))
+        .with_content_type("text/plain".into())
+        .with_headers(headers);
+    if let Some(id) = sent.id {
+        properties = properties.with_message_id(short(id));
+    }
+    let channel = world.channel().await;
+    eventually("the queue", SOON, async || {
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        let body = sent.account.as_bytes();
+        let confirm = channel
+            .basic_publish(short(""), short(QUEUE), options, body, properties.clone())
+            .await
+            .unwrap();
+        matches!(confirm.await.unwrap(), lapin::Confirmation::Ack(None)).then_some(())
+    })
+    .await;
+}
+
+async fn cents(world: &World) -> HashMap<String, i64> {
+    let rows = world
+        .client
+        .query("SELECT id, cents FROM account", &[])
+        .await
+        .unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+async fn until_paid(world: &World, account: &str) {
+    eventually("the payment", SOON, async || {
+        cents(world).await.contains_key(account).then_some(())
+    })
+    .await;
+}
+
+/// Everything was acknowledged.
+async fn until_empty(world: &World) {
+    eventually("an empty queue", SOON, async || {
+        let state = world
+            .rabbitmq()
+            .ctl(&["list_queues", "-q", "-p", &world.vhost, "name", "messages"])
+            .await
+            .ok()?;
+        state
+            .lines()
+            .any(|line| line.split_whitespace().eq([QUEUE, "0"]))
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_comes_five_times_to_two_consumers_is_applied_once() {
+    let world = world().await;
+    let (one, two) = (
+        start(&world, Payments::default(), |_| ()),
+        start(&world, Payments::default(), |_| ()),
+    );
+    for n in 0..20 {
+        let (id, account) = (format!("m{n}"), format!("a{n}"));
+        for _ in 0..5 {
+            send(
+                &world,
+                &Sent {
+                    id: Some(&id),
+                    account: &account,
+                    ..PLAIN
+                },
+            )
+            .await;
+        }
+    }
+    until_empty(&world).await;
+    let cents = cents(&world).await;
+    assert_eq!(cents.len(), 20);
+    assert!(cents.values().all(|cents| *cents == 1), "{cents:?}");
+    one.stopped().await;
+    two.stopped().await;
+}
+
+#[tokio::test]
+async fn one_business_fact_under_two_message_ids_is_applied_once() {
+    let world = world().await;
+    let running = start(&world, Payments::default(), |_| ());
+    let headers = [("payment", AMQPValue::LongString("pay_123".into()))];
+    for id in ["m1", "m2"] {
+        send(
+            &world,
+            &Sent {
+                id: Some(id),
+                account: "a",
+                headers: &headers,
+                ..PLAIN
+            },
+        )
+        .await;
+    }
+    until_empty(&world).await;
+    assert_eq!(cents(&world).await["a"], 1);
+    running.stopped().await;
+}
+
+#[tokio::test]
+async fn an_effect_whose_acknowledgement_was_lost_happens_once() {
+    let world = world().await;
+    let proxy = Proxy::start(([127, 0, 0, 1], world.rabbitmq().port()).into())
+        .await
+        .unwrap();
+    let running = start(
+        &world,
+        Payments {
+            proxy: Some(proxy),
+            ..Payments::default()
+        },
+        |_| (),
+    );
+    send(
+        &world,
+        &Sent {
+            id: Some("m1"),
+            type_: "cut",
+            account: "a",
+            ..PLAIN
+        },
+    )
+    .await;
+    until_paid(&world, "a").await;
+    let proxy = running.payments.proxy.as_ref().unwrap();
+    proxy.set(Mode::Cut);
+    eventually("the connections to be cut", SOON, async || {
+        (proxy.connections() == 0).then_some(())
+    })
+    .await;
+    proxy.set(Mode::Forward);
+    until_empty(&world).await;
+    assert_eq!(cents(&world).await["a"], 1);
+    assert_eq!(world.count("inbox.message").await, 1);
+    running.stopped().await;
+}
+
+#[tokio::test]
+async fn a_handler_that_fails_is_tried_again_with_nothing_left_behind() {
+    let world = world().await;
+    let running = start(&world, Payments::default(), |_| ());
+    send(
+        &world,
+        &Sent {
+            id: Some("m1"),
+            type_: "fails_twice",
+            account: "a",
+            ..PLAIN
+        },
+    )
+    .await;
+    until_empty(&world).await;
+    assert_eq!(
+        cents(&world).await["a"],
+        1,
+        "each failed attempt was rolled back"
+    );
+    assert_eq!(running.payments.tried.lock().unwrap().len(), 3);
+    assert_eq!(
+        world.count("inbox.attempt").await,
+        0,
+        "applied in the end: forgiven"
+    );
+    running.stopped().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_applied_is_dead_lettered_with_reason_attempts_and_error() {
+    let world = world().await;
+    let running = start(&world, Payments::default(), |_| ());
+    let send = |id: Option<&'static str>, type_: &'static str, account: &'static str| {
+        let world = &world;
+        async move {
+            send(
+                world,
+                &Sent {
+                    id,
+                    type_,
+                    account,
+                    ..PLAIN
+                },
+            )
+            .await
+        }
+    };
+    send(Some("m0"), "pays", "known").await;
+    until_paid(&world, "known").await;
+    send(Some("m0"), "pays", "another body").await;
+    send(Some("m1"), "fails", "a").await;
+    send(Some("m2"), "wrong", "b").await;
+    send(Some("m3"), "doubt", "c").await;
+    send(None, "pays", "d").await;
+    let consumer = world.consume(DEAD).await;
+    let seen = consumer.until(5).await;
+    let of = |account: &str| seen.iter().find(|m| m.body == account.as_bytes()).unwrap();
+    for (account, reason, attempts) in [
+        ("another body", "conflict", 0),
+        ("a", "attempts_exhausted", 4),
+        ("b", "rejected", 0),
+        ("c", "in_doubt", 0),
+        ("d", "message_id_invalid", 0),
+    ] {
+        let dead = of(account);
+        assert_eq!(
+            dead.text_header("outbox-dead-reason").as_deref(),
+            Some(reason),
+            "{account}"
+        );
+        assert_eq!(
+            dead.header("outbox-dead-attempts"),
+            Some(AMQPValue::LongLongInt(attempts)),
+            "{account}"
+        );
+        assert!(!dead.text_header("outbox-dead-error").unwrap().is_empty());
+    }
+    assert_eq!(
+        of("b").text_header("outbox-dead-error").as_deref(),
+        Some("no such order")
+    );
+    assert_eq!(of("a").message_id, "m1");
+    until_empty(&world).await;
+    assert_eq!(
+        cents(&world).await.len(),
+        1,
+        "none of them left anything behind"
+    );
+    running.stopped().await;
+}
+
+/// The head of a key waits for its retries: what is behind it waits too, and other keys go on.
+#[tokio::test]
+async fn a_key_keeps_its_order_behind_a_retry_and_holds_nobody_else_back() {
+    let world = world().await;
+    let running = start(&world, Payments::default(), |options| {
+        options.handlers = 1;
+        options.backoff_initial = Duration::from_millis(400);
+        options.backoff_max = Duration::from_millis(400);
+        options.max_attempts = 10;
+    });
+    send(
+        &world,
+        &Sent {
+            id: Some("k1"),
+            type_: "fails_twice",
+            account: "first",
+            key: Some("k"),
+            ..PLAIN
+        },
+    )
+    .await;
+    send(
+        &world,
+        &Sent {
+            id: Some("k2"),
+            account: "second",
+            key: Some("k"),
+            ..PLAIN
+        },
+    )
+    .await;
+    send(
+        &world,
+        &Sent {
+            id: Some("o1"),
+            account: "other",
+            key: Some("o"),
+            ..PLAIN
+        },
+    )
+    .await;
+    until_empty(&world).await;
+    let tried = running.payments.tried.lock().unwrap().clone();
+    assert_eq!(tried.iter().filter(|t| *t == "first").count(), 3);
+    assert_eq!(
+        tried.last().map(String::as_str),
+        Some("second"),
+        "{tried:?}"
+    );
+    let other = tried.iter().position(|t| t == "other").unwrap();
+    assert!(
+        other < tried.iter().rposition(|t| t == "first").unwrap(),
+        "it did not wait: {tried:?}"
+    );
+    running.stopped().await;
+}
+
+#[tokio::test]
+async fn a_handler_that_hangs_or_panics_is_ended_and_the_message_tried_again() {
+    let world = world().await;
+    let running = start(&world, Payments::default(), |options| {
+        options.handler_timeout = Duration::from_millis(300)
+    });
+    send(
+        &world,
+        &Sent {
+            id: Some("m1"),
+            type_: "hangs_once",
+            account: "a",
+            ..PLAIN
+        },
+    )
+    .await;
+    send(
+        &world,
+        &Sent {
+            id: Some("m2"),
+            type_: "panics_once",
+            account: "b",
+            ..PLAIN
+        },
+    )
+    .await;
+    until_empty(&world).await;
+    let cents = cents(&world).await;
+    assert_eq!((cents["a"], cents["b"]), (1, 1));
+    running.stopped().await;
+}
+
+#[tokio::test]
+async fn replays_are_skipped_by_a_consumer_that_says_so_and_applied_by_one_that_lost_them() {
+    let world = world().await;
+    let replay = [("outbox-replay", AMQPValue::Boolean(true))];
+    let running = start(&world, Payments::default(), |options| {
+        options.replay = ReplayPolicy::Skip
+    });
+    send(
+        &world,
+        &Sent {
+            id: Some("m1"),
+            account: "a",
+            headers: &replay,
+            ..PLAIN
+        },
+    )
+    .await;
+    until_empty(&world).await;
+    assert_eq!(cents(&world).await.len(), 0);
+    running.stopped().await;
+    let running = start(&world, Payments::default(), |_| ());
+    send(
+        &world,
+        &Sent {
+            id: Some("m1"),
+            account: "a",
+            headers: &replay,
+            ..PLAIN
+        },
+    )
+    .await;
+    until_paid(&world, "a").await;
+    running.stopped().await;
+}
+
+#[tokio::test]
+async fn a_stop_lets_the_running_handler_finish_and_leaves_the_rest_in_the_queue() {
+    let world = world().await;
+    let running = start(&world, Payments::default(), |options| options.handlers = 1);
+    for n in 0..5 {
+        let id = format!("m{n}");
+        send(
+            &world,
+            &Sent {
+                id: Some(&id),
+                type_: "slow",
+                account: &id,
+                ..PLAIN
+            },
+        )
+        .await;
+    }
+    let payments = Arc::clone(&running.payments);
+    eventually("the first handler", SOON, async || {
+        (payments.running.load(Ordering::SeqCst) > 0).then_some(())
+    })
+    .await;
+    running.stopped().await;
+    let done = cents(&world).await.len();
+    assert!((1..5).contains(&done), "{done} were applied");
+    assert_eq!(
+        payments.running.load(Ordering::SeqCst),
+        done,
+        "what was begun was finished"
+    );
+    let running = start(&world, Payments::default(), |_| ());
+    until_empty(&world).await;
+    let cents = cents(&world).await;
+    assert!(
+        cents.len() == 5 && cents.values().all(|cents| *cents == 1),
+        "{cents:?}"
+    );
+    running.stopped().await;
+}
+
+/// From the producer's row to the consumer's, through a relay, with every message doubled by a replay.
+#[tokio::test]
+async fn from_outbox_to_inbox_each_event_is_applied_once() {
+    let world = world().await;
+    let running = start(&world, Payments::default(), |_| ());
+    let _relay = world.relay(&[("OUTBOXD__BROKER__DECLARE", "true")]);
+    eventually("the queue to be bound", SOON, async || {
+        let (binding, none) = (Default::default(), Default::default());
+        let channel = world.channel().await;
+        channel
+            .queue_bind(short(QUEUE), short("events"), short("#"), binding, none)
+            .await
+            .ok()
+    })
+    .await;
+    world.commit_many(200, 20).await;
+    world.drained().await;
+    let replay = world
+        .outboxd(
+            &[
+                "replay",
+                "--aggregate-type",
+                "order",
+                "--rate",
+                "1000000",
+                "--why",
+                "test",
+            ],
+            &[],
+        )
+        .await;
+    assert_eq!(replay.code, 0, "{}", replay.stderr);
+    world.drained().await;
+    until_empty(&world).await;
+    assert_eq!(world.count("inbox.message").await, 200);
+    let total: i64 = cents(&world).await.values().sum();
+    assert_eq!(total, 200);
+    running.stopped().await;
+}

@@ -11,7 +11,7 @@ use lapin::{
     BasicProperties, Channel, Confirmation,
     message::Delivery,
     options::{BasicAckOptions, BasicPublishOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    types::{AMQPValue, ShortString},
 };
 use rand::RngExt;
 use tokio::{sync::mpsc, time::Instant};

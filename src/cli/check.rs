@@ -1,8 +1,7 @@
 //! `outboxd check` and `outboxd healthcheck`.
 
 use std::{
-    io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -84,23 +83,28 @@ async fn broker(config: &Config, source: &Source) -> Result<(), CliError> {
 }
 
 /// One HTTP request to this host's relay, for container health checks: such images have no curl.
-pub(super) async fn health(args: &HealthArgs, config: &Config) -> Result<(), CliError> {
+pub(super) fn health(args: &HealthArgs, config: &Config) -> Result<(), CliError> {
     let Some(listen) = config.admin.listen else {
         return Err(CliError::Setup(
             "admin.listen is \"off\": there is nobody to ask".to_owned(),
         ));
     };
     let path = if args.live { "/livez" } else { "/readyz" };
-    let answer = ask(reachable(listen), path)
-        .map_err(|e| CliError::Failure(format!("no relay answers on {listen}: {e}")))?;
-    let status = answer.lines().next().unwrap_or_default().to_owned();
-    let body = answer
-        .split("\r\n\r\n")
-        .nth(1)
-        .unwrap_or_default()
-        .trim()
-        .to_owned();
-    if status.contains(" 200 ") {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(3)))
+        // A relay that is not ready says why, in its body.
+        .http_status_as_error(false)
+        .build()
+        .into();
+    let unreachable =
+        |e: ureq::Error| CliError::Failure(format!("no relay answers on {listen}: {e}"));
+    let mut answer = agent
+        .get(format!("http://{}{path}", reachable(listen)))
+        .call()
+        .map_err(unreachable)?;
+    let body = answer.body_mut().read_to_string().map_err(unreachable)?;
+    let body = body.trim().to_owned();
+    if answer.status().is_success() {
         Ok(output::line(&body)?)
     } else {
         Err(CliError::Failure(body))
@@ -114,18 +118,4 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, listen.port())
-}
-
-fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
-    const PATIENCE: Duration = Duration::from_secs(3);
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut answer = String::new();
-    stream.take(64 * 1024).read_to_string(&mut answer)?;
-    Ok(answer)
 }

@@ -181,7 +181,7 @@ fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliErr
                 database: false,
                 broker: false,
             })?;
-            block_on(check::health(args, &config)).map(done)
+            check::health(args, &config).map(done)
         }
         Command::Migrate(args) => {
             let config = load(database)?;

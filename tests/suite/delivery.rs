@@ -262,3 +262,34 @@ async fn one_daemon_relays_several_databases_and_one_s_failure_is_its_own() {
     first.until(20).await;
     second.until(30).await;
 }
+
+/// As behind PgBouncer in transaction mode: no prepared statement, no session setting, nobody to listen.
+#[tokio::test]
+async fn without_a_session_of_its_own_the_relay_polls_and_delivers_all_the_same() {
+    let world = world().await;
+    world.bind("all", "order.created", &[]).await;
+    let consumer = world.consume("all").await;
+    let relay = world.relay(&[
+        ("OUTBOXD__DATABASE__PREPARED_STATEMENTS", "false"),
+        ("OUTBOXD__DATABASE__LISTEN", "false"),
+        ("OUTBOXD__RELAY__POLL_INTERVAL", "200ms"),
+        ("OUTBOXD__RELAY__MAX_ATTEMPTS", "2"),
+    ]);
+    relay.line("connected to both servers", SOON).await;
+    world.commit_many(2000, 50).await;
+    world.insert(Some("x"), "nobody", "1", "").await;
+    consumer.until(2000).await;
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+    assert_eq!(report.dead, 1);
+    let sessions = "pg_stat_activity a WHERE datname = current_database() AND application_name LIKE 'outboxd/%'";
+    assert!(world.count(sessions).await > 0);
+    let locks = "pg_locks l JOIN pg_database d ON d.oid = l.database \
+                 WHERE d.datname = current_database() AND l.locktype = 'advisory'";
+    assert_eq!(
+        world.count(locks).await,
+        0,
+        "nothing that a pooled connection would leave behind"
+    );
+}

@@ -295,8 +295,8 @@ CREATE FUNCTION outbox.measure(
             FROM outbox.message m
             WHERE m.lane = l.lane AND m.id > l.low_water AND m.sent_at IS NULL
               AND (m.available_at IS NULL OR m.available_at <= clock_timestamp())
-              AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id)
-              AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id)
+              AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id OFFSET 0)
+              AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0)
             ORDER BY m.id LIMIT 1
         ) front ON true
         LEFT JOIN LATERAL (
@@ -311,8 +311,8 @@ CREATE FUNCTION outbox.measure(
                 SELECT 1
                 FROM outbox.message m
                 WHERE m.lane = l.lane AND m.id > l.low_water AND m.sent_at IS NULL
-                  AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id)
-                  AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id)
+                  AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id OFFSET 0)
+                  AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0)
                 ORDER BY m.id LIMIT 10001
             ) one
             LIMIT 10001

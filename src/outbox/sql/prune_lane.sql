@@ -11,8 +11,8 @@ WITH step AS (
     DELETE FROM outbox.message m
     USING step s
     WHERE m.lane = $1 AND m.id = s.id AND s.old
-      AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id)
-      AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id)
+      AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id OFFSET 0)
+      AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0)
     RETURNING m.id
 )
 SELECT (SELECT count(*) FROM step) AS looked,

@@ -13,8 +13,8 @@ WITH step AS (
       AND ($7::text IS NULL OR s.aggregate_id = $7)
       AND ($8::text IS NULL OR s.event_type = $8)
       AND (cardinality($9::uuid[]) = 0 OR s.message_id = ANY ($9))
-      AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = s.lane AND w.id = s.id)
-      AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = s.lane AND d.id = s.id)
+      AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = s.lane AND w.id = s.id OFFSET 0)
+      AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = s.lane AND d.id = s.id OFFSET 0)
 ), filed AS (
     INSERT INTO outbox.waiting (lane, id, message_id, key_hash, cause, replay, due_at, due_since)
     SELECT c.lane, c.id, c.message_id, outbox.key_hash(c.aggregate_type, c.aggregate_id), 'replay', true,

@@ -3,8 +3,8 @@ SELECT l.lane,
        EXISTS (
            SELECT FROM outbox.message m
            WHERE m.lane = l.lane AND m.id > l.low_water AND m.sent_at IS NULL
-             AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id)
-             AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id)
+             AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id OFFSET 0)
+             AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0)
        ) AS fresh,
        (SELECT ceil(extract(epoch FROM min(w.due_at) - clock_timestamp()) * 1000)::bigint
         FROM outbox.waiting w WHERE w.lane = l.lane AND w.due_at IS NOT NULL AND w.due_at < 'infinity') AS due_in_ms

@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: the main job, for real, with things broken on purpose, and the proof from a ledger.
 
+mod payments;
+
 use std::{
     path::Path,
     sync::{
@@ -25,6 +27,7 @@ use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
 use crate::{Result, block_on, command, servers};
+use payments::{Paid, Payments};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -87,6 +90,10 @@ async fn demo(args: &Args) -> Result<()> {
     );
 
     let consumer = Arc::new(Consumer::start(rabbitmq.url("/")).await?);
+    let payments = Payments::start(&postgres, &rabbitmq).await?;
+    say(
+        "two payment services consume the same events: one applies each by the inbox, one just applies it",
+    );
     let env = vec![
         (
             "DATABASE_URL".to_owned(),
@@ -144,6 +151,11 @@ async fn demo(args: &Args) -> Result<()> {
     tokio::time::sleep(part).await;
     rabbitmq.restart().await?;
     say("RabbitMQ is back");
+    tokio::time::sleep(part / 2).await;
+    payments.cut_the_network().await;
+    say(
+        "the network between the payment services and RabbitMQ was cut: what was paid and not acknowledged comes again",
+    );
     tokio::time::sleep(part).await;
     first.kill().await?;
     say(&format!(
@@ -166,11 +178,38 @@ async fn demo(args: &Args) -> Result<()> {
         stopped.elapsed().as_secs_f64()
     ));
     consumer.wait_for(&shop.committed()).await;
+    let args = [
+        "replay",
+        "--type",
+        "order_placed",
+        "--rate",
+        "1000000",
+        "--why",
+        "demo",
+        "--by",
+        "demo",
+        "--key",
+    ];
+    for customer in ["7", "8", "9"] {
+        let mut command = tokio::process::Command::new("target/debug/outboxd");
+        let output = command
+            .args(args)
+            .arg(customer)
+            .envs(env.iter().cloned())
+            .output()
+            .await?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into());
+        }
+    }
+    wait_until_drained(&client).await?;
+    say("replayed every order of three customers with `outboxd replay`");
     third.terminate()?;
     let status = third.ended(SOON).await?;
     say(&format!("SIGTERM to relay {}: {status}", third.pid()));
 
-    prove(&client, &shop, &consumer).await
+    let paid = payments.finish(&rabbitmq).await?;
+    prove(&client, &shop, &consumer, &paid).await
 }
 
 async fn migrate(url: &str) -> Result<()> {
@@ -253,7 +292,7 @@ async fn wait_until_drained(client: &Client) -> Result<()> {
     }
 }
 
-async fn prove(client: &Client, shop: &Shop, consumer: &Consumer) -> Result<()> {
+async fn prove(client: &Client, shop: &Shop, consumer: &Consumer, paid: &Paid) -> Result<()> {
     let mut committed = shop.committed();
     let rows = client
         .query(
@@ -294,7 +333,8 @@ async fn prove(client: &Client, shop: &Shop, consumer: &Consumer) -> Result<()> 
     let rolled_back = shop
         .rolled_back
         .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     let ghosts = ledger
         .delivered
         .iter()
@@ -330,11 +370,41 @@ async fn prove(client: &Client, shop: &Shop, consumer: &Consumer) -> Result<()> 
         "  duplicates, same message id         {} (three kills; up to 2000 a kill are allowed)",
         report.duplicates
     );
+    println!("  replayed on purpose                 {}", report.replayed);
+    println!();
+    let cents: i64 = client
+        .query_one("SELECT sum(cents)::bigint FROM orders", &[])
+        .await?
+        .get(0);
+    let off = |paid: i64| {
+        if paid == cents {
+            "exact".to_owned()
+        } else {
+            format!("{:+} cents", paid - cents)
+        }
+    };
+    println!("  ordered                             {cents} cents");
+    println!(
+        "  paid by the service with the inbox  {} cents, {}",
+        paid.exact,
+        off(paid.exact)
+    );
+    println!(
+        "  paid by the service without it      {} cents, {}",
+        paid.naive,
+        off(paid.naive)
+    );
     println!();
     let whole = orders == i64::try_from(report.committed)?;
-    if report.is_clean() && whole && ghosts == 0 && report.dead == 0 && report.duplicates <= 6000 {
+    if report.is_clean()
+        && whole
+        && ghosts == 0
+        && report.dead == 0
+        && report.duplicates <= 6000
+        && paid.exact == cents
+    {
         println!(
-            "proved: every committed event arrived, in order within its key, under its own message id"
+            "proved: every committed event arrived, in order within its key, under its own message id; each was paid once"
         );
         return Ok(());
     }
@@ -443,7 +513,11 @@ async fn consume(url: &str, seen: &Mutex<Vec<Delivered>>, count: &AtomicUsize) -
             .push(Delivered {
                 message_id: id.parse()?,
                 body_sha256: sha256(&delivery.data),
-                replay: false,
+                replay: delivery
+                    .properties
+                    .headers()
+                    .as_ref()
+                    .is_some_and(|h| h.contains_key("outbox-replay")),
             });
         count.fetch_add(1, Ordering::Relaxed);
         delivery.ack(BasicAckOptions::default()).await?;

@@ -79,6 +79,19 @@ COMMENT ON COLUMN inbox.attempt.last_error IS 'What the last one said.';
 COMMENT ON COLUMN inbox.attempt.first_at IS 'When the first one failed.';
 COMMENT ON COLUMN inbox.attempt.last_at IS 'When the last one failed.';
 
+-- Every language computes the same fingerprint, so that a service may be rewritten in another one. The parts carry
+-- their lengths: ('ab', 'c') and ('a', 'bc') are two things.
+CREATE FUNCTION inbox.fingerprint(type text, content_type text, body bytea) RETURNS bytea
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    SELECT sha256(
+        int8send(length(convert_to(coalesce(type, ''), 'UTF8'))) || convert_to(coalesce(type, ''), 'UTF8') ||
+        int8send(length(convert_to(coalesce(content_type, ''), 'UTF8'))) || convert_to(coalesce(content_type, ''), 'UTF8') ||
+        int8send(length(coalesce(body, ''))) || coalesce(body, ''))
+$$;
+COMMENT ON FUNCTION inbox.fingerprint(text, text, bytea) IS
+    'SHA-256 over type, content type and raw body, each behind its length in bytes (8, big-endian); a missing one counts as empty.';
+
 -- Claims an operation in the caller's transaction. Exactly one of any number of concurrent callers is told `first`;
 -- the others wait until its transaction ends, and are then told `duplicate`, or `first` if it was rolled back.
 --
@@ -253,6 +266,15 @@ CREATE FUNCTION inbox.fail(consumer text, idempotency_key text, error text) RETU
 $$;
 COMMENT ON FUNCTION inbox.fail(text, text, text) IS
     'Counts a failed attempt and returns how many there were; call it after the handler''s transaction was rolled back.';
+
+CREATE FUNCTION inbox.forgive(consumer text, idempotency_key text) RETURNS void
+    LANGUAGE sql
+    AS $$
+    DELETE FROM inbox.attempt a
+    WHERE a.consumer = forgive.consumer AND a.idempotency_key = forgive.idempotency_key
+$$;
+COMMENT ON FUNCTION inbox.forgive(text, text) IS
+    'Forgets the failed attempts of an operation, in the transaction that applies it in the end.';
 
 CREATE FUNCTION inbox.prune(consumer text, older_than interval, max_rows integer DEFAULT 1000) RETURNS integer
     LANGUAGE plpgsql

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Transaction};
 
 use super::{Inbox, InboxError};
 
@@ -39,17 +39,16 @@ impl Inbox {
         let deleted: i32 = row.try_get(0)?;
         Ok(u32::try_from(deleted).unwrap_or(0))
     }
-}
 
-impl Inbox {
     /// Forgets the failed attempts of an operation that is applied now, in the transaction that applies it.
     pub async fn forgive(
         &self,
-        transaction: &tokio_postgres::Transaction<'_>,
+        transaction: &Transaction<'_>,
         key: &str,
     ) -> Result<(), InboxError> {
-        let sql = "DELETE FROM inbox.attempt WHERE consumer = $1 AND idempotency_key = $2";
-        transaction.execute(sql, &[&self.consumer(), &key]).await?;
+        transaction
+            .query_one("SELECT inbox.forgive($1, $2)", &[&self.consumer(), &key])
+            .await?;
         Ok(())
     }
 }

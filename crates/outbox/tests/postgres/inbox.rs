@@ -140,6 +140,35 @@ async fn the_same_key_with_another_body_is_a_conflict() {
     assert_eq!(cents(&client, "conflict").await, 1);
 }
 
+/// A service that is rewritten in another language finds its own history again.
+#[tokio::test]
+async fn sql_and_rust_compute_the_same_fingerprint() {
+    let client = consumer().await;
+    for (type_, content_type, body) in [
+        ("paid", "application/json", &b"{}"[..]),
+        ("", "", b""),
+        ("gr\u{f6}\u{df}e", "text/plain", &[0, 159, 146, 150]),
+    ] {
+        let row = client
+            .query_one(
+                "SELECT inbox.fingerprint($1, $2, $3)",
+                &[&type_, &content_type, &body],
+            )
+            .await
+            .unwrap();
+        let rust = Operation::new("k", type_, content_type, body).unwrap();
+        assert_eq!(row.get::<_, &[u8]>(0), rust.fingerprint());
+    }
+    let row = client
+        .query_one(
+            "SELECT inbox.fingerprint(NULL, NULL, NULL) = inbox.fingerprint('', '', '')",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert!(row.get::<_, bool>(0), "a missing part counts as empty");
+}
+
 #[tokio::test]
 async fn an_older_position_of_an_entity_is_stale() {
     let mut client = consumer().await;

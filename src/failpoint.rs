@@ -2,7 +2,7 @@
 //! `failpoints` feature.
 //!
 //! `OUTBOXD_FAILPOINT=name=hang` prints `failpoint reached: name` to standard error and waits for ever there;
-//! `name=panic` panics; `name@3=hang` does so the third time.
+//! `name=pause` waits for two seconds; `name=panic` panics; `name@3=hang` does so the third time.
 
 #[cfg(not(feature = "failpoints"))]
 pub async fn reach(_: &'static str) {}
@@ -12,15 +12,18 @@ pub use armed::reach;
 
 #[cfg(feature = "failpoints")]
 mod armed {
-    use std::sync::{
-        OnceLock,
-        atomic::{AtomicU64, Ordering},
+    use std::{
+        sync::{
+            OnceLock,
+            atomic::{AtomicU64, Ordering},
+        },
+        time::Duration,
     };
 
     struct Armed {
         name: String,
         at: u64,
-        panics: bool,
+        action: String,
         seen: AtomicU64,
     }
 
@@ -35,7 +38,7 @@ mod armed {
                 Some(Armed {
                     name: name.to_owned(),
                     at: at.parse().ok()?,
-                    panics: action == "panic",
+                    action: action.to_owned(),
                     seen: AtomicU64::new(0),
                 })
             })
@@ -49,10 +52,14 @@ mod armed {
         if armed.seen.fetch_add(1, Ordering::SeqCst) + 1 != armed.at {
             return;
         }
-        if armed.panics {
-            panic!("failpoint reached: {name}");
+        match armed.action.as_str() {
+            "panic" => panic!("failpoint reached: {name}"),
+            action => eprintln!("failpoint reached: {name} ({action})"),
         }
-        eprintln!("failpoint reached: {name}");
-        std::future::pending::<()>().await;
+        if armed.action == "pause" {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        } else {
+            std::future::pending::<()>().await;
+        }
     }
 }

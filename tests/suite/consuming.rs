@@ -1,7 +1,7 @@
 //! The consumer runner: claim → handler → commit → ack, whatever happens around it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -14,6 +14,9 @@ use lapin::{
     options::BasicPublishOptions,
     types::{AMQPValue, FieldTable},
 };
+use metrics_exporter_prometheus::PrometheusBuilder;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
 use outbox::{
     consumer::{ConsumerOptions, Failure, Handler, Message, ReplayPolicy, Reply, run},
     inbox::{Inbox, Operation, OperationError},
@@ -22,6 +25,7 @@ use test_support::{Mode, Proxy, eventually};
 use tokio::task::JoinHandle;
 use tokio_postgres::{NoTls, Transaction};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::{layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::world::{SOON, World, short, world};
 
@@ -75,6 +79,7 @@ impl Handler for Shared {
                 Reply::json(&"slow")
             }
             "hangs_once" if tries() == 1 => std::future::pending().await,
+            "hangs" => std::future::pending().await,
             "panics_once" if tries() == 1 => panic!("a handler's bug"),
             // The effect is committed, and its acknowledgement lost.
             "cut" if tries() == 1 => {
@@ -494,6 +499,158 @@ async fn a_handler_that_hangs_or_panics_is_ended_and_the_message_tried_again() {
     until_empty(&world).await;
     let cents = cents(&world).await;
     assert_eq!((cents["a"], cents["b"]), (1, 1));
+    running.stopped().await;
+}
+
+#[tokio::test]
+async fn a_handler_that_hangs_every_time_is_given_up_after_its_attempts() {
+    let world = world().await;
+    let running = start(&world, Payments::default(), |options| {
+        options.handler_timeout = Duration::from_millis(100);
+        options.max_attempts = 3;
+    });
+    let hanging = Sent {
+        id: Some("m1"),
+        type_: "hangs",
+        account: "a",
+        ..PLAIN
+    };
+    send(&world, &hanging).await;
+    let consumer = world.consume(DEAD).await;
+    let dead = &consumer.until(1).await[0];
+    assert_eq!(
+        dead.text_header("outbox-dead-reason").as_deref(),
+        Some("attempts_exhausted")
+    );
+    assert_eq!(
+        dead.header("outbox-dead-attempts"),
+        Some(AMQPValue::LongLongInt(3))
+    );
+    until_empty(&world).await;
+    assert_eq!(running.payments.tried.lock().unwrap().len(), 3);
+    running.stopped().await;
+}
+
+/// Handlers that give up at the same time do not take each other's confirms for their own.
+#[tokio::test]
+async fn many_dead_letters_at_once_all_arrive() {
+    let world = world().await;
+    let running = start(&world, Payments::default(), |options| options.handlers = 8);
+    for n in 0..200 {
+        let id = format!("m{n}");
+        let wrong = Sent {
+            id: Some(&id),
+            type_: "wrong",
+            account: &id,
+            ..PLAIN
+        };
+        send(&world, &wrong).await;
+    }
+    until_empty(&world).await;
+    running.stopped().await;
+    let consumer = world.consume(DEAD).await;
+    let seen = consumer.until(200).await;
+    let distinct: HashSet<_> = seen.iter().map(|m| m.message_id.clone()).collect();
+    assert_eq!((seen.len(), distinct.len()), (200, 200));
+}
+
+#[tokio::test]
+async fn every_metric_of_the_inbox_moves() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    // The runtime of a test has one thread: everything it runs is counted here, and nothing else.
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let world = world().await;
+    let begun = Operation::new("doubtful", "t", "c", b"").unwrap();
+    Inbox::new("payments")
+        .unwrap()
+        .begin_effect(&world.client, &begun)
+        .await
+        .unwrap();
+    let running = start(&world, Payments::default(), |options| {
+        options.replay = ReplayPolicy::Skip;
+        options.handler_timeout = Duration::from_millis(300);
+    });
+    let replay = [("outbox-replay", AMQPValue::Boolean(true))];
+    let message = |id, type_, account| Sent {
+        id: Some(id),
+        type_,
+        account,
+        ..PLAIN
+    };
+    send(&world, &message("m1", "pays", "a")).await;
+    send(&world, &message("m1", "pays", "a")).await;
+    send(&world, &message("m1", "pays", "another body")).await;
+    send(&world, &message("m2", "fails_twice", "b")).await;
+    send(&world, &message("m3", "hangs_once", "c")).await;
+    let replayed = Sent {
+        headers: &replay,
+        ..message("m4", "pays", "d")
+    };
+    send(&world, &replayed).await;
+    until_empty(&world).await;
+    let metrics = metrics.render();
+    let value = |series: &str| -> f64 {
+        let line = metrics.lines().find(|line| line.starts_with(series));
+        let line = line.unwrap_or_else(|| panic!("{series} is missing in\n{metrics}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let outcome = |outcome: &str| {
+        value(&format!(
+            r#"inbox_messages_total{{consumer="payments",outcome="{outcome}"}}"#
+        ))
+    };
+    assert_eq!(outcome("first"), 3.0);
+    assert_eq!(outcome("duplicate"), 1.0);
+    assert_eq!(outcome("conflict"), 1.0);
+    assert_eq!(outcome("replay_skipped"), 1.0);
+    assert_eq!(value("inbox_conflicts_total"), 1.0);
+    let retries = |reason| {
+        value(&format!(
+            r#"inbox_retries_total{{consumer="payments",reason="{reason}"}}"#
+        ))
+    };
+    assert_eq!(retries("failed"), 2.0);
+    assert_eq!(retries("timed_out"), 1.0);
+    let dead = r#"inbox_dead_lettered_total{consumer="payments",reason="conflict"}"#;
+    assert_eq!(value(dead), 1.0);
+    assert_eq!(value("inbox_in_doubt"), 1.0);
+    assert_eq!(
+        value("inbox_handler_seconds_count"),
+        6.0,
+        "three that applied, two that failed, one that hung"
+    );
+    running.stopped().await;
+}
+
+/// What the producer's trace began, the consumer's span goes on with.
+#[tokio::test]
+async fn a_consumer_s_span_continues_the_producer_s_trace() {
+    let exporter = InMemorySpanExporter::default();
+    let provider = SdkTracerProvider::builder()
+        .with_simple_exporter(exporter.clone())
+        .build();
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+    let _guard = tracing_subscriber::registry().with(layer).set_default();
+    let world = world().await;
+    let running = start(&world, Payments::default(), |_| ());
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let headers = [("traceparent", AMQPValue::LongString(parent.into()))];
+    let traced = Sent {
+        id: Some("m1"),
+        account: "a",
+        headers: &headers,
+        ..PLAIN
+    };
+    send(&world, &traced).await;
+    let span = eventually("the span", SOON, async || {
+        let spans = exporter.get_finished_spans().unwrap();
+        spans.into_iter().find(|span| span.name == "consume")
+    })
+    .await;
+    let trace = span.span_context.trace_id().to_string();
+    assert_eq!(trace, "0af7651916cd43dd8448eb211c80319c");
+    assert_eq!(span.parent_span_id.to_string(), "b7ad6b7169203331");
     running.stopped().await;
 }
 

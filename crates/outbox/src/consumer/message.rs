@@ -1,6 +1,6 @@
 //! A delivery, as a handler sees it.
 
-use lapin::{BasicProperties, message::Delivery, types::AMQPValue};
+use lapin::{Acker, BasicProperties, message::Delivery, types::AMQPValue};
 
 use crate::inbox::{Operation, OperationError};
 
@@ -15,13 +15,15 @@ pub struct Message {
 }
 
 impl Message {
-    pub(super) fn new(delivery: &Delivery) -> Self {
-        Self {
+    /// And what acknowledges it.
+    pub(super) fn from_delivery(delivery: Delivery) -> (Self, Acker) {
+        let message = Self {
             routing_key: delivery.routing_key.to_string(),
-            body: delivery.data.to_vec(),
+            body: delivery.data,
             redelivered: delivery.redelivered,
-            properties: delivery.properties.clone(),
-        }
+            properties: delivery.properties,
+        };
+        (message, delivery.acker)
     }
 
     /// `None` when it has none: then it is dead-lettered, and not guessed about.

@@ -7,13 +7,33 @@ use metrics::{counter, gauge, histogram};
 pub(super) fn message(consumer: &str, outcome: &'static str) {
     counter!("inbox_messages_total", "consumer" => consumer.to_owned(), "outcome" => outcome)
         .increment(1);
-    if outcome == "conflict" {
-        counter!("inbox_conflicts_total", "consumer" => consumer.to_owned()).increment(1);
-    }
 }
 
-pub(super) fn retry(consumer: &str) {
-    counter!("inbox_retries_total", "consumer" => consumer.to_owned()).increment(1);
+/// A duplicate that the broker delivered again: applied before, and its acknowledgement lost.
+pub(super) fn acknowledgement_lost(consumer: &str) {
+    counter!("inbox_lost_acknowledgements_total", "consumer" => consumer.to_owned()).increment(1);
+}
+
+/// `reason`: `failed` (the handler said so), `timed_out` or `database`.
+pub(super) fn retry(consumer: &str, reason: &'static str) {
+    counter!("inbox_retries_total", "consumer" => consumer.to_owned(), "reason" => reason)
+        .increment(1);
+}
+
+pub(super) fn dead_lettered(consumer: &str, reason: &'static str) {
+    message(
+        consumer,
+        if reason == "conflict" {
+            "conflict"
+        } else {
+            "dead_lettered"
+        },
+    );
+    if reason == "conflict" {
+        counter!("inbox_conflicts_total", "consumer" => consumer.to_owned()).increment(1);
+    }
+    counter!("inbox_dead_lettered_total", "consumer" => consumer.to_owned(), "reason" => reason)
+        .increment(1);
 }
 
 pub(super) fn handled(consumer: &str, took: Duration) {

@@ -8,11 +8,13 @@
 //! - A lost connection, on either side, is reconnected; what was not acknowledged comes again, and is a duplicate if
 //!   it was committed.
 
+mod dead_letter;
 mod message;
 mod metrics;
 mod options;
 mod process;
 mod run;
+mod trace;
 mod worker;
 
 use std::future::Future;

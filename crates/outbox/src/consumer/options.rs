@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rand::RngExt;
+
 /// What becomes of messages that are published again on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplayPolicy {
@@ -59,6 +61,20 @@ impl ConsumerOptions {
         }
     }
 
+    /// How long to wait after so many failures in a row. Full jitter: what failed together does not come back
+    /// together.
+    pub(super) fn backoff(&self, failures: u32) -> Duration {
+        self.ceiling(failures)
+            .mul_f64(rand::rng().random_range(0.0..=1.0))
+    }
+
+    fn ceiling(&self, failures: u32) -> Duration {
+        let doubled = self
+            .backoff_initial
+            .checked_mul(1 << failures.saturating_sub(1).min(31));
+        doubled.unwrap_or(self.backoff_max).min(self.backoff_max)
+    }
+
     pub fn check(&self) -> Result<(), OptionsError> {
         let bad = |option, problem| Err(OptionsError { option, problem });
         let name = |text: &str| !text.is_empty() && text.len() <= 255;
@@ -102,6 +118,24 @@ impl ConsumerOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_back_off_doubles_to_its_ceiling_and_never_overflows() {
+        let mut options = ConsumerOptions::new("payments");
+        options.backoff_initial = Duration::from_millis(100);
+        options.backoff_max = Duration::from_secs(1);
+        let ceilings: Vec<u128> = [0, 1, 2, 3, 4, 5, 40, u32::MAX]
+            .map(|failures| options.ceiling(failures).as_millis())
+            .into();
+        assert_eq!(ceilings, [100, 100, 200, 400, 800, 1000, 1000, 1000]);
+        options.backoff_initial = Duration::MAX;
+        options.backoff_max = Duration::MAX;
+        assert_eq!(options.ceiling(9), Duration::MAX);
+        for failures in 0..9 {
+            options.backoff_max = Duration::from_secs(1);
+            assert!(options.backoff(failures) <= Duration::from_secs(1));
+        }
+    }
 
     #[test]
     fn bad_options_are_named() {

@@ -10,7 +10,6 @@ use std::{
 use futures_util::StreamExt;
 use lapin::{
     Channel, Connection, ConnectionProperties, Consumer,
-    message::Delivery,
     options::{
         BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions,
         QueueDeclareOptions,
@@ -22,8 +21,10 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ConsumerOptions, Handler, OptionsError, metrics,
-    worker::{Worker, key_of},
+    ConsumerOptions, Handler, Message, OptionsError,
+    dead_letter::DeadLetters,
+    metrics,
+    worker::{Held, Worker, key_of},
 };
 use crate::inbox::Inbox;
 
@@ -47,10 +48,21 @@ pub(super) struct Shared<H> {
     pub handler: H,
     pub inbox: Inbox,
     pub options: ConsumerOptions,
-    pub connect: Connect,
+    connect: Connect,
 }
 
-const CONNECT: Duration = Duration::from_secs(10);
+impl<H> Shared<H> {
+    /// A new connection to PostgreSQL.
+    pub async fn connect(&self) -> Result<Client, String> {
+        match tokio::time::timeout(ANSWER, (self.connect)()).await {
+            Ok(connected) => connected.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no connection within {ANSWER:?}")),
+        }
+    }
+}
+
+/// Within which a server must answer, or is left.
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
 const UPKEEP: Duration = Duration::from_secs(15);
 /// Rows that one step of pruning deletes.
 const PRUNE: u32 = 1000;
@@ -89,11 +101,12 @@ where
             connected = open(amqp_url, &shared.options) => connected,
         };
         let result = match result {
-            Ok((connection, channel, consumer)) => {
+            Ok(mut opened) => {
                 failures = 0;
-                let result = consume(&shared, channel, consumer, &stop).await;
+                let result = consume(&shared, &mut opened, &stop).await;
                 // What was not acknowledged goes back to the queue with the connection.
-                let _ = tokio::time::timeout(CONNECT, connection.close(200, "bye".into())).await;
+                let close = opened.connection.close(200, "bye".into());
+                let _ = tokio::time::timeout(ANSWER, close).await;
                 result
             }
             Err(error) => Err(error),
@@ -101,10 +114,9 @@ where
         if let Err(error) = result {
             failures = failures.saturating_add(1);
             tracing::warn!(consumer = shared.inbox.consumer(), failures, error = %error, "consuming failed; reconnecting");
-            let pause = Duration::from_millis(200) * failures.min(25);
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(shared.options.backoff(failures)) => {}
             }
         }
     }
@@ -112,60 +124,69 @@ where
     Ok(())
 }
 
-async fn open(
-    url: &str,
-    options: &ConsumerOptions,
-) -> Result<(Connection, Channel, Consumer), ConsumerError> {
+/// A connection that consumes.
+struct Opened {
+    connection: Connection,
+    channel: Channel,
+    consumer: Consumer,
+    dead_letters: Arc<DeadLetters>,
+}
+
+async fn open(url: &str, options: &ConsumerOptions) -> Result<Opened, ConsumerError> {
     let work = async {
         let connection = Connection::connect(url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         for queue in [&options.queue, &options.dead_letter_queue] {
-            let mut arguments = FieldTable::default();
-            if options.declare {
-                arguments.insert(
-                    "x-queue-type".into(),
-                    AMQPValue::LongString("quorum".into()),
-                );
-            }
-            let how = QueueDeclareOptions {
-                durable: true,
-                passive: !options.declare,
-                ..QueueDeclareOptions::default()
-            };
-            channel.queue_declare(short(queue), how, arguments).await?;
+            declare(&channel, queue, options.declare).await?;
         }
-        channel
+        let confirmed = connection.create_channel().await?;
+        confirmed
             .confirm_select(ConfirmSelectOptions::default())
             .await?;
         channel
             .basic_qos(options.prefetch, BasicQosOptions::default())
             .await?;
-        let consume = BasicConsumeOptions::default();
+        let (consume, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let consumer = channel
-            .basic_consume(
-                short(&options.queue),
-                "".into(),
-                consume,
-                FieldTable::default(),
-            )
+            .basic_consume(short(&options.queue), "".into(), consume, arguments)
             .await?;
-        Ok::<_, lapin::Error>((connection, channel, consumer))
+        Ok::<_, lapin::Error>(Opened {
+            dead_letters: Arc::new(DeadLetters::new(confirmed, &options.dead_letter_queue)),
+            connection,
+            channel,
+            consumer,
+        })
     };
-    match tokio::time::timeout(CONNECT, work).await {
+    match tokio::time::timeout(ANSWER, work).await {
         Ok(opened) => opened.map_err(ConsumerError::Broker),
         Err(_) => Err(ConsumerError::Timeout("connect")),
     }
 }
 
+/// Without `declare` it only looks whether the queue is there.
+async fn declare(channel: &Channel, queue: &str, declare: bool) -> Result<(), lapin::Error> {
+    let mut arguments = FieldTable::default();
+    if declare {
+        let kind = AMQPValue::LongString("quorum".into());
+        arguments.insert("x-queue-type".into(), kind);
+    }
+    let how = QueueDeclareOptions {
+        durable: true,
+        passive: !declare,
+        ..QueueDeclareOptions::default()
+    };
+    channel.queue_declare(short(queue), how, arguments).await?;
+    Ok(())
+}
+
 /// Hands deliveries to the workers, by key, until the stop or the first failure.
 async fn consume<H: Handler>(
     shared: &Arc<Shared<H>>,
-    channel: Channel,
-    mut consumer: Consumer,
+    opened: &mut Opened,
     stop: &CancellationToken,
 ) -> Result<(), ConsumerError> {
     let mut workers = JoinSet::new();
-    let mut senders: Vec<mpsc::Sender<Delivery>> = Vec::new();
+    let mut senders: Vec<mpsc::Sender<Held>> = Vec::new();
     // Ends the workers when the connection does, as well as at the stop.
     let ending = stop.child_token();
     for _ in 0..shared.options.handlers {
@@ -174,7 +195,7 @@ async fn consume<H: Handler>(
         senders.push(sender);
         let worker = Worker {
             shared: Arc::clone(shared),
-            channel: channel.clone(),
+            dead_letters: Arc::clone(&opened.dead_letters),
             deliveries,
             stop: ending.clone(),
         };
@@ -193,12 +214,13 @@ async fn consume<H: Handler>(
                     break Ok(());
                 }
             },
-            delivery = consumer.next() => match delivery {
+            delivery = opened.consumer.next() => match delivery {
                 Some(Ok(delivery)) => {
+                    let (message, acker) = Message::from_delivery(delivery);
                     let mut hasher = DefaultHasher::new();
-                    key_of(&delivery).hash(&mut hasher);
+                    key_of(&message).hash(&mut hasher);
                     let slot = usize::try_from(hasher.finish() % senders.len() as u64).unwrap_or(0);
-                    if senders[slot].send(delivery).await.is_err() {
+                    if senders[slot].send(Held { message, acker }).await.is_err() {
                         break Ok(());
                     }
                 }
@@ -208,11 +230,10 @@ async fn consume<H: Handler>(
         }
     };
     ending.cancel();
-    let _ = tokio::time::timeout(
-        CONNECT,
-        channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()),
-    )
-    .await;
+    let cancel = opened
+        .channel
+        .basic_cancel(opened.consumer.tag(), BasicCancelOptions::default());
+    let _ = tokio::time::timeout(ANSWER, cancel).await;
     // A handler that runs ends and is committed, within its own bound.
     while workers.join_next().await.is_some() {}
     result
@@ -222,7 +243,7 @@ async fn consume<H: Handler>(
 async fn upkeep<H: Handler>(shared: Arc<Shared<H>>, stop: CancellationToken) {
     let inbox = &shared.inbox;
     while !stop.is_cancelled() {
-        if let Ok(client) = (shared.connect)().await {
+        if let Ok(client) = shared.connect().await {
             loop {
                 let doubts = inbox.in_doubt(&client, Duration::ZERO, 10_000).await;
                 let pruned = inbox.prune(&client, shared.options.retention, PRUNE).await;

@@ -1,9 +1,9 @@
 //! Claim and complete, inside the handler's transaction.
 
 use serde::Serialize;
-use tokio_postgres::{GenericClient, Row, Transaction};
+use tokio_postgres::{GenericClient, Row, Transaction, types::Type};
 
-use super::{Claimed, Inbox, InboxError, Operation, Stored, encoded, within_cap};
+use super::{Claimed, Inbox, InboxError, Operation, Stored, call, encoded, within_cap};
 
 const CLAIM: &str = "SELECT outcome, result, result_type FROM inbox.claim($1, $2, $3, $4, $5)";
 const COMPLETE: &str = "SELECT inbox.complete($1, $2, $3, $4)";
@@ -20,18 +20,18 @@ impl Inbox {
     ) -> Result<Claimed, InboxError> {
         let (entity, position) = operation.guard();
         let fingerprint = &operation.fingerprint()[..];
-        let row = transaction
-            .query_one(
-                CLAIM,
-                &[
-                    &self.consumer(),
-                    &operation.key(),
-                    &fingerprint,
-                    &entity,
-                    &position,
-                ],
-            )
-            .await?;
+        let row = call(
+            transaction,
+            CLAIM,
+            &[
+                (&self.consumer(), Type::TEXT),
+                (&operation.key(), Type::TEXT),
+                (&fingerprint, Type::BYTEA),
+                (&entity, Type::TEXT),
+                (&position, Type::INT8),
+            ],
+        )
+        .await?;
         claimed(&row)
     }
 
@@ -72,10 +72,17 @@ impl Inbox {
         content_type: &str,
     ) -> Result<(), InboxError> {
         within_cap(result.len())?;
-        let key = operation.key();
-        transaction
-            .query_one(COMPLETE, &[&self.consumer(), &key, &result, &content_type])
-            .await?;
+        call(
+            transaction,
+            COMPLETE,
+            &[
+                (&self.consumer(), Type::TEXT),
+                (&operation.key(), Type::TEXT),
+                (&result, Type::BYTEA),
+                (&content_type, Type::TEXT),
+            ],
+        )
+        .await?;
         Ok(())
     }
 }

@@ -5,9 +5,12 @@
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use tokio_postgres::Client;
+use tokio_postgres::{
+    Client, GenericClient,
+    types::{ToSql, Type},
+};
 
-use super::{Claimed, Inbox, InboxError, Operation, Stored, claim::claimed, encoded};
+use super::{Claimed, Inbox, InboxError, Operation, Stored, call, claim::claimed, encoded};
 
 /// What a beginning was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,9 +40,12 @@ impl Inbox {
     ) -> Result<Begun, InboxError> {
         let sql = "SELECT outcome, result, result_type FROM inbox.begin_effect($1, $2, $3)";
         let fingerprint = &operation.fingerprint()[..];
-        let row = client
-            .query_one(sql, &[&self.consumer(), &operation.key(), &fingerprint])
-            .await?;
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&self.consumer(), Type::TEXT),
+            (&operation.key(), Type::TEXT),
+            (&fingerprint, Type::BYTEA),
+        ];
+        let row = call(client, sql, &parameters).await?;
         Ok(match claimed(&row)? {
             Claimed::First => Begun::First,
             Claimed::Duplicate(stored) => Begun::Duplicate(stored),
@@ -48,29 +54,34 @@ impl Inbox {
         })
     }
 
-    /// Records the outcome, also of one that was in doubt.
+    /// Records the outcome, also of one that was in doubt; in a transaction, together with what the effect brought.
     pub async fn record_effect(
         &self,
-        client: &Client,
+        client: &impl GenericClient,
         key: &str,
         outcome: &impl Serialize,
     ) -> Result<(), InboxError> {
         let bytes = encoded(outcome)?;
         let sql = "SELECT inbox.record_effect($1, $2, $3, 'application/json')";
-        client
-            .query_one(sql, &[&self.consumer(), &key, &bytes])
-            .await?;
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&self.consumer(), Type::TEXT),
+            (&key, Type::TEXT),
+            (&bytes, Type::BYTEA),
+        ];
+        call(client, sql, &parameters).await?;
         Ok(())
     }
 
     /// Forgets an intent of which the provider says that nothing happened; it may be begun again.
-    pub async fn abandon_effect(&self, client: &Client, key: &str) -> Result<(), InboxError> {
-        client
-            .query_one(
-                "SELECT inbox.abandon_effect($1, $2)",
-                &[&self.consumer(), &key],
-            )
-            .await?;
+    pub async fn abandon_effect(
+        &self,
+        client: &impl GenericClient,
+        key: &str,
+    ) -> Result<(), InboxError> {
+        let sql = "SELECT inbox.abandon_effect($1, $2)";
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&self.consumer(), Type::TEXT), (&key, Type::TEXT)];
+        call(client, sql, &parameters).await?;
         Ok(())
     }
 

@@ -38,6 +38,10 @@ pub use operation::{Operation, OperationError};
 pub use transition::{Advanced, Transition};
 
 use serde::{Serialize, de::DeserializeOwned};
+use tokio_postgres::{
+    GenericClient, Row,
+    types::{ToSql, Type},
+};
 
 /// Largest stored result, in bytes; the schema refuses more.
 pub const MAX_RESULT: usize = 1 << 20;
@@ -92,6 +96,8 @@ pub enum InboxError {
     ResultTooLarge { bytes: usize },
     #[error("a consumer's name must have 1 to 255 bytes")]
     Consumer,
+    #[error("a function of the schema inbox returned no row; is it the one of this version?")]
+    NoAnswer,
 }
 
 impl Inbox {
@@ -107,6 +113,17 @@ impl Inbox {
     pub fn consumer(&self) -> &str {
         &self.consumer
     }
+}
+
+/// Calls a function of the schema, in one round trip: with the types given nothing is prepared before. It also works
+/// through a pooler that gives each transaction another session.
+async fn call(
+    client: &impl GenericClient,
+    sql: &str,
+    parameters: &[(&(dyn ToSql + Sync), Type)],
+) -> Result<Row, InboxError> {
+    let rows = client.query_typed(sql, parameters).await?;
+    rows.into_iter().next().ok_or(InboxError::NoAnswer)
 }
 
 /// As JSON, within the cap.

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::{
+    Client, Transaction,
+    types::{ToSql, Type},
+};
 
-use super::{Inbox, InboxError};
+use super::{Inbox, InboxError, call};
 
 impl Inbox {
     /// Counts a failed attempt, and returns how many there were. Takes the client, not the handler's transaction:
@@ -12,12 +15,12 @@ impl Inbox {
     pub async fn fail(&self, client: &Client, key: &str, error: &str) -> Result<u32, InboxError> {
         // PostgreSQL's text takes no NUL.
         let error = error.replace('\0', "");
-        let row = client
-            .query_one(
-                "SELECT inbox.fail($1, $2, $3)",
-                &[&self.consumer(), &key, &error],
-            )
-            .await?;
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&self.consumer(), Type::TEXT),
+            (&key, Type::TEXT),
+            (&error, Type::TEXT),
+        ];
+        let row = call(client, "SELECT inbox.fail($1, $2, $3)", &parameters).await?;
         let attempts: i32 = row.try_get(0)?;
         Ok(u32::try_from(attempts).unwrap_or(0))
     }
@@ -33,9 +36,12 @@ impl Inbox {
     ) -> Result<u32, InboxError> {
         let sql = "SELECT inbox.prune($1, $2 * interval '1 second', $3)";
         let rows = i32::try_from(max_rows).unwrap_or(i32::MAX);
-        let row = client
-            .query_one(sql, &[&self.consumer(), &older_than.as_secs_f64(), &rows])
-            .await?;
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&self.consumer(), Type::TEXT),
+            (&older_than.as_secs_f64(), Type::FLOAT8),
+            (&rows, Type::INT4),
+        ];
+        let row = call(client, sql, &parameters).await?;
         let deleted: i32 = row.try_get(0)?;
         Ok(u32::try_from(deleted).unwrap_or(0))
     }
@@ -46,9 +52,9 @@ impl Inbox {
         transaction: &Transaction<'_>,
         key: &str,
     ) -> Result<(), InboxError> {
-        transaction
-            .query_one("SELECT inbox.forgive($1, $2)", &[&self.consumer(), &key])
-            .await?;
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&self.consumer(), Type::TEXT), (&key, Type::TEXT)];
+        call(transaction, "SELECT inbox.forgive($1, $2)", &parameters).await?;
         Ok(())
     }
 }

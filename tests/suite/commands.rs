@@ -174,7 +174,7 @@ async fn bad_configuration_costs_milliseconds_and_names_every_key() {
         "{}",
         run.stderr
     );
-    assert!(began.elapsed() < std::time::Duration::from_secs(2));
+    assert!(began.elapsed() < std::time::Duration::from_secs(10));
     assert_eq!(world.outboxd(&["dead", "nonsense"], &[]).await.code, 2);
 }
 

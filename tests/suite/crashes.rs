@@ -23,10 +23,12 @@ fn settings(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'stati
 
 /// Hangs at `failpoint`, is killed there, and another one finishes. Returns the duplicates.
 async fn killed_at(failpoint: &'static str) -> usize {
-    killed_with(failpoint, "2").await
+    killed_with(failpoint, "2", true).await
 }
 
-async fn killed_with(failpoint: &'static str, workers: &'static str) -> usize {
+/// `published`: the failpoint lies behind the publishing, and the broker has some of it before the kill. (To have
+/// handed a message to the client is not to have written it to the socket.)
+async fn killed_with(failpoint: &'static str, workers: &'static str, published: bool) -> usize {
     let world = world().await;
     let consumer = world.consumer().await;
     let mut first = world.relay(&settings(&[
@@ -38,6 +40,9 @@ async fn killed_with(failpoint: &'static str, workers: &'static str) -> usize {
     first
         .line(&format!("failpoint reached: {name}"), SOON)
         .await;
+    if published {
+        consumer.until(1).await;
+    }
     first.kill().await.unwrap();
 
     let _second = world.relay(&settings(&[]));
@@ -63,7 +68,7 @@ async fn killed_with(failpoint: &'static str, workers: &'static str) -> usize {
 #[tokio::test]
 async fn killed_after_claim_repeats_nothing() {
     // One worker: another one would be killed in the middle of its publishing.
-    assert_eq!(killed_with("claim.after=hang", "1").await, 0);
+    assert_eq!(killed_with("claim.after=hang", "1", false).await, 0);
 }
 
 #[tokio::test]
@@ -92,7 +97,7 @@ async fn killed_before_the_commit_of_the_settle_repeats_at_most_a_batch_a_worker
 
 #[tokio::test]
 async fn killed_after_the_commit_of_the_settle_repeats_nothing() {
-    assert_eq!(killed_with("settle.after_commit=hang", "1").await, 0);
+    assert_eq!(killed_with("settle.after_commit=hang", "1", true).await, 0);
 }
 
 #[tokio::test]
@@ -108,7 +113,7 @@ async fn a_peer_takes_over_at_once_when_a_relay_dies() {
     first.kill().await.unwrap();
     consumer.until(100).await;
     assert!(
-        before.elapsed() < Duration::from_secs(5),
+        before.elapsed() < Duration::from_secs(15),
         "took {:?}: no lease may be waited for",
         before.elapsed()
     );

@@ -193,14 +193,15 @@ async fn a_row_and_a_route_choose_exchange_and_routing_key() {
 async fn a_scheduled_event_waits_for_its_time_and_holds_nobody_back() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let _relay = world.relay(&[]);
+    let relay = world.relay(&[]);
+    relay.line("connected to both servers", SOON).await;
     let before = std::time::Instant::now();
     let soon = world
         .insert(
             Some("1"),
             "later",
             "1",
-            "available_at = clock_timestamp() + interval '2 s'",
+            "available_at = clock_timestamp() + interval '4 s'",
         )
         .await;
     let never = world
@@ -211,7 +212,7 @@ async fn a_scheduled_event_waits_for_its_time_and_holds_nobody_back() {
     let ids: Vec<_> = seen.iter().map(|m| m.message_id.clone()).collect();
     assert_eq!(ids, [now.to_string(), soon.to_string()]);
     assert!(
-        seen[1].at - before >= std::time::Duration::from_secs(2),
+        seen[1].at - before >= std::time::Duration::from_secs(4),
         "not before its time"
     );
     let status = world.outboxd(&["status", "--json"], &[]).await;

@@ -130,7 +130,7 @@ async fn late_commit_of_a_lower_id_is_not_skipped() {
     };
     // Enough for the low-water mark of every lane to want to pass it.
     for _ in 0..4 {
-        world.commit_many(20_000, 500).await;
+        world.commit_many(5000, 500).await;
         let sent = i64::try_from(world.ledger.lock().unwrap().len()).unwrap();
         world
             .until(
@@ -153,9 +153,7 @@ async fn late_commit_of_a_lower_id_is_not_skipped() {
     consumer.until_all(&[low.1]).await;
 
     // And once nobody is left below, the marks follow.
-    world.commit_many(20_000, 500).await;
-    world.drained().await;
-    world.commit_many(20_000, 500).await;
+    world.commit_many(5000, 500).await;
     world.drained().await;
     marks_moved(&world, low.0).await;
 }

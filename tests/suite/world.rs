@@ -1,6 +1,8 @@
 //! What a test needs: a migrated database, a virtual host, relays, a consumer, and a ledger.
 
 use std::{
+    collections::HashSet,
+    panic::Location,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -21,12 +23,15 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 use test_support::{Daemon, Postgres, RabbitMq, eventually};
-use tokio::{sync::OnceCell, task::AbortHandle};
+use tokio::{
+    sync::{OnceCell, watch},
+    task::AbortHandle,
+};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 /// A wait of a test that should take a moment; a slow machine gets this long.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// Virtual hosts made at once: a call of rabbitmqctl takes seconds.
 const VHOSTS: usize = 120;
@@ -403,7 +408,8 @@ impl World {
         rows.first().map(|row| row.get(0))
     }
 
-    /// What was committed against what `consumer` saw.
+    /// What was committed against what `consumer` saw. Among duplicates the last of the others may still be on its
+    /// way: what is not dead is waited for, before it is called lost.
     pub async fn judge(&self, consumer: &Consumer) -> Report {
         let ids = async |sql: &str| {
             let rows = self.client.query(sql, &[]).await.unwrap();
@@ -414,10 +420,15 @@ impl World {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
+        let dead: HashSet<Uuid> = ids("SELECT message_id FROM outbox.dead").await;
+        let alive = committed.iter().map(|event| event.message_id);
+        consumer
+            .missing(alive.filter(|id| !dead.contains(id)))
+            .await;
         Ledger {
             committed,
             delivered: consumer.seen().iter().map(|m| m.delivered()).collect(),
-            dead: ids("SELECT message_id FROM outbox.dead").await,
+            dead,
             marked_sent: ids("SELECT message_id FROM outbox.message WHERE sent_at IS NOT NULL")
                 .await,
         }
@@ -494,13 +505,13 @@ impl Seen {
 
 /// Takes everything from a queue; comes back when the broker does.
 pub struct Consumer {
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<watch::Sender<Vec<Seen>>>,
     task: AbortHandle,
 }
 
 impl Consumer {
     pub async fn start(url: &str, queue: &str) -> Self {
-        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let seen: Arc<watch::Sender<Vec<Seen>>> = Arc::default();
         let (into, url, queue) = (Arc::clone(&seen), url.to_owned(), queue.to_owned());
         let task = tokio::spawn(async move {
             loop {
@@ -514,35 +525,55 @@ impl Consumer {
     }
 
     pub fn seen(&self) -> Vec<Seen> {
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.seen.borrow().clone()
     }
 
     pub fn len(&self) -> usize {
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.seen.borrow().len()
     }
 
     #[track_caller]
     pub fn until(&self, n: usize) -> impl Future<Output = Vec<Seen>> + '_ {
-        eventually(&format!("{n} deliveries"), SOON, async move || {
-            (self.len() >= n).then(|| self.seen())
-        })
+        let caller = Location::caller();
+        async move {
+            let mut changes = self.seen.subscribe();
+            let arrived = changes.wait_for(|seen| seen.len() >= n);
+            let arrived = tokio::time::timeout(SOON, arrived).await.map(drop);
+            assert!(
+                arrived.is_ok(),
+                "waited {SOON:?} for {n} deliveries, {} came ({caller})",
+                self.len()
+            );
+            self.seen()
+        }
+    }
+
+    /// Waits until every id was seen at least once; returns how many are missing at the deadline.
+    async fn missing(&self, ids: impl Iterator<Item = Uuid>) -> usize {
+        let mut missing: HashSet<String> = ids.map(|id| id.to_string()).collect();
+        let (mut changes, mut looked_at) = (self.seen.subscribe(), 0);
+        let arrived = changes.wait_for(|seen| {
+            for delivery in &seen[looked_at..] {
+                missing.remove(&delivery.message_id);
+            }
+            looked_at = seen.len();
+            missing.is_empty()
+        });
+        let _ = tokio::time::timeout(SOON, arrived).await.map(drop);
+        missing.len()
     }
 
     /// Waits until every id was seen at least once.
-    pub async fn until_all(&self, ids: &[Uuid]) {
-        eventually("all of them to arrive", SOON, async || {
-            let seen = self.seen();
-            ids.iter()
-                .all(|id| seen.iter().any(|m| m.message_id == id.to_string()))
-                .then_some(())
-        })
-        .await;
+    #[track_caller]
+    pub fn until_all(&self, ids: &[Uuid]) -> impl Future<Output = ()> + '_ {
+        let (caller, ids) = (Location::caller(), ids.to_vec());
+        async move {
+            let missing = self.missing(ids.into_iter()).await;
+            assert_eq!(
+                missing, 0,
+                "waited {SOON:?} for all of them to arrive ({caller})"
+            );
+        }
     }
 }
 
@@ -552,7 +583,11 @@ impl Drop for Consumer {
     }
 }
 
-async fn consume(url: &str, queue: &str, into: &Mutex<Vec<Seen>>) -> Result<(), lapin::Error> {
+async fn consume(
+    url: &str,
+    queue: &str,
+    into: &watch::Sender<Vec<Seen>>,
+) -> Result<(), lapin::Error> {
     let connection = Connection::connect(url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
     channel.basic_qos(1000, BasicQosOptions::default()).await?;
@@ -566,9 +601,7 @@ async fn consume(url: &str, queue: &str, into: &Mutex<Vec<Seen>>) -> Result<(), 
         .await?;
     while let Some(delivery) = deliveries.next().await {
         let delivery = delivery?;
-        into.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(look_at(&delivery));
+        into.send_modify(|seen| seen.push(look_at(&delivery)));
         delivery.ack(BasicAckOptions::default()).await?;
     }
     Ok(())

@@ -15,6 +15,7 @@ where
     async move {
         let deadline = Instant::now() + within;
         loop {
+            let asked = Instant::now();
             if let Some(answer) = ask().await {
                 return answer;
             }
@@ -22,7 +23,8 @@ where
                 Instant::now() < deadline,
                 "waited {within:?} for {what} ({caller})"
             );
-            sleep(Duration::from_millis(10)).await;
+            // An expensive question is asked less often, or the waiting itself slows what is awaited.
+            sleep((4 * asked.elapsed()).max(Duration::from_millis(10))).await;
         }
     }
 }

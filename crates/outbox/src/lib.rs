@@ -20,7 +20,13 @@
 pub mod consumer;
 mod enqueue;
 mod event;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod inbox;
+#[cfg(any(feature = "consumer", feature = "http"))]
+mod metrics;
+#[cfg(any(feature = "consumer", feature = "http"))]
+mod upkeep;
 
 pub use enqueue::{EnqueueError, enqueue, enqueue_all};
 pub use event::{Event, EventError};

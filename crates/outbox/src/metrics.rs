@@ -1,26 +1,50 @@
-//! What a consumer counts. No label holds a key or an id.
+//! What an inbox counts. No label holds a key or an id.
 
 use std::time::Duration;
 
+#[cfg(feature = "http")]
+use crate::inbox::Claimed;
+
 use metrics::{counter, gauge, histogram};
 
-pub(super) fn message(consumer: &str, outcome: &'static str) {
+pub(crate) fn message(consumer: &str, outcome: &'static str) {
     counter!("inbox_messages_total", "consumer" => consumer.to_owned(), "outcome" => outcome)
         .increment(1);
 }
 
+#[cfg(feature = "consumer")]
 /// A duplicate that the broker delivered again: applied before, and its acknowledgement lost.
-pub(super) fn acknowledgement_lost(consumer: &str) {
+pub(crate) fn acknowledgement_lost(consumer: &str) {
     counter!("inbox_lost_acknowledgements_total", "consumer" => consumer.to_owned()).increment(1);
 }
 
-/// `reason`: `failed` (the handler said so), `timed_out` or `database`.
-pub(super) fn retry(consumer: &str, reason: &'static str) {
+/// What a claim for a command was told, when it was not the first.
+#[cfg(feature = "http")]
+pub(crate) fn claimed(consumer: &str, claimed: &Claimed) {
+    let outcome = match claimed {
+        Claimed::Conflict => {
+            conflict(consumer);
+            "conflict"
+        }
+        Claimed::Duplicate(_) => "duplicate",
+        Claimed::First | Claimed::Stale | Claimed::InDoubt => "in_doubt",
+    };
+    message(consumer, outcome);
+}
+
+fn conflict(consumer: &str) {
+    counter!("inbox_conflicts_total", "consumer" => consumer.to_owned()).increment(1);
+}
+
+/// `reason`: `failed` (the handler said so), `timed_out`, `database`, or `running` (a
+/// command whose first request has not ended).
+pub(crate) fn retry(consumer: &str, reason: &'static str) {
     counter!("inbox_retries_total", "consumer" => consumer.to_owned(), "reason" => reason)
         .increment(1);
 }
 
-pub(super) fn dead_lettered(consumer: &str, reason: &'static str) {
+#[cfg(feature = "consumer")]
+pub(crate) fn dead_lettered(consumer: &str, reason: &'static str) {
     message(
         consumer,
         if reason == "conflict" {
@@ -30,17 +54,17 @@ pub(super) fn dead_lettered(consumer: &str, reason: &'static str) {
         },
     );
     if reason == "conflict" {
-        counter!("inbox_conflicts_total", "consumer" => consumer.to_owned()).increment(1);
+        conflict(consumer);
     }
     counter!("inbox_dead_lettered_total", "consumer" => consumer.to_owned(), "reason" => reason)
         .increment(1);
 }
 
-pub(super) fn handled(consumer: &str, took: Duration) {
+pub(crate) fn handled(consumer: &str, took: Duration) {
     histogram!("inbox_handler_seconds", "consumer" => consumer.to_owned())
         .record(took.as_secs_f64());
 }
 
-pub(super) fn in_doubt(consumer: &str, operations: usize) {
+pub(crate) fn in_doubt(consumer: &str, operations: usize) {
     gauge!("inbox_in_doubt", "consumer" => consumer.to_owned()).set(operations as f64);
 }

@@ -10,7 +10,6 @@
 
 mod dead_letter;
 mod message;
-mod metrics;
 mod options;
 mod process;
 mod run;

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, Transaction, error::SqlState};
 
-use super::{
-    ConsumerOptions, Failure, Handler, Message, ReplayPolicy, dead_letter::Reason, metrics,
+use super::{ConsumerOptions, Failure, Handler, Message, ReplayPolicy, dead_letter::Reason};
+use crate::{
+    inbox::{Claimed, Inbox, InboxError, Operation},
+    metrics,
 };
-use crate::inbox::{Claimed, Inbox, InboxError, Operation};
 
 /// For what the database does around the handler, in all. A claim also waits for a handler that holds the same key.
 const DATABASE: Duration = Duration::from_secs(10);

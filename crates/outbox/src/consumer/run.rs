@@ -23,10 +23,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ConsumerOptions, Handler, Message, OptionsError,
     dead_letter::DeadLetters,
-    metrics,
     worker::{Held, Worker, key_of},
 };
-use crate::inbox::Inbox;
+use crate::{inbox::Inbox, upkeep::upkeep};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
@@ -63,9 +62,6 @@ impl<H> Shared<H> {
 
 /// Within which a server must answer, or is left.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
-const UPKEEP: Duration = Duration::from_secs(15);
-/// Rows that one step of pruning deletes.
-const PRUNE: u32 = 1000;
 
 /// Consumes until `stop`, through every failure of either server; then ends when the handlers that run have ended.
 ///
@@ -92,7 +88,13 @@ where
         options,
         connect,
     });
-    let upkeep = tokio::spawn(upkeep(Arc::clone(&shared), stop.clone()));
+    let upkeep = tokio::spawn({
+        let shared = Arc::clone(&shared);
+        async move {
+            let connect = async || shared.connect().await.map(Box::new);
+            upkeep(&shared.inbox, shared.options.retention, connect).await;
+        }
+    });
     let mut failures: u32 = 0;
     while !stop.is_cancelled() {
         let result = tokio::select! {
@@ -237,33 +239,6 @@ async fn consume<H: Handler>(
     // A handler that runs ends and is committed, within its own bound.
     while workers.join_next().await.is_some() {}
     result
-}
-
-/// Forgets what is old, and counts what is in doubt.
-async fn upkeep<H: Handler>(shared: Arc<Shared<H>>, stop: CancellationToken) {
-    let inbox = &shared.inbox;
-    while !stop.is_cancelled() {
-        if let Ok(client) = shared.connect().await {
-            loop {
-                let doubts = inbox.in_doubt(&client, Duration::ZERO, 10_000).await;
-                let pruned = inbox.prune(&client, shared.options.retention, PRUNE).await;
-                match (doubts, pruned) {
-                    (Ok(doubts), Ok(pruned)) => {
-                        metrics::in_doubt(inbox.consumer(), doubts.len());
-                        if pruned == PRUNE {
-                            continue;
-                        }
-                    }
-                    (Err(error), _) | (_, Err(error)) => {
-                        tracing::warn!(consumer = inbox.consumer(), error = %error, "upkeep of the inbox failed");
-                        break;
-                    }
-                }
-                tokio::time::sleep(UPKEEP).await;
-            }
-        }
-        tokio::time::sleep(UPKEEP).await;
-    }
 }
 
 fn short(text: &str) -> ShortString {

@@ -18,10 +18,19 @@ impl Inbox {
         transaction: &Transaction<'_>,
         operation: &Operation,
     ) -> Result<Claimed, InboxError> {
+        self.claim_in(transaction, operation).await
+    }
+
+    /// `client` is in a transaction.
+    pub(crate) async fn claim_in(
+        &self,
+        client: &impl GenericClient,
+        operation: &Operation,
+    ) -> Result<Claimed, InboxError> {
         let (entity, position) = operation.guard();
         let fingerprint = &operation.fingerprint()[..];
         let row = call(
-            transaction,
+            client,
             CLAIM,
             &[
                 (&self.consumer(), Type::TEXT),

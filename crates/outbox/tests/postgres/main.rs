@@ -1,6 +1,7 @@
 //! What a service does, against a real PostgreSQL with the outbox in it.
 
 mod enqueue;
+mod http;
 mod inbox;
 mod producing_doc;
 

@@ -1,0 +1,85 @@
+//! What a handler gets: the transaction of its command.
+
+use std::{ops::Deref, sync::Arc};
+
+use http::StatusCode;
+use tokio_postgres::{Client, error::SqlState};
+
+/// A connection of whatever pool, as a client.
+pub(super) type Connection = Box<dyn Deref<Target = Client> + Send + Sync>;
+
+/// The open transaction of one command, among the request's extensions. It is a client: query, execute, enqueue. The
+/// layer commits or rolls back after the handler has answered; a handler does neither, and keeps no clone.
+#[derive(Clone)]
+pub struct Command(Arc<Connection>);
+
+impl Command {
+    pub(super) fn new(connection: Connection) -> Self {
+        Self(Arc::new(connection))
+    }
+
+    /// Somebody else holds a clone.
+    pub(super) fn is_kept(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+impl Deref for Command {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        self.0.as_ref()
+    }
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Command")
+    }
+}
+
+/// A handler's failed statement, for `?`. It is answered by 503 where trying again is the remedy (the server is away, a
+/// serialization failure, a deadlock) and by 500 otherwise; both free the key. What PostgreSQL said goes to the log:
+/// it may quote a row.
+#[derive(Debug, thiserror::Error)]
+#[error("the command's transaction: {0}")]
+pub struct CommandError(#[from] tokio_postgres::Error);
+
+impl CommandError {
+    pub fn status(&self) -> StatusCode {
+        if is_transient(&self.0) {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+#[cfg(feature = "axum")]
+impl axum_core::response::IntoResponse for CommandError {
+    fn into_response(self) -> axum_core::response::Response {
+        tracing::error!(error = %described(&self.0), "a command's statement failed");
+        self.status().into_response()
+    }
+}
+
+/// Whether the same request may succeed when it is sent again. Source: PostgreSQL, appendix A (error codes).
+pub(super) fn is_transient(error: &tokio_postgres::Error) -> bool {
+    match error.code() {
+        None => true,
+        Some(code) => {
+            matches!(
+                *code,
+                SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED
+            ) || ["08", "53", "57"].contains(&&code.code()[..2])
+        }
+    }
+}
+
+/// With the server's message, which `Display` leaves out; without its detail, which may quote a row.
+pub(super) fn described(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,55 @@
+//! What an inbox needs done now and then: old operations are forgotten, doubtful ones counted.
+
+use std::{fmt::Display, future::Future, ops::Deref, time::Duration};
+
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
+
+use crate::{inbox::Inbox, metrics};
+
+const EVERY: Duration = Duration::from_secs(30);
+/// Within which the database must answer.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Rows that one step of pruning deletes.
+const PRUNE: u32 = 1000;
+/// More doubtful operations than this are shown as this many.
+const DOUBTS: i64 = 10_000;
+
+/// Goes on for as long as it is polled, through every failure of the database.
+pub(crate) async fn upkeep<F, C, E>(inbox: &Inbox, retention: Duration, connect: impl Fn() -> F)
+where
+    F: Future<Output = Result<C, E>>,
+    C: Deref<Target = Client>,
+    E: Display,
+{
+    loop {
+        match timeout(ANSWER, connect()).await {
+            Ok(Ok(client)) => steps(inbox, retention, &client).await,
+            // Its consumer or its requests say so, too, and louder.
+            Ok(Err(error)) => failed(inbox, &error),
+            Err(_) => failed(inbox, &"no connection in time"),
+        }
+        sleep(EVERY).await;
+    }
+}
+
+/// Deletes in steps until nothing old is left.
+async fn steps(inbox: &Inbox, retention: Duration, client: &Client) {
+    loop {
+        let step = async {
+            let doubts = inbox.in_doubt(client, Duration::ZERO, DOUBTS).await?;
+            metrics::in_doubt(inbox.consumer(), doubts.len());
+            inbox.prune(client, retention, PRUNE).await
+        };
+        match timeout(ANSWER, step).await {
+            Ok(Ok(PRUNE)) => {}
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => return failed(inbox, &error),
+            Err(_) => return failed(inbox, &"no answer in time"),
+        }
+    }
+}
+
+fn failed(inbox: &Inbox, error: &dyn Display) {
+    tracing::warn!(consumer = inbox.consumer(), error = %error, "upkeep of the inbox failed");
+}

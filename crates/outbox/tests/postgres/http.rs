@@ -1,0 +1,688 @@
+//! Commands over HTTP are applied once: repeated, raced, hung up on, failed half-way.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Router,
+    body::{Body, Bytes},
+    http::{HeaderMap, Method, Request, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use deadpool_postgres::{Manager, Object, Pool};
+use outbox::{
+    http::{Command, CommandError, IdempotencyLayer, IdempotencyOptions},
+    inbox::Inbox,
+};
+use test_support::eventually;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{Notify, OnceCell},
+    task::JoinSet,
+};
+use tokio_postgres::{Client, NoTls};
+use tower::ServiceExt;
+
+use crate::{read, server};
+
+const SOON: Duration = Duration::from_secs(60);
+static READY: OnceCell<()> = OnceCell::const_new();
+
+/// A database with the inbox, a table whose writes are not idempotent by themselves, and a service's role.
+async fn onlooker() -> Client {
+    READY
+        .get_or_init(|| async {
+            let postgres = server().await;
+            postgres.create_database("commands", "postgres").await.unwrap();
+            for sql in [
+                &read("migrations/inbox/0001_inbox.sql"),
+                "GRANT USAGE ON SCHEMA inbox TO PUBLIC; \
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA inbox TO PUBLIC; \
+                 CREATE TABLE payment (id bigint GENERATED ALWAYS AS IDENTITY, test text, caller text, cents bigint); \
+                 CREATE TABLE single (id text CONSTRAINT single_at_commit UNIQUE DEFERRABLE INITIALLY DEFERRED); \
+                 CREATE ROLE commands LOGIN PASSWORD 'c'; GRANT SELECT, INSERT ON payment, single TO commands",
+            ] {
+                postgres.execute("commands", sql).await.unwrap();
+            }
+        })
+        .await;
+    server().await.connect("commands").await.unwrap()
+}
+
+/// A service of one test, under a consumer name of its own.
+struct Service {
+    name: &'static str,
+    app: Router,
+    layer: IdempotencyLayer,
+    db: Client,
+    /// What `/gate` waits for, and says when it got there.
+    gate: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct Gate {
+    reached: Notify,
+    open: Notify,
+}
+
+async fn service(name: &'static str) -> Service {
+    service_with(name, |_| {}).await
+}
+
+async fn service_with(name: &'static str, change: fn(&mut IdempotencyOptions)) -> Service {
+    let db = onlooker().await;
+    let url = server().await.url_for("commands", "c", "commands");
+    let mut url: tokio_postgres::Config = url.parse().unwrap();
+    url.application_name(name);
+    let manager = Manager::new(url, NoTls);
+    let pool = Pool::builder(manager).max_size(8).build().unwrap();
+    let mut options = IdempotencyOptions::default();
+    change(&mut options);
+    let layer = IdempotencyLayer::new(
+        Inbox::new(name).unwrap(),
+        options,
+        move || {
+            let pool = pool.clone();
+            async move { pool.get().await }
+        },
+        |object: &Object| object,
+        |request: &Parts| Some(request.headers.get("x-account")?.to_str().ok()?.to_owned()),
+    )
+    .unwrap();
+    let gate = Arc::new(Gate::default());
+    let commands = Router::new()
+        .route("/payments", post(pay).get(count))
+        .route("/other", post(pay))
+        .route("/gate", post(gated))
+        .route("/status/{code}", post(status))
+        .route("/panic", post(panics))
+        .route("/commits", post(commits))
+        .route("/keeps", post(keeps))
+        .route("/broken", post(broken))
+        .route("/refused-late", post(refused_at_commit))
+        .route("/large", post(large))
+        .route_layer(layer.clone())
+        .layer(Extension(name))
+        .layer(Extension(Arc::clone(&gate)));
+    let app = Router::new().merge(commands).route("/", get(|| async {}));
+    Service {
+        name,
+        app,
+        layer,
+        db,
+        gate,
+    }
+}
+
+/// The business write of every command: a row more each time.
+async fn write(command: &Command, test: &str, headers: &HeaderMap) -> Result<i64, CommandError> {
+    let caller = headers.get("x-account").unwrap().to_str().unwrap();
+    let sql = "INSERT INTO payment (test, caller, cents) VALUES ($1, $2, 1) RETURNING id";
+    Ok(command.query_one(sql, &[&test, &caller]).await?.get(0))
+}
+
+type Name = Extension<&'static str>;
+
+async fn pay(
+    Extension(command): Extension<Command>,
+    Extension(test): Name,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, CommandError> {
+    let id = write(&command, test, &headers).await?;
+    let mut response = (
+        StatusCode::CREATED,
+        [("location", format!("/payments/{id}"))],
+        body,
+    )
+        .into_response();
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        "application/vnd.payment".parse().unwrap(),
+    );
+    headers.insert(header::SET_COOKIE, "session=1".parse().unwrap());
+    Ok(response)
+}
+
+async fn count() -> &'static str {
+    "not a command"
+}
+
+async fn gated(
+    Extension(command): Extension<Command>,
+    Extension(test): Name,
+    Extension(gate): Extension<Arc<Gate>>,
+    headers: HeaderMap,
+) -> Result<String, CommandError> {
+    let id = write(&command, test, &headers).await?;
+    gate.reached.notify_one();
+    gate.open.notified().await;
+    Ok(id.to_string())
+}
+
+async fn status(
+    Extension(command): Extension<Command>,
+    Extension(test): Name,
+    axum::extract::Path(code): axum::extract::Path<u16>,
+    headers: HeaderMap,
+) -> Result<(StatusCode, String), CommandError> {
+    let id = write(&command, test, &headers).await?;
+    Ok((StatusCode::from_u16(code).unwrap(), id.to_string()))
+}
+
+async fn panics(Extension(command): Extension<Command>, Extension(test): Name, headers: HeaderMap) {
+    write(&command, test, &headers).await.unwrap();
+    panic!("half-way");
+}
+
+/// A handler that ends the transaction itself.
+async fn commits(Extension(command): Extension<Command>) -> Result<(), CommandError> {
+    Ok(command.batch_execute("COMMIT").await?)
+}
+
+/// A handler that keeps its command, and writes when everything is over.
+async fn keeps(
+    Extension(command): Extension<Command>,
+    Extension(test): Name,
+    Extension(gate): Extension<Arc<Gate>>,
+    headers: HeaderMap,
+) {
+    tokio::spawn(async move {
+        gate.open.notified().await;
+        assert!(
+            write(&command, test, &headers).await.is_err(),
+            "the session was ended"
+        );
+        gate.reached.notify_one();
+    });
+}
+
+/// A handler that does not notice that its statement failed.
+async fn broken(
+    Extension(command): Extension<Command>,
+    Extension(test): Name,
+    headers: HeaderMap,
+) -> Result<(), CommandError> {
+    write(&command, test, &headers).await?;
+    command.batch_execute("SELECT 1/0").await.unwrap_err();
+    Ok(())
+}
+
+/// What a deferred constraint refuses at the commit.
+async fn refused_at_commit(
+    Extension(command): Extension<Command>,
+    Extension(test): Name,
+    headers: HeaderMap,
+) -> Result<(), CommandError> {
+    write(&command, test, &headers).await?;
+    Ok(command
+        .batch_execute("INSERT INTO single VALUES ('x'), ('x')")
+        .await?)
+}
+
+async fn large(
+    Extension(command): Extension<Command>,
+    Extension(test): Name,
+    headers: HeaderMap,
+) -> Result<String, CommandError> {
+    write(&command, test, &headers).await?;
+    Ok("x".repeat(1 << 20))
+}
+
+/// An answer as a test looks at it.
+#[derive(Debug, Clone, PartialEq)]
+struct Answer {
+    status: u16,
+    replayed: bool,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn problem(&self) -> String {
+        let problem: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
+        assert_eq!(
+            self.headers[header::CONTENT_TYPE],
+            "application/problem+json"
+        );
+        assert_eq!(problem["status"], self.status);
+        let name = problem["type"].as_str().unwrap();
+        name.strip_prefix("urn:outboxd:idempotency:")
+            .unwrap()
+            .to_owned()
+    }
+
+    fn said(&self) -> (u16, String) {
+        (self.status, self.problem())
+    }
+}
+
+/// `account alice`, with this key.
+fn request(path: &str, key: &str) -> axum::http::request::Builder {
+    Request::post(path)
+        .header("x-account", "alice")
+        .header("idempotency-key", key)
+}
+
+impl Service {
+    async fn send(&self, request: Request<Body>) -> Answer {
+        send(self.app.clone(), request).await
+    }
+
+    /// With a key, and `{}` as its body.
+    async fn post(&self, path: &str, key: &str) -> Answer {
+        self.send(request(path, key).body("{}".into()).unwrap())
+            .await
+    }
+
+    /// How often the business write was committed.
+    async fn payments(&self) -> i64 {
+        let sql = "SELECT count(*) FROM payment WHERE test = $1";
+        self.db.query_one(sql, &[&self.name]).await.unwrap().get(0)
+    }
+
+    async fn keys(&self) -> i64 {
+        let sql = "SELECT count(*) FROM inbox.message WHERE consumer = $1";
+        self.db.query_one(sql, &[&self.name]).await.unwrap().get(0)
+    }
+}
+
+async fn send(app: Router, request: Request<Body>) -> Answer {
+    let answer = app.oneshot(request).await.unwrap();
+    let (head, body) = answer.into_parts();
+    Answer {
+        status: head.status.as_u16(),
+        replayed: head
+            .headers
+            .get("idempotent-replayed")
+            .is_some_and(|v| v == "true"),
+        headers: head.headers,
+        body: axum::body::to_bytes(body, usize::MAX).await.unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn a_repetition_gets_the_first_answer_byte_for_byte() {
+    let service = service("replayed").await;
+    let body = b"\x00\xff not text";
+    let send = async || {
+        service
+            .send(
+                request("/payments?x=1", "k")
+                    .body(Body::from(&body[..]))
+                    .unwrap(),
+            )
+            .await
+    };
+    let first = send().await;
+    assert_eq!((first.status, first.replayed), (201, false));
+    assert!(first.headers.contains_key(header::SET_COOKIE));
+    let again = send().await;
+    assert_eq!((again.status, again.replayed), (201, true));
+    assert_eq!((&again.body, &again.body[..]), (&first.body, &body[..]));
+    for name in [header::LOCATION, header::CONTENT_TYPE] {
+        assert_eq!(again.headers[&name], first.headers[&name]);
+    }
+    assert!(
+        !again.headers.contains_key(header::SET_COOKIE),
+        "only chosen headers are kept"
+    );
+    assert_eq!(service.payments().await, 1);
+}
+
+/// The client is gone before its answer: it was applied all the same, and the next try gets that answer.
+#[tokio::test]
+async fn a_client_that_hung_up_finds_its_answer_when_it_asks_again() {
+    let service = service("hung-up").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = service.app.clone();
+    let server = tokio::spawn(async move { axum::serve(listener, app).await });
+    let message = "POST /gate HTTP/1.1\r\nhost: x\r\nx-account: alice\r\nidempotency-key: \"lost\"\r\n\
+                   connection: close\r\ncontent-length: 0\r\n\r\n";
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(message.as_bytes()).await.unwrap();
+    service.gate.reached.notified().await;
+    drop(client);
+    // The server has seen it when it has let go of the connection's task; what it may not do is let go of the command.
+    service.gate.open.notify_one();
+    eventually("the commit", SOON, async || {
+        (service.keys().await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(service.payments().await, 1);
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(message.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("idempotent-replayed: true\r\n"), "{answer}");
+    assert_eq!(service.payments().await, 1);
+    server.abort();
+}
+
+#[tokio::test]
+async fn while_the_first_one_runs_the_second_is_told_so() {
+    let service = service("busy").await;
+    let first = tokio::spawn(send(
+        service.app.clone(),
+        request("/gate", "k").body("".into()).unwrap(),
+    ));
+    service.gate.reached.notified().await;
+    let second = service
+        .send(request("/gate", "k").body("".into()).unwrap())
+        .await;
+    assert_eq!(second.said(), (409, "in-progress".into()));
+    assert_eq!(second.headers[header::RETRY_AFTER], "1");
+    // Neither another key nor another caller waits.
+    assert_eq!(service.post("/payments", "k2").await.status, 201);
+    service.gate.open.notify_one();
+    let first = first.await.unwrap();
+    let third = service
+        .send(request("/gate", "k").body("".into()).unwrap())
+        .await;
+    assert_eq!(
+        (first.replayed, third.replayed, &third.body),
+        (false, true, &first.body)
+    );
+    assert_eq!(service.payments().await, 2);
+}
+
+#[tokio::test]
+async fn racing_requests_are_applied_once() {
+    let service = service_with("raced", |options| {
+        options.busy_wait = Duration::from_secs(20)
+    })
+    .await;
+    for round in 0..100 {
+        let mut racing = JoinSet::new();
+        for _ in 0..4 {
+            let request = request("/payments", &format!("k{round}"))
+                .body("{}".into())
+                .unwrap();
+            racing.spawn(send(service.app.clone(), request));
+        }
+        let answers = racing.join_all().await;
+        assert_eq!(
+            answers.iter().filter(|a| !a.replayed).count(),
+            1,
+            "{answers:?}"
+        );
+        assert!(answers.iter().all(|a| a.status == 201 && a.headers["location"] == answers[0].headers["location"]));
+    }
+    assert_eq!(service.payments().await, 100);
+}
+
+#[tokio::test]
+async fn the_same_key_for_another_request_is_refused() {
+    let service = service("reused").await;
+    assert_eq!(service.post("/payments", "k").await.status, 201);
+    let reused = (422, "key-reused".to_owned());
+    let other_body = request("/payments", "k").body("{ }".into()).unwrap();
+    assert_eq!(service.send(other_body).await.said(), reused);
+    let other_query = request("/payments?a=b", "k").body("{}".into()).unwrap();
+    assert_eq!(service.send(other_query).await.said(), reused);
+    let other_type = request("/payments", "k").header("content-type", "text/plain");
+    assert_eq!(
+        service
+            .send(other_type.body("{}".into()).unwrap())
+            .await
+            .said(),
+        reused
+    );
+    assert_eq!(service.payments().await, 1);
+    assert!(
+        service.post("/payments", "k").await.replayed,
+        "the first one stands"
+    );
+}
+
+#[tokio::test]
+async fn a_key_belongs_to_a_caller_and_a_route() {
+    let service = service("scoped").await;
+    let as_bob = || {
+        Request::post("/payments")
+            .header("x-account", "bob")
+            .header("idempotency-key", "k")
+    };
+    for _ in 0..2 {
+        service.post("/payments", "k").await;
+        service.post("/other", "k").await;
+        service.send(as_bob().body("{}".into()).unwrap()).await;
+    }
+    assert_eq!(service.payments().await, 3);
+    let nobody = Request::post("/payments").header("idempotency-key", "k");
+    let nobody = service.send(nobody.body("{}".into()).unwrap()).await;
+    assert_eq!(nobody.said(), (401, "caller-unknown".into()));
+}
+
+#[tokio::test]
+async fn a_missing_or_malformed_key_is_refused_before_anything_happens() {
+    let service = service("malformed").await;
+    let post = || Request::post("/payments").header("x-account", "alice");
+    let missing = service.send(post().body("{}".into()).unwrap()).await;
+    assert_eq!(missing.said(), (400, "key-missing".into()));
+    for key in ["", "a b", "a, b", "\"open", &"k".repeat(256)] {
+        let answer = service
+            .send(
+                post()
+                    .header("idempotency-key", key)
+                    .body("{}".into())
+                    .unwrap(),
+            )
+            .await;
+        assert_eq!(answer.said(), (400, "key-malformed".into()), "{key}");
+    }
+    let twice = post()
+        .header("idempotency-key", "a")
+        .header("idempotency-key", "a");
+    assert_eq!(
+        service.send(twice.body("{}".into()).unwrap()).await.said(),
+        (400, "key-malformed".into())
+    );
+    assert_eq!((service.payments().await, service.keys().await), (0, 0));
+    // Quoted or bare, it is one key; and as long as one may be.
+    assert!(!service.post("/payments", "\"k\"").await.replayed);
+    assert!(service.post("/payments", "k").await.replayed);
+    let long = "k".repeat(255);
+    assert!(!service.post("/payments", &long).await.replayed);
+    assert!(service.post("/payments", &long).await.replayed);
+    assert_eq!(service.payments().await, 2);
+}
+
+#[tokio::test]
+async fn a_body_is_bounded() {
+    let service = service_with("bounded", |options| options.max_request = 10).await;
+    let large = service
+        .send(
+            request("/payments", "k")
+                .body(Body::from(vec![0; 11]))
+                .unwrap(),
+        )
+        .await;
+    assert_eq!(large.said(), (413, "body-too-large".into()));
+    let fits = service
+        .send(
+            request("/payments", "k")
+                .body(Body::from(vec![0; 10]))
+                .unwrap(),
+        )
+        .await;
+    assert_eq!(fits.status, 201);
+}
+
+#[tokio::test]
+async fn a_failure_leaves_nothing_and_frees_the_key() {
+    let service = service_with("failing", |o| {
+        o.handler_timeout = Duration::from_millis(500);
+        o.busy_wait = Duration::from_millis(100);
+    })
+    .await;
+    for code in ["500", "503", "401", "403", "409", "425", "429"] {
+        for _ in 0..2 {
+            let answer = service.post(&format!("/status/{code}"), "k").await;
+            assert_eq!(
+                (answer.status.to_string(), answer.replayed),
+                (code.to_owned(), false)
+            );
+        }
+    }
+    for (path, said) in [
+        ("/panic", (500, "failed")),
+        ("/gate", (503, "timed-out")),
+        ("/broken", (500, "internal")),
+        ("/refused-late", (500, "internal")),
+        ("/large", (500, "response-too-large")),
+    ] {
+        for _ in 0..2 {
+            assert_eq!(
+                service.post(path, "k").await.said(),
+                (said.0, said.1.to_owned()),
+                "{path}"
+            );
+        }
+    }
+    assert_eq!((service.payments().await, service.keys().await), (0, 0));
+    clean(&service).await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_remembered_and_what_the_handler_wrote_is_not() {
+    let service = service("refusing").await;
+    for code in ["400", "404", "422"] {
+        let first = service.post(&format!("/status/{code}"), "k").await;
+        let again = service.post(&format!("/status/{code}"), "k").await;
+        assert_eq!(
+            (first.status.to_string(), first.replayed),
+            (code.to_owned(), false)
+        );
+        assert_eq!(
+            (again.status, again.replayed, again.body),
+            (first.status, true, first.body)
+        );
+    }
+    assert_eq!((service.payments().await, service.keys().await), (0, 3));
+}
+
+/// No handler can take its writes out of the transaction that holds the claim.
+#[tokio::test]
+async fn a_handler_that_ends_or_keeps_its_transaction_is_not_answered_as_done() {
+    let service = service("escaping").await;
+    assert_eq!(
+        service.post("/commits", "k").await.said(),
+        (500, "internal".into())
+    );
+    assert_eq!(
+        service.post("/keeps", "k2").await.said(),
+        (500, "internal".into())
+    );
+    service.gate.open.notify_one();
+    tokio::time::timeout(SOON, service.gate.reached.notified())
+        .await
+        .unwrap();
+    assert_eq!(service.payments().await, 0);
+    // The pool has lost a connection, and nothing else.
+    assert_eq!(service.post("/payments", "k3").await.status, 201);
+    clean(&service).await;
+}
+
+#[tokio::test]
+async fn other_methods_pass_and_keys_may_be_optional() {
+    let service = service_with("optional", |options| options.required = false).await;
+    let get = Request::get("/payments").body(Body::empty()).unwrap();
+    assert_eq!(service.send(get).await.body, "not a command");
+    for n in 1..=2 {
+        let unkeyed = Request::post("/payments")
+            .header("x-account", "alice")
+            .body("{}".into())
+            .unwrap();
+        let answer = service.send(unkeyed).await;
+        assert_eq!((answer.status, answer.replayed), (201, false));
+        assert_eq!(
+            service.payments().await,
+            n,
+            "committed, and applied each time"
+        );
+    }
+    let failed = Request::post("/status/404")
+        .header("x-account", "alice")
+        .body("{}".into())
+        .unwrap();
+    assert_eq!(service.send(failed).await.status, 404);
+    assert_eq!((service.payments().await, service.keys().await), (2, 0));
+    service.post("/payments", "k").await;
+    assert!(service.post("/payments", "k").await.replayed);
+    clean(&service).await;
+}
+
+/// A key is forgotten when its time is over, and not before.
+#[tokio::test]
+async fn a_key_expires() {
+    let service = service("expiring").await;
+    assert_eq!(service.post("/payments", "old").await.status, 201);
+    let age = "UPDATE inbox.message SET claimed_at = claimed_at - interval '25 h' WHERE consumer = 'expiring'";
+    service.db.batch_execute(age).await.unwrap();
+    assert_eq!(service.post("/payments", "new").await.status, 201);
+    let layer = service.layer.clone();
+    let forgetting = tokio::spawn(async move { layer.forget_expired().await });
+    eventually("the old key to be forgotten", SOON, async || {
+        (service.keys().await == 1).then_some(())
+    })
+    .await;
+    forgetting.abort();
+    assert!(service.post("/payments", "new").await.replayed);
+    assert!(!service.post("/payments", "old").await.replayed);
+    assert_eq!(service.payments().await, 3);
+}
+
+/// A service whose connections come from `connect`.
+fn connecting<F>(connect: impl Fn() -> F + Send + Sync + 'static) -> Router
+where
+    F: Future<Output = Result<Box<Client>, &'static str>> + Send + 'static,
+{
+    let options = IdempotencyOptions {
+        connect_timeout: Duration::from_millis(200),
+        ..Default::default()
+    };
+    let inbox = Inbox::new("away").unwrap();
+    let layer = IdempotencyLayer::new(inbox, options, connect, |c| c, |_| Some(String::new()));
+    Router::new()
+        .route("/", post(|| async {}))
+        .route_layer(layer.unwrap())
+}
+
+#[tokio::test]
+async fn without_a_database_a_command_is_told_to_come_again() {
+    for app in [
+        connecting(|| async { Err("refused") }),
+        connecting(std::future::pending),
+    ] {
+        let answer = send(app, request("/", "k").body("".into()).unwrap()).await;
+        assert_eq!(answer.said(), (503, "unavailable".into()));
+        assert_eq!(answer.headers[header::RETRY_AFTER], "1");
+    }
+}
+
+#[test]
+fn get_is_no_command() {
+    let options = IdempotencyOptions {
+        methods: vec![Method::GET],
+        ..Default::default()
+    };
+    let connect = || async { Err::<Box<Client>, _>("never asked") };
+    let layer = IdempotencyLayer::new(Inbox::new("x").unwrap(), options, connect, |c| c, |_| None);
+    assert_eq!(layer.err().unwrap().option, "methods");
+}
+
+/// No connection of the service is left in a transaction.
+async fn clean(service: &Service) {
+    let sql = "SELECT count(*) FROM pg_stat_activity \
+               WHERE application_name = $1 AND state LIKE 'idle in transaction%'";
+    eventually("every transaction to end", SOON, async || {
+        let row = service.db.query_one(sql, &[&service.name]).await.unwrap();
+        (row.get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+}

@@ -5,6 +5,8 @@ use std::{ops::Deref, sync::Arc};
 use http::StatusCode;
 use tokio_postgres::{Client, error::SqlState};
 
+use crate::{EnqueueError, EventError};
+
 /// A connection of whatever pool, as a client.
 pub(super) type Connection = Box<dyn Deref<Target = Client> + Send + Sync>;
 
@@ -38,19 +40,30 @@ impl std::fmt::Debug for Command {
     }
 }
 
-/// A handler's failed statement, for `?`. It is answered by 503 where trying again is the remedy (the server is away, a
-/// serialization failure, a deadlock) and by 500 otherwise; both free the key. What PostgreSQL said goes to the log:
-/// it may quote a row.
+/// A handler's failed statement or event, for `?`. It is answered by 503 where trying again is the remedy (the server is
+/// away, a serialization failure, a deadlock) and by 500 otherwise; both free the key. What went wrong goes to the log,
+/// not to the caller.
 #[derive(Debug, thiserror::Error)]
-#[error("the command's transaction: {0}")]
-pub struct CommandError(#[from] tokio_postgres::Error);
+pub enum CommandError {
+    #[error("the command's transaction: {}", described(.0))]
+    Database(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Enqueue(#[from] EnqueueError),
+    #[error(transparent)]
+    Event(#[from] EventError),
+}
 
 impl CommandError {
     pub fn status(&self) -> StatusCode {
-        if is_transient(&self.0) {
-            StatusCode::SERVICE_UNAVAILABLE
-        } else {
-            StatusCode::INTERNAL_SERVER_ERROR
+        match self {
+            Self::Database(error) | Self::Enqueue(EnqueueError::Database(error))
+                if is_transient(error) =>
+            {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Database(_) | Self::Enqueue(_) | Self::Event(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
     }
 }
@@ -58,7 +71,7 @@ impl CommandError {
 #[cfg(feature = "axum")]
 impl axum_core::response::IntoResponse for CommandError {
     fn into_response(self) -> axum_core::response::Response {
-        tracing::error!(error = %described(&self.0), "a command's statement failed");
+        tracing::error!(error = %self, "a command failed");
         self.status().into_response()
     }
 }

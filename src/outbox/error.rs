@@ -25,10 +25,14 @@ pub enum OutboxError {
     #[error("TLS to PostgreSQL: {0}")]
     Tls(#[from] crate::tls::TlsError),
     #[error(
-        "the database has outbox schema version {found}, this outboxd knows {known}: run a newer outboxd here, \
+        "the database has {schema} schema version {found}, this outboxd knows {known}: run a newer outboxd here, \
          or point this one at another database"
     )]
-    SchemaTooNew { found: i32, known: i32 },
+    SchemaTooNew {
+        schema: &'static str,
+        found: i32,
+        known: i32,
+    },
     #[error("the database has {}, this outboxd needs version {known}: run `outboxd migrate`",
             match found { Some(v) => format!("outbox schema version {v}"), None => "no outbox schema".to_owned() })]
     SchemaTooOld { found: Option<i32>, known: i32 },

@@ -17,19 +17,80 @@ pub struct Migration {
     pub sql: &'static str,
 }
 
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
+/// A schema of ours, in whichever database it lies.
+pub struct Schema {
+    pub name: &'static str,
+    pub migrations: &'static [Migration],
+    /// Roles and grants; a script for a person to run.
+    pub roles: &'static str,
+    exists: Query,
+    applied: Query,
+    record: Query,
+}
+
+/// In the producing service's database.
+pub const OUTBOX: Schema = Schema {
     name: "outbox",
-    file: "0001_outbox.sql",
-    sql: include_str!("../../migrations/outbox/0001_outbox.sql"),
-}];
+    migrations: &[Migration {
+        version: 1,
+        name: "outbox",
+        file: "0001_outbox.sql",
+        sql: include_str!("../../migrations/outbox/0001_outbox.sql"),
+    }],
+    roles: include_str!("../../deploy/postgres/roles.sql"),
+    exists: Query {
+        action: "look for the outbox schema",
+        sql: "SELECT to_regclass('outbox.migration') IS NOT NULL AS found",
+        types: &[],
+    },
+    applied: Query {
+        action: "read the outbox schema's version",
+        sql: "SELECT version, name, checksum FROM outbox.migration ORDER BY version",
+        types: &[],
+    },
+    record: Query {
+        action: "record a migration's checksum",
+        sql: "UPDATE outbox.migration SET checksum = $2 WHERE version = $1",
+        types: &[Type::INT4, Type::TEXT],
+    },
+};
 
-/// Grants for the producer, relay and monitoring roles.
-pub const ROLES: &str = include_str!("../../deploy/postgres/roles.sql");
+/// In the consuming service's database. The relay never looks at it.
+pub const INBOX: Schema = Schema {
+    name: "inbox",
+    migrations: &[Migration {
+        version: 1,
+        name: "inbox",
+        file: "0001_inbox.sql",
+        sql: include_str!("../../migrations/inbox/0001_inbox.sql"),
+    }],
+    roles: include_str!("../../deploy/postgres/inbox_roles.sql"),
+    exists: Query {
+        action: "look for the inbox schema",
+        sql: "SELECT to_regclass('inbox.migration') IS NOT NULL AS found",
+        types: &[],
+    },
+    applied: Query {
+        action: "read the inbox schema's version",
+        sql: "SELECT version, name, checksum FROM inbox.migration ORDER BY version",
+        types: &[],
+    },
+    record: Query {
+        action: "record a migration's checksum",
+        sql: "UPDATE inbox.migration SET checksum = $2 WHERE version = $1",
+        types: &[Type::INT4, Type::TEXT],
+    },
+};
 
-/// Version that this program works with.
+/// Version of the outbox schema that this program works with.
 pub fn known() -> i32 {
-    MIGRATIONS.last().map_or(0, |m| m.version)
+    OUTBOX.known()
+}
+
+impl Schema {
+    fn known(&self) -> i32 {
+        self.migrations.last().map_or(0, |m| m.version)
+    }
 }
 
 impl Migration {
@@ -61,6 +122,7 @@ pub enum MigrateError {
 /// What one run of `outboxd migrate` found and did.
 #[derive(Debug, serde::Serialize)]
 pub struct Report {
+    pub schema: &'static str,
     pub from: Option<i32>,
     pub to: i32,
     /// Files applied, or to be applied with a dry run.
@@ -68,41 +130,31 @@ pub struct Report {
     pub dry_run: bool,
 }
 
-const EXISTS: Query = Query {
-    action: "look for the outbox schema",
-    sql: "SELECT to_regclass('outbox.migration') IS NOT NULL AS found",
-    types: &[],
-};
-const APPLIED: Query = Query {
-    action: "read the schema version",
-    sql: "SELECT version, name, checksum FROM outbox.migration ORDER BY version",
-    types: &[],
-};
-const RECORD: Query = Query {
-    action: "record a migration's checksum",
-    sql: "UPDATE outbox.migration SET checksum = $2 WHERE version = $1",
-    types: &[Type::INT4, Type::TEXT],
-};
-
 /// Two `outboxd migrate` at once take turns. Bytes of `obxmigr`.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(31351991786104690)";
 
 /// Applies what is missing, each file in a transaction of its own, under an advisory lock.
-pub async fn migrate(session: &Session, dry_run: bool) -> Result<Report, MigrateError> {
-    let from = version(session).await?;
+pub async fn migrate(
+    session: &Session,
+    schema: &Schema,
+    dry_run: bool,
+) -> Result<Report, MigrateError> {
+    let from = version(session, schema).await?;
+    let known = schema.known();
     if let Some(found) = from
-        && found > known()
+        && found > known
     {
         return Err(OutboxError::SchemaTooNew {
+            schema: schema.name,
             found,
-            known: known(),
+            known,
         }
         .into());
     }
     let mut applied = Vec::new();
-    for migration in MIGRATIONS {
+    for migration in schema.migrations {
         if dry_run {
-            if !is_applied(session, migration).await? {
+            if !is_applied(session, schema, migration).await? {
                 applied.push(migration.file);
             }
             continue;
@@ -113,7 +165,7 @@ pub async fn migrate(session: &Session, dry_run: bool) -> Result<Report, Migrate
                 "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL search_path = public",
             )
             .await?;
-        let done = apply(session, migration).await;
+        let done = apply(session, schema, migration).await;
         match done {
             Ok(ran) => {
                 session.commit().await?;
@@ -129,31 +181,40 @@ pub async fn migrate(session: &Session, dry_run: bool) -> Result<Report, Migrate
         }
     }
     Ok(Report {
+        schema: schema.name,
         from,
-        to: known(),
+        to: known,
         applied,
         dry_run,
     })
 }
 
-async fn apply(session: &Session, migration: &Migration) -> Result<bool, MigrateError> {
+async fn apply(
+    session: &Session,
+    schema: &Schema,
+    migration: &Migration,
+) -> Result<bool, MigrateError> {
     session.batch("wait for another migration", LOCK).await?;
     // Looked up again under the lock: another process may have just done it.
-    let already = is_applied(session, migration).await?;
+    let already = is_applied(session, schema, migration).await?;
     if !already {
         session.batch("apply a migration", migration.sql).await?;
     }
     session
-        .execute(&RECORD, &[&migration.version, &migration.checksum()])
+        .execute(&schema.record, &[&migration.version, &migration.checksum()])
         .await?;
     Ok(!already)
 }
 
-async fn is_applied(session: &Session, migration: &Migration) -> Result<bool, MigrateError> {
-    if !exists(session).await? {
+async fn is_applied(
+    session: &Session,
+    schema: &Schema,
+    migration: &Migration,
+) -> Result<bool, MigrateError> {
+    if !exists(session, schema).await? {
         return Ok(false);
     }
-    for row in session.query(&APPLIED, &[]).await? {
+    for row in session.query(&schema.applied, &[]).await? {
         if get::<i32>(&row, "version")? != migration.version {
             continue;
         }
@@ -172,30 +233,34 @@ async fn is_applied(session: &Session, migration: &Migration) -> Result<bool, Mi
     Ok(false)
 }
 
-async fn exists(session: &Session) -> Result<bool, OutboxError> {
-    match session.query(&EXISTS, &[]).await?.first() {
+async fn exists(session: &Session, schema: &Schema) -> Result<bool, OutboxError> {
+    match session.query(&schema.exists, &[]).await?.first() {
         Some(row) => get(row, "found"),
         None => Ok(false),
     }
 }
 
 /// Highest version applied to this database; `None` without the schema.
-pub async fn version(session: &Session) -> Result<Option<i32>, OutboxError> {
-    if !exists(session).await? {
+async fn version(session: &Session, schema: &Schema) -> Result<Option<i32>, OutboxError> {
+    if !exists(session, schema).await? {
         return Ok(None);
     }
-    match session.query(&APPLIED, &[]).await?.last() {
+    match session.query(&schema.applied, &[]).await?.last() {
         Some(row) => Ok(Some(get(row, "version")?)),
         None => Ok(None),
     }
 }
 
-/// Refuses a schema that this program was not written for.
+/// Refuses an outbox that this program was not written for.
 pub async fn require_known(session: &Session) -> Result<(), OutboxError> {
     let known = known();
-    match version(session).await? {
+    match version(session, &OUTBOX).await? {
         Some(found) if found == known => Ok(()),
-        Some(found) if found > known => Err(OutboxError::SchemaTooNew { found, known }),
+        Some(found) if found > known => Err(OutboxError::SchemaTooNew {
+            schema: OUTBOX.name,
+            found,
+            known,
+        }),
         found => Err(OutboxError::SchemaTooOld { found, known }),
     }
 }

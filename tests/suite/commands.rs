@@ -52,7 +52,7 @@ async fn migrate_applies_once_says_what_it_would_do_and_refuses_what_it_does_not
     assert_eq!(both.matches("applied 0001_outbox.sql").count(), 1, "{both}");
     assert_eq!(
         migrate(&["migrate"]).await.stdout,
-        "schema version 1: nothing to do\n"
+        "outbox schema version 1: nothing to do\n"
     );
     assert_eq!(migrate(&["status"]).await.code, 0);
 
@@ -95,16 +95,69 @@ async fn sql_prints_what_psql_can_run() {
         .create_database(&database, "owner")
         .await
         .unwrap();
-    let migrations = ok(&world, &["sql"]).await;
-    let roles = ok(&world, &["sql", "--roles"]).await;
+    for schema in ["outbox", "inbox"] {
+        for what in [
+            &["sql", "--schema", schema][..],
+            &["sql", "--schema", schema, "--roles"],
+        ] {
+            let sql = ok(&world, what).await;
+            world
+                .postgres()
+                .psql("owner", "owner", &database, &sql)
+                .unwrap();
+        }
+    }
+}
+
+/// For a database that consumes only, with the same care.
+#[tokio::test]
+async fn the_inbox_is_migrated_the_same_way_and_apart_from_the_outbox() {
+    let world = world().await;
+    let empty = format!("{}_inbox", world.database);
     world
         .postgres()
-        .psql("owner", "owner", &database, &migrations)
+        .create_database(&empty, "owner")
+        .await
         .unwrap();
-    world
-        .postgres()
-        .psql("owner", "owner", &database, &roles)
+    let url = world.postgres().url_for("owner", "owner", &empty);
+    let migrate = async |more: &[&str]| {
+        let args = [&["migrate", "--schema", "inbox"], more].concat();
+        world.outboxd(&args, &[("DATABASE_URL", &url)]).await
+    };
+    assert_eq!(
+        migrate(&["--dry-run"]).await.stdout,
+        "would apply 0001_inbox.sql\n"
+    );
+    assert_eq!(
+        migrate(&[]).await.stdout,
+        "applied 0001_inbox.sql\ninbox schema version 1\n"
+    );
+    let again: serde_json::Value =
+        serde_json::from_str(&migrate(&["--json"]).await.stdout).unwrap();
+    assert_eq!(
+        again,
+        serde_json::json!({ "schema": "inbox", "from": 1, "to": 1, "applied": [], "dry_run": false })
+    );
+    let client = world.postgres().connect(&empty).await.unwrap();
+    let outbox = "SELECT to_regnamespace('outbox') IS NULL";
+    assert!(
+        client
+            .query_one(outbox, &[])
+            .await
+            .unwrap()
+            .get::<_, bool>(0)
+    );
+    client
+        .batch_execute("INSERT INTO inbox.migration (version, name) VALUES (999, 'future')")
+        .await
         .unwrap();
+    let newer = migrate(&[]).await;
+    assert_eq!(newer.code, 78);
+    assert!(
+        newer.stderr.contains("inbox schema version 999"),
+        "{}",
+        newer.stderr
+    );
 }
 
 #[tokio::test]

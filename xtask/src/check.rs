@@ -1,6 +1,6 @@
 //! `cargo xtask check`: what costs seconds. Runs everything, then fails if anything did.
 
-use crate::{Result, command, layers};
+use crate::{Result, command, layers, named_tests};
 
 pub fn run() -> Result<()> {
     let lints = [
@@ -14,6 +14,7 @@ pub fn run() -> Result<()> {
     ];
     let results = [
         layers::check(),
+        named_tests::check(),
         command("cargo", &["fmt", "--all", "--check"]),
         command("cargo", &[&lints[..], &["-D", "warnings"]].concat()),
         // Without the failpoints, as it is shipped.

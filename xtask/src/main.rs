@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod docs;
 mod layers;
+mod named_tests;
 mod servers;
 mod test;
 

@@ -1,0 +1,70 @@
+//! The tests that documents name are there, under that name.
+
+use std::{fs, path::Path};
+
+use crate::Result;
+
+const DOCUMENTS: &[&str] = &[
+    "README.md",
+    "docs/ARCHITECTURE.md",
+    "docs/design-faq.md",
+    "docs/idempotency.md",
+    "docs/operations.md",
+];
+const CODE: &[&str] = &["src", "tests", "crates", "examples"];
+
+pub fn check() -> Result<()> {
+    let mut functions = Vec::new();
+    for place in CODE {
+        collect(Path::new(place), &mut functions)?;
+    }
+    let mut missing = Vec::new();
+    for document in DOCUMENTS {
+        let text = fs::read_to_string(document).map_err(|e| format!("{document}: {e}"))?;
+        // Every second piece between backticks is code.
+        for name in text
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|code| is_test(code))
+        {
+            let known = |function: &String| match name.strip_suffix('…') {
+                Some(beginning) => function.starts_with(beginning),
+                None => function == name,
+            };
+            if !functions.iter().any(known) {
+                missing.push(format!("{document} names `{name}`"));
+            }
+        }
+    }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("no such test: {}", missing.join("\n              ")).into())
+    }
+}
+
+/// A sentence with underscores; an abbreviated one ends in `…`.
+fn is_test(code: &str) -> bool {
+    let sentence = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_…".contains(c);
+    code.chars().all(sentence)
+        && (code.ends_with("_…") || code.matches('_').count() >= 4)
+        // Metrics and settings of the servers are long, too.
+        && !["outbox_", "inbox_", "pg_"].iter().any(|metric| code.starts_with(metric))
+        && !code.ends_with("_timeout")
+}
+
+fn collect(place: &Path, functions: &mut Vec<String>) -> Result<()> {
+    if place.is_dir() {
+        for entry in fs::read_dir(place)? {
+            collect(&entry?.path(), functions)?;
+        }
+    } else if place.extension().is_some_and(|extension| extension == "rs") {
+        let text = fs::read_to_string(place)?;
+        let names = text
+            .lines()
+            .filter_map(|line| line.split_once("fn ")?.1.split(['(', '<']).next());
+        functions.extend(names.map(str::to_owned));
+    }
+    Ok(())
+}

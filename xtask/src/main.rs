@@ -1,6 +1,7 @@
 //! Every task of this repository, so that nobody needs to remember commands: `cargo xtask --help`.
 
 mod bench;
+mod chaos;
 mod check;
 mod demo;
 mod docs;
@@ -30,6 +31,9 @@ enum Task {
     Test(test::Args),
     /// Formatting, lints, generated documents, layers, and what else is cheap to check
     Check,
+    /// Every fault of the matrix, against real servers and processes, judged from a ledger
+    #[command(disable_help_flag = true)]
+    Chaos(chaos::Args),
     /// Measures the relay beside the raw ceiling of the same servers
     #[command(subcommand)]
     Bench(bench::Command),
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Check => check::run(),
+        Task::Chaos(args) => chaos::run(&args),
         Task::Bench(command) => bench::run(&command),
         Task::Docs => docs::write(),
         Task::Setup => servers::install(true),

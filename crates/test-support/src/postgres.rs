@@ -23,6 +23,8 @@ pub struct PostgresOptions {
     /// Lines of postgresql.conf.
     pub settings: Vec<(String, String)>,
     pub tls: Option<ServerTls>,
+    /// Where its folder is made, instead of the system's place for temporary files.
+    pub under: Option<PathBuf>,
 }
 
 pub struct Postgres {
@@ -41,7 +43,10 @@ impl Postgres {
     pub async fn start_with(options: PostgresOptions) -> Result<Self> {
         let binaries = binaries()?;
         let account = Account::of("postgres")?;
-        let folder = tempfile::Builder::new().prefix("outboxd-pg-").tempdir()?;
+        let under = options.under.clone().unwrap_or_else(std::env::temp_dir);
+        let folder = tempfile::Builder::new()
+            .prefix("outboxd-pg-")
+            .tempdir_in(under)?;
         account.own(folder.path())?;
         let password = folder.path().join("password");
         account.write(&password, PASSWORD, 0o600)?;

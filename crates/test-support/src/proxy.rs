@@ -30,14 +30,18 @@ pub enum Mode {
     Stall,
     /// Bytes reach the server; what it answers is held back.
     StallAnswers,
+    /// The next connection that sends more than so many bytes to the server is reset behind them, wherever in a frame
+    /// that is; then it forwards.
+    ResetAfter(usize),
     /// Every piece of data takes this much longer, each way.
     Delay(Duration),
 }
 
 pub struct Proxy {
     address: SocketAddr,
-    mode: watch::Sender<Mode>,
+    mode: Arc<watch::Sender<Mode>>,
     open: Arc<AtomicUsize>,
+    resets: Arc<AtomicUsize>,
     accepting: AbortHandle,
 }
 
@@ -45,9 +49,10 @@ impl Proxy {
     pub async fn start(target: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let (mode, modes) = watch::channel(Mode::Forward);
-        let open = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&open);
+        let mode = Arc::new(watch::channel(Mode::Forward).0);
+        let (open, resets) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (count, modes) = (Arc::clone(&open), Arc::clone(&mode));
+        let done = Arc::clone(&resets);
         let accepting = tokio::spawn(async move {
             // Dropped with this task, and the connections with it.
             let mut connections = JoinSet::new();
@@ -55,10 +60,13 @@ impl Proxy {
                 tokio::select! {
                     accepted = listener.accept() => {
                         let Ok((client, _)) = accepted else { continue };
-                        let (modes, count) = (modes.clone(), Arc::clone(&count));
+                        let (modes, count, done) = (Arc::clone(&modes), Arc::clone(&count), Arc::clone(&done));
                         connections.spawn(async move {
                             count.fetch_add(1, Ordering::Relaxed);
-                            carry(client, target, modes).await;
+                            if carry(client, target, modes.subscribe()).await == Ended::Reset {
+                                modes.send_replace(Mode::Forward);
+                                done.fetch_add(1, Ordering::Relaxed);
+                            }
                             count.fetch_sub(1, Ordering::Relaxed);
                         });
                     }
@@ -71,6 +79,7 @@ impl Proxy {
             address,
             mode,
             open,
+            resets,
             accepting,
         })
     }
@@ -83,10 +92,22 @@ impl Proxy {
         self.mode.send_replace(mode);
     }
 
+    /// Connections that `ResetAfter` has reset so far.
+    pub fn resets(&self) -> usize {
+        self.resets.load(Ordering::Relaxed)
+    }
+
     /// Connections that are open through it now.
     pub fn connections(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
+}
+
+/// How a connection through the proxy ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Closed,
+    Reset,
 }
 
 impl Drop for Proxy {
@@ -95,31 +116,33 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(client: TcpStream, target: SocketAddr, mut modes: watch::Receiver<Mode>) {
-    let cut = modes.clone();
+async fn carry(client: TcpStream, target: SocketAddr, mut modes: watch::Receiver<Mode>) -> Ended {
+    let mut cut = modes.clone();
     let work = async {
         // A stalled network does not even reach the server.
         if modes.wait_for(|mode| *mode != Mode::Stall).await.is_err() {
-            return;
+            return Ended::Closed;
         }
         let Ok(server) = TcpStream::connect(target).await else {
-            return;
+            return Ended::Closed;
         };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        let there = pump(from_client, to_server, modes.clone(), &[]);
-        let back = pump(from_server, to_client, modes.clone(), &[Mode::StallAnswers]);
+        let there = pump(from_client, to_server, modes.clone(), &[], true);
+        let held_back = [Mode::StallAnswers];
+        let back = pump(from_server, to_client, modes.clone(), &held_back, false);
         // One side's end ends both: nobody here needs half-closed connections.
         tokio::select! {
-            () = there => {}
-            () = back => {}
+            ended = there => ended,
+            ended = back => ended,
         }
     };
-    let mut cut = cut;
     tokio::select! {
-        _ = cut.wait_for(|mode| *mode == Mode::Cut) => {}
-        () = work => {}
+        // The cut first: what was held back by a stall must not slip through with it.
+        biased;
+        _ = cut.wait_for(|mode| *mode == Mode::Cut) => Ended::Closed,
+        ended = work => ended,
     }
 }
 
@@ -128,22 +151,34 @@ async fn pump(
     mut to: OwnedWriteHalf,
     mut modes: watch::Receiver<Mode>,
     held_by: &[Mode],
-) {
+    to_server: bool,
+) -> Ended {
     let mut buffer = vec![0; 64 * 1024];
-    while let Ok(n) = from.read(&mut buffer).await {
-        if n == 0 {
-            return;
-        }
+    // Bytes until the reset, once one is asked for.
+    let mut left: Option<usize> = None;
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
         let moves = |mode: &Mode| *mode != Mode::Stall && !held_by.contains(mode);
         let mode = match modes.wait_for(moves).await {
             Ok(mode) => *mode,
-            Err(_) => return,
+            Err(_) => return Ended::Closed,
         };
-        if let Mode::Delay(by) = mode {
-            tokio::time::sleep(by).await;
+        match mode {
+            Mode::Delay(by) => tokio::time::sleep(by).await,
+            Mode::ResetAfter(bytes) if to_server => {
+                let left = left.get_or_insert(bytes);
+                if *left < n {
+                    let _ = to.write_all(&buffer[..*left]).await;
+                    // Closed with unsent data thrown away, which the peer sees as a reset.
+                    let _ = to.as_ref().set_zero_linger();
+                    return Ended::Reset;
+                }
+                *left -= n;
+            }
+            _ => left = None,
         }
         if to.write_all(&buffer[..n]).await.is_err() {
-            return;
+            return Ended::Closed;
         }
     }
+    Ended::Closed
 }

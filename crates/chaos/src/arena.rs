@@ -1,0 +1,184 @@
+//! Servers of one row, and the relays that run on them.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use test_support::{Daemon, Postgres, PostgresOptions, RabbitMq, RabbitMqOptions, eventually};
+use tokio_postgres::Client;
+
+use crate::{
+    deliveries::Deliveries,
+    flow::Flow,
+    row::Result,
+    timeline::Timeline,
+    traffic::{Rate, Traffic},
+};
+
+/// A wait that should take a moment; a slow machine gets this long.
+pub const SOON: Duration = Duration::from_secs(90);
+/// Queue that is bound to everything.
+pub const QUEUE: &str = "all";
+pub const DATABASE: &str = "app";
+
+/// What every row is run with.
+pub struct Setup {
+    /// The relay, with its failpoints compiled in.
+    pub outboxd: PathBuf,
+    /// Where migrations and grants are.
+    pub repository: PathBuf,
+    pub timeline: Arc<Timeline>,
+}
+
+/// A migrated database, a broker with one queue, and the settings of the relays to come.
+pub struct Arena<'a> {
+    pub setup: &'a Setup,
+    pub postgres: Postgres,
+    pub rabbitmq: RabbitMq,
+    env: Vec<(String, String)>,
+}
+
+/// Most messages that two workers may have in flight at a crash.
+pub const WORKERS: usize = 2;
+pub const BATCH: usize = 50;
+pub const WINDOW: usize = WORKERS * BATCH;
+
+/// Small batches, so that a bound is a bound; quick to notice, so that a row need not wait for production's time-outs.
+const SETTINGS: [(&str, &str); 11] = [
+    ("OUTBOXD__RELAY__WORKERS", "2"),
+    ("OUTBOXD__RELAY__BATCH_SIZE", "50"),
+    ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "3s"),
+    ("OUTBOXD__RELAY__BACKOFF_INITIAL", "100ms"),
+    ("OUTBOXD__RELAY__BACKOFF_MAX", "1s"),
+    ("OUTBOXD__RELAY__SHUTDOWN_GRACE", "10s"),
+    ("OUTBOXD__BROKER__HEARTBEAT", "5s"),
+    ("OUTBOXD__BROKER__CONNECT_TIMEOUT", "2s"),
+    ("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "2s"),
+    ("OUTBOXD__LOG__FORMAT", "json"),
+    ("OUTBOXD__ADMIN__LISTEN", "off"),
+];
+
+impl<'a> Arena<'a> {
+    /// Servers of its own, as plain as they come.
+    pub async fn start(setup: &'a Setup) -> Result<Self> {
+        Self::start_with(
+            setup,
+            PostgresOptions::default(),
+            RabbitMqOptions::default(),
+        )
+        .await
+    }
+
+    pub async fn start_with(
+        setup: &'a Setup,
+        postgres: PostgresOptions,
+        rabbitmq: RabbitMqOptions,
+    ) -> Result<Self> {
+        let (postgres, rabbitmq) = tokio::join!(
+            Postgres::start_with(postgres),
+            RabbitMq::start_with(rabbitmq)
+        );
+        let (postgres, rabbitmq) = (postgres?, rabbitmq?);
+        prepare(setup, &postgres).await?;
+        crate::deliveries::declare(&rabbitmq.url("/"), QUEUE).await?;
+        let mut arena = Self {
+            setup,
+            env: SETTINGS
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            postgres,
+            rabbitmq,
+        };
+        let (database, broker) = (arena.database_url(), arena.broker_url());
+        arena.set("DATABASE_URL", &database);
+        arena.set("AMQP_URL", &broker);
+        Ok(arena)
+    }
+
+    /// For the relay's role.
+    pub fn database_url(&self) -> String {
+        self.postgres.url_for("relay", "relay", DATABASE)
+    }
+
+    pub fn broker_url(&self) -> String {
+        self.rabbitmq.url("/")
+    }
+
+    /// A setting of the relays that are started from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.env.retain(|(known, _)| known != name);
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    pub fn unset(&mut self, name: &str) {
+        self.env.retain(|(known, _)| known != name);
+    }
+
+    pub fn env(&self) -> &[(String, String)] {
+        &self.env
+    }
+
+    /// Starts a relay; it may still be connecting.
+    pub fn relay(&self) -> Result<Daemon> {
+        Daemon::start(&self.setup.outboxd, &["run"], &self.env)
+    }
+
+    /// As the owner of everything.
+    pub async fn client(&self) -> Result<Client> {
+        self.postgres.connect(DATABASE).await
+    }
+
+    /// One number from SQL, asked on a connection of its own: the last one may have died with its server.
+    pub async fn count(&self, of: &str) -> Result<i64> {
+        let client = self.client().await?;
+        let sql = format!("SELECT count(*) FROM {of}");
+        Ok(client.query_one(&sql, &[]).await?.get(0))
+    }
+
+    pub async fn until_count(&self, what: &str, of: &str, reached: impl Fn(i64) -> bool) {
+        eventually(what, SOON, async || {
+            self.count(of).await.ok().filter(|n| reached(*n)).map(drop)
+        })
+        .await;
+    }
+
+    /// Producers at the usual rate, and a consumer.
+    pub async fn flow(&self) -> Result<Flow> {
+        self.flow_at(Rate::default()).await
+    }
+
+    pub async fn flow_at(&self, rate: Rate) -> Result<Flow> {
+        let deliveries = Deliveries::start(&self.broker_url(), QUEUE);
+        let traffic = Traffic::start(&self.postgres.url(DATABASE), rate);
+        Ok(Flow::new(
+            traffic,
+            deliveries,
+            self.postgres.url(DATABASE),
+            Arc::clone(&self.setup.timeline),
+        ))
+    }
+}
+
+/// The schema, the roles, and a relay's login.
+pub async fn prepare(setup: &Setup, postgres: &Postgres) -> Result<()> {
+    postgres.create_database(DATABASE, "postgres").await?;
+    for file in [
+        "migrations/outbox/0001_outbox.sql",
+        "deploy/postgres/roles.sql",
+        "migrations/inbox/0001_inbox.sql",
+        "deploy/postgres/inbox_roles.sql",
+    ] {
+        let sql = std::fs::read_to_string(setup.repository.join(file))?;
+        postgres.execute(DATABASE, &sql).await?;
+    }
+    let roles = "CREATE ROLE relay LOGIN PASSWORD 'relay' IN ROLE outbox_relay; \
+                 CREATE ROLE producer LOGIN PASSWORD 'producer' IN ROLE outbox_producer";
+    postgres.execute(DATABASE, roles).await
+}
+
+/// Seconds since `then`.
+pub fn since(then: Instant) -> f64 {
+    then.elapsed().as_secs_f64()
+}

@@ -1,0 +1,148 @@
+//! The fault matrix against real servers and real processes, judged from a ledger. `cargo xtask chaos` builds the relay
+//! and runs this.
+//!
+//! - [`row`]: what a row is · [`rows`]: the rows, by what breaks
+//! - [`arena`]: servers of one row · [`traffic`]: producers and what they committed · [`deliveries`]: what arrived
+//! - [`flow`]: traffic through a relay while something breaks, and the judgement
+//! - [`consumer`]: a consumer's process · [`probe`]: a process seen from outside
+//! - [`timeline`], [`plot`], [`report`]: what a person looks at
+
+mod arena;
+mod consumer;
+mod deliveries;
+mod flow;
+mod plot;
+mod probe;
+mod report;
+mod row;
+mod rows;
+mod timeline;
+mod traffic;
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
+
+use clap::Parser;
+
+use crate::{
+    arena::Setup,
+    row::{Line, Result, Row},
+    timeline::Timeline,
+};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    role: Option<Role>,
+    #[command(flatten)]
+    matrix: Args,
+}
+
+#[derive(clap::Subcommand)]
+enum Role {
+    /// A consumer that a row starts and kills
+    #[command(hide = true)]
+    Consume {
+        database_url: String,
+        amqp_url: String,
+        queue: String,
+    },
+}
+
+#[derive(clap::Args)]
+struct Args {
+    /// The relay, built with its failpoints
+    #[arg(long, default_value = "target/debug/outboxd")]
+    outboxd: PathBuf,
+    /// Where migrations and grants are
+    #[arg(long, default_value = ".")]
+    repository: PathBuf,
+    /// Only these rows of the matrix
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<u32>,
+    /// Also the rows that take minutes
+    #[arg(long)]
+    long: bool,
+    /// Where report.json and timeline.svg are written
+    #[arg(long, default_value = "target/chaos")]
+    out: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ended = match cli.role {
+        Some(Role::Consume {
+            database_url,
+            amqp_url,
+            queue,
+        }) => consume(&database_url, &amqp_url, &queue).map(|()| true),
+        None => run(cli.matrix),
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("chaos: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    Ok(builder.enable_all().build()?)
+}
+
+fn consume(database_url: &str, amqp_url: &str, queue: &str) -> Result<()> {
+    runtime()?.block_on(consumer::run(database_url, amqp_url, queue))
+}
+
+fn run(args: Args) -> Result<bool> {
+    std::fs::create_dir_all(&args.out)?;
+    let setup = Setup {
+        outboxd: args.outboxd.canonicalize()?,
+        repository: args.repository.canonicalize()?,
+        timeline: Arc::new(Timeline::new()),
+    };
+    let runtime = runtime()?;
+    let mut lines = Vec::new();
+    report::header();
+    for row in rows::all() {
+        let asked_for = args.rows.contains(&row.number);
+        if !args.rows.is_empty() && !asked_for {
+            continue;
+        }
+        let line = if row.long && !args.long && !asked_for {
+            let why = "takes minutes: run it with --long, or by its number";
+            Line::new(row, 0.0, Ok(row::Outcome::skipped(why)))
+        } else {
+            runtime.block_on(one(row, &setup))
+        };
+        report::line(&line);
+        lines.push(line);
+        // After each row: a run that is cut off has left what it saw.
+        report::json(&args.out.join("report.json"), &lines, &setup.timeline)?;
+        plot::write(&args.out.join("timeline.svg"), &setup.timeline)?;
+    }
+    println!(
+        "\nwritten: {0}/report.json, {0}/timeline.svg",
+        args.out.display()
+    );
+    Ok(report::summary(&lines))
+}
+
+/// A panic of a row (a wait that ran out) is its failure, and nobody else's.
+async fn one(row: &'static Row, setup: &Setup) -> Line {
+    setup.timeline.begin(row.number, row.fault);
+    let began = Instant::now();
+    let work = std::panic::AssertUnwindSafe((row.run)(setup));
+    let ended = futures_util::FutureExt::catch_unwind(work).await;
+    let ended = ended.unwrap_or_else(|panic| Err(said(&*panic).into()));
+    setup.timeline.end();
+    Line::new(row, began.elapsed().as_secs_f64(), ended)
+}
+
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "it panicked".to_owned())
+}

@@ -1,0 +1,80 @@
+//! The matrix as it is printed, and as JSON.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::{
+    row::{Line, Result, Verdict},
+    timeline::{Band, Section, Timeline},
+};
+
+pub fn header() {
+    println!(
+        "{:>3}  {:<58} {:>7} {:>9} {:>9} {:>5} {:>4} {:>4} {:>7} {:>8}  result",
+        "row",
+        "fault",
+        "seconds",
+        "committed",
+        "delivered",
+        "dupl",
+        "dead",
+        "lost",
+        "reorder",
+        "recovery"
+    );
+}
+
+pub fn line(line: &Line) {
+    let recovery = line.recovery_seconds.map(|s| format!("{s:.1} s"));
+    println!(
+        "{:>3}  {:<58} {:>7.1} {:>9} {:>9} {:>5} {:>4} {:>4} {:>7} {:>8}  {}",
+        line.row,
+        line.fault,
+        line.seconds,
+        line.committed,
+        line.delivered,
+        line.duplicates,
+        line.dead,
+        line.lost,
+        line.reordered,
+        recovery.unwrap_or_default(),
+        match line.result {
+            Verdict::Passed => "passed",
+            Verdict::Failed => "FAILED",
+            Verdict::Skipped => "SKIPPED",
+        }
+    );
+    for note in &line.notes {
+        println!("     {}", note.replace('\n', "\n     "));
+    }
+}
+
+/// The closing line; `true` when no row failed.
+pub fn summary(lines: &[Line]) -> bool {
+    let of = |verdict| lines.iter().filter(|line| line.result == verdict).count();
+    let (passed, failed, skipped) = (
+        of(Verdict::Passed),
+        of(Verdict::Failed),
+        of(Verdict::Skipped),
+    );
+    println!("\nmatrix: {passed} passed, {failed} failed, {skipped} skipped");
+    failed == 0
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    rows: &'a [Line],
+    sections: Vec<Section>,
+    faults: Vec<Band>,
+}
+
+pub fn json(path: &Path, lines: &[Line], timeline: &Timeline) -> Result<()> {
+    let document = Document {
+        rows: lines,
+        sections: timeline.sections(),
+        faults: timeline.bands(),
+    };
+    std::fs::write(path, serde_json::to_string_pretty(&document)?)?;
+    Ok(())
+}

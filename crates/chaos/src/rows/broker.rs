@@ -1,0 +1,491 @@
+//! RabbitMQ restarts, dies, stands still, refuses. Rows 10 to 12, 18 to 23, 26 to 29.
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use checker::{Committed, sha256};
+use test_support::{Daemon, eventually};
+use tokio::time::sleep;
+use tokio_postgres::Client;
+
+use crate::{
+    arena::{Arena, QUEUE, SOON, Setup, WINDOW},
+    deliveries,
+    flow::{Flow, drained},
+    probe,
+    row::{Outcome, Result, Row, expect},
+};
+
+pub const ROWS: &[Row] = &[
+    Row {
+        number: 10,
+        fault: "broker restarts",
+        long: false,
+        run: |setup| Box::pin(restarted(setup)),
+    },
+    Row {
+        number: 11,
+        fault: "broker SIGKILL and restart",
+        long: false,
+        run: |setup| Box::pin(killed(setup)),
+    },
+    Row {
+        number: 12,
+        fault: "broker SIGSTOP",
+        long: false,
+        run: |setup| Box::pin(frozen(setup)),
+    },
+    Row {
+        number: 18,
+        fault: "memory alarm, then disk alarm",
+        long: false,
+        run: |setup| Box::pin(alarms(setup)),
+    },
+    Row {
+        number: 19,
+        fault: "exchange missing",
+        long: false,
+        run: |setup| Box::pin(exchange_missing(setup)),
+    },
+    Row {
+        number: 20,
+        fault: "binding missing (unroutable)",
+        long: false,
+        run: |setup| Box::pin(unroutable(setup)),
+    },
+    Row {
+        number: 21,
+        fault: "10 % unroutable, pipelined with good ones, 100 batches",
+        long: false,
+        run: |setup| Box::pin(mixed(setup)),
+    },
+    Row {
+        number: 22,
+        fault: "queue full with reject-publish",
+        long: false,
+        run: |setup| Box::pin(queue_full(setup)),
+    },
+    Row {
+        number: 23,
+        fault: "queue deleted mid-window",
+        long: false,
+        run: |setup| Box::pin(queue_deleted(setup)),
+    },
+    Row {
+        number: 26,
+        fault: "write permission revoked, then granted",
+        long: false,
+        run: |setup| Box::pin(permission_revoked(setup)),
+    },
+    Row {
+        number: 27,
+        fault: "credentials rotated in the secret file",
+        long: false,
+        run: |setup| Box::pin(rotated(setup)),
+    },
+    Row {
+        number: 28,
+        fault: "broker connection limit reached",
+        long: false,
+        run: |setup| Box::pin(connection_limit(setup)),
+    },
+    Row {
+        number: 29,
+        fault: "connection force-closed from the broker",
+        long: false,
+        run: |setup| Box::pin(force_closed(setup)),
+    },
+];
+
+/// A relay through which traffic flows.
+async fn flowing(arena: &Arena<'_>) -> Result<(Flow, Daemon)> {
+    let relay = arena.relay()?;
+    let flow = arena.flow().await?;
+    flow.steady(200).await?;
+    Ok((flow, relay))
+}
+
+async fn restarted(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let (mut flow, _relay) = flowing(&arena).await?;
+    setup.timeline.fault();
+    arena.rabbitmq.stop().await?;
+    sleep(Duration::from_secs(3)).await;
+    arena.rabbitmq.restart().await?;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(30)).await?;
+    flow.finish(WINDOW).await
+}
+
+async fn killed(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let (mut flow, _relay) = flowing(&arena).await?;
+    setup.timeline.fault();
+    arena.rabbitmq.kill().await;
+    sleep(Duration::from_secs(3)).await;
+    arena.rabbitmq.restart().await?;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(30)).await?;
+    flow.finish(WINDOW).await
+}
+
+async fn frozen(setup: &Setup) -> Result<Outcome> {
+    let arena = Arena::start(setup).await?;
+    let (mut flow, relay) = flowing(&arena).await?;
+    setup.timeline.fault();
+    arena.rabbitmq.pause()?;
+    let noticed = unnoticed_marks(&arena, &relay).await;
+    arena.rabbitmq.resume()?;
+    let over = setup.timeline.over();
+    flow.note(noticed?);
+    flow.recovers(over, Duration::from_secs(30)).await?;
+    // Each worker may have had one more batch on its way whenever it tried.
+    flow.finish(2 * WINDOW).await
+}
+
+/// Two heartbeats of five seconds, and a little for a busy machine.
+const TWO_HEARTBEATS: Duration = Duration::from_secs(13);
+
+/// The broker does not answer: the relay notices, and marks nothing meanwhile.
+pub(super) async fn unnoticed_marks(arena: &Arena<'_>, relay: &Daemon) -> Result<String> {
+    let began = Instant::now();
+    // What was confirmed before may still be marked.
+    sleep(Duration::from_secs(1)).await;
+    let sent = "outbox.message WHERE sent_at IS NOT NULL";
+    let before = arena.count(sent).await?;
+    relay.line("RabbitMQ failed", SOON).await;
+    let noticed = began.elapsed();
+    expect(noticed <= TWO_HEARTBEATS, || {
+        format!("noticed after {noticed:?}; two heartbeats are ten seconds")
+    })?;
+    sleep(Duration::from_secs(2)).await;
+    let after = arena.count(sent).await?;
+    expect(before == after, || {
+        format!(
+            "{} messages were marked sent without a confirm",
+            after - before
+        )
+    })?;
+    Ok(format!("noticed after {:.1} s", noticed.as_secs_f64()))
+}
+
+async fn alarms(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let port = probe::free_port()?;
+    arena.set("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
+    // So that nothing is freed by a time-out that the row does not mean.
+    arena.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "20s");
+    let (mut flow, relay) = flowing(&arena).await?;
+    let memory = probe::resident_kib(relay.pid())?;
+    let alarms = [
+        (
+            ["set_vm_memory_high_watermark", "0.000001"],
+            ["set_vm_memory_high_watermark", "0.4"],
+        ),
+        (
+            ["set_disk_free_limit", "100TB"],
+            ["set_disk_free_limit", "50MB"],
+        ),
+    ];
+    for (raise, clear) in alarms {
+        setup.timeline.fault();
+        arena.rabbitmq.ctl(&raise).await?;
+        eventually("readiness to say blocked", SOON, async || {
+            let (status, body) = probe::get(port, "/readyz").await?;
+            (status == 503 && body.contains("blocked")).then_some(())
+        })
+        .await;
+        let open = "pg_stat_activity WHERE usename = 'relay' AND state = 'idle in transaction'";
+        arena
+            .until_count("no claim to be held", open, |n| n == 0)
+            .await;
+        sleep(Duration::from_secs(3)).await;
+        let held = arena.count(open).await?;
+        arena.rabbitmq.ctl(&clear).await?;
+        let over = setup.timeline.over();
+        expect(held == 0, || {
+            format!("{held} claims were held open through the alarm")
+        })?;
+        flow.recovers(over, Duration::from_secs(10)).await?;
+    }
+    let grown = probe::resident_kib(relay.pid())?.saturating_sub(memory);
+    flow.note(format!("the relay's memory grew by {grown} KiB"));
+    expect(grown < 20 * 1024, || {
+        format!("the relay's memory grew by {grown} KiB")
+    })?;
+    flow.finish(2 * WINDOW).await
+}
+
+/// Commits one event and writes it down; `columns` and `values` are what it has besides.
+async fn commit(
+    client: &Client,
+    flow: &Flow,
+    key: &str,
+    columns: &str,
+    values: &str,
+) -> Result<Committed> {
+    let sql = format!(
+        "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload{columns}) \
+         VALUES ('row', $1, 'extra', '{{}}'{values}) RETURNING message_id, id"
+    );
+    let row = client.query_one(&sql, &[&key]).await?;
+    let committed = Committed {
+        message_id: row.get(0),
+        key: Some(key.to_owned()),
+        position: row.get(1),
+        body_sha256: sha256(b"{}"),
+    };
+    flow.traffic.add([committed.clone()]);
+    Ok(committed)
+}
+
+async fn exchange_missing(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
+    let (mut flow, _relay) = flowing(&arena).await?;
+    let client = arena.client().await?;
+    setup.timeline.fault();
+    for n in 0..20 {
+        commit(
+            &client,
+            &flow,
+            &format!("m{n}"),
+            ", exchange",
+            ", 'missing'",
+        )
+        .await?;
+    }
+    let waiting = "outbox.waiting WHERE cause = 'retry'";
+    arena
+        .until_count("the twenty to wait", waiting, |n| n == 20)
+        .await;
+    // Everybody else flows meanwhile.
+    flow.steady(300).await?;
+    let channel = deliveries::channel(&arena.broker_url()).await?;
+    deliveries::bind(&channel, "missing", QUEUE).await?;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    // A refused channel takes its neighbours' batch with it, once each time.
+    flow.finish(20 * WINDOW).await
+}
+
+async fn unroutable(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "3");
+    let channel = deliveries::channel(&arena.broker_url()).await?;
+    deliveries::exchange(&channel, "unbound").await?;
+    let (flow, _relay) = flowing(&arena).await?;
+    let client = arena.client().await?;
+    setup.timeline.fault();
+    for n in 0..20 {
+        commit(
+            &client,
+            &flow,
+            &format!("u{n}"),
+            ", exchange",
+            ", 'unbound'",
+        )
+        .await?;
+    }
+    let dead = "outbox.dead WHERE reason = 'unroutable' AND attempts = 3";
+    arena
+        .until_count("the twenty to be dead", dead, |n| n == 20)
+        .await;
+    setup.timeline.over();
+    let marked = "outbox.message WHERE exchange = 'unbound' AND sent_at IS NOT NULL";
+    let marked = arena.count(marked).await?;
+    expect(marked == 0, || {
+        format!("{marked} unroutable messages were marked sent")
+    })?;
+    flow.steady(100).await?;
+    flow.finish(0).await
+}
+
+async fn mixed(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1");
+    let channel = deliveries::channel(&arena.broker_url()).await?;
+    deliveries::exchange(&channel, "unbound").await?;
+    let flow = arena.flow().await?;
+    flow.traffic.pause(true);
+    let client = arena.client().await?;
+    setup.timeline.fault();
+    let rows = client
+        .query(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
+             SELECT 'row', (i % 500)::text, 'mixed', '{}', CASE WHEN i % 10 = 3 THEN 'unbound' END \
+             FROM generate_series(1, 5000) i RETURNING message_id, id, aggregate_id, exchange",
+            &[],
+        )
+        .await?;
+    let body_sha256 = sha256(b"{}");
+    flow.traffic.add(rows.iter().map(|row| Committed {
+        message_id: row.get(0),
+        position: row.get(1),
+        key: Some(row.get(2)),
+        body_sha256: body_sha256.clone(),
+    }));
+    let _relay = arena.relay()?;
+    drained(&client).await;
+    setup.timeline.over();
+    let wrong = "outbox.message m FULL JOIN outbox.dead d ON d.lane = m.lane AND d.id = m.id \
+                 WHERE m.event_type = 'mixed' AND ((m.exchange = 'unbound') IS TRUE) <> (d.id IS NOT NULL) \
+                    OR d.id IS NOT NULL AND d.reason <> 'unroutable'";
+    let wrong = arena.count(wrong).await?;
+    expect(wrong == 0, || {
+        format!("{wrong} of 5,000 were taken for what they are not")
+    })?;
+    flow.finish(0).await
+}
+
+async fn queue_full(setup: &Setup) -> Result<Outcome> {
+    let arena = Arena::start(setup).await?;
+    let (mut flow, _relay) = flowing(&arena).await?;
+    setup.timeline.fault();
+    flow.deliveries.pause(true);
+    let full = r#"{"max-length":50,"overflow":"reject-publish"}"#;
+    arena
+        .rabbitmq
+        .ctl(&["set_policy", "full", QUEUE, full, "--apply-to", "queues"])
+        .await?;
+    let waiting = "outbox.waiting WHERE cause = 'retry'";
+    arena
+        .until_count("messages to be refused", waiting, |n| n > 0)
+        .await;
+    sleep(Duration::from_secs(5)).await;
+    flow.deliveries.pause(false);
+    let over = setup.timeline.over();
+    arena.rabbitmq.ctl(&["clear_policy", "full"]).await?;
+    flow.recovers(over, Duration::from_secs(30)).await?;
+    let outcome = flow.finish(WINDOW).await?;
+    expect(outcome.report.dead == 0, || {
+        "a full queue is no reason to die".into()
+    })?;
+    Ok(outcome)
+}
+
+async fn queue_deleted(setup: &Setup) -> Result<Outcome> {
+    let arena = Arena::start(setup).await?;
+    let channel = deliveries::channel(&arena.broker_url()).await?;
+    deliveries::queue(&channel, "gone").await?;
+    deliveries::bind(&channel, "events", "gone").await?;
+    let (mut flow, _relay) = flowing(&arena).await?;
+    setup.timeline.fault();
+    deliveries::delete(&channel, "gone").await?;
+    let over = setup.timeline.over();
+    // Its confirm may never come; then the time-out of three seconds frees the worker.
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    flow.finish(2 * WINDOW).await
+}
+
+async fn permission_revoked(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let channel = deliveries::channel(&arena.broker_url()).await?;
+    deliveries::exchange(&channel, "other").await?;
+    deliveries::bind(&channel, "other", QUEUE).await?;
+    let broker = &arena.rabbitmq;
+    broker.ctl(&["add_user", "relay", "relay"]).await?;
+    let may_write = |pattern: &'static str| ["set_permissions", "relay", "", pattern, ""];
+    broker.ctl(&may_write(".*")).await?;
+    let url = arena.rabbitmq.url_for("relay", "relay", "/");
+    arena.set("AMQP_URL", &url);
+    arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
+    let (mut flow, relay) = flowing(&arena).await?;
+    let client = arena.client().await?;
+    setup.timeline.fault();
+    arena.rabbitmq.ctl(&may_write("events")).await?;
+    for n in 0..20 {
+        commit(&client, &flow, &format!("o{n}"), ", exchange", ", 'other'").await?;
+    }
+    let waiting = "outbox.waiting WHERE cause = 'retry'";
+    arena
+        .until_count("the twenty to wait", waiting, |n| n == 20)
+        .await;
+    flow.steady(300).await?;
+    arena.rabbitmq.ctl(&may_write(".*")).await?;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    expect(std::fs::exists(format!("/proc/{}", relay.pid()))?, || {
+        "the relay ended".into()
+    })?;
+    flow.finish(20 * WINDOW).await
+}
+
+async fn rotated(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("password");
+    secret(&file, "first")?;
+    arena.rabbitmq.ctl(&["add_user", "relay", "first"]).await?;
+    arena
+        .rabbitmq
+        .ctl(&["set_permissions", "relay", "", ".*", ""])
+        .await?;
+    let url = format!("amqp://relay@127.0.0.1:{}/%2f", arena.rabbitmq.port());
+    arena.set("AMQP_URL", &url);
+    arena.set(
+        "OUTBOXD__BROKER__PASSWORD_FILE",
+        &file.display().to_string(),
+    );
+    let (mut flow, relay) = flowing(&arena).await?;
+    setup.timeline.fault();
+    arena
+        .rabbitmq
+        .ctl(&["change_password", "relay", "second"])
+        .await?;
+    arena
+        .rabbitmq
+        .ctl(&["close_all_connections", "rotation"])
+        .await?;
+    relay.line("ACCESS_REFUSED", SOON).await;
+    secret(&file, "second")?;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    flow.finish(WINDOW).await
+}
+
+fn secret(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(())
+}
+
+async fn connection_limit(setup: &Setup) -> Result<Outcome> {
+    let arena = Arena::start(setup).await?;
+    let (mut flow, relay) = flowing(&arena).await?;
+    setup.timeline.fault();
+    let none = r#"{"max-connections": 0}"#;
+    arena
+        .rabbitmq
+        .ctl(&["set_vhost_limits", "-p", "/", none])
+        .await?;
+    arena
+        .rabbitmq
+        .ctl(&["close_all_connections", "limit"])
+        .await?;
+    relay.line("RabbitMQ failed", SOON).await;
+    sleep(Duration::from_secs(5)).await;
+    arena
+        .rabbitmq
+        .ctl(&["clear_vhost_limits", "-p", "/"])
+        .await?;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    flow.finish(WINDOW).await
+}
+
+async fn force_closed(setup: &Setup) -> Result<Outcome> {
+    let arena = Arena::start(setup).await?;
+    let (mut flow, _relay) = flowing(&arena).await?;
+    setup.timeline.fault();
+    arena
+        .rabbitmq
+        .ctl(&["close_all_connections", "maintenance"])
+        .await?;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(5)).await?;
+    flow.finish(WINDOW).await
+}

@@ -1,0 +1,232 @@
+//! What is in the outbox, and around the relay's process. Rows 44 to 47, 50, 54.
+
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use checker::{Committed, sha256};
+use test_support::eventually;
+use tokio::time::sleep;
+
+use crate::{
+    arena::{Arena, QUEUE, SOON, Setup, WINDOW, since},
+    deliveries,
+    flow::drained,
+    probe,
+    row::{Outcome, Result, Row, expect},
+};
+
+pub const ROWS: &[Row] = &[
+    Row {
+        number: 44,
+        fault: "a poison message at the head of a key",
+        long: false,
+        run: |setup| Box::pin(poison_head(setup)),
+    },
+    Row {
+        number: 45,
+        fault: "a backlog that is 100 % poison",
+        long: false,
+        run: |setup| Box::pin(all_poison(setup)),
+    },
+    Row {
+        number: 46,
+        fault: "a backlog of 10 million messages",
+        long: true,
+        run: |setup| Box::pin(huge_backlog(setup)),
+    },
+    Row {
+        number: 50,
+        fault: "rolling upgrade from schema version N-1 to N",
+        long: false,
+        run: |_| {
+            Box::pin(async {
+                Ok(Outcome::skipped(
+                    "there is one schema version so far: nothing to upgrade from",
+                ))
+            })
+        },
+    },
+    Row {
+        number: 54,
+        fault: "stdout (the log sink) blocked",
+        long: false,
+        run: |setup| Box::pin(log_blocked(setup)),
+    },
+];
+
+async fn poison_head(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
+    let channel = deliveries::channel(&arena.broker_url()).await?;
+    deliveries::exchange(&channel, "unbound").await?;
+    let _relay = arena.relay()?;
+    let mut flow = arena.flow().await?;
+    let client = arena.client().await?;
+    setup.timeline.fault();
+    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
+               SELECT 'row', 'poisoned', 'x', '{}', CASE WHEN i = 1 THEN 'unbound' END \
+               FROM generate_series(1, 50) i RETURNING message_id, id";
+    let rows = client.query(sql, &[]).await?;
+    let poisoned: Vec<Committed> = rows
+        .iter()
+        .map(|row| Committed {
+            message_id: row.get(0),
+            key: Some("poisoned".to_owned()),
+            position: row.get(1),
+            body_sha256: sha256(b"{}"),
+        })
+        .collect();
+    let behind = "outbox.waiting WHERE cause = 'behind'";
+    arena
+        .until_count("the others of the key to wait", behind, |n| n == 49)
+        .await;
+    // All other keys flow, and none of this one.
+    flow.steady(500).await?;
+    let early = flow.deliveries.all();
+    let overtook = poisoned
+        .iter()
+        .filter(|event| early.iter().any(|seen| seen.message_id == event.message_id))
+        .count();
+    deliveries::bind(&channel, "unbound", QUEUE).await?;
+    let over = setup.timeline.over();
+    expect(overtook == 0, || {
+        format!("{overtook} messages overtook the poison at the head of their key")
+    })?;
+    flow.traffic.add(poisoned);
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    flow.finish(0).await
+}
+
+async fn all_poison(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__RELAY__BACKOFF_INITIAL", "2s");
+    arena.set("OUTBOXD__RELAY__BACKOFF_MAX", "30s");
+    let channel = deliveries::channel(&arena.broker_url()).await?;
+    deliveries::exchange(&channel, "unbound").await?;
+    let client = arena.client().await?;
+    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
+               SELECT 'row', 'p' || i, 'x', '{}', 'unbound' FROM generate_series(1, 10000) i RETURNING message_id, id, aggregate_id";
+    let rows = client.query(sql, &[]).await?;
+    setup.timeline.fault();
+    let relay = arena.relay()?;
+    let mut flow = arena.flow().await?;
+    flow.traffic.add(rows.iter().map(|row| Committed {
+        message_id: row.get(0),
+        key: Some(row.get(2)),
+        position: row.get(1),
+        body_sha256: sha256(b"{}"),
+    }));
+    let waiting = "outbox.waiting WHERE cause = 'retry'";
+    arena
+        .until_count("all of the poison to wait", waiting, |n| n >= 9_900)
+        .await;
+    // Healthy messages flow through it, and the relay does not spin.
+    let (began, cpu) = (Instant::now(), probe::cpu_seconds(relay.pid())?);
+    flow.steady(1000).await?;
+    let share = (probe::cpu_seconds(relay.pid())? - cpu) / since(began);
+    flow.note(format!(
+        "{:.0} % of a core while 10,000 poisoned messages wait",
+        share * 100.0
+    ));
+    deliveries::bind(&channel, "unbound", QUEUE).await?;
+    setup.timeline.over();
+    expect(share < 0.5, || {
+        format!("it took {:.0} % of a core", share * 100.0)
+    })?;
+    // What waits longest comes after thirty seconds.
+    flow.finish(WINDOW).await
+}
+
+async fn huge_backlog(setup: &Setup) -> Result<Outcome> {
+    const MESSAGES: i64 = 10_000_000;
+    let mut arena = Arena::start(setup).await?;
+    let port = probe::free_port()?;
+    arena.set("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
+    arena.unset("OUTBOXD__RELAY__BATCH_SIZE");
+    // Nobody takes them: they are counted by the broker, and thrown away by it.
+    let channel = deliveries::channel(&arena.broker_url()).await?;
+    arena
+        .rabbitmq
+        .ctl(&[
+            "set_policy",
+            "short",
+            QUEUE,
+            r#"{"max-length":1000}"#,
+            "--apply-to",
+            "queues",
+        ])
+        .await?;
+    let client = arena.client().await?;
+    setup.timeline.fault();
+    for _ in 0..MESSAGES / 500_000 {
+        let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+                   SELECT 'row', (i % 10000)::text, 'x', json_build_object('i', i, 'pad', repeat('x', 100)) \
+                   FROM generate_series(1, 500000) i";
+        client.execute(sql, &[]).await?;
+    }
+    client.batch_execute("ANALYZE outbox.message").await?;
+    let relay = arena.relay()?;
+    let mut claims = Vec::new();
+    let mut memory = Vec::new();
+    for part in 1..=4 {
+        eventually(
+            "another quarter to be sent",
+            Duration::from_secs(1800),
+            async || {
+                sleep(Duration::from_secs(5)).await;
+                let published = probe::metric(port, "outbox_published_total").await?;
+                (published >= (part * MESSAGES / 4) as f64).then_some(())
+            },
+        )
+        .await;
+        let sum = probe::metric(port, "outbox_claim_seconds_sum")
+            .await
+            .unwrap_or(0.0);
+        let count = probe::metric(port, "outbox_claim_seconds_count")
+            .await
+            .unwrap_or(1.0);
+        claims.push((sum, count));
+        memory.push(probe::resident_kib(relay.pid())?);
+    }
+    setup.timeline.over();
+    drop(channel);
+    drained(&client).await;
+    let of = |a: (f64, f64), b: (f64, f64)| (b.0 - a.0) / (b.1 - a.1).max(1.0) * 1000.0;
+    let (first, last) = (of((0.0, 0.0), claims[0]), of(claims[2], claims[3]));
+    let mut outcome = Outcome::default();
+    outcome.report.committed = usize::try_from(MESSAGES)?;
+    outcome.notes.push(format!(
+        "claim {first:.1} ms in the first quarter, {last:.1} ms in the last; memory {memory:?} KiB"
+    ));
+    expect(last <= first * 2.0 + 5.0, || {
+        format!("claims became slower: {first:.1} ms, then {last:.1} ms")
+    })?;
+    expect(memory[3] <= memory[0] + 30 * 1024, || {
+        format!("memory grew: {memory:?} KiB")
+    })?;
+    Ok(outcome)
+}
+
+async fn log_blocked(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__LOG__LEVEL", "debug");
+    setup.timeline.fault();
+    // A pipe that nobody reads; it is full after 64 KiB.
+    let mut relay = tokio::process::Command::new(&setup.outboxd)
+        .arg("run")
+        .env_clear()
+        .envs(arena.env().iter().cloned())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let flow = arena.flow().await?;
+    flow.steady(3000).await?;
+    let outcome = flow.finish(0).await;
+    setup.timeline.over();
+    relay.kill().await?;
+    tokio::time::timeout(SOON, relay.wait()).await??;
+    outcome
+}

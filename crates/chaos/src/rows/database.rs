@@ -1,0 +1,422 @@
+//! PostgreSQL restarts, dies, stalls, refuses, runs full. Rows 30 to 33, 37 to 41, 43.
+
+use std::time::Duration;
+
+use checker::{Committed, sha256};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use test_support::{Daemon, Mode, PostgresOptions, Proxy, RabbitMqOptions, eventually};
+use tokio::time::sleep;
+use tokio_postgres::Client;
+
+use crate::{
+    arena::{Arena, SOON, Setup, WINDOW},
+    flow::Flow,
+    row::{Outcome, Result, Row, expect},
+};
+
+pub const ROWS: &[Row] = &[
+    Row {
+        number: 30,
+        fault: "PostgreSQL restarts while idle",
+        long: false,
+        run: |setup| Box::pin(restarted(setup)),
+    },
+    Row {
+        number: 31,
+        fault: "PostgreSQL SIGKILL between publish and settle",
+        long: false,
+        run: |setup| Box::pin(killed(setup)),
+    },
+    Row {
+        number: 32,
+        fault: "the relay's backend is SIGSTOPped",
+        long: false,
+        run: |setup| Box::pin(backend_stopped(setup)),
+    },
+    Row {
+        number: 33,
+        fault: "half-open connection to PostgreSQL",
+        long: false,
+        run: |setup| Box::pin(half_open(setup)),
+    },
+    Row {
+        number: 37,
+        fault: "PostgreSQL's disk is full",
+        long: false,
+        run: |setup| Box::pin(disk_full(setup)),
+    },
+    Row {
+        number: 38,
+        fault: "max_connections reached",
+        long: false,
+        run: |setup| Box::pin(no_connections(setup)),
+    },
+    Row {
+        number: 39,
+        fault: "deadlock and serialization failure in settle",
+        long: false,
+        run: |setup| Box::pin(settle_fails(setup)),
+    },
+    Row {
+        number: 40,
+        fault: "a schema migration holds ACCESS EXCLUSIVE",
+        long: false,
+        run: |setup| Box::pin(locked(setup)),
+    },
+    Row {
+        number: 41,
+        fault: "NOTIFY lost, listener connection dead",
+        long: false,
+        run: |setup| Box::pin(not_notified(setup)),
+    },
+    Row {
+        number: 43,
+        fault: "a long producer transaction commits a low id late",
+        long: false,
+        run: |setup| Box::pin(late_commit(setup)),
+    },
+];
+
+async fn flowing(arena: &Arena<'_>) -> Result<(Flow, Daemon)> {
+    let relay = arena.relay()?;
+    let flow = arena.flow().await?;
+    flow.steady(200).await?;
+    Ok((flow, relay))
+}
+
+async fn restarted(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let (mut flow, relay) = flowing(&arena).await?;
+    flow.traffic.pause(true);
+    let pending = "outbox.message WHERE sent_at IS NULL";
+    arena
+        .until_count("the relay to be idle", pending, |n| n == 0)
+        .await;
+    setup.timeline.fault();
+    arena.postgres.stop().await?;
+    relay.line("PostgreSQL failed", SOON).await;
+    arena.postgres.restart().await?;
+    let over = setup.timeline.over();
+    flow.traffic.pause(false);
+    flow.steady(1).await?;
+    flow.recovers(over, Duration::from_secs(10)).await?;
+    flow.finish(0).await
+}
+
+async fn killed(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD_FAILPOINT", "confirm.before_settle=pause");
+    let relay = arena.relay()?;
+    let mut flow = arena.flow().await?;
+    relay.line("failpoint reached", SOON).await;
+    setup.timeline.fault();
+    arena.postgres.kill().await;
+    arena.postgres.restart().await?;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    let outcome = flow.finish(WINDOW).await?;
+    expect(outcome.report.duplicates > 0, || {
+        "no duplicate: it had not published, and the row proves nothing".into()
+    })?;
+    Ok(outcome)
+}
+
+/// A backend of one of the relay's workers.
+async fn worker_backend(client: &Client) -> Pid {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE usename = 'relay' AND query LIKE '%outbox%' \
+               AND state IN ('active', 'idle in transaction') ORDER BY xact_start LIMIT 1";
+    let pid = eventually("a worker in a claim", SOON, async || {
+        let row = client.query_opt(sql, &[]).await.ok()??;
+        row.try_get::<_, i32>(0).ok()
+    })
+    .await;
+    Pid::from_raw(pid)
+}
+
+async fn backend_stopped(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "2s");
+    arena.set("OUTBOXD__RELAY__WORKERS", "3");
+    let (mut flow, relay) = flowing(&arena).await?;
+    let client = arena.client().await?;
+    setup.timeline.fault();
+    let backend = worker_backend(&client).await;
+    kill(backend, Signal::SIGSTOP)?;
+    // Given up on the client's side, and the other workers go on.
+    let noticed = tokio::time::timeout(SOON, relay.line("PostgreSQL failed", SOON)).await;
+    let others = flow.steady(100).await;
+    kill(backend, Signal::SIGCONT)?;
+    let over = setup.timeline.over();
+    noticed?;
+    others?;
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    flow.finish(WINDOW).await
+}
+
+async fn half_open(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let proxy = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
+    let direct = arena.database_url();
+    let url = direct.replace(
+        &format!(":{}/", arena.postgres.port()),
+        &format!(":{}/", proxy.port()),
+    );
+    arena.set("DATABASE_URL", &url);
+    arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s");
+    arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "4s");
+    let (mut flow, relay) = flowing(&arena).await?;
+    setup.timeline.fault();
+    proxy.set(Mode::Stall);
+    relay.line("PostgreSQL failed", SOON).await;
+    // A peer on a good network gets the lanes once the server has freed them.
+    arena.set("DATABASE_URL", &direct);
+    let _peer = arena.relay()?;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(20)).await?;
+    proxy.set(Mode::Forward);
+    flow.steady(200).await?;
+    flow.finish(2 * WINDOW).await
+}
+
+async fn disk_full(setup: &Setup) -> Result<Outcome> {
+    let Some(small) = SmallDisk::mount()? else {
+        return Ok(Outcome::skipped("a tmpfs cannot be mounted here"));
+    };
+    let options = PostgresOptions {
+        settings: ["max_wal_size", "min_wal_size"]
+            .map(|name| (name.to_owned(), "32MB".to_owned()))
+            .into(),
+        under: Some(small.path()),
+        ..PostgresOptions::default()
+    };
+    let mut arena = Arena::start_with(setup, options, RabbitMqOptions::default()).await?;
+    let (mut flow, _relay) = flowing(&arena).await?;
+    setup.timeline.fault();
+    let ballast = small.fill()?;
+    let client = arena.client().await;
+    // Whatever the server does now: refuse to extend a table, or panic for want of a log and come back.
+    let refused = eventually("a commit to fail", SOON, async || {
+        let Ok(client) = &client else { return Some(()) };
+        let sql = "CREATE TABLE IF NOT EXISTS ballast (a text); \
+                   INSERT INTO ballast SELECT repeat('x', 1000) FROM generate_series(1, 2000)";
+        client.batch_execute(sql).await.err().map(drop)
+    });
+    refused.await;
+    sleep(Duration::from_secs(5)).await;
+    std::fs::remove_file(ballast)?;
+    if arena.client().await.is_err() {
+        arena.postgres.restart().await?;
+    }
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(30)).await?;
+    flow.note("a growing lag alerts: OutboxLagWarning, OutboxDatabaseLagWarning");
+    flow.finish(10 * WINDOW).await
+}
+
+/// A file system that is soon full.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None` where that is not allowed.
+    fn mount() -> Result<Option<Self>> {
+        let folder = tempfile::Builder::new()
+            .prefix("outboxd-small-")
+            .tempdir()?;
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=160m", "tmpfs"])
+            .arg(folder.path())
+            .stderr(std::process::Stdio::null())
+            .status();
+        Ok(mounted
+            .is_ok_and(|status| status.success())
+            .then_some(Self(folder)))
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.0.path().to_owned()
+    }
+
+    /// Leaves nothing.
+    fn fill(&self) -> Result<std::path::PathBuf> {
+        use std::io::Write;
+        let path = self.0.path().join("ballast");
+        let mut file = std::fs::File::create(&path)?;
+        let block = [0_u8; 4096];
+        while file.write_all(&block).is_ok() {}
+        Ok(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmount = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
+        if !unmount.is_ok_and(|status| status.success()) {
+            eprintln!("{} is still mounted", self.0.path().display());
+        }
+    }
+}
+
+async fn no_connections(setup: &Setup) -> Result<Outcome> {
+    let mut options = PostgresOptions::default();
+    options
+        .settings
+        .push(("max_connections".to_owned(), "24".to_owned()));
+    let arena = Arena::start_with(setup, options, RabbitMqOptions::default()).await?;
+    let (mut flow, relay) = flowing(&arena).await?;
+    let client = arena.client().await?;
+    setup.timeline.fault();
+    let url = arena
+        .postgres
+        .url_for("producer", "producer", crate::arena::DATABASE);
+    let mut held = Vec::new();
+    // As the relay's backends end, somebody else takes their places.
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'relay'";
+    client.batch_execute(cut).await?;
+    while let Ok(connection) = crate::flow::connect(&url).await {
+        held.push(connection);
+    }
+    client.batch_execute(cut).await?;
+    while let Ok(connection) = crate::flow::connect(&url).await {
+        held.push(connection);
+    }
+    relay.line("PostgreSQL failed", SOON).await;
+    sleep(Duration::from_secs(4)).await;
+    flow.note(format!("{} other connections", held.len()));
+    drop(held);
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    flow.finish(2 * WINDOW).await
+}
+
+async fn settle_fails(setup: &Setup) -> Result<Outcome> {
+    let arena = Arena::start(setup).await?;
+    let (mut flow, _relay) = flowing(&arena).await?;
+    let client = arena.client().await?;
+    setup.timeline.fault();
+    // A number drawn from a sequence is not rolled back: the failures end.
+    client
+        .batch_execute(
+            "CREATE SEQUENCE public.failures; GRANT USAGE ON SEQUENCE public.failures TO PUBLIC; \
+             CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS $$ \
+             DECLARE n bigint := nextval('public.failures'); BEGIN \
+                 IF n <= 5 THEN RAISE EXCEPTION 'a deadlock, says the row' USING ERRCODE = '40P01'; END IF; \
+                 IF n <= 10 THEN RAISE EXCEPTION 'a conflict, says the row' USING ERRCODE = '40001'; END IF; \
+                 RETURN NULL; \
+             END $$; \
+             CREATE TRIGGER fail AFTER UPDATE OF sent_at ON outbox.message FOR EACH STATEMENT EXECUTE FUNCTION public.fail()",
+        )
+        .await?;
+    eventually("ten settles to fail", SOON, async || {
+        let sql = "SELECT last_value > 10 FROM public.failures";
+        let row = client.query_one(sql, &[]).await.ok()?;
+        row.get::<_, bool>(0).then_some(())
+    })
+    .await;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    flow.finish(10 * WINDOW).await
+}
+
+async fn locked(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__DATABASE__LOCK_TIMEOUT", "500ms");
+    let (mut flow, relay) = flowing(&arena).await?;
+    let mut migrating = arena.client().await?;
+    let migration = migrating.transaction().await?;
+    setup.timeline.fault();
+    migration
+        .batch_execute("LOCK TABLE outbox.message, outbox.lane IN ACCESS EXCLUSIVE MODE")
+        .await?;
+    relay.line("lock timeout", SOON).await;
+    sleep(Duration::from_secs(3)).await;
+    migration.commit().await?;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    flow.finish(WINDOW).await
+}
+
+async fn not_notified(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__RELAY__POLL_INTERVAL", "1s");
+    let client = arena.client().await?;
+    let (mut flow, _relay) = flowing(&arena).await?;
+    flow.traffic.pause(true);
+    let pending = "outbox.message WHERE sent_at IS NULL";
+    arena
+        .until_count("the relay to be idle", pending, |n| n == 0)
+        .await;
+    setup.timeline.fault();
+    let silent = "ALTER TABLE outbox.message DISABLE TRIGGER wake; \
+                  SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'relay' AND query ILIKE 'LISTEN%'";
+    client.batch_execute(silent).await?;
+    // Whoever listens again hears nothing: the trigger is off.
+    sleep(Duration::from_secs(3)).await;
+    let body = "{}";
+    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+               VALUES ('row', 'quiet', 'x', $1::text::json) RETURNING message_id, id";
+    let row = client.query_one(sql, &[&body]).await?;
+    let over = setup.timeline.over();
+    flow.traffic.add([Committed {
+        message_id: row.get(0),
+        key: Some("quiet".to_owned()),
+        position: row.get(1),
+        body_sha256: sha256(body.as_bytes()),
+    }]);
+    // The poll interval, and a moment.
+    flow.recovers(over, Duration::from_secs(3)).await?;
+    flow.finish(0).await
+}
+
+async fn late_commit(setup: &Setup) -> Result<Outcome> {
+    let arena = Arena::start(setup).await?;
+    let (mut flow, _relay) = flowing(&arena).await?;
+    let mut client = arena.client().await?;
+    let late = client.transaction().await?;
+    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+               VALUES ('row', 'late', 'x', '{}') RETURNING message_id, id";
+    let row = late.query_one(sql, &[]).await?;
+    let position: i64 = row.get(1);
+    setup.timeline.fault();
+    // Enough for the low-water mark of each lane to want to pass it.
+    flow.traffic.pause(true);
+    let other = arena.client().await?;
+    for _ in 0..4 {
+        let many = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+                    SELECT 'row', 'many-' || i % 500, 'x', '{}' FROM generate_series(1, 5000) i \
+                    RETURNING message_id, id, aggregate_id";
+        let rows = other.query(many, &[]).await?;
+        flow.traffic.add(rows.iter().map(|row| Committed {
+            message_id: row.get(0),
+            key: Some(row.get(2)),
+            position: row.get(1),
+            body_sha256: sha256(b"{}"),
+        }));
+        let pending = "outbox.message WHERE sent_at IS NULL";
+        arena
+            .until_count("the others to be sent", pending, |n| n == 0)
+            .await;
+    }
+    let marks = format!("outbox.lane WHERE low_water >= {position}");
+    let passed = arena.count(&marks).await?;
+    late.commit().await?;
+    let over = setup.timeline.over();
+    expect(passed == 0, || {
+        format!("{passed} low-water marks passed a position that can still appear")
+    })?;
+    flow.traffic.add([Committed {
+        message_id: row.get(0),
+        key: Some("late".to_owned()),
+        position,
+        body_sha256: sha256(b"{}"),
+    }]);
+    flow.recovers(over, Duration::from_secs(10)).await?;
+    flow.traffic.pause(false);
+    flow.steady(100).await?;
+    flow.finish(0).await
+}

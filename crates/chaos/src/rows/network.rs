@@ -1,0 +1,193 @@
+//! The network between relay and broker. Rows 13 to 17.
+
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use test_support::{Daemon, Mode, Proxy};
+use tokio::time::sleep;
+
+use super::broker::unnoticed_marks;
+use crate::{
+    arena::{Arena, SOON, Setup, WINDOW},
+    flow::Flow,
+    probe,
+    row::{Outcome, Result, Row, expect},
+};
+
+pub const ROWS: &[Row] = &[
+    Row {
+        number: 13,
+        fault: "packets dropped both ways between relay and broker",
+        long: false,
+        run: |setup| Box::pin(dropped(setup)),
+    },
+    Row {
+        number: 14,
+        fault: "only confirms are dropped",
+        long: false,
+        run: |setup| Box::pin(confirms_dropped(setup)),
+    },
+    Row {
+        number: 15,
+        fault: "TCP reset in the middle of a frame, 20 times",
+        long: false,
+        run: |setup| Box::pin(reset(setup)),
+    },
+    Row {
+        number: 16,
+        fault: "latency above the confirm timeout for a minute",
+        long: false,
+        run: |setup| Box::pin(slow(setup)),
+    },
+    Row {
+        number: 17,
+        fault: "a peer that accepts TCP and stays silent, 10 minutes",
+        long: true,
+        run: |setup| Box::pin(silent(setup)),
+    },
+];
+
+/// A relay whose way to the broker goes through a proxy, and traffic through it.
+async fn flowing(arena: &mut Arena<'_>) -> Result<(Proxy, Flow, Daemon)> {
+    let proxy = Proxy::start(([127, 0, 0, 1], arena.rabbitmq.port()).into()).await?;
+    let direct = format!(":{}/", arena.rabbitmq.port());
+    let url = arena
+        .broker_url()
+        .replace(&direct, &format!(":{}/", proxy.port()));
+    arena.set("AMQP_URL", &url);
+    let relay = arena.relay()?;
+    let flow = arena.flow().await?;
+    flow.steady(200).await?;
+    Ok((proxy, flow, relay))
+}
+
+async fn dropped(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let (proxy, mut flow, relay) = flowing(&mut arena).await?;
+    setup.timeline.fault();
+    proxy.set(Mode::Stall);
+    let noticed = unnoticed_marks(&arena, &relay).await;
+    proxy.set(Mode::Forward);
+    let over = setup.timeline.over();
+    flow.note(noticed?);
+    flow.recovers(over, Duration::from_secs(30)).await?;
+    flow.finish(2 * WINDOW).await
+}
+
+/// Times that a worker gave up waiting for a confirm, by the relay's own log.
+fn timeouts(relay: &Daemon) -> usize {
+    let lines = relay.lines();
+    lines
+        .iter()
+        .filter(|line| line.contains("no answer within"))
+        .count()
+}
+
+async fn confirms_dropped(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let (proxy, mut flow, relay) = flowing(&mut arena).await?;
+    let sent = "outbox.message WHERE sent_at IS NOT NULL";
+    setup.timeline.fault();
+    proxy.set(Mode::StallAnswers);
+    sleep(Duration::from_secs(1)).await;
+    let before = arena.count(sent).await?;
+    relay.line("no answer within", SOON).await;
+    let after = arena.count(sent).await?;
+    proxy.set(Mode::Forward);
+    let over = setup.timeline.over();
+    expect(before == after, || {
+        format!("{} were marked without a confirm", after - before)
+    })?;
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    let timeouts = timeouts(&relay);
+    flow.note(format!("{timeouts} time-outs"));
+    flow.finish(WINDOW * timeouts.max(1)).await
+}
+
+async fn reset(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let (proxy, mut flow, _relay) = flowing(&mut arena).await?;
+    setup.timeline.fault();
+    for _ in 0..20 {
+        let bytes = rand::rng().random_range(100..20_000);
+        proxy.set(Mode::ResetAfter(bytes));
+        let resets = proxy.resets();
+        test_support::eventually("the reset", SOON, async || {
+            (proxy.resets() > resets).then_some(())
+        })
+        .await;
+        proxy.set(Mode::Forward);
+        flow.steady(30).await?;
+    }
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    flow.finish(20 * WINDOW).await
+}
+
+async fn slow(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let (proxy, mut flow, relay) = flowing(&mut arena).await?;
+    setup.timeline.fault();
+    proxy.set(Mode::Delay(Duration::from_secs(4)));
+    sleep(Duration::from_secs(60)).await;
+    proxy.set(Mode::Forward);
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(30)).await?;
+    let timeouts = timeouts(&relay);
+    flow.note(format!("{timeouts} time-outs in a minute"));
+    expect(timeouts <= 40, || {
+        format!("{timeouts} time-outs in a minute: it does not back off")
+    })?;
+    flow.finish(WINDOW * timeouts.max(1)).await
+}
+
+async fn silent(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let peer = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("amqp://u:p@127.0.0.1:{}/%2f", peer.local_addr()?.port());
+    let accepting = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((connection, _)) = peer.accept().await {
+            held.push(connection);
+        }
+    });
+    let good = arena.broker_url();
+    arena.set("AMQP_URL", &url);
+    arena.set("OUTBOXD__BROKER__CONNECT_TIMEOUT", "1s");
+    let mut relay = arena.relay()?;
+    let flow = arena.flow().await?;
+    flow.traffic.pause(true);
+    setup.timeline.fault();
+    sleep(Duration::from_secs(60)).await;
+    let (threads, memory) = (
+        probe::threads(relay.pid())?,
+        probe::resident_kib(relay.pid())?,
+    );
+    let files = probe::descriptors(relay.pid())?;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(540) {
+        sleep(Duration::from_secs(10)).await;
+    }
+    let grown = probe::threads(relay.pid())?.saturating_sub(threads);
+    let kib = probe::resident_kib(relay.pid())?.saturating_sub(memory);
+    expect(grown <= 4, || {
+        format!("{grown} more threads after ten minutes")
+    })?;
+    expect(kib < 4096, || format!("{kib} KiB more after ten minutes"))?;
+    let more_files = probe::descriptors(relay.pid())?.saturating_sub(files);
+    expect(more_files <= 4, || {
+        format!("{more_files} more open files after ten minutes")
+    })?;
+    setup.timeline.over();
+    relay.kill().await?;
+    accepting.abort();
+    arena.set("AMQP_URL", &good);
+    let _relay = arena.relay()?;
+    flow.traffic.pause(false);
+    flow.steady(100).await?;
+    let mut outcome = flow.finish(0).await?;
+    outcome.notes.push(format!(
+        "in ten minutes: {grown} threads and {kib} KiB more"
+    ));
+    Ok(outcome)
+}

@@ -1,0 +1,226 @@
+//! The relay dies, stops, stalls, panics, and runs several times. Rows 1 to 9.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use test_support::Daemon;
+
+use crate::{
+    arena::{Arena, SOON, Setup, WINDOW},
+    flow::Flow,
+    row::{Outcome, Result, Row, expect},
+};
+
+pub const ROWS: &[Row] = &[
+    Row {
+        number: 1,
+        fault: "SIGKILL of the relay after claim, before publish",
+        long: false,
+        run: |setup| Box::pin(after_claim(setup)),
+    },
+    Row {
+        number: 2,
+        fault: "SIGKILL after publish, before the confirm",
+        long: false,
+        run: |setup| Box::pin(killed(setup, "publish.after_send=hang")),
+    },
+    Row {
+        number: 3,
+        fault: "SIGKILL after the confirm, before settle",
+        long: false,
+        run: |setup| Box::pin(killed(setup, "confirm.before_settle=hang")),
+    },
+    Row {
+        number: 4,
+        fault: "SIGKILL during COMMIT of the settle",
+        long: false,
+        run: |setup| Box::pin(during_commit(setup)),
+    },
+    Row {
+        number: 5,
+        fault: "SIGTERM, broker healthy",
+        long: false,
+        run: |setup| Box::pin(terminated(setup)),
+    },
+    Row {
+        number: 6,
+        fault: "SIGTERM while the broker is frozen, then blocked",
+        long: false,
+        run: |setup| Box::pin(terminated_at_a_frozen_broker(setup)),
+    },
+    Row {
+        number: 7,
+        fault: "SIGSTOP with a claim; a peer takes over; SIGCONT",
+        long: false,
+        run: |setup| Box::pin(stalled(setup)),
+    },
+    Row {
+        number: 8,
+        fault: "two, then four relays on one outbox",
+        long: false,
+        run: |setup| Box::pin(several(setup)),
+    },
+    Row {
+        number: 9,
+        fault: "a worker panics between confirm and settle",
+        long: false,
+        run: |setup| Box::pin(panics(setup)),
+    },
+];
+
+/// A relay that hangs at its failpoint with messages in its hands, while traffic comes in.
+async fn hanging(arena: &mut Arena<'_>, failpoint: &str, workers: &str) -> Result<(Flow, Daemon)> {
+    arena.set("OUTBOXD_FAILPOINT", failpoint);
+    arena.set("OUTBOXD__RELAY__WORKERS", workers);
+    let relay = arena.relay()?;
+    let flow = arena.flow().await?;
+    relay.line("failpoint reached", SOON).await;
+    arena.unset("OUTBOXD_FAILPOINT");
+    arena.set("OUTBOXD__RELAY__WORKERS", "2");
+    Ok((flow, relay))
+}
+
+/// Another relay takes over; everything is delivered, with at most so many duplicates.
+async fn taken_over(arena: &Arena<'_>, mut flow: Flow, duplicates: usize) -> Result<Outcome> {
+    let over = flow.timeline.over();
+    let _second = arena.relay()?;
+    flow.recovers(over, Duration::from_secs(30)).await?;
+    flow.steady(100).await?;
+    flow.finish(duplicates).await
+}
+
+async fn after_claim(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    // One worker: another one would be killed in the middle of its publishing.
+    let (mut flow, mut relay) = hanging(&mut arena, "claim.after=hang", "1").await?;
+    let second = arena.relay()?;
+    second.line("connected to both servers", SOON).await;
+    setup.timeline.fault();
+    relay.kill().await?;
+    let over = setup.timeline.over();
+    // No lease is waited for: the lock dies with the connection.
+    flow.recovers(over, Duration::from_secs(5)).await?;
+    flow.finish(0).await
+}
+
+async fn killed(setup: &Setup, failpoint: &str) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let (flow, mut relay) = hanging(&mut arena, failpoint, "2").await?;
+    // What the client took may not be on the wire yet; what was delivered was.
+    flow.steady(1).await?;
+    setup.timeline.fault();
+    relay.kill().await?;
+    let outcome = taken_over(&arena, flow, WINDOW).await?;
+    expect(outcome.report.duplicates > 0, || {
+        "no duplicate: it had not published, and the row proves nothing".into()
+    })?;
+    Ok(outcome)
+}
+
+/// Once just before the server can have committed, once just after.
+async fn during_commit(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let (flow, mut relay) = hanging(&mut arena, "settle.before_commit=hang", "1").await?;
+    relay.kill().await?;
+    let first = taken_over(&arena, flow, WINDOW).await?;
+
+    let mut arena = Arena::start(setup).await?;
+    let (flow, mut relay) = hanging(&mut arena, "settle.after_commit=hang", "1").await?;
+    setup.timeline.fault();
+    relay.kill().await?;
+    let mut second = taken_over(&arena, flow, 0).await?;
+    expect(first.report.duplicates > 0, || {
+        "not committed, and nothing came again: it had not published".into()
+    })?;
+    second.notes.push(format!(
+        "before the commit: {} duplicates; after it: 0",
+        first.report.duplicates
+    ));
+    Ok(second)
+}
+
+async fn terminated(setup: &Setup) -> Result<Outcome> {
+    let arena = Arena::start(setup).await?;
+    let mut relay = arena.relay()?;
+    let flow = arena.flow().await?;
+    flow.steady(300).await?;
+    setup.timeline.fault();
+    relay.terminate()?;
+    let status = relay.ended(Duration::from_secs(10)).await?;
+    expect(status.success(), || format!("it ended with {status}"))?;
+    taken_over(&arena, flow, 0).await
+}
+
+async fn terminated_at_a_frozen_broker(setup: &Setup) -> Result<Outcome> {
+    let arena = Arena::start(setup).await?;
+    let mut relay = arena.relay()?;
+    let flow = arena.flow().await?;
+    flow.steady(200).await?;
+    setup.timeline.fault();
+    arena.rabbitmq.pause()?;
+    let frozen = ends_within_its_grace(&arena, &mut relay).await;
+    arena.rabbitmq.resume()?;
+    frozen?;
+
+    let mut relay = arena.relay()?;
+    flow.steady(50).await?;
+    let watermark = "set_vm_memory_high_watermark";
+    arena.rabbitmq.ctl(&[watermark, "0.000001"]).await?;
+    relay.line("blocked", SOON).await;
+    let blocked = ends_within_its_grace(&arena, &mut relay).await;
+    arena.rabbitmq.ctl(&[watermark, "0.4"]).await?;
+    blocked?;
+    taken_over(&arena, flow, 2 * WINDOW).await
+}
+
+/// The grace period is ten seconds; a process needs a moment more.
+async fn ends_within_its_grace(arena: &Arena<'_>, relay: &mut Daemon) -> Result<()> {
+    relay.terminate()?;
+    relay.ended(Duration::from_secs(12)).await?;
+    let sessions = "pg_stat_activity WHERE usename = 'relay'";
+    arena
+        .until_count("the relay's sessions to end", sessions, |n| n == 0)
+        .await;
+    Ok(())
+}
+
+async fn stalled(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "5s");
+    let (mut flow, relay) = hanging(&mut arena, "confirm.before_settle=hang", "1").await?;
+    setup.timeline.fault();
+    relay.signal(Signal::SIGSTOP)?;
+    let _peer = arena.relay()?;
+    let over = setup.timeline.over();
+    // The database ends the stale transaction, and the peer gets its lanes.
+    flow.recovers(over, Duration::from_secs(15)).await?;
+    relay.signal(Signal::SIGCONT)?;
+    flow.steady(200).await?;
+    flow.finish(WINDOW).await
+}
+
+async fn several(setup: &Setup) -> Result<Outcome> {
+    let arena = Arena::start(setup).await?;
+    let mut relays = vec![arena.relay()?, arena.relay()?];
+    let flow = arena.flow().await?;
+    flow.steady(600).await?;
+    relays.push(arena.relay()?);
+    relays.push(arena.relay()?);
+    for relay in &relays {
+        relay.line("connected to both servers", SOON).await;
+    }
+    flow.steady(1000).await?;
+    flow.finish(0).await
+}
+
+async fn panics(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD_FAILPOINT", "confirm.before_settle@3=panic");
+    let relay = arena.relay()?;
+    let mut flow = arena.flow().await?;
+    setup.timeline.fault();
+    relay.line("panicked; starting it again", SOON).await;
+    let over = setup.timeline.over();
+    flow.recovers(over, Duration::from_secs(10)).await?;
+    flow.finish(WINDOW).await
+}

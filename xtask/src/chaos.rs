@@ -1,0 +1,30 @@
+//! `cargo xtask chaos`: the fault matrix. The rows are in crates/chaos.
+
+use crate::{Result, command, servers};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Passed on; `--help` shows what there is
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    servers::install(true)?;
+    let build = [
+        "build",
+        "--quiet",
+        "--locked",
+        "-p",
+        "outboxd",
+        "--features",
+        "failpoints",
+    ];
+    command("cargo", &build)?;
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
+    let outboxd = format!("{target}/debug/outboxd");
+    let mut words = vec!["run", "--quiet", "--locked", "-p", "chaos", "--"];
+    words.extend(["--outboxd", &outboxd]);
+    words.extend(args.args.iter().map(String::as_str));
+    command("cargo", &words)
+}

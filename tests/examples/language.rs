@@ -1,0 +1,144 @@
+//! Builds each example with the tools that its README names, into the target directory.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::{process::Command, sync::OnceCell};
+
+/// For one build tool: a slow registry must not look like a hang.
+const BUILD: Duration = Duration::from_secs(600);
+
+#[derive(Debug, Clone, Copy)]
+pub enum Language {
+    Python,
+}
+
+/// What starts an example.
+#[derive(Debug)]
+pub struct Program {
+    pub path: PathBuf,
+    pub args: Vec<String>,
+}
+
+static PYTHON: OnceCell<Option<Program>> = OnceCell::const_new();
+
+impl Language {
+    /// `None`: its tools are not on this machine. That they fail is a failure.
+    pub async fn program(self) -> Option<&'static Program> {
+        let built = match self {
+            Self::Python => PYTHON.get_or_init(python),
+        };
+        built.await.as_ref()
+    }
+}
+
+async fn python() -> Option<Program> {
+    needed("python", &[&["python3", "-m", "venv", "-h"]]).await?;
+    let at = Build::of("python", &["payments.py", "requirements.txt"]);
+    let python = at.folder.join("venv/bin/python");
+    at.once(async || {
+        at.run("python3", &["-m", "venv", "venv"]).await;
+        let install = ["-m", "pip", "install", "-q", "-r", "requirements.txt"];
+        at.run(&python, &install).await;
+    })
+    .await;
+    Some(at.program(python.clone(), &["payments.py"]))
+}
+
+/// Whether all the tools run; says so when not, also where the output of passed tests is swallowed.
+async fn needed(language: &str, tools: &[&[&str]]) -> Option<()> {
+    for tool in tools {
+        let status = Command::new(tool[0])
+            .args(&tool[1..])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        if !status.await.is_ok_and(|status| status.success()) {
+            let line = format!(
+                "SKIPPED: {language}: `{}` does not run here\n",
+                tool.join(" ")
+            );
+            let _ = std::io::stderr().write_all(line.as_bytes());
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// A copy of an example in the target directory: nothing is installed beside the sources.
+struct Build {
+    folder: PathBuf,
+    sources: String,
+}
+
+impl Build {
+    fn of(language: &str, files: &[&str]) -> Self {
+        let from = repository().join("examples/consuming").join(language);
+        let folder = target().join("examples-consuming").join(language);
+        let mut sources = String::new();
+        for file in files {
+            let text = fs::read_to_string(from.join(file)).unwrap();
+            let to = folder.join(file);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::write(to, &text).unwrap();
+            sources.push_str(&text);
+        }
+        Self { folder, sources }
+    }
+
+    /// Installs, unless the very same sources were installed before.
+    async fn once(&self, install: impl AsyncFnOnce()) {
+        let stamp = self.folder.join("installed");
+        if fs::read_to_string(&stamp).is_ok_and(|installed| installed == self.sources) {
+            return;
+        }
+        install().await;
+        fs::write(stamp, &self.sources).unwrap();
+    }
+
+    async fn run(&self, tool: impl AsRef<Path>, args: &[&str]) {
+        let tool = tool.as_ref();
+        let mut command = Command::new(tool);
+        command
+            .args(args)
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(BUILD, command.output()).await;
+        let output = output
+            .unwrap_or_else(|_| panic!("{} {args:?} did not end", tool.display()))
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{} {args:?}: {}\n{}{}",
+            tool.display(),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    fn program(&self, path: PathBuf, files: &[&str]) -> Program {
+        let args = files
+            .iter()
+            .map(|file| self.folder.join(file).display().to_string())
+            .collect();
+        Program { path, args }
+    }
+}
+
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The test binary is in `target/<profile>/deps`.
+fn target() -> PathBuf {
+    let binary = std::env::current_exe().unwrap();
+    binary.ancestors().nth(3).unwrap().to_owned()
+}

@@ -16,6 +16,10 @@ const BUILD: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Copy)]
 pub enum Language {
     Python,
+    Node,
+    Java,
+    Go,
+    Rust,
 }
 
 /// What starts an example.
@@ -25,15 +29,25 @@ pub struct Program {
     pub args: Vec<String>,
 }
 
-static PYTHON: OnceCell<Option<Program>> = OnceCell::const_new();
+/// Installed once for all tests of this process; `None` in it: not on this machine.
+type Installed = OnceCell<Option<Program>>;
+
+static PYTHON: Installed = OnceCell::const_new();
+static NODE: Installed = OnceCell::const_new();
+static JAVA: Installed = OnceCell::const_new();
+static GO: Installed = OnceCell::const_new();
+static RUST: Installed = OnceCell::const_new();
 
 impl Language {
     /// `None`: its tools are not on this machine. That they fail is a failure.
     pub async fn program(self) -> Option<&'static Program> {
-        let built = match self {
-            Self::Python => PYTHON.get_or_init(python),
-        };
-        built.await.as_ref()
+        match self {
+            Self::Python => PYTHON.get_or_init(python).await.as_ref(),
+            Self::Node => NODE.get_or_init(node).await.as_ref(),
+            Self::Java => JAVA.get_or_init(java).await.as_ref(),
+            Self::Go => GO.get_or_init(go).await.as_ref(),
+            Self::Rust => RUST.get_or_init(rust).await.as_ref(),
+        }
     }
 }
 
@@ -47,7 +61,77 @@ async fn python() -> Option<Program> {
         at.run(&python, &install).await;
     })
     .await;
-    Some(at.program(python.clone(), &["payments.py"]))
+    Some(at.program(&python, &["payments.py"]))
+}
+
+async fn node() -> Option<Program> {
+    needed("node", &[&["node", "--version"], &["npm", "--version"]]).await?;
+    let files = ["payments.js", "package.json", "package-lock.json"];
+    let at = Build::of("node", &files);
+    at.once(async || {
+        let install = ["ci", "--no-audit", "--no-fund", "--loglevel", "error"];
+        at.run("npm", &install).await;
+    })
+    .await;
+    Some(at.program(Path::new("node"), &["payments.js"]))
+}
+
+async fn java() -> Option<Program> {
+    needed("java", &[&["javac", "-version"], &["mvn", "--version"]]).await?;
+    let at = Build::of("java", &["pom.xml", "src/main/java/Payments.java"]);
+    at.once(async || {
+        // A repository of our own: what it downloads goes with the target directory.
+        let repository = format!("-Dmaven.repo.local={}", at.folder.join("m2").display());
+        let goals = ["compile", "dependency:copy-dependencies"];
+        at.run("mvn", &[&["-q", "-B", &repository], &goals[..]].concat())
+            .await;
+    })
+    .await;
+    let folder = at.folder.display();
+    let classes = format!("{folder}/target/classes:{folder}/target/dependency/*");
+    Some(Program {
+        path: "java".into(),
+        // Many of them run at once here, and each for a second.
+        args: [
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
+            "-cp",
+            &classes,
+            "Payments",
+        ]
+        .map(str::to_owned)
+        .into(),
+    })
+}
+
+async fn go() -> Option<Program> {
+    needed("go", &[&["go", "version"]]).await?;
+    let at = Build::of("go", &["main.go", "broker.go", "go.mod", "go.sum"]);
+    at.once(async || at.run("go", &["build", "-o", "payments", "."]).await)
+        .await;
+    Some(at.program(&at.folder.join("payments"), &[]))
+}
+
+/// An example of this package. Built like `cargo test --workspace` did, so that there is nothing left to build.
+async fn rust() -> Option<Program> {
+    let at = Build {
+        folder: repository().to_owned(),
+        sources: String::new(),
+    };
+    let build = [
+        "build",
+        "-q",
+        "--locked",
+        "--workspace",
+        "--example",
+        "payments",
+    ];
+    let features = ["--features", "outboxd/failpoints"];
+    at.run(env!("CARGO"), &[&build[..], &features].concat())
+        .await;
+    let binary = std::env::current_exe().unwrap();
+    let profile = binary.ancestors().nth(2).unwrap();
+    Some(at.program(&profile.join("examples/payments"), &[]))
 }
 
 /// Whether all the tools run; says so when not, also where the output of passed tests is swallowed.
@@ -124,12 +208,15 @@ impl Build {
         );
     }
 
-    fn program(&self, path: PathBuf, files: &[&str]) -> Program {
+    fn program(&self, path: &Path, files: &[&str]) -> Program {
         let args = files
             .iter()
             .map(|file| self.folder.join(file).display().to_string())
             .collect();
-        Program { path, args }
+        Program {
+            path: path.to_owned(),
+            args,
+        }
     }
 }
 

@@ -28,6 +28,7 @@ macro_rules! answers {
 macro_rules! every_language_answers {
     ($($questions:tt)*) => {
         answers! { python, Python: $($questions)* }
+        answers! { node, Node: $($questions)* }
     };
 }
 

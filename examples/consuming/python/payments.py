@@ -158,9 +158,8 @@ def handle(channel, db, queue: str, method, properties, body: bytes) -> None:
             dead_letter(channel, queue, properties, body, dead.reason, attempts, str(dead))
             break
         except Exception as error:
-            if db.closed:
-                raise  # Nothing is known, and nothing counted; the message comes again.
-            # In a transaction of its own: the attempt's was rolled back.
+            # In a transaction of its own: the attempt's was rolled back. When the connection is gone this raises too;
+            # then nothing is known, nothing counted, and the message comes again.
             count = "SELECT inbox.fail('payments', %s, %s)"
             attempts = db.execute(count, (key_of(properties), str(error))).fetchone()[0]
             if attempts >= MAX_ATTEMPTS:

@@ -106,7 +106,7 @@ async fn java() -> Option<Program> {
 
 async fn go() -> Option<Program> {
     needed("go", &[&["go", "version"]]).await?;
-    let at = Build::of("go", &["main.go", "broker.go", "go.mod", "go.sum"]);
+    let at = Build::of("go", &["main.go", "payments.go", "go.mod", "go.sum"]);
     at.once(async || at.run("go", &["build", "-o", "payments", "."]).await)
         .await;
     Some(at.program(&at.folder.join("payments"), &[]))

@@ -200,11 +200,12 @@ async function consume() {
   const db = new pg.Client({ connectionString: DATABASE_URL, ...bounds });
   db.on("error", (error) => broken.abort(error));
   const broker = await amqp.connect(AMQP_URL, { timeout: 10_000 });
+  let channel;
   try {
     broker.on("error", (error) => broken.abort(error));
     broker.on("close", () => broken.abort(new Error("the broker closed the connection")));
     await db.connect();
-    const channel = await broker.createConfirmChannel();
+    channel = await broker.createConfirmChannel();
     channel.on("error", (error) => broken.abort(error));
     await channel.prefetch(10);
     const arrived = new EventEmitter();
@@ -216,9 +217,11 @@ async function consume() {
       await handle(channel, db, message, signal);
     }
   } catch (error) {
-    if (!signal.aborted) throw error;
+    if (!signal.aborted) throw error; // Else it is how the wait for the next message ends.
   } finally {
-    await within(10_000, Promise.allSettled([broker.close(), db.end()]), "close").catch(() => {});
+    // The channel first: closing the connection may overtake the acknowledgements that are still on their way.
+    const closed = channel?.close().catch(() => {}).then(() => broker.close());
+    await within(10_000, Promise.allSettled([closed ?? broker.close(), db.end()]), "close").catch(() => {});
   }
   if (!stop.signal.aborted) throw broken.signal.reason;
 }

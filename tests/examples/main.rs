@@ -29,6 +29,7 @@ macro_rules! every_language_answers {
     ($($questions:tt)*) => {
         answers! { python, Python: $($questions)* }
         answers! { node, Node: $($questions)* }
+        answers! { java, Java: $($questions)* }
         answers! { go, Go: $($questions)* }
     };
 }

@@ -118,6 +118,8 @@ async fn carry(client: TcpStream, target: SocketAddr, mut modes: watch::Receiver
     };
     let mut cut = cut;
     tokio::select! {
+        // The cut first: what was held back by a stall must not slip through with it.
+        biased;
         _ = cut.wait_for(|mode| *mode == Mode::Cut) => {}
         () = work => {}
     }

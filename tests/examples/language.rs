@@ -78,7 +78,14 @@ async fn node() -> Option<Program> {
 
 async fn java() -> Option<Program> {
     needed("java", &[&["javac", "-version"], &["mvn", "--version"]]).await?;
-    let at = Build::of("java", &["pom.xml", "src/main/java/Payments.java", "src/main/java/Consumer.java"]);
+    let at = Build::of(
+        "java",
+        &[
+            "pom.xml",
+            "src/main/java/Payments.java",
+            "src/main/java/Consumer.java",
+        ],
+    );
     at.once(async || {
         // A repository of our own: what it downloads goes with the target directory.
         let repository = format!("-Dmaven.repo.local={}", at.folder.join("m2").display());

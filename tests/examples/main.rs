@@ -31,6 +31,7 @@ macro_rules! every_language_answers {
         answers! { node, Node: $($questions)* }
         answers! { java, Java: $($questions)* }
         answers! { go, Go: $($questions)* }
+        answers! { rust, Rust: $($questions)* }
     };
 }
 

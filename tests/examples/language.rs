@@ -52,7 +52,7 @@ impl Language {
 }
 
 async fn python() -> Option<Program> {
-    needed("python", &[&["python3", "-m", "venv", "-h"]]).await?;
+    needed("python", &[&["python3", "-c", "import ensurepip, venv"]]).await?;
     let at = Build::of("python", &["payments.py", "requirements.txt"]);
     let python = at.folder.join("venv/bin/python");
     at.once(async || {
@@ -65,7 +65,14 @@ async fn python() -> Option<Program> {
 }
 
 async fn node() -> Option<Program> {
-    needed("node", &[&["node", "--version"], &["npm", "--version"]]).await?;
+    needed(
+        "node",
+        &[
+            &["node", "-e", "process.exit(AbortSignal.any ? 0 : 1)"],
+            &["npm", "--version"],
+        ],
+    )
+    .await?;
     let files = ["payments.js", "package.json", "package-lock.json"];
     let at = Build::of("node", &files);
     at.once(async || {
@@ -77,7 +84,14 @@ async fn node() -> Option<Program> {
 }
 
 async fn java() -> Option<Program> {
-    needed("java", &[&["javac", "-version"], &["mvn", "--version"]]).await?;
+    needed(
+        "java",
+        &[
+            &["javac", "--release", "17", "-version"],
+            &["mvn", "--version"],
+        ],
+    )
+    .await?;
     let at = Build::of(
         "java",
         &[
@@ -112,7 +126,18 @@ async fn java() -> Option<Program> {
 }
 
 async fn go() -> Option<Program> {
-    needed("go", &[&["go", "version"]]).await?;
+    needed(
+        "go",
+        // An old one does not even read the file, and a newer one fetches the toolchain that it names.
+        &[&[
+            "go",
+            "mod",
+            "edit",
+            "-print",
+            "examples/consuming/go/go.mod",
+        ]],
+    )
+    .await?;
     let at = Build::of("go", &["main.go", "payments.go", "go.mod", "go.sum"]);
     at.once(async || at.run("go", &["build", "-o", "payments", "."]).await)
         .await;
@@ -146,6 +171,7 @@ async fn needed(language: &str, tools: &[&[&str]]) -> Option<()> {
     for tool in tools {
         let status = Command::new(tool[0])
             .args(&tool[1..])
+            .current_dir(repository())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -1,0 +1,27 @@
+-- The business tables of the consumers. Run it as the owner of the database, after the inbox migration and
+-- inbox_roles.sql: psql -v ON_ERROR_STOP=1 -d payments -f payments.sql
+CREATE ROLE payments_service LOGIN PASSWORD 'payments' IN ROLE inbox_consumer;
+-- No statement of a consumer is without a bound, in whatever language it is written.
+ALTER ROLE payments_service SET statement_timeout = '30s';
+ALTER ROLE payments_service SET idle_in_transaction_session_timeout = '60s';
+
+-- Deliberately without a unique order: what keeps a payment from being written twice is the inbox alone.
+CREATE TABLE payment (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    order_id text   NOT NULL,
+    cents    bigint NOT NULL CHECK (cents > 0)
+);
+-- The newest address alone counts.
+CREATE TABLE address (
+    order_id text PRIMARY KEY,
+    address  text NOT NULL
+);
+-- What the payment provider charged, under the id that it gave.
+CREATE TABLE charge (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    order_id    text   NOT NULL,
+    cents       bigint NOT NULL CHECK (cents > 0),
+    provider_id text   NOT NULL
+);
+GRANT INSERT ON payment, charge TO payments_service;
+GRANT SELECT, INSERT, UPDATE ON address TO payments_service;

@@ -166,7 +166,7 @@ async fn terminated_at_a_frozen_broker(setup: &Setup) -> Result<Outcome> {
     flow.steady(50).await?;
     let watermark = "set_vm_memory_high_watermark";
     arena.rabbitmq.ctl(&[watermark, "0.000001"]).await?;
-    relay.line("blocked", SOON).await;
+    relay.line("blocks publishers", SOON).await;
     let blocked = ends_within_its_grace(&arena, &mut relay).await;
     arena.rabbitmq.ctl(&[watermark, "0.4"]).await?;
     blocked?;

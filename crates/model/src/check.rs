@@ -1,26 +1,26 @@
 //! Runs the checker, and says what it found.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
     time::{Duration, Instant},
 };
 
-use stateright::{Checker, Model};
+use stateright::{Checker, HasDiscoveries, Model};
 
-use crate::{Action, Invariant, Machine, State};
+use crate::{Action, Invariant, Machine, Sighting, State};
 
 #[derive(Debug)]
 pub struct Checked {
     pub states: usize,
-    /// The longest of the shortest ways to a state.
+    /// Steps of the longest of the shortest ways to a state.
     pub depth: usize,
     pub time: Duration,
-    /// Empty: nothing is broken.
-    pub violations: Vec<Violation>,
+    pub violation: Option<Violation>,
+    pub seen: Vec<Sighting>,
 }
 
-/// The shortest way into a state that breaks an invariant.
+/// A shortest way into a state that breaks an invariant.
 #[derive(Debug)]
 pub struct Violation {
     pub invariant: Invariant,
@@ -28,38 +28,80 @@ pub struct Violation {
     pub end: State,
 }
 
-/// Every state that can be reached, against every invariant.
+/// Every state that can be reached, against every invariant; up to the first violation.
 pub fn check(machine: &Machine) -> Checked {
     let begun = Instant::now();
-    let checker = machine.clone().checker().spawn_bfs().join();
-    let mut violations: Vec<Violation> = Invariant::ALL
-        .into_iter()
-        .filter_map(|invariant| {
-            let path = checker.discovery(invariant.name())?;
-            let end = path.last_state().clone();
-            Some(Violation {
-                invariant,
-                steps: path.into_actions(),
-                end,
-            })
-        })
-        .collect();
-    if violations.is_empty() {
-        violations.extend(endless(machine));
-    }
+    let checker = machine.clone().checker();
+    let checker = checker
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join();
+    let found = checker.discoveries();
+    let broken = Invariant::ALL.iter().any(|i| found.contains_key(i.name()));
+    let violation = if broken {
+        // The checker names the last violation that it came across, not the first.
+        shortest(machine)
+    } else {
+        endless(machine, checker.unique_state_count())
+    };
     Checked {
         states: checker.unique_state_count(),
-        depth: checker.max_depth(),
+        depth: checker.max_depth() - 1,
         time: begun.elapsed(),
-        violations,
+        violation,
+        seen: Sighting::ALL
+            .into_iter()
+            .filter(|sighting| found.contains_key(sighting.name()))
+            .collect(),
     }
 }
 
-/// Faults are counted down, so a run without an end would have to come through one state twice; there must be none.
-fn endless(machine: &Machine) -> Option<Violation> {
+// States are told apart by 64 bits of hash, as in stateright.
+
+fn shortest(machine: &Machine) -> Option<Violation> {
     let hasher = RandomState::new();
-    // Whether the walk still stands on it. Two hashes of 64 bits that are equal are taken for one state, as in stateright.
-    let mut open: HashMap<u64, bool> = HashMap::new();
+    let mut came_by: HashMap<u64, Option<(u64, Action)>> = HashMap::new();
+    let mut next: VecDeque<(u64, State)> = VecDeque::new();
+    for state in machine.init_states() {
+        let id = hasher.hash_one(&state);
+        came_by.insert(id, None);
+        next.push_back((id, state));
+    }
+    while let Some((id, state)) = next.pop_front() {
+        let broken = Invariant::ALL
+            .into_iter()
+            .find(|invariant| !invariant.holds()(machine, &state));
+        if let Some(invariant) = broken {
+            let mut steps = Vec::new();
+            let mut at = id;
+            while let Some(Some((before, action))) = came_by.get(&at) {
+                steps.push(action.clone());
+                at = *before;
+            }
+            steps.reverse();
+            return Some(Violation {
+                invariant,
+                steps,
+                end: state,
+            });
+        }
+        for (action, then) in machine.next_steps(&state) {
+            let then_id = hasher.hash_one(&then);
+            came_by.entry(then_id).or_insert_with(|| {
+                next.push_back((then_id, then));
+                Some((id, action))
+            });
+        }
+    }
+    None
+}
+
+/// Faults are counted down, so a run without an end would come through one state twice: there must be none. Walks
+/// through all states itself, and must find as many as the checker.
+fn endless(machine: &Machine, states: usize) -> Option<Violation> {
+    let hasher = RandomState::new();
+    // Whether the walk still stands on it.
+    let mut open: HashMap<u64, bool> = HashMap::with_capacity(states);
     let mut way: Vec<(u64, Vec<(Action, State)>)> = Vec::new();
     let mut steps: Vec<Action> = Vec::new();
     for first in machine.init_states() {
@@ -92,5 +134,6 @@ fn endless(machine: &Machine) -> Option<Violation> {
             }
         }
     }
+    assert_eq!(open.len(), states, "two walks through one set of states");
     None
 }

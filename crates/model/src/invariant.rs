@@ -7,8 +7,8 @@ use crate::{
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Invariant {
-    /// L0. Nothing is marked sent that the broker did not take; at the end each committed message was delivered, or is
-    /// dead.
+    /// L0. Nothing is marked sent that the broker did not take, and nothing that is pending lies below the mark, where
+    /// nobody looks. (That the rest is delivered, or dead, is `Progress`.)
     NoLoss,
     /// KEY. A first delivery never comes before one of its key that stood before it and could be seen.
     KeyOrder,
@@ -18,7 +18,7 @@ pub enum Invariant {
     EffectOnce,
     /// Nothing that was rolled back, or is not committed, is delivered.
     NoGhost,
-    /// Whatever happened, when faults stop everything comes to its end: all is settled, nothing waits.
+    /// Whatever happened, when faults stop everything comes to its end: all is delivered or dead, and settled.
     Progress,
 }
 
@@ -42,24 +42,36 @@ impl Invariant {
             Self::Progress => "progress",
         }
     }
-}
 
-pub fn no_loss(machine: &Machine, state: &State) -> bool {
-    if state.rows.iter().any(|m| m.sent && m.copies == 0) {
-        return false;
+    pub(crate) fn holds(self) -> fn(&Machine, &State) -> bool {
+        match self {
+            Self::NoLoss => no_loss,
+            Self::KeyOrder => key_order,
+            Self::FewDuplicates => few_duplicates,
+            Self::EffectOnce => effect_once,
+            Self::NoGhost => no_ghost,
+            Self::Progress => progress,
+        }
     }
-    let undelivered = state
-        .rows
-        .iter()
-        .any(|m| m.phase == Phase::Committed && m.copies == 0 && !m.dead);
-    !undelivered || !machine.is_quiescent(state)
 }
 
-pub fn key_order(_: &Machine, state: &State) -> bool {
+fn no_loss(machine: &Machine, state: &State) -> bool {
+    !(0..).zip(&state.rows).any(|(row, m)| {
+        let mark = state.lanes[usize::from(machine.lane_of(m.key))];
+        let unseen = m.phase == Phase::Committed
+            && !m.sent
+            && !m.dead
+            && m.waiting.is_none()
+            && row < mark.low_water;
+        unseen || (m.sent && m.copies == 0)
+    })
+}
+
+fn key_order(_: &Machine, state: &State) -> bool {
     !state.overtaken
 }
 
-pub fn few_duplicates(machine: &Machine, state: &State) -> bool {
+fn few_duplicates(machine: &Machine, state: &State) -> bool {
     let duplicates: u32 = state
         .rows
         .iter()
@@ -69,7 +81,7 @@ pub fn few_duplicates(machine: &Machine, state: &State) -> bool {
     duplicates <= u32::from(happened) * machine.scenario.batch as u32
 }
 
-pub fn effect_once(machine: &Machine, state: &State) -> bool {
+fn effect_once(machine: &Machine, state: &State) -> bool {
     if state.rows.iter().any(|m| m.effects > 1) {
         return false;
     }
@@ -78,7 +90,7 @@ pub fn effect_once(machine: &Machine, state: &State) -> bool {
     !missing || !machine.is_quiescent(state)
 }
 
-pub fn no_ghost(_: &Machine, state: &State) -> bool {
+fn no_ghost(_: &Machine, state: &State) -> bool {
     !state
         .rows
         .iter()
@@ -86,7 +98,7 @@ pub fn no_ghost(_: &Machine, state: &State) -> bool {
 }
 
 /// Where no step is left but faults, all is done. That every run comes to such a place is `check`'s.
-pub fn progress(machine: &Machine, state: &State) -> bool {
+fn progress(machine: &Machine, state: &State) -> bool {
     !machine.is_quiescent(state) || is_done(state)
 }
 

@@ -18,6 +18,7 @@ mod relay;
 mod safeguard;
 pub mod scenario;
 mod scout;
+mod sighting;
 mod state;
 
 pub use check::{Checked, Violation, check};
@@ -25,4 +26,5 @@ pub use invariant::Invariant;
 pub use machine::{Action, Machine};
 pub use safeguard::Safeguard;
 pub use scenario::Scenario;
+pub use sighting::Sighting;
 pub use state::State;

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use stateright::{Model, Property};
 
 use crate::{
-    Safeguard, Scenario,
-    invariant::{self, Invariant},
+    Invariant, Safeguard, Scenario, Sighting,
     state::{Consumer, Key, Lane, Mark, Relay, Reply, Row, Scout, State},
 };
 
@@ -210,13 +209,12 @@ impl Model for Machine {
 
     /// The other half of `Progress` is in `check`.
     fn properties(&self) -> Vec<Property<Self>> {
-        vec![
-            Property::always(Invariant::NoLoss.name(), invariant::no_loss),
-            Property::always(Invariant::KeyOrder.name(), invariant::key_order),
-            Property::always(Invariant::FewDuplicates.name(), invariant::few_duplicates),
-            Property::always(Invariant::EffectOnce.name(), invariant::effect_once),
-            Property::always(Invariant::NoGhost.name(), invariant::no_ghost),
-            Property::always(Invariant::Progress.name(), invariant::progress),
-        ]
+        let invariants = Invariant::ALL
+            .into_iter()
+            .map(|i| Property::always(i.name(), i.holds()));
+        let sightings = Sighting::ALL
+            .into_iter()
+            .map(|s| Property::sometimes(s.name(), s.is()));
+        invariants.chain(sightings).collect()
     }
 }

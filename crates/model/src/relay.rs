@@ -31,14 +31,20 @@ impl Machine {
             }
             match relay {
                 Relay::Idle if self.has(Safeguard::ReadAfterLock) => {
-                    self.lock_actions(state, n, actions);
+                    self.lock_actions(state, n, self.lanes_with_work(state), actions);
                 }
                 Relay::Idle => {
                     if !self.lanes_with_work(state).is_empty() {
                         actions.push(Action::Look(n));
                     }
                 }
-                Relay::Looked(_) => self.lock_actions(state, n, actions),
+                Relay::Looked(rows) => {
+                    let lanes = (0..).zip(&state.lanes).map(|(lane, _)| lane);
+                    let worked = |lane: &Lane| {
+                        !self.due(rows, *lane).is_empty() || !self.fresh(rows, *lane, 0).is_empty()
+                    };
+                    self.lock_actions(state, n, lanes.filter(worked).collect(), actions);
+                }
                 Relay::Locked(held) => {
                     self.read_actions(state, n, held, actions);
                     self.crash_actions(state, n, 0, actions);
@@ -49,8 +55,13 @@ impl Machine {
     }
 
     /// Any lanes that have work and nobody holds: the board's choice is left open.
-    fn lock_actions(&self, state: &State, n: usize, actions: &mut Vec<Action>) {
-        let mut free = self.lanes_with_work(state);
+    fn lock_actions(
+        &self,
+        state: &State,
+        n: usize,
+        mut free: Vec<Lane>,
+        actions: &mut Vec<Action>,
+    ) {
         if self.has(Safeguard::LaneLock) {
             free.retain(|lane| !state.is_locked(*lane));
         }

@@ -56,8 +56,8 @@ impl Safeguard {
         Self::XminBeforeRead,
         Self::TxBeforeId,
         Self::LaneLock,
-        Self::OneTransaction,
         Self::LockDiesWithConnection,
+        Self::OneTransaction,
         Self::ReadAfterLock,
         Self::CommittedRead,
         Self::Confirms,
@@ -94,18 +94,20 @@ impl Safeguard {
         }
     }
 
-    /// The smallest scenario that shows what it is for.
+    /// A small scenario that shows what it is for.
     pub fn shown_in(self) -> Scenario {
         match self {
             Self::LowWaterXmin | Self::LaterTx | Self::XminBeforeRead | Self::TxBeforeId => {
-                scenario::late_commit()
+                scenario::late_commits()
             }
-            Self::LaneLock | Self::OneTransaction | Self::ReadAfterLock => scenario::peers(),
+            Self::LaneLock
+            | Self::LockDiesWithConnection
+            | Self::OneTransaction
+            | Self::ReadAfterLock => scenario::two_relays(),
             Self::Inbox | Self::UniqueKey | Self::ClaimInTransaction | Self::AckAfterCommit => {
                 scenario::end_to_end()
             }
-            Self::LockDiesWithConnection
-            | Self::CommittedRead
+            Self::CommittedRead
             | Self::Confirms
             | Self::ConfirmBarrier
             | Self::MatchById

@@ -28,10 +28,10 @@ const NONE: Faults = Faults {
 };
 
 /// Marks move while transactions end in any order.
-pub fn late_commit() -> Scenario {
+pub fn late_commits() -> Scenario {
     Scenario {
         name: "late commits",
-        messages: vec![0, 0],
+        messages: vec![0, 0, 0],
         lanes: vec![0],
         relays: 1,
         consumers: 0,
@@ -45,8 +45,8 @@ pub fn late_commit() -> Scenario {
     }
 }
 
-/// Two relays, two keys.
-pub fn peers() -> Scenario {
+/// Two relays and two lanes; one relay may die, or stand still.
+pub fn two_relays() -> Scenario {
     Scenario {
         name: "two relays",
         messages: vec![0, 1],
@@ -54,12 +54,16 @@ pub fn peers() -> Scenario {
         relays: 2,
         consumers: 0,
         batch: 2,
-        faults: Faults { crashes: 1, ..NONE },
+        faults: Faults {
+            crashes: 1,
+            refusals: 1,
+            ..NONE
+        },
         scout: false,
     }
 }
 
-/// One relay and a broker that refuses, and that is lost.
+/// A broker that refuses, and that is lost; two keys in one lane.
 pub fn refusals() -> Scenario {
     Scenario {
         name: "refusals",
@@ -69,13 +73,26 @@ pub fn refusals() -> Scenario {
         consumers: 0,
         batch: 2,
         faults: Faults {
-            crashes: 1,
             losses: 1,
-            refusals: 1,
-            rollbacks: 1,
+            refusals: 2,
             ..NONE
         },
         scout: false,
+    }
+}
+
+/// One key, whose transactions end in any order, behind a broker that refuses.
+pub fn one_key() -> Scenario {
+    Scenario {
+        name: "one key",
+        messages: vec![0, 0, 0],
+        lanes: vec![0],
+        faults: Faults {
+            losses: 1,
+            refusals: 1,
+            ..NONE
+        },
+        ..refusals()
     }
 }
 
@@ -83,14 +100,13 @@ pub fn refusals() -> Scenario {
 pub fn end_to_end() -> Scenario {
     Scenario {
         name: "end to end",
-        messages: vec![0],
+        messages: vec![0, 0],
         lanes: vec![0],
         relays: 1,
         consumers: 2,
-        batch: 1,
+        batch: 2,
         faults: Faults {
             crashes: 1,
-            losses: 1,
             consumers: 1,
             ..NONE
         },
@@ -100,5 +116,57 @@ pub fn end_to_end() -> Scenario {
 
 /// What every test run checks.
 pub fn small() -> Vec<Scenario> {
-    vec![late_commit(), peers(), refusals(), end_to_end()]
+    vec![
+        late_commits(),
+        two_relays(),
+        refusals(),
+        one_key(),
+        end_to_end(),
+    ]
+}
+
+/// What `cargo xtask model --large` checks besides.
+pub fn large() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            name: "late commits, large",
+            messages: vec![0, 0, 0, 1],
+            lanes: vec![0, 0],
+            relays: 2,
+            ..late_commits()
+        },
+        Scenario {
+            name: "two relays, large",
+            messages: vec![0, 0, 1],
+            faults: Faults {
+                crashes: 1,
+                losses: 1,
+                refusals: 1,
+                ..NONE
+            },
+            ..two_relays()
+        },
+        Scenario {
+            name: "refusals, large",
+            faults: Faults {
+                crashes: 1,
+                losses: 1,
+                refusals: 2,
+                rollbacks: 1,
+                ..NONE
+            },
+            ..refusals()
+        },
+        Scenario {
+            name: "end to end, large",
+            faults: Faults {
+                crashes: 1,
+                losses: 1,
+                refusals: 1,
+                consumers: 2,
+                ..NONE
+            },
+            ..end_to_end()
+        },
+    ]
 }

@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod docs;
 mod layers;
+mod model;
 mod servers;
 mod test;
 
@@ -27,6 +28,8 @@ enum Task {
     Demo(demo::Args),
     /// All tests, against real servers that it starts itself
     Test(test::Args),
+    /// The protocol's state machine, in every state it can reach; and without each of its safeguards
+    Model(model::Args),
     /// Formatting, lints, generated documents, layers, and what else is cheap to check
     Check,
     /// Measures the relay beside the raw ceiling of the same servers
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Model(args) => model::run(&args),
         Task::Check => check::run(),
         Task::Bench(command) => bench::run(&command),
         Task::Docs => docs::write(),

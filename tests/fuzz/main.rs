@@ -4,6 +4,7 @@
 //! Each target first replays its corpus (`tests/fuzz/corpus/<target>/`), then draws new inputs. `cargo xtask fuzz` draws
 //! for longer. An input that fails is shrunk and written into the corpus, for a person to look at and commit.
 
+mod config;
 mod corpus;
 mod row;
 mod uri;
@@ -50,10 +51,11 @@ where
         max_shrink_iters: 20_000,
         ..Config::default()
     };
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seeded(seed));
-    let mut runner = TestRunner::new_with_rng(config, rng);
     let mut drawn: u64 = 0;
-    loop {
+    for round in 0.. {
+        // A runner counts its successes, so each round has one of its own.
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seeded(seed, round));
+        let mut runner = TestRunner::new_with_rng(config.clone(), rng);
         match runner.run(inputs, |input| judge(&input)) {
             Ok(()) => drawn += u64::from(CASES),
             Err(TestError::Fail(why, input)) => {
@@ -80,8 +82,9 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
-fn seeded(seed: u64) -> [u8; 32] {
+fn seeded(seed: u64, round: u64) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..16].copy_from_slice(&round.to_le_bytes());
     bytes
 }

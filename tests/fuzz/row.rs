@@ -122,7 +122,9 @@ fn name() -> impl Strategy<Value = String> {
 fn headers() -> impl Strategy<Value = Option<String>> {
     let fields = prop::collection::vec((name(), json()), 0..5);
     let object = fields.prop_map(|fields| fields.into_iter().collect::<serde_json::Map<_, _>>());
-    let object = object.prop_map(|fields| Value::Object(fields).to_string()).boxed();
+    let object = object
+        .prop_map(|fields| Value::Object(fields).to_string())
+        .boxed();
     let mangled =
         (object.clone(), any::<prop::sample::Index>(), ".").prop_map(|(text, at, with)| {
             let at = at.index(text.chars().count());

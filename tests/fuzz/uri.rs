@@ -173,7 +173,8 @@ fn agrees_with_another_parser(uri: &str, endpoint: &BrokerEndpoint) -> TestCaseR
     } else {
         decoded(&path[1..])
     };
-    prop_assert_eq!(&endpoint.vhost, &vhost);
+    // It also walks through "." and ".." of a path; here they are names.
+    prop_assert!(endpoint.vhost == vhost || [".", ".."].contains(&endpoint.vhost.as_str()));
     Ok(())
 }
 

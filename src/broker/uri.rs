@@ -58,7 +58,9 @@ pub enum UriError {
     Parameter(String),
     #[error("has a fragment (#); write # as %23 in a password")]
     Fragment,
-    #[error("has a \"?\" or a \"/\" before its \"@\"; in a password write ? as %3f and / as %2f")]
+    #[error(
+        "has a \"?\" or a \"/\" before its \"@\"; write ? as %3f and / as %2f in a password, @ as %40 in a virtual host"
+    )]
     BareSpecial,
     #[error("has a control character in its {0}")]
     ControlCharacter(&'static str),
@@ -81,10 +83,9 @@ impl BrokerEndpoint {
         let (rest, query) = rest
             .split_once('?')
             .map_or((rest, None), |(rest, query)| (rest, Some(query)));
-        let authority_end = rest.find('/').unwrap_or(rest.len());
-        // Else the rest of a password would be taken for a parameter or a virtual host, and shown.
+        // Else the rest of a password would be taken for a host, a parameter or a virtual host, and shown.
         if query.is_some_and(|q| q.contains('@'))
-            || (rest.contains('@') && !rest[..authority_end].contains('@'))
+            || rest.split_once('/').is_some_and(|(_, p)| p.contains('@'))
         {
             return Err(UriError::BareSpecial);
         }

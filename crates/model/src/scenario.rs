@@ -137,10 +137,8 @@ pub fn large() -> Vec<Scenario> {
         },
         Scenario {
             name: "two relays, large",
-            messages: vec![0, 0, 1],
             faults: Faults {
-                crashes: 1,
-                losses: 1,
+                crashes: 2,
                 refusals: 1,
                 ..NONE
             },
@@ -152,7 +150,6 @@ pub fn large() -> Vec<Scenario> {
                 crashes: 1,
                 losses: 1,
                 refusals: 2,
-                rollbacks: 1,
                 ..NONE
             },
             ..refusals()
@@ -162,7 +159,6 @@ pub fn large() -> Vec<Scenario> {
             faults: Faults {
                 crashes: 1,
                 losses: 1,
-                refusals: 1,
                 consumers: 2,
                 ..NONE
             },

@@ -13,6 +13,9 @@ use crate::{
     route::{Router, SHORT},
 };
 
+/// 9999-12-31T23:59:59.999999Z. PostgreSQL knows later times, and "infinity"; writing one down would panic.
+const LAST_RFC3339_US: u64 = 253_402_300_799_999_999;
+
 /// An AMQP message and where it goes. No short string in it is above 255 bytes.
 #[derive(Debug, PartialEq)]
 pub struct Envelope {
@@ -133,8 +136,8 @@ impl EnvelopeBuilder {
             );
             add("cloudEvents_source", text(source));
             add("cloudEvents_type", text(&message.event_type));
-            let at = UNIX_EPOCH
-                + Duration::from_micros(u64::try_from(message.created_at_us).unwrap_or(0));
+            let at = u64::try_from(message.created_at_us).unwrap_or(0);
+            let at = UNIX_EPOCH + Duration::from_micros(at.min(LAST_RFC3339_US));
             add(
                 "cloudEvents_time",
                 HeaderValue::String(humantime::format_rfc3339_micros(at).to_string()),
@@ -305,6 +308,22 @@ mod tests {
             envelope.headers,
             [named("outbox-position", HeaderValue::I64(77))]
         );
+    }
+
+    #[test]
+    fn a_time_beyond_the_calendar_of_cloudevents_is_its_last_day() {
+        for (created_at_us, time) in [
+            (i64::MAX, "9999-12-31T23:59:59.999999Z"),
+            (i64::MIN, "1970-01-01T00:00:00.000000Z"),
+        ] {
+            let mut message = Message {
+                created_at_us,
+                ..sample()
+            };
+            let envelope = builder(Some("/shop")).build(&mut message, FRAME_MAX);
+            let headers = envelope.unwrap().headers;
+            assert!(headers.contains(&named("cloudEvents_time", text(time))));
+        }
     }
 
     #[test]

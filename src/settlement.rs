@@ -77,12 +77,15 @@ impl Settlement {
 pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlement {
     debug_assert_eq!(claim.candidates.len(), outcomes.len());
     let mut s = Settlement {
-        unfile: claim.orphans.clone(),
+        unfile: claim.orphans.iter().map(|o| o.position).collect(),
         ..Settlement::default()
     };
-    // Keys of which a message was settled out of outbox.waiting, and keys that still wait.
+    // Keys of which a message was settled out of outbox.waiting, and keys with another one that is still due there.
     let mut resolved: HashSet<(Lane, i64)> = HashSet::new();
     let mut held_back: HashSet<(Lane, i64)> = HashSet::new();
+    // Somebody may stand behind a message that was deleted by hand.
+    let orphans = claim.orphans.iter();
+    resolved.extend(orphans.filter_map(|o| o.key_hash.map(|hash| (o.position.lane, hash))));
 
     for (candidate, outcome) in claim.candidates.iter().zip(outcomes) {
         let message = &candidate.message;
@@ -149,11 +152,19 @@ pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlemen
                     resolved.extend(key);
                 }
             }
-            Outcome::Retry { .. } | Outcome::Behind | Outcome::Untouched => {
+            // Its own settling will release the key. One that is behind, or was only read, will not: with the head gone
+            // nobody would be left to do it.
+            Outcome::Retry { .. } => {
                 if !message.replay {
                     held_back.extend(key);
                 }
             }
+            Outcome::Untouched => {
+                if candidate.filed && !message.replay {
+                    held_back.extend(key);
+                }
+            }
+            Outcome::Behind => {}
         }
     }
     s.release = resolved.difference(&held_back).copied().collect();
@@ -243,4 +254,97 @@ pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Ma
 /// As PostgreSQL's `text` takes it, and short enough to be read.
 fn stored(error: &str) -> String {
     error.chars().filter(|c| *c != '\0').take(1000).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        message::sample,
+        outbox::claim::{HeldLane, Limits, Orphan},
+    };
+
+    const KEY: i64 = 7;
+
+    fn candidate(id: i64, filed: bool, after: Option<i64>) -> Candidate {
+        let mut message = sample();
+        message.position.id = id;
+        Candidate {
+            message,
+            key_hash: Some(KEY),
+            filed,
+            scheduled: false,
+            after,
+        }
+    }
+
+    fn claim(candidates: Vec<Candidate>, orphans: Vec<Orphan>) -> Claim {
+        let mark = Mark {
+            low_water: 0,
+            candidate: None,
+        };
+        Claim {
+            lanes: vec![HeldLane {
+                lane: sample().position.lane,
+                mark,
+            }],
+            candidates,
+            orphans,
+            own_tx: 10,
+            xmin: 10,
+            now_us: 0,
+            limits: Limits {
+                per_lane: 100,
+                batch_size: 100,
+                batch_bytes: u64::MAX,
+                max_payload_bytes: u64::MAX,
+            },
+        }
+    }
+
+    fn retry() -> Outcome {
+        Outcome::Retry {
+            reason: Reason::Unroutable,
+            attempts: 1,
+            delay: Duration::ZERO,
+            error: String::new(),
+        }
+    }
+
+    fn released(candidates: Vec<Candidate>, outcomes: &[Outcome]) -> bool {
+        let key = (sample().position.lane, KEY);
+        settlement(&claim(candidates, vec![]), outcomes, 1).release == [key]
+    }
+
+    /// 2 stands behind 1 and was not read; 3 is new and stands behind 2. With 1 gone nobody else is left to release.
+    #[test]
+    fn a_settled_head_releases_its_key_whatever_else_stands_behind() {
+        let both = || vec![candidate(1, true, None), candidate(3, false, Some(2))];
+        assert!(released(both(), &[Outcome::Sent, Outcome::Behind]));
+    }
+
+    #[test]
+    fn a_new_message_that_was_not_reached_does_not_keep_its_key_waiting() {
+        let both = || vec![candidate(1, true, None), candidate(2, false, None)];
+        assert!(released(both(), &[Outcome::Sent, Outcome::Untouched]));
+    }
+
+    #[test]
+    fn a_key_waits_while_another_of_its_messages_is_due_or_will_be() {
+        let both = || vec![candidate(1, true, None), candidate(2, true, None)];
+        assert!(!released(both(), &[Outcome::Sent, retry()]));
+        assert!(!released(both(), &[Outcome::Sent, Outcome::Untouched]));
+    }
+
+    #[test]
+    fn a_head_that_was_deleted_by_hand_releases_its_key() {
+        let position = sample().position;
+        let orphan = Orphan {
+            position,
+            key_hash: Some(KEY),
+        };
+        let written = settlement(&claim(vec![], vec![orphan]), &[], 1);
+        assert_eq!(written.unfile, [position]);
+        assert_eq!(written.release, [(position.lane, KEY)]);
+    }
 }

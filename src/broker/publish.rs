@@ -437,7 +437,8 @@ fn short(text: &str) -> ShortString {
     ShortString::try_new(text).unwrap_or_default()
 }
 
-fn properties(envelope: &Envelope) -> BasicProperties {
+/// An envelope's properties, as they go onto the wire.
+pub fn properties(envelope: &Envelope) -> BasicProperties {
     /// <https://www.rabbitmq.com/docs/publishers#message-properties>
     const PERSISTENT: u8 = 2;
     let p = &envelope.properties;

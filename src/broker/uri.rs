@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use crate::config::Secret;
+use crate::{config::Secret, route::SHORT};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {
@@ -58,6 +58,14 @@ pub enum UriError {
     Parameter(String),
     #[error("has a fragment (#); write # as %23 in a password")]
     Fragment,
+    #[error(
+        "has a \"?\" or a \"/\" before its \"@\"; write ? as %3f and / as %2f in a password, @ as %40 in a virtual host"
+    )]
+    BareSpecial,
+    #[error("has a control character in its {0}")]
+    ControlCharacter(&'static str),
+    #[error("has a virtual host of more than 255 bytes; AMQP allows 255")]
+    LongVhost,
 }
 
 impl BrokerEndpoint {
@@ -75,6 +83,12 @@ impl BrokerEndpoint {
         let (rest, query) = rest
             .split_once('?')
             .map_or((rest, None), |(rest, query)| (rest, Some(query)));
+        // Else the rest of a password would be taken for a host, a parameter or a virtual host, and shown.
+        if query.is_some_and(|q| q.contains('@'))
+            || rest.split_once('/').is_some_and(|(_, p)| p.contains('@'))
+        {
+            return Err(UriError::BareSpecial);
+        }
         if let Some(query) = query {
             let name = query.split(['=', '&']).next().unwrap_or_default();
             return Err(UriError::Parameter(name.escape_debug().to_string()));
@@ -105,6 +119,10 @@ impl BrokerEndpoint {
             Some(path) if path.contains('/') => return Err(UriError::SlashInVhost),
             Some(path) => decoded(path, "virtual host")?,
         };
+        // lapin panics on a longer one.
+        if vhost.len() > SHORT {
+            return Err(UriError::LongVhost);
+        }
         let port = port.unwrap_or(if tls { 5671 } else { 5672 });
         Ok(Self {
             tls,
@@ -198,10 +216,14 @@ fn decoded(text: &str, part: &'static str) -> Result<String, UriError> {
             return Err(UriError::PercentEncoding(part));
         }
     }
-    percent_encoding::percent_decode_str(text)
+    let text = percent_encoding::percent_decode_str(text)
         .decode_utf8()
-        .map(std::borrow::Cow::into_owned)
-        .map_err(|_| UriError::PercentEncoding(part))
+        .map_err(|_| UriError::PercentEncoding(part))?;
+    // A NUL separates user name and password in SASL PLAIN; no other one is typed on purpose either.
+    if text.contains(char::is_control) {
+        return Err(UriError::ControlCharacter(part));
+    }
+    Ok(text.into_owned())
 }
 
 #[cfg(test)]
@@ -258,6 +280,9 @@ mod tests {
                 UriError::Parameter("frame_max".into()),
             ),
             ("amqp://u:p#q@h", UriError::Fragment),
+            ("amqp://u:?hunter2@h", UriError::BareSpecial),
+            ("amqps://u:12/hunter2@h", UriError::BareSpecial),
+            ("amqp://u:p%00q@h", UriError::ControlCharacter("password")),
         ] {
             assert_eq!(BrokerEndpoint::parse(uri), Err(expected), "{uri}");
         }

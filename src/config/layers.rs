@@ -46,6 +46,17 @@ pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
             values.insert(key.to_owned(), found);
         }
     }
+    // Their case does not count, so which of two wins would be chance.
+    let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+    for name in options.env.keys() {
+        let key = name.to_lowercase();
+        if key.starts_with("outboxd__")
+            && let Some(other) = seen.insert(key, name)
+        {
+            let problem = format!("{other} and {name} are one key; set one of them");
+            problems.push(ConfigError::new("environment", problem));
+        }
+    }
     // With the separator behind the prefix too: Kubernetes injects OUTBOXD_PORT for a Service of that name.
     // Without try_parsing: it would turn the password 00123 into 123.
     let environment = Environment::with_prefix(PREFIX)

@@ -39,10 +39,23 @@ pub struct ConfigError {
 impl ConfigError {
     pub(crate) fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
         Self {
-            key: key.into(),
-            problem: problem.into(),
+            key: one_line(&key.into()),
+            problem: one_line(&problem.into()),
         }
     }
+}
+
+/// Keys and values are anybody's: a line break in one must not begin a line of its own.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
 }
 
 /// All that is wrong.

@@ -61,7 +61,8 @@ impl Reader {
             let guess = nearest(&key)
                 .map(|near| format!("; did you mean {near}?"))
                 .unwrap_or_default();
-            self.problem(&key, format!("unknown key {origin}{guess}"));
+            let shown = if key.is_empty() { "\"\"" } else { &key };
+            self.problem(shown, format!("unknown key {origin}{guess}"));
         }
         self.problems
     }
@@ -74,20 +75,21 @@ impl Reader {
         self.problems.push(error);
     }
 
-    /// How many tables `name` has.
+    /// How many tables `name` has. A number behind a gap is no table but an unknown key: it would ask for all before it.
     pub fn tables(&self, name: &str) -> usize {
         let beginning = format!("{name}.");
-        self.values
+        let numbers: BTreeSet<usize> = self
+            .values
             .keys()
             .filter_map(|key| {
                 key.strip_prefix(&beginning)?
                     .split('.')
                     .next()?
-                    .parse::<usize>()
+                    .parse()
                     .ok()
             })
-            .max()
-            .map_or(0, |last| last + 1)
+            .collect();
+        (0..).zip(&numbers).take_while(|(i, n)| i == *n).count()
     }
 
     fn take(&mut self, key: &str) -> Option<Found> {

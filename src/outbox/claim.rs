@@ -48,13 +48,20 @@ pub struct Candidate {
     pub after: Option<i64>,
 }
 
+/// A filed message that is in `outbox.message` no more.
+#[derive(Debug, Clone, Copy)]
+pub struct Orphan {
+    pub position: Position,
+    pub key_hash: Option<i64>,
+}
+
 /// What a claim holds. Open until `settle::commit`, or until the session rolls back or dies.
 #[derive(Debug)]
 pub struct Claim {
     pub lanes: Vec<HeldLane>,
     pub candidates: Vec<Candidate>,
     /// Filed, but the message itself is gone (deleted by hand): to be forgotten.
-    pub orphans: Vec<Position>,
+    pub orphans: Vec<Orphan>,
     pub own_tx: i64,
     pub xmin: i64,
     /// The database's clock when the claim began, microseconds since the Unix epoch.
@@ -129,7 +136,7 @@ async fn read(
     session: &Session,
     held: &[HeldLane],
     limits: Limits,
-) -> Result<(Vec<Candidate>, Vec<Position>), OutboxError> {
+) -> Result<(Vec<Candidate>, Vec<Orphan>), OutboxError> {
     let lanes: Vec<Lane> = held.iter().map(|l| l.lane).collect();
     let marks: Vec<i64> = held.iter().map(|l| l.mark.low_water).collect();
     // New messages keep at least half of every batch, whatever number is due for a retry.
@@ -157,7 +164,10 @@ async fn read(
         };
         match get::<Option<Uuid>>(row, "message_id")? {
             Some(message_id) => candidates.push(candidate(row, position, message_id)?),
-            None => orphans.push(position),
+            None => orphans.push(Orphan {
+                position,
+                key_hash: get(row, "key_hash")?,
+            }),
         }
     }
     Ok((candidates, orphans))

@@ -1,7 +1,9 @@
 //! Which messages of a claim go out together. No I/O.
 //!
 //! Messages of one key form a chain. In strict order a wave holds at most one message of a chain, and the next one
-//! goes only when the one before it is settled for good (sent, or dead). In pipelined order all go at once, in
+//! goes only when the one before it was delivered. One that dies ends its chain for this claim: until the claim
+//! commits a crash brings it back to life, and what followed it would have overtaken it. One that was refused before
+//! it was published is refused again whatever happens, so nobody waits for it. In pipelined order all go at once, in
 //! position order.
 
 use std::collections::{BTreeMap, HashSet};
@@ -71,8 +73,8 @@ impl Plan {
         Self { chains, ordering }
     }
 
-    /// The next messages to publish, in position order; empty when there is nothing left. A chain goes on past a
-    /// message that was sent or given up, and ends at one that was not: the rest of it stands behind.
+    /// The next messages to publish, in position order; empty when there is nothing left. A chain ends at a message
+    /// that waits, and the rest of it stands behind; or at one that died, and the rest of it stays pending.
     pub fn next_wave(&mut self, candidates: &[Candidate], outcomes: &mut [Outcome]) -> Vec<usize> {
         let mut wave = Vec::new();
         for chain in &mut self.chains {
@@ -80,7 +82,7 @@ impl Plan {
                 Ordering::Strict => {
                     let previous = chain.next.checked_sub(1).map(|n| chain.members[n]);
                     if let Some(previous) = previous
-                        && !settled(&outcomes[previous])
+                        && outcomes[previous] != Outcome::Sent
                     {
                         for i in chain.members.drain(chain.next..) {
                             outcomes[i] = behind(&outcomes[previous]);
@@ -122,7 +124,7 @@ fn settled(outcome: &Outcome) -> bool {
     }
 }
 
-/// Behind a message that waits is to wait; behind one that nobody answered for is to stay pending.
+/// Behind a message that waits is to wait; behind one that died, or that nobody answered for, is to stay pending.
 fn behind(previous: &Outcome) -> Outcome {
     match previous {
         Outcome::Retry { .. } | Outcome::Behind => Outcome::Behind,
@@ -175,6 +177,14 @@ mod tests {
         }
     }
 
+    fn dead() -> Outcome {
+        Outcome::Dead {
+            reason: Reason::Unroutable,
+            attempts: 20,
+            error: String::new(),
+        }
+    }
+
     #[test]
     fn the_next_message_of_a_key_goes_only_after_the_one_before_it() {
         let candidates = [
@@ -208,6 +218,25 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_a_message_that_just_died_waits_for_the_commit_of_its_death() {
+        let candidates = [candidate(1, Some(7), None), candidate(2, Some(7), None)];
+        let mut outcomes = vec![Outcome::Untouched; 2];
+        let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
+        assert_eq!(plan.next_wave(&candidates, &mut outcomes), [0]);
+        outcomes[0] = dead();
+        assert!(plan.next_wave(&candidates, &mut outcomes).is_empty());
+        assert_eq!(outcomes[1], Outcome::Untouched);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_message_that_was_refused_before_it_was_published() {
+        let candidates = [candidate(1, Some(7), None), candidate(2, Some(7), None)];
+        let mut outcomes = vec![dead(), Outcome::Untouched];
+        let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
+        assert_eq!(plan.next_wave(&candidates, &mut outcomes), [1]);
+    }
+
+    #[test]
     fn a_message_behind_one_that_is_not_here_is_filed_behind() {
         let candidates = [
             candidate(5, Some(7), Some(1)),
@@ -238,10 +267,14 @@ mod tests {
                 for i in wave {
                     for earlier in 0..i {
                         if keys[i].is_some() && keys[earlier] == keys[i] {
-                            prop_assert!(settled(&outcomes[earlier]));
+                            prop_assert_eq!(&outcomes[earlier], &Outcome::Sent);
                         }
                     }
-                    outcomes[i] = if fails[i] == 0 { retry() } else { Outcome::Sent };
+                    outcomes[i] = match fails[i] {
+                        0 => retry(),
+                        1 => dead(),
+                        _ => Outcome::Sent,
+                    };
                 }
             }
         }

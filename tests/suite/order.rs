@@ -114,6 +114,35 @@ async fn a_failing_message_is_not_overtaken_in_strict_mode() {
     assert!(report.is_clean() && report.duplicates == 0, "{report}");
 }
 
+/// The head falls due in the same claim in which a newer message of its key is read for the first time, while another one
+/// stands behind the head: all of them go.
+#[tokio::test]
+async fn a_head_releases_its_key_though_a_new_message_came_with_it() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    let slow = [
+        STRICT,
+        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1h"),
+        ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
+    ];
+    world.insert(Some("k"), "nobody", "0", "").await;
+    world.insert(Some("k"), "good", "1", "").await;
+    let relay = world.relay(&slow);
+    let behind = "outbox.waiting WHERE cause = 'behind'";
+    world.until("the second to stand behind", behind, 1).await;
+    drop(relay);
+    world.insert(Some("k"), "good", "2", "").await;
+    world.bind("all", "#", &[]).await;
+    let now = "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'";
+    world.client.batch_execute(now).await.unwrap();
+    let _relay = world.relay(&slow);
+    consumer.until(3).await;
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean(), "{report}");
+}
+
 /// The lower position commits after the higher one was published.
 #[tokio::test]
 async fn late_commit_of_a_lower_id_is_not_skipped() {

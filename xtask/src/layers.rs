@@ -89,6 +89,10 @@ const RULES: &[(&str, &[&str])] = &[
         "crates/checker",
         &["outboxd::", "test_support", "lapin", "tokio_postgres"],
     ),
+    (
+        "crates/model",
+        &["lapin", "tokio_postgres", "tokio::", "test_support"],
+    ),
     ("crates/test-support", &["outboxd::"]),
 ];
 

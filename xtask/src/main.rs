@@ -5,7 +5,9 @@ mod chaos;
 mod check;
 mod demo;
 mod docs;
+mod fuzz;
 mod layers;
+mod model;
 mod named_tests;
 mod servers;
 mod test;
@@ -29,6 +31,10 @@ enum Task {
     Demo(demo::Args),
     /// All tests, against real servers that it starts itself
     Test(test::Args),
+    /// Rows, configuration and broker URIs at their worst, for longer than a test run
+    Fuzz(fuzz::Args),
+    /// The protocol's state machine, in every state it can reach; and without each of its safeguards
+    Model(model::Args),
     /// Formatting, lints, generated documents, layers, and what else is cheap to check
     Check,
     /// Every fault of the matrix, against real servers and processes, judged from a ledger
@@ -52,6 +58,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
+        Task::Model(args) => model::run(&args),
         Task::Check => check::run(),
         Task::Chaos(args) => chaos::run(&args),
         Task::Bench(command) => bench::run(&command),

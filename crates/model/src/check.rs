@@ -1,0 +1,139 @@
+//! Runs the checker, and says what it found.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasher, RandomState},
+    time::{Duration, Instant},
+};
+
+use stateright::{Checker, HasDiscoveries, Model};
+
+use crate::{Action, Invariant, Machine, Sighting, State};
+
+#[derive(Debug)]
+pub struct Checked {
+    pub states: usize,
+    /// Steps of the longest of the shortest ways to a state.
+    pub depth: usize,
+    pub time: Duration,
+    pub violation: Option<Violation>,
+    pub seen: Vec<Sighting>,
+}
+
+/// A shortest way into a state that breaks an invariant.
+#[derive(Debug)]
+pub struct Violation {
+    pub invariant: Invariant,
+    pub steps: Vec<Action>,
+    pub end: State,
+}
+
+/// Every state that can be reached, against every invariant; up to the first violation.
+pub fn check(machine: &Machine) -> Checked {
+    let begun = Instant::now();
+    let checker = machine.clone().checker();
+    let checker = checker
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join();
+    let found = checker.discoveries();
+    let broken = Invariant::ALL.iter().any(|i| found.contains_key(i.name()));
+    let violation = if broken {
+        // The checker names the last violation that it came across, not the first.
+        shortest(machine)
+    } else {
+        endless(machine, checker.unique_state_count())
+    };
+    Checked {
+        states: checker.unique_state_count(),
+        depth: checker.max_depth() - 1,
+        time: begun.elapsed(),
+        violation,
+        seen: Sighting::ALL
+            .into_iter()
+            .filter(|sighting| found.contains_key(sighting.name()))
+            .collect(),
+    }
+}
+
+// States are told apart by 64 bits of hash, as in stateright.
+
+fn shortest(machine: &Machine) -> Option<Violation> {
+    let hasher = RandomState::new();
+    let mut came_by: HashMap<u64, Option<(u64, Action)>> = HashMap::new();
+    let mut next: VecDeque<(u64, State)> = VecDeque::new();
+    for state in machine.init_states() {
+        let id = hasher.hash_one(&state);
+        came_by.insert(id, None);
+        next.push_back((id, state));
+    }
+    while let Some((id, state)) = next.pop_front() {
+        let broken = Invariant::ALL
+            .into_iter()
+            .find(|invariant| !invariant.holds()(machine, &state));
+        if let Some(invariant) = broken {
+            let mut steps = Vec::new();
+            let mut at = id;
+            while let Some(Some((before, action))) = came_by.get(&at) {
+                steps.push(action.clone());
+                at = *before;
+            }
+            steps.reverse();
+            return Some(Violation {
+                invariant,
+                steps,
+                end: state,
+            });
+        }
+        for (action, then) in machine.next_steps(&state) {
+            let then_id = hasher.hash_one(&then);
+            came_by.entry(then_id).or_insert_with(|| {
+                next.push_back((then_id, then));
+                Some((id, action))
+            });
+        }
+    }
+    None
+}
+
+/// Faults are counted down, so a run without an end would come through one state twice: there must be none. Walks
+/// through all states itself, and must find as many as the checker.
+fn endless(machine: &Machine, states: usize) -> Option<Violation> {
+    let hasher = RandomState::new();
+    // Whether the walk still stands on it.
+    let mut open: HashMap<u64, bool> = HashMap::with_capacity(states);
+    let mut way: Vec<(u64, Vec<(Action, State)>)> = Vec::new();
+    let mut steps: Vec<Action> = Vec::new();
+    for first in machine.init_states() {
+        let id = hasher.hash_one(&first);
+        open.insert(id, true);
+        way.push((id, machine.next_steps(&first)));
+        while let Some((id, next)) = way.last_mut() {
+            let Some((action, state)) = next.pop() else {
+                open.insert(*id, false);
+                way.pop();
+                steps.pop();
+                continue;
+            };
+            let id = hasher.hash_one(&state);
+            match open.get(&id) {
+                Some(false) => {}
+                Some(true) => {
+                    steps.push(action);
+                    return Some(Violation {
+                        invariant: Invariant::Progress,
+                        steps,
+                        end: state,
+                    });
+                }
+                None => {
+                    open.insert(id, true);
+                    steps.push(action);
+                    way.push((id, machine.next_steps(&state)));
+                }
+            }
+        }
+    }
+    assert_eq!(open.len(), states, "two walks through one set of states");
+    None
+}

@@ -1,0 +1,220 @@
+//! Which steps a state allows, and what each makes of it.
+
+use std::sync::Arc;
+
+use stateright::{Model, Property};
+
+use crate::{
+    Invariant, Safeguard, Scenario, Sighting,
+    state::{Consumer, Key, Lane, Mark, Relay, Reply, Row, Scout, State},
+};
+
+/// A scenario, with all safeguards or without one.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    pub scenario: Arc<Scenario>,
+    pub removed: Option<Safeguard>,
+}
+
+/// One step. The first number is whose, an index into the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// A producer's transaction takes its id.
+    Begin(Key),
+    /// It draws its position.
+    Draw(usize),
+    /// Only without `TxBeforeId`: it takes its id now.
+    AssignTx(Row),
+    Commit(Row),
+    RollBack(Row),
+    /// Only without `ReadAfterLock`.
+    Look(usize),
+    Lock(usize, Vec<Lane>),
+    /// Reads, of the due ones these.
+    Read(usize, Vec<Row>),
+    /// The broker does something with the next publish of the wave.
+    Broker(usize, Reply),
+    /// All confirms of the wave are in. `ends`: the claim's time is over, no further wave.
+    Confirmed {
+        relay: usize,
+        ends: bool,
+    },
+    /// Only without one of the confirm's safeguards: they are in, and are read like this.
+    Misread(usize, Misreading),
+    Settle(usize),
+    /// The first so many of the wave's unanswered publishes are on their way already.
+    Crash(usize, u8),
+    Lose(usize, u8),
+    Fence(usize),
+    /// Of this dead connection.
+    Late(usize),
+    FallDue(Row),
+    ScoutLook,
+    ScoutLock,
+    ScoutTidy,
+    Deliver(usize, Row),
+    Claim(usize),
+    CommitEffect(usize),
+    Ack(usize),
+    CrashConsumer(usize),
+    LoseConsumer(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misreading {
+    /// Whatever was published was delivered.
+    Unconfirmed,
+    /// The return of this one came with a later confirm.
+    TooLate(usize),
+    /// The return of the first came with the confirm of the second.
+    Crossed(usize, usize),
+}
+
+impl Action {
+    /// What need not happen. Without these, every run comes to its end.
+    pub fn is_fault(&self) -> bool {
+        match self {
+            Self::RollBack(_)
+            | Self::Crash(..)
+            | Self::Lose(..)
+            | Self::Fence(_)
+            | Self::CrashConsumer(_)
+            | Self::LoseConsumer(_)
+            | Self::Broker(_, Reply::Return | Reply::Nack) => true,
+            Self::Begin(_)
+            | Self::Draw(_)
+            | Self::AssignTx(_)
+            | Self::Commit(_)
+            | Self::Look(_)
+            | Self::Lock(..)
+            | Self::Read(..)
+            | Self::Broker(_, Reply::Ack)
+            | Self::Confirmed { .. }
+            | Self::Misread(..)
+            | Self::Settle(_)
+            | Self::Late(_)
+            | Self::FallDue(_)
+            | Self::ScoutLook
+            | Self::ScoutLock
+            | Self::ScoutTidy
+            | Self::Deliver(..)
+            | Self::Claim(_)
+            | Self::CommitEffect(_)
+            | Self::Ack(_) => false,
+        }
+    }
+}
+
+impl Machine {
+    pub fn whole(scenario: Scenario) -> Self {
+        Self {
+            scenario: Arc::new(scenario),
+            removed: None,
+        }
+    }
+
+    pub fn without(safeguard: Safeguard) -> Self {
+        Self {
+            scenario: Arc::new(safeguard.shown_in()),
+            removed: Some(safeguard),
+        }
+    }
+
+    pub fn has(&self, safeguard: Safeguard) -> bool {
+        self.removed != Some(safeguard)
+    }
+
+    pub fn lane_of(&self, key: Key) -> Lane {
+        self.scenario.lanes[usize::from(key)]
+    }
+
+    /// No step is left but faults.
+    pub fn is_quiescent(&self, state: &State) -> bool {
+        // Cheap, and mostly the answer.
+        if !state.unborn.is_empty() || !state.begun.is_empty() || !state.wire.is_empty() {
+            return false;
+        }
+        let mut actions = Vec::new();
+        self.actions(state, &mut actions);
+        actions
+            .iter()
+            .all(|action| action.is_fault() || self.next_state(state, action.clone()).is_none())
+    }
+}
+
+impl Model for Machine {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        let scenario = &self.scenario;
+        let lanes = scenario.lanes.iter().max().map_or(0, |last| last + 1);
+        vec![State {
+            unborn: scenario.messages.clone(),
+            begun: Vec::new(),
+            rows: Vec::new(),
+            lanes: vec![Mark::default(); lanes.into()],
+            next_tx: 1,
+            relays: vec![Relay::Idle; scenario.relays],
+            wire: Vec::new(),
+            scout: Scout::Idle,
+            consumers: vec![Consumer::Idle; scenario.consumers],
+            left: scenario.faults,
+            orphaned: Vec::new(),
+            overtaken: false,
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        self.producer_actions(state, actions);
+        self.relay_actions(state, actions);
+        self.broker_actions(state, actions);
+        self.scout_actions(state, actions);
+        self.consumer_actions(state, actions);
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        match action {
+            Action::Begin(key) => self.begin(&mut state, key),
+            Action::Draw(n) => self.draw(&mut state, n),
+            Action::AssignTx(row) => self.assign_tx(&mut state, row),
+            Action::Commit(row) => self.end(&mut state, row, true),
+            Action::RollBack(row) => self.end(&mut state, row, false),
+            Action::Look(relay) => self.look(&mut state, relay),
+            Action::Lock(relay, lanes) => self.lock(&mut state, relay, lanes),
+            Action::Read(relay, due) => self.read_claim(&mut state, relay, &due),
+            Action::Broker(relay, reply) => self.broker(&mut state, relay, reply),
+            Action::Confirmed { relay, ends } => self.confirmed(&mut state, relay, ends),
+            Action::Misread(relay, how) => self.misread(&mut state, relay, how),
+            Action::Settle(relay) => self.settle(&mut state, relay),
+            Action::Crash(relay, sent) => self.crash(&mut state, relay, sent),
+            Action::Lose(relay, sent) => self.lose(&mut state, relay, sent),
+            Action::Fence(relay) => self.fence(&mut state, relay),
+            Action::Late(n) => self.late(&mut state, n),
+            Action::FallDue(row) => self.fall_due(&mut state, row),
+            Action::ScoutLook => self.scout_look(&mut state),
+            Action::ScoutLock => self.scout_lock(&mut state),
+            Action::ScoutTidy => self.scout_tidy(&mut state),
+            Action::Deliver(consumer, row) => self.deliver(&mut state, consumer, row),
+            Action::Claim(consumer) => self.claim(&mut state, consumer),
+            Action::CommitEffect(consumer) => self.commit_effect(&mut state, consumer),
+            Action::Ack(consumer) => self.ack(&mut state, consumer),
+            Action::CrashConsumer(consumer) => self.crash_consumer(&mut state, consumer),
+            Action::LoseConsumer(consumer) => self.lose_consumer(&mut state, consumer),
+        }
+        let state = state.canonical();
+        (state != *last).then_some(state)
+    }
+
+    /// The other half of `Progress` is in `check`.
+    fn properties(&self) -> Vec<Property<Self>> {
+        let invariants = Invariant::ALL
+            .into_iter()
+            .map(|i| Property::always(i.name(), i.holds()));
+        let sightings = Sighting::ALL
+            .into_iter()
+            .map(|s| Property::sometimes(s.name(), s.is()));
+        invariants.chain(sightings).collect()
+    }
+}

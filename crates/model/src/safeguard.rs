@@ -1,0 +1,120 @@
+//! What the design rests on, each removable.
+
+use crate::{Invariant, Scenario, scenario};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Safeguard {
+    /// `pg_snapshot_xmin` must have reached the candidate's transaction before the mark moves. Without it, it moves
+    /// past a transaction that is still open.
+    LowWaterXmin,
+    /// The candidate's transaction is that of a later claim. Without it, that of the claim which read the candidate.
+    LaterTx,
+    /// `pg_snapshot_xmin` is taken before the read. Without it, at the settle.
+    XminBeforeRead,
+    /// `tx` stands before `id`. Without it, a transaction draws its position first.
+    TxBeforeId,
+    /// `FOR UPDATE SKIP LOCKED` on the lane's row.
+    LaneLock,
+    /// The lane's lock dies with the connection. Without it, a killed relay keeps its lanes.
+    LockDiesWithConnection,
+    /// One transaction holds the lanes from the claim to the settle. Without it, the claim's is committed after the
+    /// read, and another one settles.
+    OneTransaction,
+    /// Messages are read by a statement of its own, after the lock. Without it, in the lock's snapshot.
+    ReadAfterLock,
+    /// The read shows committed rows only. Without it, the rows of open transactions too.
+    CommittedRead,
+    /// What was published is not delivered before its confirm. Without it, it is marked unconfirmed.
+    Confirms,
+    /// Nothing is decided before all confirms of a wave are in. Without it, a return that comes with a later confirm
+    /// comes too late.
+    ConfirmBarrier,
+    /// A return is matched by message id. Without it, it belongs to the confirm that it came with.
+    MatchById,
+    /// What a lost connection left without an answer stays pending. Without it, it counts as delivered.
+    UnknownStays,
+    /// A message behind a waiting one of its key waits too.
+    HeldBackKey,
+    /// `relay.ordering = "strict"`: one message of a key at a time.
+    StrictWaves,
+    /// What stood behind a settled message is released.
+    Release,
+    /// The whole inbox: a consumer that applies whatever comes.
+    Inbox,
+    /// The primary key of `inbox.message`. Without it, the inbox is a check and then an insert.
+    UniqueKey,
+    /// The inbox's row is written in the handler's transaction. Without it, it is committed before.
+    ClaimInTransaction,
+    /// A delivery is acknowledged after the commit. Without it, before.
+    AckAfterCommit,
+}
+
+impl Safeguard {
+    pub const ALL: [Self; 20] = [
+        Self::LowWaterXmin,
+        Self::LaterTx,
+        Self::XminBeforeRead,
+        Self::TxBeforeId,
+        Self::LaneLock,
+        Self::LockDiesWithConnection,
+        Self::OneTransaction,
+        Self::ReadAfterLock,
+        Self::CommittedRead,
+        Self::Confirms,
+        Self::ConfirmBarrier,
+        Self::MatchById,
+        Self::UnknownStays,
+        Self::HeldBackKey,
+        Self::StrictWaves,
+        Self::Release,
+        Self::Inbox,
+        Self::UniqueKey,
+        Self::ClaimInTransaction,
+        Self::AckAfterCommit,
+    ];
+
+    /// Which invariant it is for.
+    pub fn guards(self) -> Invariant {
+        match self {
+            Self::LowWaterXmin
+            | Self::LaterTx
+            | Self::XminBeforeRead
+            | Self::TxBeforeId
+            | Self::Confirms
+            | Self::ConfirmBarrier
+            | Self::MatchById
+            | Self::UnknownStays => Invariant::NoLoss,
+            Self::LaneLock | Self::OneTransaction | Self::ReadAfterLock => Invariant::FewDuplicates,
+            Self::CommittedRead => Invariant::NoGhost,
+            Self::HeldBackKey | Self::StrictWaves => Invariant::KeyOrder,
+            Self::LockDiesWithConnection | Self::Release => Invariant::Progress,
+            Self::Inbox | Self::UniqueKey | Self::ClaimInTransaction | Self::AckAfterCommit => {
+                Invariant::EffectOnce
+            }
+        }
+    }
+
+    /// A small scenario that shows what it is for.
+    pub fn shown_in(self) -> Scenario {
+        match self {
+            Self::LowWaterXmin | Self::LaterTx | Self::XminBeforeRead | Self::TxBeforeId => {
+                scenario::late_commits()
+            }
+            Self::LaneLock
+            | Self::LockDiesWithConnection
+            | Self::OneTransaction
+            | Self::ReadAfterLock => scenario::two_relays(),
+            Self::Inbox | Self::UniqueKey | Self::ClaimInTransaction | Self::AckAfterCommit => {
+                scenario::end_to_end()
+            }
+            Self::CommittedRead
+            | Self::Confirms
+            | Self::ConfirmBarrier
+            | Self::MatchById
+            | Self::UnknownStays
+            | Self::HeldBackKey
+            | Self::StrictWaves
+            | Self::Release => scenario::refusals(),
+        }
+    }
+}

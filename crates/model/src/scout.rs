@@ -1,0 +1,101 @@
+//! The scout's tidying of marks: src/relay/scout.rs and settlement::tidied.
+
+use std::collections::HashMap;
+
+use outboxd::{
+    outbox::claim::Limits,
+    settlement::{self, Settlement},
+};
+
+use crate::{
+    Action, Machine,
+    state::{Lane, Row, Scout, State},
+};
+
+impl Machine {
+    /// It looks only when tidying now would move something; looks that find nothing to do are not steps.
+    pub(crate) fn scout_actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if !self.scenario.scout {
+            return;
+        }
+        match &state.scout {
+            Scout::Idle => {
+                let mut then = state.clone();
+                self.scout_look(&mut then);
+                self.scout_lock(&mut then);
+                self.scout_tidy(&mut then);
+                if then.lanes != state.lanes {
+                    actions.push(Action::ScoutLook);
+                }
+            }
+            Scout::Looked(_) => actions.push(Action::ScoutLock),
+            Scout::Locked(..) => actions.push(Action::ScoutTidy),
+        }
+    }
+
+    /// sql/untidy.sql.
+    pub(crate) fn scout_look(&self, state: &mut State) {
+        let untidy = (0..).zip(&state.lanes).filter_map(|(lane, mark)| {
+            let visible = self
+                .of_lane(&state.rows, lane)
+                .filter(|(_, m)| self.shows(m));
+            let last = visible.map(|(row, _)| row + 1).max();
+            let last = last.filter(|last| *last > mark.low_water);
+            (last.is_some() || mark.candidate.is_some()).then_some((lane, last))
+        });
+        state.scout = Scout::Looked(untidy.collect());
+    }
+
+    pub(crate) fn scout_lock(&self, state: &mut State) {
+        let Scout::Looked(untidy) = &state.scout else {
+            return;
+        };
+        let untidy = untidy.clone();
+        let lanes: Vec<Lane> = untidy
+            .iter()
+            .map(|(lane, _)| *lane)
+            .filter(|lane| !state.is_locked(*lane))
+            .collect();
+        state.scout = if lanes.is_empty() {
+            Scout::Idle
+        } else {
+            Scout::Locked(self.held(state, lanes, None), untidy)
+        };
+    }
+
+    /// Its read, its settle and its commit: nothing that happens between them could tell them apart.
+    pub(crate) fn scout_tidy(&self, state: &mut State) {
+        let Scout::Locked(held, untidy) = std::mem::replace(&mut state.scout, Scout::Idle) else {
+            return;
+        };
+        let due: Vec<Row> = held
+            .lanes
+            .iter()
+            .flat_map(|lane| self.due(&state.rows, *lane))
+            .collect();
+        let limits = Limits {
+            per_lane: 1,
+            batch_size: usize::MAX,
+            ..self.limits(1)
+        };
+        let marks = held.lanes.iter().zip(&held.marks);
+        let read = self.read(
+            &state.rows,
+            &due,
+            marks.map(|(lane, mark)| (*lane, mark.low_water)),
+            limits.per_lane,
+            limits.batch_size,
+        );
+        let candidates = read.iter().map(|c| self.candidate(c)).collect();
+        let claim = self.claim_of(&held, candidates, limits);
+        let last: HashMap<_, _> = untidy
+            .iter()
+            .map(|(lane, last)| ((*lane).into(), last.map(i64::from)))
+            .collect();
+        let written = Settlement {
+            marks: settlement::tidied(&claim, &last),
+            ..Settlement::default()
+        };
+        self.write(state, &written, held.own_tx);
+    }
+}

@@ -1,0 +1,344 @@
+//! What the database, the broker and the processes hold between two steps.
+
+use outboxd::outbox::low_water;
+
+pub type Key = u8;
+pub type Lane = u8;
+/// Index of a row; its position (`outbox.message.id`) is one more.
+pub type Row = u8;
+/// A transaction id. Only their order matters, so they are renumbered after every step.
+pub type Tx = u8;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct State {
+    /// Keys of the messages that no transaction has begun to write yet.
+    pub unborn: Vec<Key>,
+    /// Transactions that have their id and no position yet.
+    pub begun: Vec<Begun>,
+    /// `outbox.message`, with what `outbox.waiting`, `outbox.dead`, the queue and the inbox hold of each.
+    pub rows: Vec<Message>,
+    /// `outbox.lane`.
+    pub lanes: Vec<Mark>,
+    pub next_tx: Tx,
+    pub relays: Vec<Relay>,
+    /// Publishes still on their way to the broker, of each connection that is gone.
+    pub wire: Vec<Vec<Row>>,
+    pub scout: Scout,
+    pub consumers: Vec<Consumer>,
+    /// Faults that may still happen.
+    pub left: Faults,
+    /// Lanes locked by nobody alive; only without `LockDiesWithConnection`.
+    pub orphaned: Vec<Lane>,
+    /// A first delivery came before one of its key that stood before it.
+    pub overtaken: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Begun {
+    pub tx: Tx,
+    pub key: Key,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Message {
+    pub key: Key,
+    pub phase: Phase,
+    /// `sent_at` is set.
+    pub sent: bool,
+    pub dead: bool,
+    pub waiting: Option<Waiting>,
+    /// Those of its key that stood before it when a claim first read it, a bit each, and are not delivered yet. Two
+    /// transactions that write one key at once have no order between them; what a claim could see has.
+    pub ahead: Option<u8>,
+    /// How many times the broker took it.
+    pub copies: u8,
+    /// Of those, in the queue and not with a consumer.
+    pub ready: u8,
+    /// Its key is in `inbox.message`, committed.
+    pub in_inbox: bool,
+    /// How many times the business write was committed.
+    pub effects: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    /// Only without `TxBeforeId`: has a position and no transaction id.
+    Drawn,
+    Open(Tx),
+    Committed,
+    RolledBack,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Waiting {
+    pub due: Due,
+    pub attempts: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Due {
+    Now,
+    Later,
+    /// `due_at` is NULL.
+    Behind,
+}
+
+/// A lane's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Mark {
+    pub low_water: u8,
+    pub candidate: Option<(u8, Option<Tx>)>,
+}
+
+impl Mark {
+    pub fn real(self) -> low_water::Mark {
+        low_water::Mark {
+            low_water: self.low_water.into(),
+            candidate: self.candidate.map(|(position, tx)| low_water::Candidate {
+                position: position.into(),
+                tx: tx.map(i64::from),
+            }),
+        }
+    }
+
+    pub fn of(real: low_water::Mark) -> Self {
+        Self {
+            low_water: small(real.low_water),
+            candidate: real.candidate.map(|c| (small(c.position), c.tx.map(small))),
+        }
+    }
+}
+
+pub fn small(n: i64) -> u8 {
+    u8::try_from(n).expect("positions and transaction ids of a model are small")
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Relay {
+    Idle,
+    /// Only without `ReadAfterLock`: what the messages looked like before the lock.
+    Looked(Vec<Message>),
+    /// The claim's transaction holds its lanes and has read nothing yet.
+    Locked(Held),
+    /// The claim was read; its waves go out.
+    Working(Work),
+}
+
+/// What a claim's transaction holds.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Held {
+    pub lanes: Vec<Lane>,
+    pub marks: Vec<Mark>,
+    pub own_tx: Tx,
+    pub xmin: Tx,
+    pub before: Option<Vec<Message>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Work {
+    pub held: Held,
+    pub hold: Hold,
+    pub read: Vec<Candidate>,
+    /// Candidates in flight, as they were published on the channel.
+    pub wave: Vec<u8>,
+    /// The broker's answers to the first of them.
+    pub answered: Vec<Reply>,
+    /// No further wave.
+    pub over: bool,
+}
+
+/// What has become of the claim's transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hold {
+    Open,
+    /// The server ended it, the relay stood still and does not know.
+    Fenced,
+    /// Only without `OneTransaction`: committed after the read, and another one settles.
+    Released,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Candidate {
+    pub row: Row,
+    pub key: Key,
+    pub filed: bool,
+    pub attempts: u8,
+    /// `after_id`: the nearest earlier message of its key that waits.
+    pub after: Option<Row>,
+    pub decided: Option<Decided>,
+}
+
+/// `outcome::Outcome`, without its texts and delays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Decided {
+    Sent,
+    Retry { attempts: u8 },
+    Dead { attempts: u8 },
+    Behind,
+    Untouched,
+}
+
+/// What the broker does with one publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reply {
+    /// In the queue, and acked.
+    Ack,
+    /// In no queue: a return, then an ack.
+    Return,
+    /// In no queue.
+    Nack,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Scout {
+    Idle,
+    /// Last visible position above the mark, of each lane that is untidy.
+    Looked(Vec<(Lane, Option<u8>)>),
+    Locked(Held, Vec<(Lane, Option<u8>)>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Consumer {
+    Idle,
+    Got {
+        row: Row,
+        acked: bool,
+    },
+    /// The transaction is open: claimed, the business write done.
+    Claimed {
+        row: Row,
+        acked: bool,
+    },
+    Committed {
+        row: Row,
+        acked: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Faults {
+    /// Of a relay: killed, or standing still until the server ends its transaction.
+    pub crashes: u8,
+    /// Of a connection to the broker, with a wave in flight.
+    pub losses: u8,
+    /// Publishes that the broker does not take.
+    pub refusals: u8,
+    /// Transactions of producers that are rolled back.
+    pub rollbacks: u8,
+    /// Of a consumer: killed, or its connection lost while the handler goes on.
+    pub consumers: u8,
+}
+
+impl Faults {
+    /// Those after which a batch may be published again.
+    pub fn repeating(self) -> u8 {
+        self.crashes + self.losses
+    }
+}
+
+impl State {
+    /// Ids of the transactions that run.
+    fn running(&self) -> impl Iterator<Item = Tx> + '_ {
+        let begun = self.begun.iter().map(|b| b.tx);
+        let open = self.rows.iter().filter_map(|m| match m.phase {
+            Phase::Open(tx) => Some(tx),
+            Phase::Drawn | Phase::Committed | Phase::RolledBack => None,
+        });
+        let claims = self.claims().map(|held| held.own_tx);
+        begun.chain(open).chain(claims)
+    }
+
+    /// `pg_snapshot_xmin(pg_current_snapshot())`.
+    pub fn xmin(&self) -> Tx {
+        self.running().min().unwrap_or(self.next_tx)
+    }
+
+    /// As it would be if `own` did not run.
+    pub fn xmin_without(&self, own: Tx) -> Tx {
+        let others = self.running().filter(|tx| *tx != own);
+        others.min().unwrap_or(self.next_tx)
+    }
+
+    pub fn assign_tx(&mut self) -> Tx {
+        self.next_tx += 1;
+        self.next_tx - 1
+    }
+
+    /// Claims whose transaction is open.
+    fn claims(&self) -> impl Iterator<Item = &Held> {
+        let scout = match &self.scout {
+            Scout::Locked(held, _) => Some(held),
+            Scout::Idle | Scout::Looked(_) => None,
+        };
+        let relays = self.relays.iter().filter_map(|relay| match relay {
+            Relay::Locked(held) => Some(held),
+            Relay::Working(work) if work.hold == Hold::Open => Some(&work.held),
+            Relay::Idle | Relay::Looked(_) | Relay::Working(_) => None,
+        });
+        relays.chain(scout)
+    }
+
+    pub fn is_locked(&self, lane: Lane) -> bool {
+        self.orphaned.contains(&lane) || self.claims().any(|held| held.lanes.contains(&lane))
+    }
+
+    /// Two states that differ only in the names of relays and consumers, or in how far apart transaction ids are, are
+    /// one.
+    pub fn canonical(mut self) -> Self {
+        self.forget_what_was_ahead();
+        self.wire.retain(|connection| !connection.is_empty());
+        self.wire.sort_unstable();
+        self.relays.sort_unstable();
+        self.consumers.sort_unstable();
+        let mut used: Vec<Tx> = Vec::with_capacity(8);
+        self.each_tx(|tx| used.push(*tx));
+        used.sort_unstable();
+        used.dedup();
+        self.each_tx(|tx| {
+            let rank = used.partition_point(|other| other < tx);
+            *tx = small(rank as i64) + 1;
+        });
+        self
+    }
+
+    fn forget_what_was_ahead(&mut self) {
+        let waited_for = (0..).zip(&self.rows);
+        let waited_for = waited_for.filter(|(_, m)| m.copies == 0 && !m.dead);
+        let waited_for = waited_for.fold(0, |bits, (row, _): (Row, _)| bits | 1 << row);
+        for message in &mut self.rows {
+            let wanted = if message.copies == 0 { waited_for } else { 0 };
+            message.ahead = message.ahead.map(|bits| bits & wanted);
+        }
+    }
+
+    fn each_tx(&mut self, mut f: impl FnMut(&mut Tx)) {
+        fn of_mark(mark: &mut Mark, f: &mut impl FnMut(&mut Tx)) {
+            if let Some((_, Some(tx))) = &mut mark.candidate {
+                f(tx);
+            }
+        }
+        fn of_held(held: &mut Held, f: &mut impl FnMut(&mut Tx)) {
+            f(&mut held.own_tx);
+            f(&mut held.xmin);
+            held.marks.iter_mut().for_each(|mark| of_mark(mark, f));
+        }
+        f(&mut self.next_tx);
+        self.begun.iter_mut().for_each(|b| f(&mut b.tx));
+        for message in &mut self.rows {
+            if let Phase::Open(tx) = &mut message.phase {
+                f(tx);
+            }
+        }
+        self.lanes.iter_mut().for_each(|mark| of_mark(mark, &mut f));
+        for relay in &mut self.relays {
+            match relay {
+                Relay::Locked(held) => of_held(held, &mut f),
+                Relay::Working(work) => of_held(&mut work.held, &mut f),
+                Relay::Idle | Relay::Looked(_) => {}
+            }
+        }
+        if let Scout::Locked(held, _) = &mut self.scout {
+            of_held(held, &mut f);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What the model must show, at sizes that a debug build checks in seconds. Larger: `cargo xtask model --large`.
+
+use model::{Checked, Invariant, Machine, Safeguard, Scenario, Sighting, check, scenario};
+
+fn holds(scenario: Scenario, seen: &[Sighting]) {
+    let name = scenario.name;
+    let Checked {
+        states,
+        violation,
+        seen: all,
+        ..
+    } = check(&Machine::whole(scenario));
+    println!("{name}: {states} states");
+    assert!(violation.is_none(), "{name}: {violation:#?}");
+    for sighting in seen {
+        let what = sighting.name();
+        assert!(all.contains(sighting), "{name} never shows {what}");
+    }
+}
+
+#[test]
+fn late_commits_break_nothing() {
+    let seen = [Sighting::MarkMoved, Sighting::LateCommit];
+    holds(scenario::late_commits(), &seen);
+}
+
+#[test]
+fn two_relays_break_nothing() {
+    let seen = [
+        Sighting::TwoRelaysWork,
+        Sighting::FencedRelay,
+        Sighting::LatePublish,
+        Sighting::Duplicate,
+    ];
+    holds(scenario::two_relays(), &seen);
+}
+
+#[test]
+fn refusals_and_a_lost_broker_break_nothing() {
+    let seen = [
+        Sighting::Retry,
+        Sighting::Behind,
+        Sighting::Dead,
+        Sighting::LatePublish,
+    ];
+    holds(scenario::refusals(), &seen);
+}
+
+#[test]
+fn late_commits_behind_a_refused_message_break_nothing() {
+    let seen = [Sighting::Retry, Sighting::Behind, Sighting::LateCommit];
+    holds(scenario::one_key(), &seen);
+}
+
+#[test]
+fn redelivery_to_two_consumers_breaks_nothing() {
+    let seen = [Sighting::Redelivered, Sighting::DeliveredTwiceAtOnce];
+    holds(scenario::end_to_end(), &seen);
+}
+
+/// Each safeguard, and what is broken without it.
+macro_rules! without {
+    ($($test:ident: $safeguard:ident breaks $invariant:ident;)*) => {
+        $(#[test]
+        fn $test() {
+            let found = check(&Machine::without(Safeguard::$safeguard)).violation;
+            let found = found.expect("without it, something is broken");
+            assert_eq!(found.invariant, Invariant::$invariant, "{found:#?}");
+        })*
+
+        #[test]
+        fn every_safeguard_is_tried() {
+            let tried = [$((Safeguard::$safeguard, Invariant::$invariant)),*];
+            let guards = Safeguard::ALL.map(|safeguard| (safeguard, safeguard.guards()));
+            assert_eq!(tried, guards);
+        }
+    };
+}
+
+without! {
+    a_mark_that_ignores_open_transactions_loses: LowWaterXmin breaks NoLoss;
+    a_mark_that_takes_its_own_claims_transaction_loses: LaterTx breaks NoLoss;
+    a_mark_that_asks_after_its_read_loses: XminBeforeRead breaks NoLoss;
+    a_position_drawn_before_the_transaction_id_is_lost: TxBeforeId breaks NoLoss;
+    without_the_lane_lock_everything_is_published_twice: LaneLock breaks FewDuplicates;
+    a_lock_that_outlives_its_relay_stops_a_lane: LockDiesWithConnection breaks Progress;
+    a_claim_that_is_committed_before_the_settle_is_no_claim: OneTransaction breaks FewDuplicates;
+    a_read_in_the_locks_snapshot_publishes_what_was_sent: ReadAfterLock breaks FewDuplicates;
+    a_read_of_open_transactions_publishes_ghosts: CommittedRead breaks NoGhost;
+    without_confirms_a_message_is_marked_that_never_arrived: Confirms breaks NoLoss;
+    without_the_barrier_a_return_comes_too_late: ConfirmBarrier breaks NoLoss;
+    a_return_matched_by_its_turn_loses: MatchById breaks NoLoss;
+    no_answer_taken_for_an_ack_loses: UnknownStays breaks NoLoss;
+    a_key_that_is_not_held_back_is_overtaken: HeldBackKey breaks KeyOrder;
+    a_key_in_one_wave_is_overtaken: StrictWaves breaks KeyOrder;
+    what_is_never_released_waits_for_ever: Release breaks Progress;
+    without_the_inbox_a_redelivery_is_applied_again: Inbox breaks EffectOnce;
+    a_check_without_the_unique_key_is_a_race: UniqueKey breaks EffectOnce;
+    an_inbox_row_committed_before_the_effect_swallows_it: ClaimInTransaction breaks EffectOnce;
+    an_ack_before_the_commit_swallows_the_effect: AckAfterCommit breaks EffectOnce;
+}

@@ -1,0 +1,82 @@
+//! `cargo xtask model`: the protocol's model, checked in every state. See docs/model.md.
+
+use std::io::Write;
+
+use ::model::{Checked, Machine, Safeguard, Scenario, check, scenario};
+
+use crate::Result;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Also the larger scenarios: minutes, and some gigabytes
+    #[arg(long)]
+    large: bool,
+    /// The steps of each counterexample
+    #[arg(long)]
+    steps: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let mut wrong = Vec::new();
+    println!("With all safeguards, no invariant may be broken:");
+    let mut scenarios = scenario::small();
+    if args.large {
+        scenarios.extend(scenario::large());
+    }
+    for scenario in scenarios {
+        wrong.extend(whole(scenario)?);
+    }
+    println!("\nWithout one of them, its invariant must be:");
+    for safeguard in Safeguard::ALL {
+        wrong.extend(removed(safeguard, args.steps)?);
+    }
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(wrong.join("\n").into())
+    }
+}
+
+fn whole(scenario: Scenario) -> Result<Option<String>> {
+    let name = scenario.name;
+    print!("  {name:<24}");
+    std::io::stdout().flush()?;
+    let Checked {
+        states,
+        depth,
+        time,
+        violation,
+        ..
+    } = check(&Machine::whole(scenario));
+    let seconds = time.as_secs_f64();
+    let Some(violation) = violation else {
+        println!("{states:>9} states, {depth:>2} steps deep, {seconds:>6.1} s: all hold");
+        return Ok(None);
+    };
+    let broken = violation.invariant.name();
+    println!("{states:>9} states: {broken} is BROKEN");
+    println!("{:#?}\n{:#?}", violation.steps, violation.end);
+    Ok(Some(format!("{name}: {broken} is broken")))
+}
+
+fn removed(safeguard: Safeguard, with_steps: bool) -> Result<Option<String>> {
+    let name = format!("{safeguard:?}");
+    let expected = safeguard.guards();
+    let machine = Machine::without(safeguard);
+    let shown_in = machine.scenario.name;
+    let found = check(&machine).violation;
+    let Some(violation) = found else {
+        println!("  {name:<24}nothing is broken in \"{shown_in}\"");
+        return Ok(Some(format!("{name}: nothing is broken without it")));
+    };
+    let broken = violation.invariant.name();
+    let steps = violation.steps.len();
+    println!("  {name:<24}{broken:<12} after {steps:>2} steps of \"{shown_in}\"");
+    if with_steps {
+        for step in &violation.steps {
+            println!("      {step:?}");
+        }
+    }
+    let other = violation.invariant != expected;
+    Ok(other.then(|| format!("{name}: {broken} is broken, not {}", expected.name())))
+}

@@ -16,10 +16,16 @@ mod probe;
 mod report;
 mod row;
 mod rows;
+mod soak;
 mod timeline;
 mod traffic;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use clap::Parser;
 
@@ -62,6 +68,15 @@ struct Args {
     /// Also the rows that take minutes
     #[arg(long)]
     long: bool,
+    /// Instead of the matrix: random faults for so many minutes
+    #[arg(long, value_name = "MINUTES")]
+    minutes: Option<f64>,
+    /// Of the random faults; without it one is drawn, and printed
+    #[arg(long, requires = "minutes")]
+    seed: Option<u64>,
+    /// Messages a second, while there are random faults
+    #[arg(long, default_value_t = 2000, requires = "minutes")]
+    rate: u32,
     /// Where report.json and timeline.svg are written
     #[arg(long, default_value = "target/chaos")]
     out: PathBuf,
@@ -104,6 +119,9 @@ fn run(args: Args) -> Result<bool> {
         timeline: Arc::new(Timeline::new()),
     };
     let runtime = runtime()?;
+    if let Some(minutes) = args.minutes {
+        return soak(&runtime, &setup, minutes, &args);
+    }
     let mut lines = Vec::new();
     report::header();
     for row in rows::all() {
@@ -113,21 +131,61 @@ fn run(args: Args) -> Result<bool> {
         }
         let line = if row.long && !args.long && !asked_for {
             let why = "takes minutes: run it with --long, or by its number";
-            Line::new(row, 0.0, Ok(row::Outcome::skipped(why)))
+            Line::new(row.number, row.fault, 0.0, Ok(row::Outcome::skipped(why)))
         } else {
             runtime.block_on(one(row, &setup))
         };
         report::line(&line);
         lines.push(line);
         // After each row: a run that is cut off has left what it saw.
-        report::json(&args.out.join("report.json"), &lines, &setup.timeline)?;
-        plot::write(&args.out.join("timeline.svg"), &setup.timeline)?;
+        written(&args, &lines, &setup)?;
     }
     println!(
         "\nwritten: {0}/report.json, {0}/timeline.svg",
         args.out.display()
     );
     Ok(report::summary(&lines))
+}
+
+fn written(args: &Args, lines: &[Line], setup: &Setup) -> Result<()> {
+    report::json(&args.out.join("report.json"), lines, &setup.timeline)?;
+    plot::write(&args.out.join("timeline.svg"), &setup.timeline)
+}
+
+fn soak(
+    runtime: &tokio::runtime::Runtime,
+    setup: &Setup,
+    minutes: f64,
+    args: &Args,
+) -> Result<bool> {
+    let plan = soak::Plan {
+        seed: args.seed.unwrap_or_else(rand::random),
+        duration: Duration::from_secs_f64(minutes * 60.0),
+        rate: args.rate,
+    };
+    println!(
+        "soak: seed {}, {minutes} minutes, {} messages a second",
+        plan.seed, plan.rate
+    );
+    setup.timeline.begin(0, "random faults");
+    let began = Instant::now();
+    let work = std::panic::AssertUnwindSafe(soak::run(setup, plan, &args.out));
+    let ended = runtime.block_on(futures_util::FutureExt::catch_unwind(work));
+    let ended = ended.unwrap_or_else(|panic| Err(said(&*panic).into()));
+    setup.timeline.end();
+    let line = Line::new(0, "random faults", began.elapsed().as_secs_f64(), ended);
+    report::header();
+    report::line(&line);
+    let lines = [line];
+    written(args, &lines, setup)?;
+    if !report::summary(&lines) {
+        println!(
+            "again: cargo xtask chaos --minutes {minutes} --seed {}",
+            plan.seed
+        );
+        return Ok(false);
+    }
+    Ok(true)
 }
 
 /// A panic of a row (a wait that ran out) is its failure, and nobody else's.
@@ -138,7 +196,7 @@ async fn one(row: &'static Row, setup: &Setup) -> Line {
     let ended = futures_util::FutureExt::catch_unwind(work).await;
     let ended = ended.unwrap_or_else(|panic| Err(said(&*panic).into()));
     setup.timeline.end();
-    Line::new(row, began.elapsed().as_secs_f64(), ended)
+    Line::new(row.number, row.fault, began.elapsed().as_secs_f64(), ended)
 }
 
 fn said(panic: &(dyn std::any::Any + Send)) -> String {

@@ -66,7 +66,7 @@ pub enum Verdict {
 }
 
 impl Line {
-    pub fn new(row: &Row, seconds: f64, ended: Result<Outcome>) -> Self {
+    pub fn new(row: u32, fault: &'static str, seconds: f64, ended: Result<Outcome>) -> Self {
         let (result, outcome) = match ended {
             Ok(Outcome {
                 skipped: Some(why), ..
@@ -87,8 +87,8 @@ impl Line {
             }
         };
         Self {
-            row: row.number,
-            fault: row.fault,
+            row,
+            fault,
             result,
             seconds,
             committed: outcome.report.committed,

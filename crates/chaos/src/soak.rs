@@ -1,0 +1,271 @@
+//! Random faults at a steady rate, for as long as asked. The seed decides everything but the machine's timing.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use test_support::{Daemon, Mode, Proxy};
+use tokio::time::sleep;
+
+use crate::{
+    arena::{Arena, Setup, since},
+    flow::Flow,
+    probe,
+    row::{Outcome, Result, expect},
+    traffic::Rate,
+};
+
+/// Messages a second, over all producers.
+const PRODUCERS: usize = 4;
+const EVENTS: usize = 10;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    pub seed: u64,
+    pub duration: Duration,
+    /// Messages a second.
+    pub rate: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    RelayKilled,
+    RelayTerminated,
+    RelayStalled,
+    BrokerRestarted,
+    BrokerKilled,
+    BrokerFrozen,
+    ConnectionsClosed,
+    MemoryAlarm,
+    PostgresRestarted,
+    PostgresKilled,
+    BackendsTerminated,
+    TablesLocked,
+    Network(Mode),
+}
+
+/// Three in five are small, as in life.
+fn draw(random: &mut impl Rng) -> Fault {
+    let ms = random.random_range(200..1500);
+    match random.random_range(0..18) {
+        0 | 1 => Fault::RelayKilled,
+        2 => Fault::RelayTerminated,
+        3 => Fault::RelayStalled,
+        4 => Fault::BrokerRestarted,
+        5 => Fault::BrokerKilled,
+        6 => Fault::BrokerFrozen,
+        7 | 8 => Fault::ConnectionsClosed,
+        9 => Fault::MemoryAlarm,
+        10 => Fault::PostgresRestarted,
+        11 => Fault::PostgresKilled,
+        12 | 13 => Fault::BackendsTerminated,
+        14 => Fault::TablesLocked,
+        15 => Fault::Network(Mode::Cut),
+        16 => Fault::Network(Mode::StallAnswers),
+        _ => Fault::Network(Mode::Delay(Duration::from_millis(ms))),
+    }
+}
+
+/// Everything that is broken on purpose.
+struct Stage<'a> {
+    arena: Arena<'a>,
+    /// Between the relays and the broker.
+    network: Proxy,
+    /// Never killed: what it uses is watched.
+    steady: Daemon,
+    other: Daemon,
+}
+
+pub async fn run(setup: &Setup, plan: Plan, out: &Path) -> Result<Outcome> {
+    let mut random = StdRng::seed_from_u64(plan.seed);
+    let mut arena = Arena::start(setup).await?;
+    for name in ["BATCH_SIZE", "WORKERS"] {
+        arena.unset(&format!("OUTBOXD__RELAY__{name}"));
+    }
+    let network = Proxy::start(([127, 0, 0, 1], arena.rabbitmq.port()).into()).await?;
+    let direct = format!(":{}/", arena.rabbitmq.port());
+    let through = format!(":{}/", network.port());
+    let url = arena.broker_url().replace(&direct, &through);
+    arena.set("AMQP_URL", &url);
+    let (steady, other) = (arena.relay()?, arena.relay()?);
+    let per_producer = plan.rate / u32::try_from(PRODUCERS * EVENTS)?;
+    let flow = arena
+        .flow_at(Rate {
+            producers: PRODUCERS,
+            per_second: per_producer.max(1),
+            events: EVENTS,
+            keys: 250,
+        })
+        .await?;
+    flow.steady(1000).await?;
+    let mut stage = Stage {
+        arena,
+        network,
+        steady,
+        other,
+    };
+    let ended = stage.break_things(&flow, plan, &mut random).await;
+    let judged = match ended {
+        Ok(notes) => finish(flow, notes).await,
+        Err(error) => Err(error),
+    };
+    if judged.is_err() {
+        for (name, relay) in [("steady", &stage.steady), ("other", &stage.other)] {
+            std::fs::write(
+                out.join(format!("relay-{name}.log")),
+                relay.lines().join("\n"),
+            )?;
+        }
+    }
+    judged
+}
+
+async fn finish(mut flow: Flow, notes: Vec<String>) -> Result<Outcome> {
+    for note in notes {
+        flow.note(note);
+    }
+    let over = flow.timeline.over();
+    flow.recovers(over, Duration::from_secs(90)).await?;
+    // Bounded row by row in the matrix; here they are counted.
+    flow.finish(usize::MAX).await
+}
+
+impl Stage<'_> {
+    async fn break_things(
+        &mut self,
+        flow: &Flow,
+        plan: Plan,
+        random: &mut StdRng,
+    ) -> Result<Vec<String>> {
+        // What a relay needs at its busiest is known after a minute.
+        let warm = Duration::from_secs(60).min(plan.duration / 4);
+        let began = Instant::now();
+        let mut early = None;
+        let mut faults = 0;
+        while began.elapsed() < plan.duration {
+            sleep(Duration::from_millis(random.random_range(4_000..15_000))).await;
+            let fault = draw(random);
+            println!("{:>7.1}s  {fault:?}", since(began));
+            flow.timeline.fault();
+            self.inject(fault, random).await?;
+            flow.timeline.over();
+            faults += 1;
+            if early.is_none() && began.elapsed() >= warm {
+                early = Some(Usage::of(&self.steady)?);
+            }
+        }
+        let late = Usage::of(&self.steady)?;
+        let early = early.unwrap_or(late);
+        expect(late.is_no_more_than(early), || {
+            format!("the relay uses more and more: {early:?}, then {late:?}")
+        })?;
+        Ok(vec![
+            format!(
+                "seed {}, {faults} faults in {:.0} s",
+                plan.seed,
+                since(began)
+            ),
+            format!(
+                "the relay that was never killed: {early:?} after {warm:?}, {late:?} at the end"
+            ),
+        ])
+    }
+
+    async fn inject(&mut self, fault: Fault, random: &mut StdRng) -> Result<()> {
+        let a_while = Duration::from_millis(random.random_range(1_000..8_000));
+        match fault {
+            Fault::RelayKilled => {
+                self.other.kill().await?;
+                sleep(a_while / 4).await;
+                self.other = self.arena.relay()?;
+            }
+            Fault::RelayTerminated => {
+                self.other.terminate()?;
+                self.other.ended(Duration::from_secs(15)).await?;
+                self.other = self.arena.relay()?;
+            }
+            Fault::RelayStalled => {
+                self.other.signal(Signal::SIGSTOP)?;
+                sleep(a_while).await;
+                self.other.signal(Signal::SIGCONT)?;
+            }
+            Fault::BrokerRestarted => {
+                self.arena.rabbitmq.stop().await?;
+                self.arena.rabbitmq.restart().await?;
+            }
+            Fault::BrokerKilled => {
+                self.arena.rabbitmq.kill().await;
+                self.arena.rabbitmq.restart().await?;
+            }
+            Fault::BrokerFrozen => {
+                self.arena.rabbitmq.pause()?;
+                sleep(a_while).await;
+                self.arena.rabbitmq.resume()?;
+            }
+            Fault::ConnectionsClosed => {
+                let close = ["close_all_connections", "chaos"];
+                self.arena.rabbitmq.ctl(&close).await?;
+            }
+            Fault::MemoryAlarm => {
+                let watermark = "set_vm_memory_high_watermark";
+                self.arena.rabbitmq.ctl(&[watermark, "0.000001"]).await?;
+                sleep(a_while).await;
+                self.arena.rabbitmq.ctl(&[watermark, "0.4"]).await?;
+            }
+            Fault::PostgresRestarted => {
+                self.arena.postgres.stop().await?;
+                self.arena.postgres.restart().await?;
+            }
+            Fault::PostgresKilled => {
+                self.arena.postgres.kill().await;
+                self.arena.postgres.restart().await?;
+            }
+            Fault::BackendsTerminated => {
+                let client = self.arena.client().await?;
+                let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'relay'";
+                client.batch_execute(all).await?;
+            }
+            Fault::TablesLocked => {
+                let mut client = self.arena.client().await?;
+                let lock = client.transaction().await?;
+                let exclusive = "LOCK TABLE outbox.lane IN ACCESS EXCLUSIVE MODE";
+                lock.batch_execute(exclusive).await?;
+                sleep(a_while).await;
+                lock.rollback().await?;
+            }
+            Fault::Network(mode) => {
+                self.network.set(mode);
+                sleep(a_while).await;
+                self.network.set(Mode::Forward);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Usage {
+    resident_kib: u64,
+    threads: u64,
+    files: usize,
+}
+
+impl Usage {
+    fn of(relay: &Daemon) -> Result<Self> {
+        Ok(Self {
+            resident_kib: probe::resident_kib(relay.pid())?,
+            threads: probe::threads(relay.pid())?,
+            files: probe::descriptors(relay.pid())?,
+        })
+    }
+
+    /// Flat, but for what the moment of the reading makes: a reconnect in progress, an allocator's slack.
+    fn is_no_more_than(self, early: Self) -> bool {
+        self.resident_kib <= early.resident_kib + 32 * 1024
+            && self.threads <= early.threads + 4
+            && self.files <= early.files + 8
+    }
+}

@@ -35,13 +35,9 @@ impl Deliveries {
         let (paused, mut pauses) = watch::channel(false);
         let (into, url, queue) = (Arc::clone(&seen), url.to_owned(), queue.to_owned());
         let task = tokio::spawn(async move {
-            while pauses.wait_for(|paused| !paused).await.is_ok() {
-                let mut stop = pauses.clone();
+            while pauses.wait_for(|paused| !*paused).await.is_ok() {
                 // A broker that is away is tried again.
-                tokio::select! {
-                    _ = consume(&url, &queue, &into) => {}
-                    _ = stop.wait_for(|paused| *paused) => {}
-                }
+                let _ = consume(&url, &queue, &into, pauses.clone()).await;
                 sleep(Duration::from_millis(200)).await;
             }
         })
@@ -155,7 +151,12 @@ pub async fn delete(channel: &Channel, queue: &str) -> Result<()> {
 /// A broker that accepts and stays silent is left after so long.
 const ANSWER: Duration = Duration::from_secs(10);
 
-async fn consume(url: &str, queue: &str, into: &watch::Sender<Vec<Delivered>>) -> Result<()> {
+async fn consume(
+    url: &str,
+    queue: &str,
+    into: &watch::Sender<Vec<Delivered>>,
+    mut pauses: watch::Receiver<bool>,
+) -> Result<()> {
     let open = async {
         let connection = Connection::connect(url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
@@ -166,13 +167,21 @@ async fn consume(url: &str, queue: &str, into: &watch::Sender<Vec<Delivered>>) -
             .await?;
         Ok::<_, lapin::Error>((connection, deliveries))
     };
-    let (_connection, mut deliveries) = timeout(ANSWER, open).await??;
-    while let Some(delivery) = deliveries.next().await {
-        let delivery = delivery?;
-        into.send_modify(|seen| seen.push(look_at(&delivery)));
-        delivery.ack(BasicAckOptions::default()).await?;
+    let (connection, mut deliveries) = timeout(ANSWER, open).await??;
+    loop {
+        tokio::select! {
+            _ = async { pauses.wait_for(|paused| *paused).await.is_ok() } => {
+                // What was prefetched goes back to the queue with the connection.
+                connection.close(200, short("paused")).await?;
+                return Ok(());
+            }
+            delivery = deliveries.next() => {
+                let delivery = delivery.ok_or("the connection is gone")??;
+                into.send_modify(|seen| seen.push(look_at(&delivery)));
+                delivery.ack(BasicAckOptions::default()).await?;
+            }
+        }
     }
-    Ok(())
 }
 
 fn look_at(delivery: &Delivery) -> Delivered {

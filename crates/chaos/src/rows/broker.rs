@@ -178,6 +178,7 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
     arena.set("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
     // So that nothing is freed by a time-out that the row does not mean.
     arena.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "20s");
+    arena.set("OUTBOXD__RELAY__SHUTDOWN_GRACE", "30s");
     let (mut flow, relay) = flowing(&arena).await?;
     let memory = probe::resident_kib(relay.pid())?;
     let alarms = [

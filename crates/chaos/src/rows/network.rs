@@ -85,11 +85,13 @@ fn timeouts(relay: &Daemon) -> usize {
 
 async fn confirms_dropped(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "6s");
     let (proxy, mut flow, relay) = flowing(&mut arena).await?;
     let sent = "outbox.message WHERE sent_at IS NOT NULL";
     setup.timeline.fault();
     proxy.set(Mode::StallAnswers);
-    sleep(Duration::from_secs(1)).await;
+    // What was confirmed before is still marked.
+    sleep(Duration::from_secs(3)).await;
     let before = arena.count(sent).await?;
     relay.line("no answer within", SOON).await;
     let after = arena.count(sent).await?;

@@ -142,6 +142,7 @@ pub struct Progress {
     total: usize,
     begun: AtomicUsize,
     first: OnceLock<(Instant, f64)>,
+    any: Notify,
     all: Notify,
 }
 
@@ -150,11 +151,20 @@ impl Progress {
         self.begun.load(Ordering::Relaxed)
     }
 
+    /// Waits for the first message.
+    pub async fn started(&self) {
+        self.any.notified().await;
+    }
+
     fn begin(&self) {
         let own = std::process::id();
         self.first
             .get_or_init(|| (Instant::now(), cpu_seconds(own).unwrap_or(0.0)));
-        if self.begun.fetch_add(1, Ordering::Relaxed) + 1 == self.total {
+        let begun = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        if begun == 1 {
+            self.any.notify_one();
+        }
+        if begun == self.total {
             self.all.notify_one();
         }
     }

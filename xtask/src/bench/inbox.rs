@@ -52,7 +52,10 @@ pub async fn run(args: &Args) -> Result<()> {
         // Of neighbours in time, since the machine may have other work.
         let ratios = with.iter().zip(&without);
         let ratio = median(ratios.map(|(w, o)| w.per_second / o.per_second).collect());
-        let doubled = with.iter().zip(&without).map(|(w, o)| (w.doubled, o.doubled));
+        let doubled = with
+            .iter()
+            .zip(&without)
+            .map(|(w, o)| (w.doubled, o.doubled));
         let doubled = doubled.max().unwrap_or_default();
         let result = if kind == Kind::InboxWithResult {
             ", each with a stored result"
@@ -72,7 +75,7 @@ pub async fn run(args: &Args) -> Result<()> {
         }));
     }
     let growth = if args.keys > 0 {
-        growth::run(&site, args.keys, args.messages, args.runs).await?
+        growth::run(&stage, &site, args.keys, args.messages, args.runs).await?
     } else {
         serde_json::Value::Null
     };

@@ -282,6 +282,8 @@ CREATE FUNCTION inbox.prune(consumer text, older_than interval, max_rows integer
 #variable_conflict use_column
 DECLARE
     deleted integer;
+    -- A constant to the index: a volatile function in its place would be compared with every row of the consumer.
+    horizon CONSTANT timestamptz := clock_timestamp() - prune.older_than;
 BEGIN
     IF older_than < interval '0' OR max_rows < 1 THEN
         RAISE EXCEPTION 'inbox.prune: older_than must not be negative, max_rows must be positive';
@@ -289,7 +291,7 @@ BEGIN
     -- What is in doubt is never forgotten.
     WITH old AS (
         SELECT m.consumer, m.idempotency_key FROM inbox.message m
-        WHERE m.consumer = prune.consumer AND m.claimed_at < clock_timestamp() - prune.older_than
+        WHERE m.consumer = prune.consumer AND m.claimed_at < horizon
           AND m.state <> 'begun'
         ORDER BY m.claimed_at
         LIMIT prune.max_rows
@@ -301,7 +303,7 @@ BEGIN
     DELETE FROM inbox.attempt a
     WHERE a.ctid = ANY (ARRAY(
         SELECT b.ctid FROM inbox.attempt b
-        WHERE b.consumer = prune.consumer AND b.last_at < clock_timestamp() - prune.older_than
+        WHERE b.consumer = prune.consumer AND b.last_at < horizon
         LIMIT prune.max_rows));
     RETURN deleted;
 END

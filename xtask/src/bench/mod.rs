@@ -1,5 +1,8 @@
 //! `cargo xtask bench`: each number beside the raw ceiling of the same servers in the same run.
 
+mod consumers;
+mod growth;
+mod inbox;
 mod latency;
 mod memory;
 mod raw;
@@ -18,6 +21,8 @@ pub enum Command {
     Latency(latency::Args),
     /// Peak memory of the relay for a small and a large backlog
     Memory(memory::Args),
+    /// A consumer with the inbox beside the same one without it; what a history of keys weighs, and what pruning costs
+    Inbox(inbox::Args),
 }
 
 pub fn run(bench: &Command) -> Result<()> {
@@ -46,6 +51,7 @@ pub fn run(bench: &Command) -> Result<()> {
             Command::Relay(args) => relay::run(args).await,
             Command::Latency(args) => latency::run(args).await,
             Command::Memory(args) => memory::run(args).await,
+            Command::Inbox(args) => inbox::run(args).await,
         }
     })
 }

@@ -158,6 +158,27 @@ impl Stage {
         }
     }
 
+    /// User and system time of PostgreSQL so far, in seconds; of the processes that ended as well.
+    pub fn server_cpu_seconds(&self) -> Result<f64> {
+        let file = self.postgres.folder().join("data/postmaster.pid");
+        let text = std::fs::read_to_string(file)?;
+        let postmaster: u32 = text.lines().next().unwrap_or_default().parse()?;
+        let mut seconds = 0.0;
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+                continue;
+            };
+            // One that has ended since is counted with its parent the next time.
+            let Ok(stat) = Stat::of(pid) else { continue };
+            if pid == postmaster {
+                seconds += stat.seconds([11, 12]) + stat.seconds([13, 14]);
+            } else if stat.field(1) == f64::from(postmaster) {
+                seconds += stat.seconds([11, 12]);
+            }
+        }
+        Ok(seconds)
+    }
+
     /// Seconds since the epoch, by the database's clock.
     pub async fn now(&self) -> Result<f64> {
         let sql = "SELECT extract(epoch FROM clock_timestamp())::double precision";
@@ -199,18 +220,29 @@ pub async fn mean(port: u16, histogram: &str) -> Result<f64> {
 
 /// User and system time of a process so far, in seconds.
 pub fn cpu_seconds(pid: u32) -> Result<f64> {
-    /// Clock ticks a second on every Linux that matters.
-    const TICKS: f64 = 100.0;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit(") ").next().unwrap_or_default();
-    let field = |n: usize| {
-        after_name
-            .split(' ')
-            .nth(n)
-            .and_then(|text| text.parse::<f64>().ok())
-            .unwrap_or(0.0)
-    };
-    Ok((field(11) + field(12)) / TICKS)
+    Ok(Stat::of(pid)?.seconds([11, 12]))
+}
+
+/// What follows the name in /proc/PID/stat.
+struct Stat(Vec<f64>);
+
+impl Stat {
+    fn of(pid: u32) -> Result<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let after_name = stat.rsplit(") ").next().unwrap_or_default();
+        let number = |text: &str| text.parse().unwrap_or(0.0);
+        Ok(Self(after_name.split(' ').map(number).collect()))
+    }
+
+    fn field(&self, n: usize) -> f64 {
+        self.0.get(n).copied().unwrap_or(0.0)
+    }
+
+    fn seconds(&self, fields: [usize; 2]) -> f64 {
+        /// Clock ticks a second on every Linux that matters.
+        const TICKS: f64 = 100.0;
+        fields.map(|n| self.field(n)).iter().sum::<f64>() / TICKS
+    }
 }
 
 /// Most memory that a process has held so far, in bytes.

@@ -187,8 +187,8 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
             ["set_vm_memory_high_watermark", "0.4"],
         ),
         (
-            ["set_disk_free_limit", "100TB"],
-            ["set_disk_free_limit", "50MB"],
+            ["set_disk_free_limit", "100000000000000"],
+            ["set_disk_free_limit", "50000000"],
         ),
     ];
     for (raise, clear) in alarms {

@@ -136,11 +136,10 @@ async fn frozen(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
     let (mut flow, relay) = flowing(&arena).await?;
     setup.timeline.fault();
-    arena.rabbitmq.pause()?;
-    let noticed = unnoticed_marks(&arena, &relay).await;
+    let noticed = nothing_is_marked(&arena, &flow, &relay, || arena.rabbitmq.pause()).await;
     arena.rabbitmq.resume()?;
     let over = setup.timeline.over();
-    flow.note(noticed?);
+    flow.note(format!("noticed after {:.1} s", noticed?.as_secs_f64()));
     flow.recovers(over, Duration::from_secs(30)).await?;
     // Each worker may have had one more batch on its way whenever it tried.
     flow.finish(2 * WINDOW).await
@@ -149,18 +148,30 @@ async fn frozen(setup: &Setup) -> Result<Outcome> {
 /// Two heartbeats of five seconds, and a little for a busy machine.
 const TWO_HEARTBEATS: Duration = Duration::from_secs(13);
 
-/// The broker does not answer: the relay notices, and marks nothing meanwhile.
-pub(super) async fn unnoticed_marks(arena: &Arena<'_>, relay: &Daemon) -> Result<String> {
-    let began = Instant::now();
-    // What was confirmed before may still be marked.
-    sleep(Duration::from_secs(1)).await;
+/// From `silence` on the broker's answers do not arrive: the relay notices, and marks nothing meanwhile. Begins at rest,
+/// for what was confirmed before is rightly marked after.
+pub(super) async fn nothing_is_marked(
+    arena: &Arena<'_>,
+    flow: &Flow,
+    relay: &Daemon,
+    silence: impl FnOnce() -> Result<()>,
+) -> Result<Duration> {
+    flow.traffic.pause(true);
+    let pending = "outbox.message WHERE sent_at IS NULL";
+    arena
+        .until_count("the relay to be at rest", pending, |n| n == 0)
+        .await;
     let sent = "outbox.message WHERE sent_at IS NOT NULL";
     let before = arena.count(sent).await?;
+    silence()?;
+    let began = Instant::now();
+    flow.traffic.pause(false);
     relay.line("RabbitMQ failed", SOON).await;
     let noticed = began.elapsed();
     expect(noticed <= TWO_HEARTBEATS, || {
         format!("noticed after {noticed:?}; two heartbeats are ten seconds")
     })?;
+    // Whoever gave up settles what it has by now.
     sleep(Duration::from_secs(2)).await;
     let after = arena.count(sent).await?;
     expect(before == after, || {
@@ -169,7 +180,7 @@ pub(super) async fn unnoticed_marks(arena: &Arena<'_>, relay: &Daemon) -> Result
             after - before
         )
     })?;
-    Ok(format!("noticed after {:.1} s", noticed.as_secs_f64()))
+    Ok(noticed)
 }
 
 async fn alarms(setup: &Setup) -> Result<Outcome> {

@@ -191,8 +191,9 @@ async fn raced(setup: &Setup) -> Result<Outcome> {
     stage.applied_once(setup).await
 }
 
-/// Nothing is left in the consumers' queue, acknowledged or not.
+/// Nothing is left in the consumers' queue, acknowledged or not. Its statistics are some seconds old.
 async fn until_empty(stage: &Stage<'_>) {
+    stage.flow.traffic.pause(true);
     eventually("the queue to be empty", SOON, async || {
         let listed = stage
             .arena
@@ -206,6 +207,7 @@ async fn until_empty(stage: &Stage<'_>) {
         (line.trim() == "0").then_some(())
     })
     .await;
+    stage.flow.traffic.pause(false);
 }
 
 async fn pruned(setup: &Setup) -> Result<Outcome> {

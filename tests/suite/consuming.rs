@@ -1,5 +1,7 @@
 //! The consumer runner: claim → handler → commit → ack, whatever happens around it.
 
+mod bursts;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{
@@ -19,7 +21,7 @@ use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
 use outbox::{
     consumer::{ConsumerOptions, Failure, Handler, Message, ReplayPolicy, Reply, run},
-    inbox::{Inbox, Operation, OperationError},
+    inbox::{Inbox, MAX_RESULT, Operation, OperationError},
 };
 use test_support::{Mode, Proxy, eventually};
 use tokio::task::JoinHandle;
@@ -86,6 +88,11 @@ impl Handler for Shared {
                 if let Some(proxy) = &self.0.proxy {
                     proxy.set(Mode::Stall);
                 }
+                Ok(Reply::none())
+            }
+            "returns_too_much" => Reply::json(&"x".repeat(MAX_RESULT)),
+            "ignores_an_error" => {
+                let _ = transaction.execute("SELECT 1 / 0", &[]).await;
                 Ok(Reply::none())
             }
             _ => Reply::json(&"paid"),
@@ -217,17 +224,22 @@ async fn until_paid(world: &World, account: &str) {
     .await;
 }
 
-/// Everything was acknowledged. It asks the queue's own state machine: what `list_queues` says of a quorum queue is up to
-/// five seconds old.
+/// Everything was acknowledged.
 async fn until_empty(world: &World) {
+    until_holds(world, QUEUE, 0).await;
+}
+
+/// Messages that are not acknowledged. It asks the queue's own state machine: what `list_queues` says of a quorum queue
+/// is up to five seconds old.
+async fn until_holds(world: &World, queue: &str, messages: usize) {
     let total = format!(
-        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{QUEUE}\">>)), \
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{queue}\">>)), \
          {{ok, N, _}} = ra:consistent_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1), N.",
         world.vhost
     );
-    eventually("an empty queue", SOON, async || {
-        let messages = world.rabbitmq().ctl(&["eval", &total]).await.ok()?;
-        (messages.trim() == "0").then_some(())
+    eventually("a queue of that length", SOON, async || {
+        let total = world.rabbitmq().ctl(&["eval", &total]).await.ok()?;
+        (total.trim() == messages.to_string()).then_some(())
     })
     .await;
 }

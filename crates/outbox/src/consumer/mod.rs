@@ -8,6 +8,7 @@
 //! - A lost connection, on either side, is reconnected; what was not acknowledged comes again, and is a duplicate if
 //!   it was committed.
 
+mod burst;
 mod dead_letter;
 mod message;
 mod options;

@@ -2,16 +2,20 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join;
 use tokio_postgres::{Client, Transaction, error::SqlState};
 
-use super::{ConsumerOptions, Failure, Handler, Message, ReplayPolicy, dead_letter::Reason};
+use super::{
+    ConsumerOptions, Failure, Handler, Message, ReplayPolicy, Reply, dead_letter::Reason,
+    run::Shared,
+};
 use crate::{
-    inbox::{Claimed, Inbox, InboxError, Operation},
+    inbox::{Claimed, Inbox, InboxError, Operation, within_cap},
     metrics,
 };
 
 /// For what the database does around the handler, in all. A claim also waits for a handler that holds the same key.
-const DATABASE: Duration = Duration::from_secs(10);
+pub(super) const DATABASE: Duration = Duration::from_secs(10);
 
 /// What to do with the delivery.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,12 +45,19 @@ pub(super) struct Process<'a, H> {
     pub options: &'a ConsumerOptions,
 }
 
-impl<H: Handler> Process<'_, H> {
+impl<'a, H: Handler> Process<'a, H> {
+    pub fn of(shared: &'a Shared<H>) -> Self {
+        Self {
+            handler: &shared.handler,
+            inbox: &shared.inbox,
+            options: &shared.options,
+        }
+    }
+
     /// `attempts` failed in this process before, as far as it knows.
     pub async fn message(&self, client: &mut Client, message: &Message, attempts: u32) -> Verdict {
-        let consumer = self.inbox.consumer();
-        if message.is_replay() && self.options.replay == ReplayPolicy::Skip {
-            metrics::message(consumer, "replay_skipped");
+        if self.skips(message) {
+            metrics::message(self.inbox.consumer(), "replay_skipped");
             return Verdict::Ack;
         }
         let operation = match self.handler.operation(message) {
@@ -67,18 +78,37 @@ impl<H: Handler> Process<'_, H> {
                 Err(error) => return self.unknown(error),
             }
         }
-        let limit = self.options.handler_timeout * 2 + DATABASE;
+        let limit = self.limit();
         let attempt = self.attempt(client, message, &operation, counted > 0);
         let ended = match tokio::time::timeout(limit, attempt).await {
             Ok(ended) => ended,
-            Err(_) => Err(Attempt::Database(format!("no answer within {limit:?}"))),
+            Err(_) => Err(Attempt::no_answer(limit)),
         };
+        self.conclude(client, message, &operation, ended, counted)
+            .await
+    }
+
+    pub fn skips(&self, message: &Message) -> bool {
+        message.is_replay() && self.options.replay == ReplayPolicy::Skip
+    }
+
+    /// For a claim, a handler and a commit.
+    pub fn limit(&self) -> Duration {
+        self.options.handler_timeout * 2 + DATABASE
+    }
+
+    /// What becomes of the delivery, after the transaction has ended. `counted` attempts failed before.
+    pub async fn conclude(
+        &self,
+        client: &Client,
+        message: &Message,
+        operation: &Operation,
+        ended: Result<Outcome, Attempt>,
+        counted: u32,
+    ) -> Verdict {
         match ended {
             Ok(outcome) => {
-                metrics::message(consumer, outcome);
-                if outcome == "duplicate" && message.redelivered {
-                    metrics::acknowledgement_lost(consumer);
-                }
+                self.count(message, outcome);
                 Verdict::Ack
             }
             Err(Attempt::Failed(error)) => {
@@ -93,6 +123,14 @@ impl<H: Handler> Process<'_, H> {
                 ),
             },
             Err(Attempt::Database(error)) => self.unknown(error),
+        }
+    }
+
+    pub fn count(&self, message: &Message, outcome: Outcome) {
+        let consumer = self.inbox.consumer();
+        metrics::message(consumer, outcome.name());
+        if outcome == Outcome::Duplicate && message.redelivered {
+            metrics::acknowledgement_lost(consumer);
         }
     }
 
@@ -130,7 +168,7 @@ impl<H: Handler> Process<'_, H> {
         })
     }
 
-    fn unknown(&self, error: String) -> Verdict {
+    pub fn unknown(&self, error: String) -> Verdict {
         metrics::retry(self.inbox.consumer(), "database");
         Verdict::Unknown(error)
     }
@@ -141,71 +179,96 @@ impl<H: Handler> Process<'_, H> {
         message: &Message,
         operation: &Operation,
         was_counted: bool,
-    ) -> Result<&'static str, Attempt> {
+    ) -> Result<Outcome, Attempt> {
         let transaction = client.transaction().await?;
-        match self.inbox.claim(&transaction, operation).await? {
-            Claimed::First => {}
-            Claimed::Duplicate(_) => {
-                transaction.rollback().await?;
-                return Ok("duplicate");
-            }
-            Claimed::Stale => {
-                // That it was passed over is remembered.
-                transaction.commit().await?;
-                return Ok("stale");
-            }
-            Claimed::Conflict => {
-                transaction.rollback().await?;
-                return Err(Attempt::Refused {
-                    code: "conflict",
-                    error: format!(
-                        "{} was applied before with another type, content type or body",
-                        operation.key()
-                    ),
-                });
-            }
-            Claimed::InDoubt => {
-                transaction.rollback().await?;
-                return Err(Attempt::Refused {
-                    code: "in_doubt",
-                    error: format!(
-                        "an external effect of {} was begun and never recorded",
-                        operation.key()
-                    ),
-                });
-            }
+        let claimed = self.inbox.claim(&transaction, operation).await?;
+        let applied = self
+            .apply(&transaction, message, operation, claimed)
+            .await?;
+        if was_counted && applied.outcome == Outcome::First {
+            self.inbox.forgive(&transaction, operation.key()).await?;
         }
-        self.handle(transaction, message, operation, was_counted)
-            .await
+        self.end(&transaction, operation, &applied).await?;
+        ended(transaction);
+        Ok(applied.outcome)
+    }
+
+    /// Does what the claim says, and leaves the transaction to be ended.
+    pub async fn apply(
+        &self,
+        transaction: &Transaction<'_>,
+        message: &Message,
+        operation: &Operation,
+        claimed: Claimed,
+    ) -> Result<Applied, Attempt> {
+        match claimed {
+            Claimed::First => self.handle(transaction, message).await,
+            Claimed::Duplicate(_) => Ok(Applied::nothing(Outcome::Duplicate)),
+            Claimed::Stale => Ok(Applied::nothing(Outcome::Stale)),
+            Claimed::Conflict => Err(Attempt::Refused {
+                code: "conflict",
+                error: format!(
+                    "{} was applied before with another type, content type or body",
+                    operation.key()
+                ),
+            }),
+            Claimed::InDoubt => Err(Attempt::Refused {
+                code: "in_doubt",
+                error: format!(
+                    "an external effect of {} was begun and never recorded",
+                    operation.key()
+                ),
+            }),
+        }
+    }
+
+    /// Stores the result and ends the transaction, in one round trip.
+    ///
+    /// PostgreSQL answers COMMIT with success also where a statement failed before and the handler went on, and rolls
+    /// back: the message would be acknowledged, and lost. So a statement that fails then stands before it, and is
+    /// what stops a COMMIT whose result was not stored.
+    pub async fn end(
+        &self,
+        transaction: &Transaction<'_>,
+        operation: &Operation,
+        applied: &Applied,
+    ) -> Result<(), Attempt> {
+        let ending = transaction.batch_execute(match applied.outcome {
+            Outcome::First => "SELECT; COMMIT",
+            // That it was passed over is remembered.
+            Outcome::Stale => "COMMIT",
+            Outcome::Duplicate => "ROLLBACK",
+        });
+        let Some(result) = &applied.result else {
+            return Ok(ending.await?);
+        };
+        // One that is refused before it is sent would let the COMMIT pass.
+        within_cap(result.len())?;
+        let complete = self
+            .inbox
+            .complete_with(transaction, operation, result, "application/json");
+        // Polled in this order, and so sent in this order.
+        let (completed, ended) = join(complete, ending).await;
+        completed?;
+        Ok(ended?)
     }
 
     async fn handle(
         &self,
-        transaction: Transaction<'_>,
+        transaction: &Transaction<'_>,
         message: &Message,
-        operation: &Operation,
-        was_counted: bool,
-    ) -> Result<&'static str, Attempt> {
+    ) -> Result<Applied, Attempt> {
         let began = Instant::now();
-        let handling = self.handler.handle(message, &transaction);
+        let handling = self.handler.handle(message, transaction);
         let handled = tokio::time::timeout(self.options.handler_timeout, handling).await;
         metrics::handled(self.inbox.consumer(), began.elapsed());
         match handled {
             Err(_) => Err(Attempt::Hung),
-            Ok(Ok(reply)) => {
-                if let Some(bytes) = reply.0 {
-                    self.inbox
-                        .complete_with(&transaction, operation, &bytes, "application/json")
-                        .await?;
-                }
-                if was_counted {
-                    self.inbox.forgive(&transaction, operation.key()).await?;
-                }
-                transaction.commit().await?;
-                Ok("first")
-            }
+            Ok(Ok(Reply(result))) => Ok(Applied {
+                outcome: Outcome::First,
+                result,
+            }),
             Ok(Err(failure)) => {
-                transaction.rollback().await?;
                 let error = failure.to_string();
                 Err(match failure {
                     Failure::Retry(_) => Attempt::Failed(error),
@@ -223,12 +286,57 @@ impl<H: Handler> Process<'_, H> {
     }
 }
 
+/// How a message that is to be acknowledged was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    First,
+    Duplicate,
+    Stale,
+}
+
+impl Outcome {
+    fn name(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Duplicate => "duplicate",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// What is to be done at the end of its transaction.
+pub(super) struct Applied {
+    pub outcome: Outcome,
+    /// For duplicates.
+    result: Option<Vec<u8>>,
+}
+
+impl Applied {
+    fn nothing(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            result: None,
+        }
+    }
+}
+
+/// For a transaction that was ended with a statement: its drop would do it once more, and the server log a warning.
+pub(super) fn ended(transaction: Transaction<'_>) {
+    std::mem::forget(transaction);
+}
+
 /// How an attempt did not succeed.
-enum Attempt {
+pub(super) enum Attempt {
     Failed(String),
     Refused { code: &'static str, error: String },
     Hung,
     Database(String),
+}
+
+impl Attempt {
+    pub fn no_answer(limit: Duration) -> Self {
+        Self::Database(format!("no answer within {limit:?}"))
+    }
 }
 
 impl From<InboxError> for Attempt {
@@ -246,6 +354,10 @@ impl From<InboxError> for Attempt {
 impl From<tokio_postgres::Error> for Attempt {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.code() {
+            Some(code) if *code == SqlState::IN_FAILED_SQL_TRANSACTION => Self::Failed(
+                "a statement of the handler failed, and the handler went on: nothing was committed"
+                    .to_owned(),
+            ),
             // The connection is good, and the transaction was rolled back: an attempt like any other.
             Some(code) if *code != SqlState::ADMIN_SHUTDOWN && !error.is_closed() => Self::Failed(
                 error

@@ -14,6 +14,7 @@ use tracing::Instrument;
 
 use super::{
     ConsumerError, Handler, Message,
+    burst::Fresh,
     dead_letter::DeadLetters,
     process::{Process, Verdict},
     run::{ANSWER, Shared},
@@ -33,11 +34,31 @@ struct Parked {
     queue: VecDeque<Held>,
 }
 
+impl Parked {
+    fn new(held: Held) -> Self {
+        Self {
+            due: Instant::now(),
+            attempts: 0,
+            queue: VecDeque::from([held]),
+        }
+    }
+}
+
 pub(super) struct Worker<H> {
     pub shared: Arc<Shared<H>>,
     pub dead_letters: Arc<DeadLetters>,
     pub deliveries: mpsc::Receiver<Held>,
     pub stop: CancellationToken,
+}
+
+impl Held {
+    pub async fn acknowledge(&self) -> Result<(), ConsumerError> {
+        match tokio::time::timeout(ANSWER, self.acker.ack(BasicAckOptions::default())).await {
+            Ok(acknowledged) => acknowledged.map_err(ConsumerError::Broker)?,
+            Err(_) => return Err(ConsumerError::Timeout("acknowledge")),
+        };
+        Ok(())
+    }
 }
 
 impl<H: Handler> Worker<H> {
@@ -47,85 +68,120 @@ impl<H: Handler> Worker<H> {
         let mut client: Option<Client> = None;
         // Bounded by the prefetch.
         let mut parked: HashMap<String, Parked> = HashMap::new();
+        // Delivered before what is still to be received.
+        let mut ahead: Option<Held> = None;
         loop {
             let due = parked.values().map(|p| p.due).min();
-            let (key, mut waiting) = tokio::select! {
+            let held = tokio::select! {
                 biased;
                 // 1. Nothing new is begun once a stop was asked for.
                 () = self.stop.cancelled() => return Ok(()),
                 // 2. A key whose time has come, before what is behind it.
                 () = until(due) => {
                     let key = parked.iter().find(|(_, p)| Some(p.due) == due).map(|(key, _)| key.clone());
-                    let Some(waiting) = key.and_then(|key| parked.remove_entry(&key)) else { continue };
-                    waiting
+                    if let Some((key, waiting)) = key.and_then(|key| parked.remove_entry(&key)) {
+                        self.work_off(&mut client, &mut parked, key, waiting).await?;
+                    }
+                    continue;
                 }
                 // 3. What is new.
-                held = self.deliveries.recv() => {
-                    let Some(held) = held else { return Ok(()) };
-                    let key = key_of(&held.message);
-                    if let Some(waiting) = parked.get_mut(&key) {
-                        waiting.queue.push_back(held);
-                        continue;
-                    }
-                    (key, Parked { due: Instant::now(), attempts: 0, queue: VecDeque::from([held]) })
-                }
+                held = next(&mut ahead, &mut self.deliveries) => held,
             };
-            if let Some(next) = self.work_off(&mut client, &mut waiting).await? {
-                waiting.due = next;
-                parked.insert(key, waiting);
+            let Some(held) = held else { return Ok(()) };
+            let key = key_of(&held.message);
+            if let Some(waiting) = parked.get_mut(&key) {
+                waiting.queue.push_back(held);
+                continue;
+            }
+            let shared = Arc::clone(&self.shared);
+            match Process::of(&shared).fresh(&held.message) {
+                Some(operation) => {
+                    let fresh = Fresh { held, operation };
+                    let may = |held: &Held| !parked.contains_key(&key_of(&held.message));
+                    let rest = self.burst(&mut client, fresh, due, may).await?;
+                    ahead = rest.untried;
+                    if let Some((held, verdict)) = rest.judged {
+                        let (key, mut waiting) = (key_of(&held.message), Parked::new(held));
+                        if let Some(due) = self.settle(&mut client, verdict, &mut waiting).await? {
+                            parked.insert(key, Parked { due, ..waiting });
+                        }
+                    }
+                }
+                None => {
+                    let waiting = Parked::new(held);
+                    self.work_off(&mut client, &mut parked, key, waiting)
+                        .await?;
+                }
             }
         }
     }
 
-    /// Works through a key's messages until one must wait; then says until when.
+    /// Works through a key's messages until one must wait.
     async fn work_off(
         &self,
         client: &mut Option<Client>,
-        waiting: &mut Parked,
-    ) -> Result<Option<Instant>, ConsumerError> {
-        while let Some(Held { message, acker }) = waiting.queue.front() {
+        parked: &mut HashMap<String, Parked>,
+        key: String,
+        mut waiting: Parked,
+    ) -> Result<(), ConsumerError> {
+        while let Some(Held { message, .. }) = waiting.queue.front() {
             if self.stop.is_cancelled() {
-                return Ok(Some(Instant::now()));
+                return Ok(());
             }
             let verdict = self
                 .process(client, message, waiting.attempts)
                 .instrument(trace::span(self.shared.inbox.consumer(), message))
                 .await;
-            match verdict {
-                Verdict::Ack => {}
-                Verdict::Later { attempts } => {
-                    waiting.attempts = attempts;
-                    return Ok(Some(Instant::now() + self.shared.options.backoff(attempts)));
-                }
-                Verdict::DeadLetter(reason) => {
-                    tracing::error!(
-                        consumer = self.shared.inbox.consumer(),
-                        message_id = message.message_id(),
-                        reason = reason.code,
-                        attempts = reason.attempts,
-                        error = %reason.error.escape_debug(),
-                        "given up; it goes to the dead-letter queue"
-                    );
-                    self.dead_letters.publish(message, &reason).await?;
-                }
-                Verdict::Unknown(error) | Verdict::Hung { error, .. } => {
-                    *client = None;
-                    tracing::warn!(
-                        consumer = self.shared.inbox.consumer(),
-                        message_id = message.message_id(),
-                        error = %error.escape_debug(),
-                        "the database was not reached, or did not answer; trying again"
-                    );
-                    return Ok(Some(Instant::now() + self.shared.options.backoff(1)));
-                }
+            if let Some(due) = self.settle(client, verdict, &mut waiting).await? {
+                parked.insert(key, Parked { due, ..waiting });
+                return Ok(());
             }
-            match tokio::time::timeout(ANSWER, acker.ack(BasicAckOptions::default())).await {
-                Ok(acknowledged) => acknowledged.map_err(ConsumerError::Broker)?,
-                Err(_) => return Err(ConsumerError::Timeout("acknowledge")),
-            };
-            waiting.queue.pop_front();
-            waiting.attempts = 0;
         }
+        Ok(())
+    }
+
+    /// Does with the key's first message what was found, and takes it away; or says until when the key must wait.
+    async fn settle(
+        &self,
+        client: &mut Option<Client>,
+        verdict: Verdict,
+        waiting: &mut Parked,
+    ) -> Result<Option<Instant>, ConsumerError> {
+        let Some(held) = waiting.queue.front() else {
+            return Ok(None);
+        };
+        let message = &held.message;
+        match self.counted(client, verdict).await {
+            Verdict::Ack => {}
+            Verdict::Later { attempts } => {
+                waiting.attempts = attempts;
+                return Ok(Some(Instant::now() + self.shared.options.backoff(attempts)));
+            }
+            Verdict::DeadLetter(reason) => {
+                tracing::error!(
+                    consumer = self.shared.inbox.consumer(),
+                    message_id = message.message_id(),
+                    reason = reason.code,
+                    attempts = reason.attempts,
+                    error = %reason.error.escape_debug(),
+                    "given up; it goes to the dead-letter queue"
+                );
+                self.dead_letters.publish(message, &reason).await?;
+            }
+            Verdict::Unknown(error) | Verdict::Hung { error, .. } => {
+                *client = None;
+                tracing::warn!(
+                    consumer = self.shared.inbox.consumer(),
+                    message_id = message.message_id(),
+                    error = %error.escape_debug(),
+                    "the database was not reached, or did not answer; trying again"
+                );
+                return Ok(Some(Instant::now() + self.shared.options.backoff(1)));
+            }
+        }
+        held.acknowledge().await?;
+        waiting.queue.pop_front();
+        waiting.attempts = 0;
         Ok(None)
     }
 
@@ -135,26 +191,33 @@ impl<H: Handler> Worker<H> {
         message: &Message,
         attempts: u32,
     ) -> Verdict {
-        let process = Process {
-            handler: &self.shared.handler,
-            inbox: &self.shared.inbox,
-            options: &self.shared.options,
-        };
-        let verdict = match self.connected(client).await {
-            Ok(connection) => process.message(connection, message, attempts).await,
+        match self.connected(client).await {
+            Ok(connection) => {
+                Process::of(&self.shared)
+                    .message(connection, message, attempts)
+                    .await
+            }
             Err(error) => Verdict::Unknown(error),
-        };
+        }
+    }
+
+    /// Counts the attempt of a handler that did not end, on a connection that is not stuck.
+    async fn counted(&self, client: &mut Option<Client>, verdict: Verdict) -> Verdict {
         let Verdict::Hung { key, error } = verdict else {
             return verdict;
         };
         *client = None;
         match self.connected(client).await {
-            Ok(connection) => process.failed(connection, &key, error, "timed_out").await,
+            Ok(connection) => {
+                Process::of(&self.shared)
+                    .failed(connection, &key, error, "timed_out")
+                    .await
+            }
             Err(error) => Verdict::Unknown(error),
         }
     }
 
-    async fn connected<'c>(
+    pub(super) async fn connected<'c>(
         &self,
         client: &'c mut Option<Client>,
     ) -> Result<&'c mut Client, String> {
@@ -164,6 +227,14 @@ impl<H: Handler> Worker<H> {
             None => self.shared.connect().await?,
         };
         Ok(client.insert(connection))
+    }
+}
+
+/// What a burst has taken and not tried, before what is behind it.
+async fn next(ahead: &mut Option<Held>, deliveries: &mut mpsc::Receiver<Held>) -> Option<Held> {
+    match ahead.take() {
+        Some(held) => Some(held),
+        None => deliveries.recv().await,
     }
 }
 

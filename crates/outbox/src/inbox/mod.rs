@@ -133,7 +133,7 @@ fn encoded(result: &impl Serialize) -> Result<Vec<u8>, InboxError> {
     Ok(bytes)
 }
 
-fn within_cap(bytes: usize) -> Result<(), InboxError> {
+pub(crate) fn within_cap(bytes: usize) -> Result<(), InboxError> {
     if bytes > MAX_RESULT {
         Err(InboxError::ResultTooLarge { bytes })
     } else {

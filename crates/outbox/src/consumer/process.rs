@@ -130,7 +130,7 @@ impl<H: Handler> Process<'_, H> {
         })
     }
 
-    fn unknown(&self, error: String) -> Verdict {
+    pub fn unknown(&self, error: String) -> Verdict {
         metrics::retry(self.inbox.consumer(), "database");
         Verdict::Unknown(error)
     }

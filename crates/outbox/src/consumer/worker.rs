@@ -142,7 +142,7 @@ impl<H: Handler> Worker<H> {
         };
         let verdict = match self.connected(client).await {
             Ok(connection) => process.message(connection, message, attempts).await,
-            Err(error) => Verdict::Unknown(error),
+            Err(error) => process.unknown(error),
         };
         let Verdict::Hung { key, error } = verdict else {
             return verdict;
@@ -150,7 +150,7 @@ impl<H: Handler> Worker<H> {
         *client = None;
         match self.connected(client).await {
             Ok(connection) => process.failed(connection, &key, error, "timed_out").await,
-            Err(error) => Verdict::Unknown(error),
+            Err(error) => process.unknown(error),
         }
     }
 

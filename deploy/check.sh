@@ -43,9 +43,10 @@ needs() {
 }
 
 # ---------------------------------------------------------------- Prometheus
-rules=deploy/prometheus/alerts.yml
+rules='deploy/prometheus/alerts.yml deploy/prometheus/inbox_alerts.yml'
 if needs promtool "alert rules, their tests, and prometheus.yml"; then
-    check "alert rules: syntax and templates (promtool check rules)" promtool check rules "$rules"
+    # shellcheck disable=SC2086
+    check "alert rules: syntax and templates (promtool check rules)" promtool check rules $rules
     for test in deploy/prometheus/*_test.yml; do
         check "alert tests: $test (promtool test rules)" promtool test rules "$test"
     done
@@ -53,15 +54,27 @@ if needs promtool "alert rules, their tests, and prometheus.yml"; then
 fi
 
 # Each alert has its own runbook section, links to it, and is expected to fire in some test; each section
-# has its alert.
+# has its alert. A file of rules that is not in the list above would be checked by nobody.
+# shellcheck disable=SC2086
 alerts_are_documented_and_tested() {
     status=0
+    for file in deploy/prometheus/*.yml; do
+        case $file in
+            *_test.yml | */prometheus.yml) continue ;;
+        esac
+        case " $rules " in
+            *" $file "*) ;;
+            *) echo "$file: not among the rules that are checked"; status=1 ;;
+        esac
+        grep -qx "  - ${file##*/}" deploy/prometheus/prometheus.yml || { echo "$file: not in prometheus.yml"; status=1; }
+        grep -q "$file:/etc/prometheus/${file##*/}:ro" docker-compose.yml || { echo "$file: not mounted in docker-compose.yml"; status=1; }
+    done
     # alertname runbook_url severity, one line an alert
     awk '/- alert:/ {name = $3} /severity:/ {sub(/.*severity: */, ""); sub(/,.*/, ""); severity = $0}
          /summary:/ {summary = 1} /description:/ {description = 1}
          /runbook_url:/ {print name, $2, severity, summary + description; summary = description = 0}' \
-        "$rules" >"$scratch/alerts"
-    [ "$(grep -c -- '- alert:' "$rules")" -eq "$(wc -l <"$scratch/alerts")" ] ||
+        $rules >"$scratch/alerts"
+    [ "$(cat $rules | grep -c -- '- alert:')" -eq "$(wc -l <"$scratch/alerts")" ] ||
         { echo "an alert has no runbook_url"; status=1; }
     while read -r name url severity texts; do
         anchor=$(echo "$name" | tr '[:upper:]' '[:lower:]')
@@ -75,8 +88,8 @@ alerts_are_documented_and_tested() {
         grep -q "^| \[$name\](#$anchor) |" docs/operations.md || { echo "$name: not in the table of docs/operations.md"; status=1; }
         grep -q "alertname=\"$name\"" deploy/prometheus/*_test.yml || { echo "$name: no test expects it"; status=1; }
     done <"$scratch/alerts"
-    grep -o '^### Outbox[A-Za-z]*' docs/operations.md | while read -r _ name; do
-        grep -q -- "- alert: $name\$" "$rules" || { echo "$name: a runbook without an alert"; exit 1; }
+    grep -oE '^### (Outbox|Inbox)[A-Za-z]*' docs/operations.md | while read -r _ name; do
+        cat $rules | grep -q -- "- alert: $name\$" || { echo "$name: a runbook without an alert"; exit 1; }
     done || status=1
     return $status
 }
@@ -85,11 +98,14 @@ check "every alert has a runbook, texts, a severity and a test" alerts_are_docum
 # -------------------------------------------------------- postgres_exporter
 # The YAML holds a copy of the query, since the exporter can't include a file.
 exporter_query_is_the_sql_file() {
-    grep -v '^--' deploy/postgres_exporter/outbox_status.sql >"$scratch/sql"
-    sed -n '/^  query: |$/,/^  metrics:$/s/^    //p' deploy/postgres_exporter/queries.yaml >"$scratch/yaml"
+    grep -v '^--' "deploy/postgres_exporter/$1" >"$scratch/sql"
+    sed -n '/^  query: |$/,/^  metrics:$/s/^    //p' "deploy/postgres_exporter/$2" >"$scratch/yaml"
     [ -s "$scratch/sql" ] && diff "$scratch/sql" "$scratch/yaml"
 }
-check "queries.yaml and outbox_status.sql are one query (diff)" exporter_query_is_the_sql_file
+check "queries.yaml and outbox_status.sql are one query (diff)" \
+    exporter_query_is_the_sql_file outbox_status.sql queries.yaml
+check "inbox_queries.yaml and inbox_status.sql are one query (diff)" \
+    exporter_query_is_the_sql_file inbox_status.sql inbox_queries.yaml
 
 # ---------------------------------------------------------------- container
 if needs hadolint "Dockerfile"; then
@@ -142,6 +158,39 @@ metrics_exist() {
     return $status
 }
 check "every metric in alerts and runbooks is one of the code's" metrics_exist
+
+# The same for the inbox: of the crate, and of the exporter's query.
+inbox_metrics_exist() {
+    status=0
+    for name in $(cat deploy/prometheus/inbox*.yml docs/operations.md | grep -owE 'inbox_[a-z_]+' | sort -u); do
+        case $name in
+            inbox_consumer | inbox_monitor | inbox_status | inbox_queries | inbox_roles | inbox_alerts*) continue ;;
+        esac
+        base=$(echo "$name" | sed -E 's/_(bucket|sum|count)$//')
+        grep -q "\"$base\"" crates/outbox/src/metrics.rs || { echo "$name: no such metric in crates/outbox/src/metrics.rs"; status=1; }
+    done
+    for name in $(cat deploy/prometheus/inbox*.yml docs/operations.md | grep -owE 'pg_inbox_[a-z_]+' | sort -u); do
+        grep -q "^    - ${name#pg_inbox_}:\$" deploy/postgres_exporter/inbox_queries.yaml ||
+            { echo "$name: not in inbox_queries.yaml"; status=1; }
+    done
+    return $status
+}
+check "every metric in the inbox's alerts and runbooks is one of the code's" inbox_metrics_exist
+
+# What the code counts begins at 0, so all of it is in metrics.rs's lists; and operations.md explains those, and no other.
+inbox_labels_agree() {
+    metrics=crates/outbox/src/metrics.rs
+    sed -n '/^pub(crate) const [A-Z]*: Counted/,/^};/p' "$metrics" | grep -oE '"[a-z_]+"' | tr -d '"' | sort -u >"$scratch/labels.code"
+    sed -n '/^### What an inbox counts/,/^## /p' docs/operations.md | grep -oE '^\| `[a-z_]+` ' | tr -d '|` ' | sort -u >"$scratch/labels.docs"
+    [ -s "$scratch/labels.code" ] && diff "$scratch/labels.code" "$scratch/labels.docs" || return 1
+    status=0
+    for name in $(grep -hoE '(dead\(|code: |Ok\(|, )"[a-z_]+"' \
+        crates/outbox/src/consumer/process.rs crates/outbox/src/consumer/worker.rs crates/outbox/src/http/execute.rs | grep -oE '"[a-z_]+"' | tr -d '"' | sort -u); do
+        grep -qx "$name" "$scratch/labels.code" || { echo "$name: counted, and not in $metrics's lists"; status=1; }
+    done
+    return $status
+}
+check "an inbox's outcomes and reasons: begun at 0, explained, and no other" inbox_labels_agree
 
 reasons_agree() {
     sed -n 's/.*=> "\([a-z_]*\)",$/\1/p' src/reason.rs | sort >"$scratch/reasons.code"

@@ -602,10 +602,8 @@ async fn every_metric_of_the_inbox_moves() {
     send(&world, &replayed).await;
     until_empty(&world).await;
     let metrics = metrics.render();
-    let value = |series: &str| -> f64 {
-        let line = metrics.lines().find(|line| line.starts_with(series));
-        let line = line.unwrap_or_else(|| panic!("{series} is missing in\n{metrics}"));
-        line.rsplit(' ').next().unwrap().parse().unwrap()
+    let value = |series: &str| {
+        reading(&metrics, series).unwrap_or_else(|| panic!("{series} is missing in\n{metrics}"))
     };
     let outcome = |outcome: &str| {
         value(&format!(
@@ -627,12 +625,72 @@ async fn every_metric_of_the_inbox_moves() {
     let dead = r#"inbox_dead_lettered_total{consumer="payments",reason="conflict"}"#;
     assert_eq!(value(dead), 1.0);
     assert_eq!(value("inbox_in_doubt"), 1.0);
+    assert!(value("inbox_oldest_in_doubt_age_seconds") > 0.0);
+    assert_eq!(value("inbox_handler_timeout_seconds"), 0.3);
+    // What has not happened yet is 0 and not absent: an alert on the first one needs a 0 before it.
+    assert_eq!(value("inbox_lost_acknowledgements_total"), 0.0);
+    let none = r#"inbox_dead_lettered_total{consumer="payments",reason="rejected"}"#;
+    assert_eq!(value(none), 0.0);
     assert_eq!(
         value("inbox_handler_seconds_count"),
         6.0,
         "three that applied, two that failed, one that hung"
     );
     running.stopped().await;
+}
+
+/// What Prometheus reads in a series, unless it is absent.
+fn reading(metrics: &str, series: &str) -> Option<f64> {
+    let line = metrics.lines().find(|line| line.starts_with(series))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+/// An inbox that cannot be asked must not look like one without doubts and without retries.
+#[tokio::test]
+async fn a_database_that_is_away_is_counted_and_is_no_reading_of_zero() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let world = world().await;
+    let stop = CancellationToken::new();
+    let options = ConsumerOptions {
+        declare: true,
+        ..ConsumerOptions::new(QUEUE)
+    };
+    let url = world.broker_url();
+    let token = stop.clone();
+    let task = tokio::spawn(async move {
+        // Nobody listens there.
+        let connect = async || {
+            let (client, _) = tokio_postgres::connect("host=127.0.0.1 port=1", NoTls).await?;
+            Ok(client)
+        };
+        let handler = Shared(Arc::new(Payments::default()));
+        let inbox = Inbox::new("payments").unwrap();
+        run(&url, connect, inbox, options, handler, token)
+            .await
+            .unwrap();
+    });
+    let message = Sent {
+        id: Some("m1"),
+        ..PLAIN
+    };
+    send(&world, &message).await;
+    let retries = r#"inbox_retries_total{consumer="payments",reason="database"}"#;
+    eventually("a retry", SOON, async || {
+        (reading(&metrics.render(), retries)? > 0.0).then_some(())
+    })
+    .await;
+    let metrics = metrics.render();
+    for series in ["inbox_in_doubt", "inbox_oldest_in_doubt_age_seconds"] {
+        let value = reading(&metrics, series).expect(series);
+        assert!(value.is_nan(), "{series} is {value}");
+    }
+    stop.cancel();
+    tokio::time::timeout(SOON, task)
+        .await
+        .expect("it ends")
+        .unwrap();
 }
 
 /// What the producer's trace began, the consumer's span goes on with.
@@ -643,6 +701,9 @@ async fn a_consumer_s_span_continues_the_producer_s_trace() {
         .with_simple_exporter(exporter.clone())
         .build();
     let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+    // While there is but one subscriber, a span is judged by the thread that comes to it first, for all of them; and a
+    // test beside this one has none. Of two, both are asked.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let _guard = tracing_subscriber::registry().with(layer).set_default();
     let world = world().await;
     let running = start(&world, Payments::default(), |_| ());

@@ -7,6 +7,69 @@ use crate::inbox::Claimed;
 
 use metrics::{counter, gauge, histogram};
 
+/// Counters start at 0: one that is born at 1 shows no increase, and the first conflict would go unseen.
+pub(crate) struct Counted {
+    outcomes: &'static [&'static str],
+    retries: &'static [&'static str],
+    dead_letters: &'static [&'static str],
+}
+
+#[cfg(feature = "consumer")]
+pub(crate) const MESSAGES: Counted = Counted {
+    outcomes: &[
+        "first",
+        "duplicate",
+        "stale",
+        "conflict",
+        "dead_lettered",
+        "replay_skipped",
+    ],
+    retries: &["failed", "timed_out", "database"],
+    dead_letters: &[
+        "attempts_exhausted",
+        "conflict",
+        "in_doubt",
+        "message_id_invalid",
+        "rejected",
+        "result_invalid",
+    ],
+};
+
+#[cfg(feature = "http")]
+pub(crate) const COMMANDS: Counted = Counted {
+    outcomes: &[
+        "first",
+        "unkeyed",
+        "duplicate",
+        "conflict",
+        "in_doubt",
+        "failed",
+    ],
+    retries: &["running"],
+    dead_letters: &[],
+};
+
+pub(crate) fn started(consumer: &str, handler_timeout: Duration, counted: &Counted) {
+    let consumer = || consumer.to_owned();
+    gauge!("inbox_handler_timeout_seconds", "consumer" => consumer())
+        .set(handler_timeout.as_secs_f64());
+    counter!("inbox_conflicts_total", "consumer" => consumer()).increment(0);
+    for &outcome in counted.outcomes {
+        counter!("inbox_messages_total", "consumer" => consumer(), "outcome" => outcome)
+            .increment(0);
+    }
+    for &reason in counted.retries {
+        counter!("inbox_retries_total", "consumer" => consumer(), "reason" => reason).increment(0);
+    }
+    for &reason in counted.dead_letters {
+        counter!("inbox_dead_lettered_total", "consumer" => consumer(), "reason" => reason)
+            .increment(0);
+    }
+    if !counted.dead_letters.is_empty() {
+        counter!("inbox_lost_acknowledgements_total", "consumer" => consumer()).increment(0);
+    }
+}
+
 pub(crate) fn message(consumer: &str, outcome: &'static str) {
     counter!("inbox_messages_total", "consumer" => consumer.to_owned(), "outcome" => outcome)
         .increment(1);
@@ -65,6 +128,14 @@ pub(crate) fn handled(consumer: &str, took: Duration) {
         .record(took.as_secs_f64());
 }
 
-pub(crate) fn in_doubt(consumer: &str, operations: usize) {
-    gauge!("inbox_in_doubt", "consumer" => consumer.to_owned()).set(operations as f64);
+/// How many external effects were begun and not recorded, and the age of the oldest: what was begun a moment ago is
+/// in flight, and only its age tells it from what is in doubt. Without a reading both are NaN: an inbox that cannot be
+/// asked must not pass for one without doubts.
+pub(crate) fn in_doubt(consumer: &str, reading: Option<(usize, Duration)>) {
+    let (operations, oldest) = match reading {
+        Some((operations, oldest)) => (operations as f64, oldest.as_secs_f64()),
+        None => (f64::NAN, f64::NAN),
+    };
+    gauge!("inbox_in_doubt", "consumer" => consumer.to_owned()).set(operations);
+    gauge!("inbox_oldest_in_doubt_age_seconds", "consumer" => consumer.to_owned()).set(oldest);
 }

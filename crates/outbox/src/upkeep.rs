@@ -1,6 +1,11 @@
 //! What an inbox needs done now and then: old operations are forgotten, doubtful ones counted.
 
-use std::{fmt::Display, future::Future, ops::Deref, time::Duration};
+use std::{
+    fmt::Display,
+    future::Future,
+    ops::Deref,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
@@ -38,7 +43,12 @@ async fn steps(inbox: &Inbox, retention: Duration, client: &Client) {
     loop {
         let step = async {
             let doubts = inbox.in_doubt(client, Duration::ZERO, DOUBTS).await?;
-            metrics::in_doubt(inbox.consumer(), doubts.len());
+            // A clock that is behind the database's makes it younger, never negative.
+            let oldest = doubts
+                .first()
+                .and_then(|doubt| SystemTime::now().duration_since(doubt.begun_at).ok());
+            let reading = (doubts.len(), oldest.unwrap_or_default());
+            metrics::in_doubt(inbox.consumer(), Some(reading));
             inbox.prune(client, retention, PRUNE).await
         };
         match timeout(ANSWER, step).await {
@@ -51,5 +61,6 @@ async fn steps(inbox: &Inbox, retention: Duration, client: &Client) {
 }
 
 fn failed(inbox: &Inbox, error: &dyn Display) {
+    metrics::in_doubt(inbox.consumer(), None);
     tracing::warn!(consumer = inbox.consumer(), error = %error, "upkeep of the inbox failed");
 }

@@ -25,7 +25,7 @@ use super::{
     dead_letter::DeadLetters,
     worker::{Held, Worker, key_of},
 };
-use crate::{inbox::Inbox, upkeep::upkeep};
+use crate::{inbox::Inbox, metrics, upkeep::upkeep};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
@@ -81,6 +81,11 @@ where
     F: Future<Output = Result<Client, tokio_postgres::Error>> + Send + 'static,
 {
     options.check()?;
+    metrics::started(
+        inbox.consumer(),
+        options.handler_timeout,
+        &metrics::MESSAGES,
+    );
     let connect: Connect = Box::new(move || Box::pin(connect()));
     let shared = Arc::new(Shared {
         handler,

@@ -197,7 +197,7 @@ impl<H: Handler> Worker<H> {
                     .message(connection, message, attempts)
                     .await
             }
-            Err(error) => Verdict::Unknown(error),
+            Err(error) => Process::of(&self.shared).unknown(error),
         }
     }
 
@@ -213,7 +213,7 @@ impl<H: Handler> Worker<H> {
                     .failed(connection, &key, error, "timed_out")
                     .await
             }
-            Err(error) => Verdict::Unknown(error),
+            Err(error) => Process::of(&self.shared).unknown(error),
         }
     }
 

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     inbox::{Inbox, Operation},
+    metrics,
     upkeep::upkeep,
 };
 
@@ -79,7 +80,8 @@ impl IdempotencyLayer {
         })))
     }
 
-    /// Forgets keys older than the retention, for as long as it is polled: spawn it once in each service.
+    /// Forgets keys older than the retention and measures what is in doubt, for as long as it is polled: spawn it once
+    /// in each service, after the recorder of its metrics is installed.
     pub async fn forget_expired(&self) {
         let Shared {
             inbox,
@@ -87,6 +89,11 @@ impl IdempotencyLayer {
             connect,
             ..
         } = &*self.0;
+        metrics::started(
+            inbox.consumer(),
+            options.handler_timeout,
+            &metrics::COMMANDS,
+        );
         let connect = async || connect().await.map(Command::new);
         upkeep(inbox, options.retention, connect).await;
     }

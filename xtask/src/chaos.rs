@@ -1,6 +1,6 @@
 //! `cargo xtask chaos`: the fault matrix. The rows are in crates/chaos.
 
-use crate::{Result, command, servers};
+use crate::{Result, built, command, servers};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -21,8 +21,7 @@ pub fn run(args: &Args) -> Result<()> {
         "failpoints",
     ];
     command("cargo", &build)?;
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
-    let outboxd = format!("{target}/debug/outboxd");
+    let outboxd = built("debug").display().to_string();
     let mut words = vec!["run", "--quiet", "--locked", "-p", "chaos", "--"];
     words.extend(["--outboxd", &outboxd]);
     words.extend(args.args.iter().map(String::as_str));

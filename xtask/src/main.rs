@@ -92,6 +92,12 @@ fn command(program: &str, args: &[&str]) -> Result<()> {
     }
 }
 
+/// The relay, where cargo has put it.
+fn built(profile: &str) -> std::path::PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    std::path::Path::new(&target).join(profile).join("outboxd")
+}
+
 fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -1,6 +1,6 @@
 //! What every measurement stands on: servers as they run in production, the outbox, and a relay.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use lapin::{
     Channel, Connection, ConnectionProperties, ExchangeKind,
@@ -131,7 +131,7 @@ impl Stage {
             ("OUTBOXD__ADMIN__LISTEN", format!("127.0.0.1:{port}")),
         ]
         .map(|(k, v)| (k.to_owned(), v));
-        let program = Path::new("target/release/outboxd").canonicalize()?;
+        let program = crate::built("release").canonicalize()?;
         let relay = Daemon::start(&program, &["run"], &env)?;
         relay.line("connected to both servers", SOON).await;
         Ok((relay, port))

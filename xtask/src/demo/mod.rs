@@ -3,7 +3,6 @@
 mod payments;
 
 use std::{
-    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -26,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
-use crate::{Result, block_on, command, servers};
+use crate::{Result, block_on, built, command, servers};
 use payments::{Paid, Payments};
 
 #[derive(clap::Args)]
@@ -104,13 +103,7 @@ async fn demo(args: &Args) -> Result<()> {
         ("OUTBOXD__ADMIN__LISTEN".to_owned(), "off".to_owned()),
         ("OUTBOXD__LOG__FORMAT".to_owned(), "json".to_owned()),
     ];
-    let relay = || {
-        Daemon::start(
-            Path::new("target/debug/outboxd").canonicalize()?.as_path(),
-            &["run"],
-            &env,
-        )
-    };
+    let relay = || Daemon::start(built("debug").canonicalize()?.as_path(), &["run"], &env);
     let (mut first, mut second) = (relay()?, relay()?);
     first.line("connected to both servers", SOON).await;
     second.line("connected to both servers", SOON).await;
@@ -191,7 +184,7 @@ async fn demo(args: &Args) -> Result<()> {
         "--key",
     ];
     for customer in ["7", "8", "9"] {
-        let mut command = tokio::process::Command::new("target/debug/outboxd");
+        let mut command = tokio::process::Command::new(built("debug"));
         let output = command
             .args(args)
             .arg(customer)
@@ -213,7 +206,7 @@ async fn demo(args: &Args) -> Result<()> {
 }
 
 async fn migrate(url: &str) -> Result<()> {
-    let output = tokio::process::Command::new("target/debug/outboxd")
+    let output = tokio::process::Command::new(built("debug"))
         .args(["migrate", "--set", &format!("database.url={url}")])
         .output()
         .await?;

@@ -10,17 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, future::join_all};
+use futures_util::StreamExt;
 use lapin::{
-    Acker, BasicProperties,
-    options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions},
-    types::{AMQPValue, FieldTable},
+    Acker,
+    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
+    types::FieldTable,
 };
 use outbox::{
     consumer::{self, ConsumerOptions, Failure, Handler, Message, Reply},
     inbox::{Inbox, Operation, OperationError},
 };
-use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinSet,
@@ -28,7 +27,10 @@ use tokio::{
 use tokio_postgres::{Client, NoTls, Transaction, types::Type};
 use tokio_util::sync::CancellationToken;
 
-use super::stage::{QUEUE, SOON, Stage, cpu_seconds};
+use super::{
+    load::Load,
+    stage::{QUEUE, SOON, Stage, cpu_seconds},
+};
 use crate::Result;
 
 pub const CONSUMER: &str = "payments";
@@ -59,78 +61,6 @@ pub struct Run {
     pub server_cpu_us: f64,
     /// Payments above one for each order.
     pub doubled: usize,
-}
-
-/// What is in the queue: the order of each message. A repetition stands anywhere after its first.
-pub struct Load {
-    orders: Vec<usize>,
-    unique: usize,
-}
-
-impl Load {
-    /// `share` of the messages repeat an earlier one.
-    pub fn new(messages: usize, share: f64) -> Self {
-        // The same mixture for both, and in every run.
-        let mut random = StdRng::seed_from_u64(1);
-        let mut repetitions = (messages as f64 * share).round() as usize;
-        let unique = messages - repetitions;
-        let mut orders = Vec::with_capacity(messages);
-        let mut next = 0;
-        for slot in 0..messages {
-            let left = messages - slot;
-            if next > 0 && random.random_range(0..left) < repetitions {
-                repetitions -= 1;
-                orders.push(random.random_range(0..next));
-            } else {
-                orders.push(next);
-                next += 1;
-            }
-        }
-        Self { orders, unique }
-    }
-
-    pub fn len(&self) -> usize {
-        self.orders.len()
-    }
-
-    /// Publishes it to an empty quorum queue, under new message ids.
-    async fn publish(&self, stage: &Stage) -> Result<()> {
-        stage.queue("quorum").await?;
-        let channel = stage.channel().await?;
-        let ids: Vec<_> = (0..self.unique).map(|_| uuid::Uuid::new_v4()).collect();
-        for part in self.orders.chunks(1000) {
-            let publishes = part.iter().map(|order| {
-                let key = format!("order:{}", order % 10_000);
-                let mut headers = FieldTable::default();
-                headers.insert(
-                    "outbox-key".into(),
-                    AMQPValue::LongString(key.as_str().into()),
-                );
-                let properties = BasicProperties::default()
-                    .with_delivery_mode(2)
-                    .with_message_id(ids[*order].to_string().into())
-                    .with_type("order_placed".into())
-                    .with_content_type("application/json".into())
-                    .with_headers(headers);
-                let body = format!(
-                    r#"{{"id":{order},"cents":1999,"pad":"{}"}}"#,
-                    "x".repeat(470)
-                );
-                let (channel, how) = (&channel, BasicPublishOptions::default());
-                async move {
-                    channel
-                        .basic_publish("".into(), QUEUE.into(), how, body.as_bytes(), properties)
-                        .await
-                }
-            });
-            for confirm in join_all(publishes).await {
-                if !confirm?.await?.is_ack() {
-                    return Err("a message of the load was not acked".into());
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Counts what is begun, from the first message to the last.
@@ -313,7 +243,7 @@ impl<'a> Site<'a> {
                    FROM payment";
         let row = self.client.query_one(sql, &[]).await?;
         let found: [i64; 4] = [row.get(0), row.get(1), row.get(2), row.get(3)];
-        let unique = i64::try_from(load.unique)?;
+        let unique = i64::try_from(load.unique())?;
         let payments = match kind {
             Kind::Plain => i64::try_from(load.len())?,
             Kind::Inbox | Kind::InboxWithResult => unique,

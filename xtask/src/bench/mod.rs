@@ -4,6 +4,7 @@ mod consumers;
 mod growth;
 mod inbox;
 mod latency;
+mod load;
 mod memory;
 mod raw;
 mod relay;

@@ -121,12 +121,28 @@ async fn postgresql_killed_between_publish_and_settle_repeats_at_most_what_was_i
     assert!(report.duplicates > 0, "it had published: {report}");
 }
 
-/// The test's database on either server, whichever takes writes.
-fn both(world: &World, other: u16) -> String {
-    let port = world.postgres().port();
-    let hosts = format!("127.0.0.1:{port},127.0.0.1:{other}");
+/// The test's database on one of two servers of this host, whichever takes writes.
+fn either(world: &World, ports: [u16; 2]) -> String {
     let url = world.database_url();
-    url.replace(&format!("127.0.0.1:{port}"), &hosts) + "?target_session_attrs=read-write"
+    let direct = format!("127.0.0.1:{}", world.postgres().port());
+    let [one, other] = ports;
+    let hosts = format!("127.0.0.1:{one},127.0.0.1:{other}");
+    url.replace(&direct, &hosts) + "?target_session_attrs=read-write"
+}
+
+#[tokio::test]
+async fn a_silent_server_does_not_keep_the_relay_from_the_next_one() {
+    let world = world().await;
+    // The kernel accepts for it. Nobody ever answers.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let ports = [silent.local_addr().unwrap().port(), world.postgres().port()];
+    let url = either(&world, ports);
+    let mut settings = QUICK.to_vec();
+    settings.push(("DATABASE_URL", &url));
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&settings);
+    world.commit_many(100, 20).await;
+    clean(&world, &consumer, 0).await;
 }
 
 #[tokio::test]
@@ -134,7 +150,7 @@ async fn a_server_that_turned_read_only_is_left_for_the_one_that_takes_writes() 
     let mut world = own_world().await;
     let port = world.postgres().port();
     let standby = world.postgres().standby("standby", port).await.unwrap();
-    let url = both(&world, standby.port());
+    let url = either(&world, [port, standby.port()]);
     let mut settings = QUICK.to_vec();
     settings.push(("DATABASE_URL", &url));
     let consumer = world.consumer().await;

@@ -80,9 +80,10 @@ pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlemen
         unfile: claim.orphans.clone(),
         ..Settlement::default()
     };
-    // Keys of which a message was settled out of outbox.waiting, and keys that still wait.
+    // Keys of which a message was settled out of outbox.waiting, and keys of which one is tried again: that one
+    // releases the others. One that stands behind (it joined the end of the queue) will not: nobody would.
     let mut resolved: HashSet<(Lane, i64)> = HashSet::new();
-    let mut held_back: HashSet<(Lane, i64)> = HashSet::new();
+    let mut tried_again: HashSet<(Lane, i64)> = HashSet::new();
 
     for (candidate, outcome) in claim.candidates.iter().zip(outcomes) {
         let message = &candidate.message;
@@ -149,14 +150,13 @@ pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlemen
                     resolved.extend(key);
                 }
             }
-            Outcome::Retry { .. } | Outcome::Behind | Outcome::Untouched => {
-                if !message.replay {
-                    held_back.extend(key);
-                }
-            }
+            Outcome::Retry { .. } if !message.replay => tried_again.extend(key),
+            // Left as it was, with its due time.
+            Outcome::Untouched if candidate.filed && !message.replay => tried_again.extend(key),
+            Outcome::Retry { .. } | Outcome::Behind | Outcome::Untouched => {}
         }
     }
-    s.release = resolved.difference(&held_back).copied().collect();
+    s.release = resolved.difference(&tried_again).copied().collect();
     s.release.sort_unstable();
     s.marks = marks(claim, outcomes, stride);
     s
@@ -243,4 +243,102 @@ pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Ma
 /// As PostgreSQL's `text` takes it, and short enough to be read.
 fn stored(error: &str) -> String {
     error.chars().filter(|c| *c != '\0').take(1000).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        message::Message,
+        outbox::claim::{HeldLane, Limits},
+    };
+
+    const KEY: i64 = 7;
+
+    /// Of the one key; `after` is the message that it follows among the waiting ones.
+    fn candidate(id: i64, filed: bool, after: Option<i64>) -> Candidate {
+        Candidate {
+            message: Message {
+                position: Position { lane: 0, id },
+                message_id: Uuid::nil(),
+                aggregate_type: String::new(),
+                aggregate_id: None,
+                event_type: String::new(),
+                content_type: String::new(),
+                headers: None,
+                exchange: None,
+                routing_key: None,
+                created_at_us: 0,
+                attempts: 0,
+                replay: false,
+                body_size: 0,
+                body: None,
+            },
+            key_hash: Some(KEY),
+            filed,
+            scheduled: false,
+            after,
+        }
+    }
+
+    fn released(candidates: Vec<Candidate>, outcomes: &[Outcome]) -> bool {
+        let claim = Claim {
+            lanes: vec![HeldLane {
+                lane: 0,
+                mark: Mark {
+                    low_water: 0,
+                    candidate: None,
+                },
+            }],
+            candidates,
+            orphans: Vec::new(),
+            own_tx: 1,
+            xmin: 1,
+            now_us: 0,
+            limits: Limits {
+                per_lane: 10,
+                batch_size: 10,
+                batch_bytes: 1,
+                max_payload_bytes: 1,
+            },
+        };
+        let settlement = settlement(&claim, outcomes, low_water::STRIDE);
+        settlement.release == [(0, KEY)]
+    }
+
+    fn retry() -> Outcome {
+        Outcome::Retry {
+            reason: Reason::Nacked,
+            attempts: 1,
+            delay: Duration::ZERO,
+            error: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_settled_head_releases_its_key_whoever_joins_the_end_of_the_queue() {
+        let head = || candidate(1, true, None);
+        assert!(released(vec![head()], &[Outcome::Sent]));
+        // 2 to 8 stand behind, and are not in this claim.
+        let newcomer = || candidate(9, false, Some(8));
+        let outcomes = [Outcome::Sent, Outcome::Behind];
+        assert!(released(vec![head(), newcomer()], &outcomes));
+        // Nobody answered for the newcomer that had nobody before it.
+        let outcomes = [Outcome::Sent, Outcome::Untouched];
+        assert!(released(
+            vec![head(), candidate(9, false, Some(1))],
+            &outcomes
+        ));
+    }
+
+    #[test]
+    fn a_key_of_which_a_message_is_tried_again_is_not_released() {
+        let two = || vec![candidate(1, true, None), candidate(2, true, Some(1))];
+        assert!(!released(two(), &[retry(), Outcome::Behind]));
+        assert!(!released(two(), &[Outcome::Sent, retry()]));
+        assert!(!released(two(), &[Outcome::Sent, Outcome::Untouched]));
+        assert!(!released(two(), &[Outcome::Untouched, Outcome::Untouched]));
+    }
 }

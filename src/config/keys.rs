@@ -77,7 +77,7 @@ pub const KEYS: &[Key] = &[
         "database.connect_timeout",
         Some("\"5s\""),
         "100ms to 5m",
-        "Bound on reaching a host; twice this for the whole connect.",
+        "Bound on reaching a host; twice this for the whole connect. Each of several hosts has its own time.",
     ),
     key(
         "database.statement_timeout",

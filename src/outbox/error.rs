@@ -20,6 +20,9 @@ pub enum OutboxError {
         action: &'static str,
         after: Duration,
     },
+    /// Seen without an attempt to write.
+    #[error("PostgreSQL ({action}): every transaction is read-only here{READ_ONLY}")]
+    ReadOnly { action: &'static str },
     #[error("PostgreSQL ({action}): {why}")]
     Unusable { action: &'static str, why: String },
     #[error("TLS to PostgreSQL: {0}")]
@@ -39,13 +42,18 @@ pub enum OutboxError {
 }
 
 impl OutboxError {
-    /// The server refused this statement, and the connection is still good once it is rolled back.
+    /// The server refused this statement, and the connection is still good once it is rolled back. One to a server that
+    /// turned read-only is not: the writable one is elsewhere, and only a new connection finds it.
     pub fn is_statement_refused(&self) -> bool {
         match self {
             Self::Database { source, .. } => {
-                source.as_db_error().is_some() && !source.is_closed() && !is_fatal(source)
+                source.as_db_error().is_some()
+                    && !source.is_closed()
+                    && !is_fatal(source)
+                    && source.code() != Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
             }
             Self::Config(_)
+            | Self::ReadOnly { .. }
             | Self::Timeout { .. }
             | Self::Unusable { .. }
             | Self::Tls(_)
@@ -66,7 +74,11 @@ impl OutboxError {
                         | &SqlState::INVALID_SCHEMA_NAME
                 )
             ),
-            Self::Config(_) | Self::Timeout { .. } | Self::Unusable { .. } | Self::Tls(_) => false,
+            Self::Config(_)
+            | Self::ReadOnly { .. }
+            | Self::Timeout { .. }
+            | Self::Unusable { .. }
+            | Self::Tls(_) => false,
         }
     }
 }
@@ -98,6 +110,8 @@ fn describe(error: &tokio_postgres::Error) -> String {
     text
 }
 
+const READ_ONLY: &str = ". This server is read-only: list every host in database.url with target_session_attrs=read-write";
+
 /// What the person at the keyboard can do, where the server's own text does not say.
 fn remedy(error: &tokio_postgres::Error) -> &'static str {
     match error.code() {
@@ -119,9 +133,7 @@ fn remedy(error: &tokio_postgres::Error) -> &'static str {
         Some(&SqlState::TOO_MANY_CONNECTIONS) => {
             ". Raise max_connections, or lower relay.workers (a relay uses one connection a worker and two more)"
         }
-        Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
-            ". This server is read-only: list every host in database.url with target_session_attrs=read-write"
-        }
+        Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => READ_ONLY,
         Some(&SqlState::LOCK_NOT_AVAILABLE) => {
             ". Another session holds a lock on the outbox, a migration perhaps"
         }

@@ -3,6 +3,7 @@
 pub mod claim;
 pub mod dead;
 mod error;
+mod hosts;
 pub mod low_water;
 pub mod migrate;
 pub mod operation;

@@ -19,7 +19,7 @@ use tokio_postgres::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::OutboxError;
+use super::{OutboxError, hosts};
 use crate::config::Database;
 
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -51,7 +51,7 @@ const PLANNER: &str = "jit = off; enable_bitmapscan = off; enable_seqscan = off;
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Session {
-    /// Connects, within `connect_timeout`, and sets the session up. `name` shows in `pg_stat_activity`.
+    /// Connects, within twice `connect_timeout` for each server, and sets the session up. `name` shows in `pg_stat_activity`.
     pub async fn connect(database: &Database, name: &str) -> Result<Self, OutboxError> {
         Self::connect_with_notifications(database, name, None).await
     }
@@ -81,12 +81,9 @@ impl Session {
                     .zip(database.key_file.as_deref()),
             )?,
         };
-        // Twice: the driver's own bound is for each address's TCP connect alone, not for what follows it.
-        let after = database.connect_timeout * 2;
-        let (client, mut connection) = tokio::time::timeout(after, Box::pin(config.connect(tls)))
-            .await
-            .map_err(|_| OutboxError::Timeout { action, after })?
-            .map_err(|source| OutboxError::Database { action, source })?;
+        // Twice: the driver's own bound is for the TCP connect alone, not for what follows it.
+        let within = database.connect_timeout * 2;
+        let (client, mut connection) = hosts::connect(&config, &tls, within).await?;
 
         let closed = CancellationToken::new();
         let on_close = closed.clone().drop_guard();

@@ -32,6 +32,11 @@ pub struct Work {
 pub async fn find(session: &Session) -> Result<Work, OutboxError> {
     let mut work = Work::default();
     for row in session.query(&SCOUT, &[]).await? {
+        // A server that was demoted still answers, with work that nobody can do: the new primary has it.
+        if get(&row, "read_only")? {
+            let action = SCOUT.action;
+            return Err(OutboxError::ReadOnly { action });
+        }
         let fresh: bool = get(&row, "fresh")?;
         let due_in_ms: Option<i64> = get(&row, "due_in_ms")?;
         if fresh || due_in_ms.is_some_and(|ms| ms <= 0) {

@@ -81,6 +81,36 @@ async fn a_poison_message_at_the_head_holds_back_its_key_alone() {
     assert!(report.is_clean() && report.duplicates == 0, "{report}");
 }
 
+/// A new message is claimed together with the head of its key, while others stand between the two.
+#[tokio::test]
+async fn a_key_is_released_although_a_new_message_joins_the_end_of_its_queue() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    let mut relay = world.relay(&[STRICT]);
+    world.insert(Some("bad"), "nobody", "0", "").await;
+    let waits = "outbox.waiting WHERE cause";
+    world
+        .until("the head to wait", &format!("{waits} = 'retry'"), 1)
+        .await;
+    for n in 1..=20 {
+        world.insert(Some("bad"), "good", &n.to_string(), "").await;
+    }
+    world
+        .until("the others behind", &format!("{waits} = 'behind'"), 20)
+        .await;
+    relay.kill().await.unwrap();
+    world.insert(Some("bad"), "good", "21", "").await;
+    let now = "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'";
+    world.client.batch_execute(now).await.unwrap();
+    world.bind("all", "#", &[]).await;
+    let _relay = world.relay(&[STRICT]);
+    consumer.until(22).await;
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+}
+
 /// In one claim: what follows a message that was just refused is not published either.
 #[tokio::test]
 async fn a_failing_message_is_not_overtaken_in_strict_mode() {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use checker::Report;
-use test_support::{Daemon, Mode, Proxy};
+use test_support::{Daemon, Mode, Proxy, eventually};
 
 use crate::world::{Consumer, SOON, World, own_world, world};
 
@@ -119,6 +119,74 @@ async fn postgresql_killed_between_publish_and_settle_repeats_at_most_what_was_i
     world.client = world.postgres().connect(&world.database).await.unwrap();
     let report = clean(&world, &consumer, 100).await;
     assert!(report.duplicates > 0, "it had published: {report}");
+}
+
+/// The test's database on one of two servers of this host, whichever takes writes.
+fn either(world: &World, ports: [u16; 2]) -> String {
+    let url = world.database_url();
+    let direct = format!("127.0.0.1:{}", world.postgres().port());
+    let [one, other] = ports;
+    let hosts = format!("127.0.0.1:{one},127.0.0.1:{other}");
+    url.replace(&direct, &hosts) + "?target_session_attrs=read-write"
+}
+
+#[tokio::test]
+async fn a_silent_server_does_not_keep_the_relay_from_the_next_one() {
+    let world = world().await;
+    // The kernel accepts for it. Nobody ever answers.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let ports = [silent.local_addr().unwrap().port(), world.postgres().port()];
+    let url = either(&world, ports);
+    let mut settings = QUICK.to_vec();
+    settings.push(("DATABASE_URL", &url));
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&settings);
+    world.commit_many(100, 20).await;
+    clean(&world, &consumer, 0).await;
+}
+
+#[tokio::test]
+async fn a_server_that_turned_read_only_is_left_for_the_one_that_takes_writes() {
+    let mut world = own_world().await;
+    let port = world.postgres().port();
+    let standby = world.postgres().standby("standby", port).await.unwrap();
+    let url = either(&world, [port, standby.port()]);
+    let mut settings = QUICK.to_vec();
+    settings.push(("DATABASE_URL", &url));
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&settings);
+    world.commit_many(200, 20).await;
+    consumer.until(200).await;
+    world.drained().await;
+    // The relay is idle, and keeps every connection: it has nothing to write that would be refused.
+    for sql in [
+        "ALTER SYSTEM SET default_transaction_read_only = on",
+        "SELECT pg_reload_conf()",
+    ] {
+        let old = world.postgres();
+        old.execute("postgres", sql).await.unwrap();
+    }
+    let row = world
+        .client
+        .query_one("SELECT pg_current_wal_lsn()::text", &[]);
+    let there: String = row.await.unwrap().get(0);
+    let new = standby.connect(&world.database).await.unwrap();
+    eventually("the standby to have it all", SOON, async || {
+        let sql = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+        let row = new.query_one(sql, &[&there]).await.unwrap();
+        row.get::<_, bool>(0).then_some(())
+    })
+    .await;
+    standby.promote().await.unwrap();
+    let promoted = Instant::now();
+    world.client = standby.connect(&world.database).await.unwrap();
+    world.commit_many(200, 20).await;
+    clean(&world, &consumer, 0).await;
+    assert!(
+        promoted.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        promoted.elapsed()
+    );
 }
 
 /// A relay whose way to the broker, or to PostgreSQL, goes through a proxy.

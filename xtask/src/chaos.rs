@@ -10,7 +10,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    servers::install(true)?;
+    servers::install(servers::Tools::Tests)?;
+    if let Err(error) = servers::install(servers::Tools::Chaos) {
+        eprintln!("some rows will be skipped: {error}");
+    }
     let build = [
         "build",
         "--quiet",

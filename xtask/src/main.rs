@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Task::Chaos(args) => chaos::run(&args),
         Task::Bench(command) => bench::run(&command),
         Task::Docs => docs::write(),
-        Task::Setup => servers::install(true),
+        Task::Setup => servers::install(servers::Tools::Tests),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

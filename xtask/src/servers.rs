@@ -5,13 +5,28 @@ use std::{path::Path, process::Command};
 
 use crate::Result;
 
-/// `with_tools`: also what only the tests need.
-pub fn install(with_tools: bool) -> Result<()> {
+/// What is wanted besides the two servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tools {
+    None,
+    /// What only the tests need.
+    Tests,
+    /// And what only the fault matrix needs.
+    Chaos,
+}
+
+pub fn install(tools: Tools) -> Result<()> {
+    let chaos = tools == Tools::Chaos;
     // Debian packages.
     let wanted = [
         ("postgresql", test_support::postgres_is_installed()),
         ("rabbitmq-server", test_support::rabbitmq_is_installed()),
-        ("prometheus", !with_tools || in_path("promtool")),
+        ("prometheus", tools == Tools::None || in_path("promtool")),
+        (
+            "pgbouncer",
+            !chaos || test_support::pgbouncer_is_installed(),
+        ),
+        ("faketime", !chaos || in_path("faketime")),
     ];
     let missing: Vec<&str> = wanted
         .iter()

@@ -12,7 +12,7 @@ pub struct Args {
 const THREADS: &str = "6";
 
 pub fn run(args: &Args) -> Result<()> {
-    servers::install(true)?;
+    servers::install(servers::Tools::Tests)?;
     let mut words = vec![
         "test",
         "--workspace",

@@ -150,14 +150,18 @@ impl<'a> Arena<'a> {
     }
 
     pub async fn flow_at(&self, rate: Rate) -> Result<Flow> {
-        let deliveries = Deliveries::start(&self.broker_url(), QUEUE);
-        let traffic = Traffic::start(&self.postgres.url(DATABASE), rate);
-        Ok(Flow::new(
-            traffic,
-            deliveries,
-            self.postgres.url(DATABASE),
+        let database_url = self.postgres.url(DATABASE);
+        Ok(self.flow_over(&database_url, &self.broker_url(), rate))
+    }
+
+    /// Producers and consumer take these ways to the servers. The first is the owner's.
+    pub fn flow_over(&self, database_url: &str, broker_url: &str, rate: Rate) -> Flow {
+        Flow::new(
+            Traffic::start(database_url, rate),
+            Deliveries::start(broker_url, QUEUE),
+            database_url.to_owned(),
             Arc::clone(&self.setup.timeline),
-        ))
+        )
     }
 }
 
@@ -176,6 +180,11 @@ pub async fn prepare(setup: &Setup, postgres: &Postgres) -> Result<()> {
     let roles = "CREATE ROLE relay LOGIN PASSWORD 'relay' IN ROLE outbox_relay; \
                  CREATE ROLE producer LOGIN PASSWORD 'producer' IN ROLE outbox_producer";
     postgres.execute(DATABASE, roles).await
+}
+
+/// The same URL by way of another port.
+pub fn over(url: &str, port: u16, other: u16) -> String {
+    url.replace(&format!(":{port}/"), &format!(":{other}/"))
 }
 
 /// Seconds since `then`.

@@ -84,6 +84,11 @@ impl Traffic {
         self.lock().committed.clone()
     }
 
+    /// What may be committed: nobody answered. Of those, `finish` keeps what the database has.
+    pub fn unanswered(&self) -> Vec<Committed> {
+        self.lock().unknown.clone()
+    }
+
     pub fn pause(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
     }

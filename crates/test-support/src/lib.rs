@@ -1,6 +1,7 @@
 //! Real servers, real processes and real faults for the tests, the demo and the benchmark.
 //!
 //! - [`Postgres`], [`RabbitMq`]: private instances on free ports, in temporary directories, as users without rights
+//! - [`PgBouncer`]: a pooler before one of them
 //! - [`Daemon`]: a process under test, its log lines awaited
 //! - [`Proxy`]: a network that can be cut, stalled or delayed
 //! - [`certificates`]: a certificate authority of our own
@@ -11,12 +12,14 @@
 pub mod certificates;
 mod daemon;
 mod guard;
+mod pgbouncer;
 mod postgres;
 mod proxy;
 mod rabbitmq;
 mod wait;
 
 pub use daemon::Daemon;
+pub use pgbouncer::PgBouncer;
 pub use postgres::{Postgres, PostgresOptions};
 pub use proxy::{Mode, Proxy};
 pub use rabbitmq::{RabbitMq, RabbitMqOptions};
@@ -40,6 +43,10 @@ pub fn postgres_is_installed() -> bool {
 
 pub fn rabbitmq_is_installed() -> bool {
     rabbitmq::scripts().is_ok()
+}
+
+pub fn pgbouncer_is_installed() -> bool {
+    pgbouncer::program().is_ok()
 }
 
 /// A port that nobody listens on right now.

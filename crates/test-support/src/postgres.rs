@@ -1,5 +1,7 @@
 //! A private PostgreSQL.
 
+mod standby;
+
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -79,10 +81,6 @@ impl Postgres {
         ]
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .into();
-        settings.push((
-            "unix_socket_directories".to_owned(),
-            folder.path().display().to_string(),
-        ));
         if let Some(tls) = &options.tls {
             account.write(&data.join("server.crt"), &tls.certificate_pem, 0o600)?;
             account.write(&data.join("server.key"), &tls.key_pem, 0o600)?;
@@ -116,12 +114,14 @@ impl Postgres {
         self.server = None;
         let data = self.folder.path().join("data");
         let (data, port) = (data.display().to_string(), self.port.to_string());
+        // Not in a file of the data directory: a copy of it is another server's, with a folder of its own.
+        let sockets = format!("unix_socket_directories={}", self.folder.path().display());
         let log = self.folder.path().join("log");
         let program = self.binaries.join("postgres");
         let server = Guarded::start(
             self.account,
             &program,
-            &["-D", &data, "-p", &port],
+            &["-D", &data, "-p", &port, "-c", &sockets],
             &[],
             &log,
         )?;

@@ -39,6 +39,7 @@ pub enum Mode {
 
 pub struct Proxy {
     address: SocketAddr,
+    target: watch::Sender<SocketAddr>,
     mode: Arc<watch::Sender<Mode>>,
     open: Arc<AtomicUsize>,
     resets: Arc<AtomicUsize>,
@@ -47,9 +48,15 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn start(target: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        Self::start_at(([127, 0, 0, 1], 0).into(), target).await
+    }
+
+    /// Listens where it is told.
+    pub async fn start_at(listen: SocketAddr, target: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
         let mode = Arc::new(watch::channel(Mode::Forward).0);
+        let (target, targets) = watch::channel(target);
         let (open, resets) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (count, modes) = (Arc::clone(&open), Arc::clone(&mode));
         let done = Arc::clone(&resets);
@@ -61,6 +68,7 @@ impl Proxy {
                     accepted = listener.accept() => {
                         let Ok((client, _)) = accepted else { continue };
                         let (modes, count, done) = (Arc::clone(&modes), Arc::clone(&count), Arc::clone(&done));
+                        let target = *targets.borrow();
                         connections.spawn(async move {
                             count.fetch_add(1, Ordering::Relaxed);
                             if carry(client, target, modes.subscribe()).await == Ended::Reset {
@@ -77,6 +85,7 @@ impl Proxy {
         .abort_handle();
         Ok(Self {
             address,
+            target,
             mode,
             open,
             resets,
@@ -90,6 +99,11 @@ impl Proxy {
 
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+    }
+
+    /// New connections go there from now on; open ones stay where they are.
+    pub fn retarget(&self, target: SocketAddr) {
+        self.target.send_replace(target);
     }
 
     /// Connections that `ResetAfter` has reset so far.

@@ -28,6 +28,12 @@ pub struct RabbitMqOptions {
     pub plugins: Vec<String>,
 }
 
+/// The node whose cluster another one joins, and the port of the epmd that both are registered with.
+struct Cluster {
+    first: String,
+    epmd_port: u16,
+}
+
 pub struct RabbitMq {
     epmd: Option<Guarded>,
     server: Option<Guarded>,
@@ -36,6 +42,8 @@ pub struct RabbitMq {
     folder: TempDir,
     env: Vec<(&'static str, String)>,
     epmd_port: u16,
+    /// Another node's, which lives as long as that one.
+    shares_epmd: bool,
     port: u16,
     tls_port: Option<u16>,
 }
@@ -46,11 +54,19 @@ impl RabbitMq {
     }
 
     pub async fn start_with(options: RabbitMqOptions) -> Result<Self> {
+        Self::start_node(options, None).await
+    }
+
+    async fn start_node(options: RabbitMqOptions, cluster: Option<Cluster>) -> Result<Self> {
         let scripts = scripts()?;
         let account = Account::of("rabbitmq")?;
         let folder = tempfile::Builder::new().prefix("outboxd-mq-").tempdir()?;
         account.own(folder.path())?;
-        let (port, dist_port, epmd_port) = (free_port()?, free_port()?, free_port()?);
+        let (port, dist_port) = (free_port()?, free_port()?);
+        let epmd_port = match &cluster {
+            Some(cluster) => cluster.epmd_port,
+            None => free_port()?,
+        };
         let tls_port = options.tls.as_ref().map(|_| free_port()).transpose()?;
         let at = |name: &str| folder.path().join(name);
         let directory = |name: &str| {
@@ -87,6 +103,14 @@ impl RabbitMq {
                 at("server.key").display(),
             ));
         }
+        if let Some(Cluster { first, .. }) = &cluster {
+            config.push_str(&format!(
+                "cluster_formation.peer_discovery_backend = classic_config\n\
+                 cluster_formation.classic_config.nodes.1 = {first}\n\
+                 cluster_formation.classic_config.nodes.2 = {}\n",
+                node_name(port)
+            ));
+        }
         for line in &options.config {
             config.push_str(line);
             config.push('\n');
@@ -107,7 +131,7 @@ impl RabbitMq {
             ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
             // One that the node starts itself is a daemon, and would outlive us.
             ("ERL_FLAGS", "-start_epmd false".to_owned()),
-            ("RABBITMQ_NODENAME", format!("rabbit-{port}@localhost")),
+            ("RABBITMQ_NODENAME", node_name(port)),
             ("RABBITMQ_DIST_PORT", dist_port.to_string()),
             ("RABBITMQ_CONF_ENV_FILE", path("env.conf")),
             ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
@@ -128,6 +152,7 @@ impl RabbitMq {
             folder,
             env,
             epmd_port,
+            shares_epmd: cluster.is_some(),
             port,
             tls_port,
         };
@@ -138,7 +163,7 @@ impl RabbitMq {
     /// Starts it, on the same port and data, and waits until it speaks AMQP.
     pub async fn restart(&mut self) -> Result<()> {
         self.server = None;
-        if !self.epmd.as_ref().is_some_and(Guarded::is_running) {
+        if !self.shares_epmd && !self.epmd.as_ref().is_some_and(Guarded::is_running) {
             let port = self.epmd_port.to_string();
             let log = self.folder.path().join("epmd.log");
             let args = ["-port", &port, "-address", "127.0.0.1"];
@@ -180,6 +205,19 @@ impl RabbitMq {
             tokio::time::timeout(Duration::from_secs(2), ask).await,
             Ok(Ok(true))
         )
+    }
+
+    /// Another node of this one's cluster; this one must be running, and must outlive it.
+    pub async fn member(&self) -> Result<Self> {
+        let cluster = Cluster {
+            first: self.node(),
+            epmd_port: self.epmd_port,
+        };
+        Self::start_node(RabbitMqOptions::default(), Some(cluster)).await
+    }
+
+    pub fn node(&self) -> String {
+        node_name(self.port)
     }
 
     /// Holds data, configuration and logs.
@@ -274,6 +312,10 @@ impl RabbitMq {
             .signal_all(signal);
         Ok(())
     }
+}
+
+fn node_name(port: u16) -> String {
+    format!("rabbit-{port}@localhost")
 }
 
 /// `OUTBOXD_TEST_RABBITMQ_HOME` (with `sbin` in it), else Debian's.

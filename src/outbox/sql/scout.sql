@@ -1,5 +1,6 @@
 -- Which lanes have work, without taking a lock, and in how many milliseconds the next waiting message falls due.
 SELECT l.lane,
+       current_setting('transaction_read_only')::boolean AS read_only,
        EXISTS (
            SELECT FROM outbox.message m
            WHERE m.lane = l.lane AND m.id > l.low_water AND m.sent_at IS NULL

@@ -27,7 +27,7 @@ pub enum Command {
 }
 
 pub fn run(bench: &Command) -> Result<()> {
-    servers::install(false)?;
+    servers::install(servers::Tools::None)?;
     command(
         "cargo",
         &["build", "--quiet", "--release", "--locked", "-p", "outboxd"],

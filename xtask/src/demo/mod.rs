@@ -40,7 +40,7 @@ const CUSTOMERS: i32 = 50;
 const SOON: Duration = Duration::from_secs(60);
 
 pub fn run(args: &Args) -> Result<()> {
-    servers::install(false)?;
+    servers::install(servers::Tools::None)?;
     command("cargo", &["build", "--quiet", "--locked", "-p", "outboxd"])?;
     block_on(demo(args))
 }

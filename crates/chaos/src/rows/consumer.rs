@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::{
-    arena::{Arena, DATABASE, SOON, Setup, WINDOW},
+    arena::{self, Arena, DATABASE, SOON, Setup, WINDOW},
     consumer::TABLES,
     deliveries,
     flow::Flow,
@@ -92,11 +92,7 @@ impl<'a> Stage<'a> {
             .arena
             .postgres
             .url_for("consumer", "consumer", DATABASE);
-        let direct = format!(":{}/", self.arena.rabbitmq.port());
-        let broker = self
-            .arena
-            .broker_url()
-            .replace(&direct, &format!(":{port}/"));
+        let broker = arena::over(&self.arena.broker_url(), self.direct(), port);
         let program = std::env::current_exe()?;
         Daemon::start(&program, &["consume", &database, &broker, WORK], &[])
     }

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::{
-    arena::{Arena, SOON, Setup, WINDOW},
+    arena::{self, Arena, SOON, Setup, WINDOW},
     flow::Flow,
     row::{Outcome, Result, Row, expect},
 };
@@ -160,10 +160,7 @@ async fn half_open(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     let proxy = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
     let direct = arena.database_url();
-    let url = direct.replace(
-        &format!(":{}/", arena.postgres.port()),
-        &format!(":{}/", proxy.port()),
-    );
+    let url = arena::over(&direct, arena.postgres.port(), proxy.port());
     arena.set("DATABASE_URL", &url);
     arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s");
     arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "4s");

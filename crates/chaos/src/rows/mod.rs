@@ -1,11 +1,14 @@
 //! The rows of the matrix, by what breaks.
 
 mod broker;
+mod cluster;
 mod consumer;
 mod data;
 mod database;
+mod failover;
 mod network;
 mod relay;
+mod surroundings;
 
 use crate::row::Row;
 
@@ -14,10 +17,13 @@ pub fn all() -> Vec<&'static Row> {
     let groups = [
         relay::ROWS,
         broker::ROWS,
+        cluster::ROWS,
         network::ROWS,
         database::ROWS,
+        failover::ROWS,
         data::ROWS,
         consumer::ROWS,
+        surroundings::ROWS,
     ];
     let mut rows: Vec<&Row> = groups.into_iter().flatten().collect();
     rows.sort_by_key(|row| row.number);

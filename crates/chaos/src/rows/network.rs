@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use super::broker::nothing_is_marked;
 use crate::{
-    arena::{Arena, SOON, Setup, WINDOW},
+    arena::{Arena, SOON, Setup, WINDOW, over},
     flow::Flow,
     probe,
     row::{Outcome, Result, Row, expect},
@@ -50,10 +50,7 @@ pub const ROWS: &[Row] = &[
 /// A relay whose way to the broker goes through a proxy, and traffic through it.
 async fn flowing(arena: &mut Arena<'_>) -> Result<(Proxy, Flow, Daemon)> {
     let proxy = Proxy::start(([127, 0, 0, 1], arena.rabbitmq.port()).into()).await?;
-    let direct = format!(":{}/", arena.rabbitmq.port());
-    let url = arena
-        .broker_url()
-        .replace(&direct, &format!(":{}/", proxy.port()));
+    let url = over(&arena.broker_url(), arena.rabbitmq.port(), proxy.port());
     arena.set("AMQP_URL", &url);
     let relay = arena.relay()?;
     let flow = arena.flow().await?;

@@ -1,0 +1,191 @@
+//! A cluster of three RabbitMQ nodes and a quorum queue with a member on each. Rows 24 and 25.
+//!
+//! The relay has one broker address. Where an operator has a load balancer, there is a switch.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use test_support::{Daemon, Mode, Proxy, RabbitMq, eventually};
+use tokio::time::sleep;
+
+use crate::{
+    arena::{self, Arena, DATABASE, QUEUE, SOON, Setup, WINDOW, since},
+    deliveries,
+    flow::Flow,
+    row::{Outcome, Result, Row, expect},
+    traffic::Rate,
+};
+
+pub const ROWS: &[Row] = &[
+    Row {
+        number: 24,
+        fault: "3-node cluster, quorum-queue leader killed",
+        long: false,
+        run: |setup| Box::pin(leader_killed(setup)),
+    },
+    Row {
+        number: 25,
+        fault: "quorum majority lost",
+        long: false,
+        run: |setup| Box::pin(majority_lost(setup)),
+    },
+];
+
+const NODES: usize = 3;
+
+struct Cluster<'a> {
+    arena: Arena<'a>,
+    /// The second node and the third.
+    others: [RabbitMq; NODES - 1],
+    /// The relay's way to it, and the consumer's.
+    relay_way: Proxy,
+    consumer_way: Proxy,
+}
+
+impl<'a> Cluster<'a> {
+    /// The queue's leader is on the third node; the relay is led to the first, the consumer to the second.
+    async fn start(setup: &'a Setup) -> Result<Self> {
+        let mut arena = Arena::start(setup).await?;
+        let first = &arena.rabbitmq;
+        let (second, third) = tokio::try_join!(first.member(), first.member())?;
+        // Once more, now that there are three nodes to have members on.
+        let channel = deliveries::channel(&third.url("/")).await?;
+        deliveries::delete(&channel, QUEUE).await?;
+        deliveries::declare(&third.url("/"), QUEUE).await?;
+        let relay_way = Proxy::start(address(first)).await?;
+        let consumer_way = Proxy::start(address(&second)).await?;
+        let url = arena::over(&arena.broker_url(), first.port(), relay_way.port());
+        arena.set("AMQP_URL", &url);
+        let cluster = Self {
+            arena,
+            others: [second, third],
+            relay_way,
+            consumer_way,
+        };
+        cluster.online(NODES).await;
+        Ok(cluster)
+    }
+
+    fn node(&self, n: usize) -> &RabbitMq {
+        match n.checked_sub(1) {
+            None => &self.arena.rabbitmq,
+            Some(n) => &self.others[n],
+        }
+    }
+
+    fn node_mut(&mut self, n: usize) -> &mut RabbitMq {
+        match n.checked_sub(1) {
+            None => &mut self.arena.rabbitmq,
+            Some(n) => &mut self.others[n],
+        }
+    }
+
+    async fn flowing(&self) -> Result<(Flow, Daemon)> {
+        let relay = self.arena.relay()?;
+        let direct = self.arena.rabbitmq.port();
+        let broker = arena::over(&self.arena.broker_url(), direct, self.consumer_way.port());
+        let database = self.arena.postgres.url(DATABASE);
+        let flow = self.arena.flow_over(&database, &broker, Rate::default());
+        flow.steady(200).await?;
+        Ok((flow, relay))
+    }
+
+    /// What node `asked` says of the queue.
+    async fn queue(&self, asked: usize, column: &str) -> Result<String> {
+        let words = ["list_queues", "-q", "--no-table-headers", column];
+        Ok(self.node(asked).ctl(&words).await?.trim().to_owned())
+    }
+
+    /// Where the queue's leader is, as node `asked` knows.
+    async fn leader(&self, asked: usize) -> Result<usize> {
+        let name = self.queue(asked, "leader").await?;
+        let found = (0..NODES).find(|n| self.node(*n).node() == name);
+        found.ok_or_else(|| format!("no node is called {name}").into())
+    }
+
+    /// Waits until the queue has so many members that are up.
+    async fn online(&self, members: usize) {
+        eventually("the queue's members to be up", SOON, async || {
+            let online = self.queue(0, "online").await.ok()?;
+            (online.matches("rabbit-").count() == members).then_some(())
+        })
+        .await;
+    }
+}
+
+fn address(node: &RabbitMq) -> SocketAddr {
+    ([127, 0, 0, 1], node.port()).into()
+}
+
+async fn leader_killed(setup: &Setup) -> Result<Outcome> {
+    let mut cluster = Cluster::start(setup).await?;
+    let (mut flow, _relay) = cluster.flowing().await?;
+    let leader = cluster.leader(0).await?;
+    expect(leader == 2, || {
+        format!("the leader is on node {leader}, with the clients")
+    })?;
+    // Nobody is connected to it. It stays dead meanwhile: the others elect a leader, and that is the recovery.
+    setup.timeline.fault();
+    let killed = Instant::now();
+    cluster.node_mut(leader).kill().await;
+    flow.recovers(killed, Duration::from_secs(30)).await?;
+    flow.note(format!("{:.1} s with the clients elsewhere", since(killed)));
+    cluster.node_mut(leader).restart().await?;
+    cluster.online(NODES).await;
+    setup.timeline.over();
+
+    // And now the relay's own node: the switch leads it to another one.
+    let leader = cluster.leader(2).await?;
+    cluster.relay_way.retarget(address(cluster.node(leader)));
+    cluster.relay_way.set(Mode::Cut);
+    cluster.relay_way.set(Mode::Forward);
+    flow.steady(200).await?;
+    setup.timeline.fault();
+    let killed = Instant::now();
+    cluster.node_mut(leader).kill().await;
+    let alive = address(cluster.node(2));
+    cluster.relay_way.retarget(alive);
+    cluster.consumer_way.retarget(alive);
+    flow.recovers(killed, Duration::from_secs(30)).await?;
+    flow.note(format!("{:.1} s with the relay on it", since(killed)));
+    flow.steady(200).await?;
+    setup.timeline.over();
+    // A crash of a broker repeats what it had not confirmed, and what it had not heard to be taken.
+    flow.finish(4 * WINDOW).await
+}
+
+async fn majority_lost(setup: &Setup) -> Result<Outcome> {
+    let mut cluster = Cluster::start(setup).await?;
+    cluster.consumer_way.retarget(address(cluster.node(0)));
+    let (mut flow, relay) = cluster.flowing().await?;
+    setup.timeline.fault();
+    let [second, third] = &mut cluster.others;
+    tokio::join!(second.kill(), third.kill());
+    // What was confirmed before may still be marked.
+    sleep(Duration::from_secs(1)).await;
+    let sent = "outbox.message WHERE sent_at IS NOT NULL";
+    let before = cluster.arena.count(sent).await?;
+    relay.line("no answer within", SOON).await;
+    sleep(Duration::from_secs(6)).await;
+    let after = cluster.arena.count(sent).await?;
+    expect(before == after, || {
+        let marked = after - before;
+        format!("{marked} messages were marked sent, and no majority had them")
+    })?;
+    let pending = "outbox.message WHERE sent_at IS NULL";
+    let held = cluster.arena.count(pending).await?;
+    let [second, third] = &mut cluster.others;
+    tokio::try_join!(second.restart(), third.restart())?;
+    let over = setup.timeline.over();
+    flow.note(format!("{held} messages were held back"));
+    flow.recovers(over, Duration::from_secs(30)).await?;
+    let lines = relay.lines();
+    let timeouts = lines
+        .iter()
+        .filter(|line| line.contains("no answer within"))
+        .count();
+    flow.note(format!("{timeouts} time-outs"));
+    flow.finish(WINDOW * timeouts.max(1)).await
+}

@@ -1,0 +1,198 @@
+//! A connect that gives every server of a URL its own time.
+//!
+//! The driver tries hosts, and the addresses of a name, one after the other, and bounds only their TCP connects. A
+//! server whose machine hangs, or whose address was taken over by something silent, accepts and says nothing: the
+//! driver would wait there, and never ask the standby that was promoted meanwhile.
+
+use std::{net::IpAddr, time::Duration};
+
+use rand::seq::SliceRandom;
+use tokio_postgres::{
+    Client, Config, Connection, Socket,
+    config::{Host, LoadBalanceHosts},
+    tls::MakeTlsConnect,
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::OutboxError;
+
+type Connected = (
+    Client,
+    Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>,
+);
+
+const ACTION: &str = "connect";
+
+/// To the first server that takes the session, each within `within`: name, TCP, TLS and login.
+pub async fn connect(
+    config: &Config,
+    tls: &MakeRustlsConnect,
+    within: Duration,
+) -> Result<Connected, OutboxError> {
+    let mut last = OutboxError::Unusable {
+        action: ACTION,
+        why: "no host has an address".to_owned(),
+    };
+    for server in servers(config) {
+        let addresses = match tokio::time::timeout(within, server.addresses()).await {
+            Ok(addresses) => addresses,
+            Err(_) => {
+                last = timed_out(within);
+                continue;
+            }
+        };
+        for address in addresses {
+            let config = server.config(config, address);
+            let attempt = Box::pin(config.connect(tls.clone()));
+            last = match tokio::time::timeout(within, attempt).await {
+                Ok(Ok(connected)) => return Ok(connected),
+                Ok(Err(source)) => OutboxError::Database {
+                    action: ACTION,
+                    source,
+                },
+                Err(_) => timed_out(within),
+            };
+        }
+    }
+    Err(last)
+}
+
+fn timed_out(after: Duration) -> OutboxError {
+    OutboxError::Timeout {
+        action: ACTION,
+        after,
+    }
+}
+
+/// One of the servers that a URL names.
+struct Server {
+    /// TLS verifies this name, whatever the address.
+    host: Option<Host>,
+    address: Option<IpAddr>,
+    port: u16,
+}
+
+/// In the order that the URL asks for.
+fn servers(config: &Config) -> Vec<Server> {
+    let (hosts, addresses, ports) = (
+        config.get_hosts(),
+        config.get_hostaddrs(),
+        config.get_ports(),
+    );
+    let mut servers: Vec<Server> = (0..hosts.len().max(addresses.len()))
+        .map(|n| Server {
+            host: hosts.get(n).cloned(),
+            address: addresses.get(n).copied(),
+            port: *ports.get(n).or(ports.first()).unwrap_or(&5432),
+        })
+        .collect();
+    if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
+        servers.shuffle(&mut rand::rng());
+    }
+    servers
+}
+
+impl Server {
+    /// Resolved at every connect: a re-pointed name is followed. `None` leaves it to the driver: a socket in the file
+    /// system, or a name that has no address, which it can say best.
+    async fn addresses(&self) -> Vec<Option<IpAddr>> {
+        let found = match (&self.host, self.address) {
+            (Some(Host::Tcp(name)), None) => {
+                tokio::net::lookup_host((name.as_str(), self.port)).await
+            }
+            (_, address) => return vec![address],
+        };
+        match found.map(|found| found.map(|address| Some(address.ip())).collect::<Vec<_>>()) {
+            Ok(found) if !found.is_empty() => found,
+            _ => vec![None],
+        }
+    }
+
+    /// All of `all` but its servers, and this one instead. The driver's configuration cannot forget a host.
+    fn config(&self, all: &Config, address: Option<IpAddr>) -> Config {
+        let mut config = Config::new();
+        config
+            .ssl_mode(all.get_ssl_mode())
+            .ssl_negotiation(all.get_ssl_negotiation())
+            .keepalives(all.get_keepalives())
+            .keepalives_idle(all.get_keepalives_idle())
+            .target_session_attrs(all.get_target_session_attrs())
+            .channel_binding(all.get_channel_binding())
+            .port(self.port);
+        match &self.host {
+            Some(Host::Tcp(name)) => config.host(name),
+            Some(Host::Unix(path)) => config.host_path(path),
+            None => &mut config,
+        };
+        if let Some(address) = address {
+            config.hostaddr(address);
+        }
+        if let Some(user) = all.get_user() {
+            config.user(user);
+        }
+        if let Some(password) = all.get_password() {
+            config.password(password);
+        }
+        if let Some(dbname) = all.get_dbname() {
+            config.dbname(dbname);
+        }
+        if let Some(options) = all.get_options() {
+            config.options(options);
+        }
+        if let Some(name) = all.get_application_name() {
+            config.application_name(name);
+        }
+        if let Some(timeout) = all.get_connect_timeout() {
+            config.connect_timeout(*timeout);
+        }
+        if let Some(timeout) = all.get_tcp_user_timeout() {
+            config.tcp_user_timeout(*timeout);
+        }
+        if let Some(interval) = all.get_keepalives_interval() {
+            config.keepalives_interval(interval);
+        }
+        if let Some(retries) = all.get_keepalives_retries() {
+            config.keepalives_retries(retries);
+        }
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that names everything the driver knows.
+    const URL: &str = "postgres://u:p@one:1,two:2/d?options=-c%20x%3Dy&application_name=n&sslmode=require\
+                       &sslnegotiation=direct&connect_timeout=3&tcp_user_timeout=4&keepalives=1&keepalives_idle=5\
+                       &keepalives_interval=6&keepalives_retries=7&target_session_attrs=read-write\
+                       &channel_binding=require";
+
+    #[test]
+    fn every_server_is_tried_with_all_that_the_url_says() {
+        let all: Config = URL.parse().unwrap();
+        let told = |host: &str, port: &str| {
+            let one = URL.replace("one:1,two:2", &format!("{host}:{port}"));
+            one.parse::<Config>().unwrap()
+        };
+        let each: Vec<Config> = servers(&all)
+            .iter()
+            .map(|server| server.config(&all, None))
+            .collect();
+        assert_eq!(each, [told("one", "1"), told("two", "2")]);
+    }
+
+    #[test]
+    fn one_port_is_every_servers_and_an_address_goes_with_its_name() {
+        let all: Config = "host=one,two hostaddr=10.0.0.1,10.0.0.2 port=7 user=u"
+            .parse()
+            .unwrap();
+        let each: Vec<Config> = servers(&all)
+            .iter()
+            .map(|server| server.config(&all, server.address))
+            .collect();
+        let one: Config = "host=one hostaddr=10.0.0.1 port=7 user=u".parse().unwrap();
+        let two: Config = "host=two hostaddr=10.0.0.2 port=7 user=u".parse().unwrap();
+        assert_eq!(each, [one, two]);
+    }
+}

@@ -249,7 +249,10 @@ async fn a_message_that_comes_five_times_to_two_consumers_is_applied_once() {
     let world = world().await;
     let (one, two) = (
         start(&world, Payments::default(), |_| ()),
-        start(&world, Payments::default(), |_| ()),
+        start(&world, Payments::default(), |options| {
+            // As behind a pooler.
+            options.prepared_statements = false;
+        }),
     );
     for n in 0..20 {
         let (id, account) = (format!("m{n}"), format!("a{n}"));

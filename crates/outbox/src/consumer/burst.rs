@@ -10,12 +10,12 @@
 
 use futures_util::future::join;
 use tokio::time::{Instant, timeout};
-use tokio_postgres::Client;
 use tracing::Instrument;
 
 use super::{
     ConsumerError, Handler, Message,
     process::{Attempt, DATABASE, Process, Verdict, ended},
+    session::Session,
     trace,
     worker::{Held, Worker},
 };
@@ -51,7 +51,7 @@ impl<H: Handler> Worker<H> {
     /// turn.
     pub(super) async fn burst(
         &mut self,
-        client: &mut Option<Client>,
+        session: &mut Option<Session>,
         fresh: Fresh,
         due: Option<Instant>,
         may: impl Fn(&Held) -> bool,
@@ -59,8 +59,8 @@ impl<H: Handler> Worker<H> {
         let shared = self.shared.clone();
         let process = Process::of(&shared);
         let mut rest = Rest::default();
-        let connection = match self.connected(client).await {
-            Ok(connection) => connection,
+        let Session { client, claim } = match self.connected(session).await {
+            Ok(session) => session,
             Err(error) => {
                 rest.judged = Some((fresh.held, process.unknown(error)));
                 return Ok(rest);
@@ -69,11 +69,9 @@ impl<H: Handler> Worker<H> {
         let mut current = fresh;
         let result = 'burst: {
             let opened = within(&process, async {
-                let transaction = connection.transaction().await?;
-                let claimed = process
-                    .inbox
-                    .claim(&transaction, &current.operation)
-                    .await?;
+                let transaction = client.transaction().await?;
+                let claimed = claim.run(process.inbox, &transaction, &current.operation);
+                let claimed = claimed.await?;
                 Ok((transaction, claimed))
             });
             let (transaction, mut claimed) = match opened.await {
@@ -108,14 +106,14 @@ impl<H: Handler> Worker<H> {
                     process.count(&held.message, applied.outcome);
                     Ok(held.acknowledge().await)
                 };
-                let claim = within(&process, async {
+                let opened = within(&process, async {
                     let begin = transaction.batch_execute("BEGIN");
-                    let claim = process.inbox.claim(&transaction, &next.operation);
-                    let (begun, claimed) = join(begin, claim).await;
+                    let claimed = claim.run(process.inbox, &transaction, &next.operation);
+                    let (begun, claimed) = join(begin, claimed).await;
                     begun?;
-                    Ok(claimed?)
+                    claimed
                 });
-                let (end, next_claimed) = join(end, claim).await;
+                let (end, next_claimed) = join(end, opened).await;
                 match end {
                     Ok(acknowledged) => acknowledged?,
                     Err(error) => {
@@ -135,7 +133,7 @@ impl<H: Handler> Worker<H> {
         };
         let Fresh { held, operation } = current;
         let verdict = process
-            .conclude(connection, &held.message, &operation, result, 0)
+            .conclude(client, &held.message, &operation, result, 0)
             .await;
         rest.judged = Some((held, verdict));
         Ok(rest)

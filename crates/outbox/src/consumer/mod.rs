@@ -14,6 +14,7 @@ mod message;
 mod options;
 mod process;
 mod run;
+mod session;
 mod trace;
 mod worker;
 

@@ -22,6 +22,9 @@ pub struct ConsumerOptions {
     pub handlers: usize,
     pub handler_timeout: Duration,
     pub max_attempts: u32,
+    /// Prepares the claim once a connection. `false` behind a pooler that gives each transaction another session
+    /// (PgBouncer in transaction mode before 1.21, or without `max_prepared_statements`).
+    pub prepared_statements: bool,
     pub backoff_initial: Duration,
     pub backoff_max: Duration,
     pub replay: ReplayPolicy,
@@ -52,6 +55,7 @@ impl ConsumerOptions {
             handlers: 4,
             handler_timeout: Duration::from_secs(30),
             max_attempts: 10,
+            prepared_statements: true,
             backoff_initial: Duration::from_millis(500),
             backoff_max: Duration::from_secs(60),
             replay: ReplayPolicy::Accept,

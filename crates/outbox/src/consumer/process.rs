@@ -7,7 +7,7 @@ use tokio_postgres::{Client, Transaction, error::SqlState};
 
 use super::{
     ConsumerOptions, Failure, Handler, Message, ReplayPolicy, Reply, dead_letter::Reason,
-    run::Shared,
+    run::Shared, session::Session,
 };
 use crate::{
     inbox::{Claimed, Inbox, InboxError, Operation, within_cap},
@@ -55,7 +55,12 @@ impl<'a, H: Handler> Process<'a, H> {
     }
 
     /// `attempts` failed in this process before, as far as it knows.
-    pub async fn message(&self, client: &mut Client, message: &Message, attempts: u32) -> Verdict {
+    pub async fn message(
+        &self,
+        session: &mut Session,
+        message: &Message,
+        attempts: u32,
+    ) -> Verdict {
         if self.skips(message) {
             metrics::message(self.inbox.consumer(), "replay_skipped");
             return Verdict::Ack;
@@ -69,7 +74,7 @@ impl<'a, H: Handler> Process<'a, H> {
         let mut counted = attempts;
         if message.redelivered && attempts == 0 {
             let error = "delivered again: an attempt before did not end";
-            match self.counted(client, operation.key(), error).await {
+            match self.counted(&session.client, operation.key(), error).await {
                 Ok(n) if n > self.options.max_attempts => {
                     let error = "delivered again and again: it may kill its consumer".to_owned();
                     return self.dead("attempts_exhausted", n, error);
@@ -79,12 +84,12 @@ impl<'a, H: Handler> Process<'a, H> {
             }
         }
         let limit = self.limit();
-        let attempt = self.attempt(client, message, &operation, counted > 0);
+        let attempt = self.attempt(session, message, &operation, counted > 0);
         let ended = match tokio::time::timeout(limit, attempt).await {
             Ok(ended) => ended,
             Err(_) => Err(Attempt::no_answer(limit)),
         };
-        self.conclude(client, message, &operation, ended, counted)
+        self.conclude(&session.client, message, &operation, ended, counted)
             .await
     }
 
@@ -175,13 +180,14 @@ impl<'a, H: Handler> Process<'a, H> {
 
     async fn attempt(
         &self,
-        client: &mut Client,
+        session: &mut Session,
         message: &Message,
         operation: &Operation,
         was_counted: bool,
     ) -> Result<Outcome, Attempt> {
-        let transaction = client.transaction().await?;
-        let claimed = self.inbox.claim(&transaction, operation).await?;
+        let transaction = session.client.transaction().await?;
+        let claim = session.claim.run(self.inbox, &transaction, operation);
+        let claimed = claim.await?;
         let applied = self
             .apply(&transaction, message, operation, claimed)
             .await?;

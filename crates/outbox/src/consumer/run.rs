@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ConsumerOptions, Handler, Message, OptionsError,
     dead_letter::DeadLetters,
+    session::Session,
     worker::{Held, Worker, key_of},
 };
 use crate::{inbox::Inbox, metrics, upkeep::upkeep};
@@ -51,6 +52,16 @@ pub(super) struct Shared<H> {
 }
 
 impl<H> Shared<H> {
+    /// A new connection for a worker.
+    pub async fn session(&self) -> Result<Session, String> {
+        let client = self.connect().await?;
+        let session = Session::new(client, &self.inbox, self.options.prepared_statements);
+        match tokio::time::timeout(ANSWER, session).await {
+            Ok(session) => session.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {ANSWER:?}")),
+        }
+    }
+
     /// A new connection to PostgreSQL.
     pub async fn connect(&self) -> Result<Client, String> {
         match tokio::time::timeout(ANSWER, (self.connect)()).await {

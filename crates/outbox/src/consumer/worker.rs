@@ -8,7 +8,6 @@ use std::{
 
 use lapin::{Acker, options::BasicAckOptions};
 use tokio::{sync::mpsc, time::Instant};
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -18,6 +17,7 @@ use super::{
     dead_letter::DeadLetters,
     process::{Process, Verdict},
     run::{ANSWER, Shared},
+    session::Session,
     trace,
 };
 
@@ -65,7 +65,7 @@ impl<H: Handler> Worker<H> {
     /// Until `stop`, the end of the deliveries, or a broken channel. What it holds then was not acknowledged, and
     /// comes again.
     pub async fn run(mut self) -> Result<(), ConsumerError> {
-        let mut client: Option<Client> = None;
+        let mut session: Option<Session> = None;
         // Bounded by the prefetch.
         let mut parked: HashMap<String, Parked> = HashMap::new();
         // Delivered before what is still to be received.
@@ -80,7 +80,7 @@ impl<H: Handler> Worker<H> {
                 () = until(due) => {
                     let key = parked.iter().find(|(_, p)| Some(p.due) == due).map(|(key, _)| key.clone());
                     if let Some((key, waiting)) = key.and_then(|key| parked.remove_entry(&key)) {
-                        self.work_off(&mut client, &mut parked, key, waiting).await?;
+                        self.work_off(&mut session, &mut parked, key, waiting).await?;
                     }
                     continue;
                 }
@@ -98,18 +98,18 @@ impl<H: Handler> Worker<H> {
                 Some(operation) => {
                     let fresh = Fresh { held, operation };
                     let may = |held: &Held| !parked.contains_key(&key_of(&held.message));
-                    let rest = self.burst(&mut client, fresh, due, may).await?;
+                    let rest = self.burst(&mut session, fresh, due, may).await?;
                     ahead = rest.untried;
                     if let Some((held, verdict)) = rest.judged {
                         let (key, mut waiting) = (key_of(&held.message), Parked::new(held));
-                        if let Some(due) = self.settle(&mut client, verdict, &mut waiting).await? {
+                        if let Some(due) = self.settle(&mut session, verdict, &mut waiting).await? {
                             parked.insert(key, Parked { due, ..waiting });
                         }
                     }
                 }
                 None => {
                     let waiting = Parked::new(held);
-                    self.work_off(&mut client, &mut parked, key, waiting)
+                    self.work_off(&mut session, &mut parked, key, waiting)
                         .await?;
                 }
             }
@@ -119,7 +119,7 @@ impl<H: Handler> Worker<H> {
     /// Works through a key's messages until one must wait.
     async fn work_off(
         &self,
-        client: &mut Option<Client>,
+        session: &mut Option<Session>,
         parked: &mut HashMap<String, Parked>,
         key: String,
         mut waiting: Parked,
@@ -129,10 +129,10 @@ impl<H: Handler> Worker<H> {
                 return Ok(());
             }
             let verdict = self
-                .process(client, message, waiting.attempts)
+                .process(session, message, waiting.attempts)
                 .instrument(trace::span(self.shared.inbox.consumer(), message))
                 .await;
-            if let Some(due) = self.settle(client, verdict, &mut waiting).await? {
+            if let Some(due) = self.settle(session, verdict, &mut waiting).await? {
                 parked.insert(key, Parked { due, ..waiting });
                 return Ok(());
             }
@@ -143,7 +143,7 @@ impl<H: Handler> Worker<H> {
     /// Does with the key's first message what was found, and takes it away; or says until when the key must wait.
     async fn settle(
         &self,
-        client: &mut Option<Client>,
+        session: &mut Option<Session>,
         verdict: Verdict,
         waiting: &mut Parked,
     ) -> Result<Option<Instant>, ConsumerError> {
@@ -151,7 +151,7 @@ impl<H: Handler> Worker<H> {
             return Ok(None);
         };
         let message = &held.message;
-        match self.counted(client, verdict).await {
+        match self.counted(session, verdict).await {
             Verdict::Ack => {}
             Verdict::Later { attempts } => {
                 waiting.attempts = attempts;
@@ -169,7 +169,7 @@ impl<H: Handler> Worker<H> {
                 self.dead_letters.publish(message, &reason).await?;
             }
             Verdict::Unknown(error) | Verdict::Hung { error, .. } => {
-                *client = None;
+                *session = None;
                 tracing::warn!(
                     consumer = self.shared.inbox.consumer(),
                     message_id = message.message_id(),
@@ -187,11 +187,11 @@ impl<H: Handler> Worker<H> {
 
     async fn process(
         &self,
-        client: &mut Option<Client>,
+        session: &mut Option<Session>,
         message: &Message,
         attempts: u32,
     ) -> Verdict {
-        match self.connected(client).await {
+        match self.connected(session).await {
             Ok(connection) => {
                 Process::of(&self.shared)
                     .message(connection, message, attempts)
@@ -202,15 +202,15 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Counts the attempt of a handler that did not end, on a connection that is not stuck.
-    async fn counted(&self, client: &mut Option<Client>, verdict: Verdict) -> Verdict {
+    async fn counted(&self, session: &mut Option<Session>, verdict: Verdict) -> Verdict {
         let Verdict::Hung { key, error } = verdict else {
             return verdict;
         };
-        *client = None;
-        match self.connected(client).await {
+        *session = None;
+        match self.connected(session).await {
             Ok(connection) => {
                 Process::of(&self.shared)
-                    .failed(connection, &key, error, "timed_out")
+                    .failed(&connection.client, &key, error, "timed_out")
                     .await
             }
             Err(error) => Process::of(&self.shared).unknown(error),
@@ -219,14 +219,14 @@ impl<H: Handler> Worker<H> {
 
     pub(super) async fn connected<'c>(
         &self,
-        client: &'c mut Option<Client>,
-    ) -> Result<&'c mut Client, String> {
-        let usable = client.take().filter(|client| !client.is_closed());
+        session: &'c mut Option<Session>,
+    ) -> Result<&'c mut Session, String> {
+        let usable = session.take().filter(|session| !session.client.is_closed());
         let connection = match usable {
             Some(connection) => connection,
-            None => self.shared.connect().await?,
+            None => self.shared.session().await?,
         };
-        Ok(client.insert(connection))
+        Ok(session.insert(connection))
     }
 }
 

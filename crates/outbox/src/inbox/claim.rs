@@ -1,11 +1,17 @@
 //! Claim and complete, inside the handler's transaction.
 
 use serde::Serialize;
-use tokio_postgres::{GenericClient, Row, Transaction, types::Type};
+#[cfg(feature = "consumer")]
+use tokio_postgres::{Client, Statement};
+use tokio_postgres::{
+    GenericClient, Row, Transaction,
+    types::{ToSql, Type},
+};
 
 use super::{Claimed, Inbox, InboxError, Operation, Stored, call, encoded, within_cap};
 
 const CLAIM: &str = "SELECT outcome, result, result_type FROM inbox.claim($1, $2, $3, $4, $5)";
+const CLAIM_TYPES: [Type; 5] = [Type::TEXT, Type::TEXT, Type::BYTEA, Type::TEXT, Type::INT8];
 const COMPLETE: &str = "SELECT inbox.complete($1, $2, $3, $4)";
 
 impl Inbox {
@@ -29,19 +35,30 @@ impl Inbox {
     ) -> Result<Claimed, InboxError> {
         let (entity, position) = operation.guard();
         let fingerprint = &operation.fingerprint()[..];
-        let row = call(
-            client,
-            CLAIM,
-            &[
-                (&self.consumer(), Type::TEXT),
-                (&operation.key(), Type::TEXT),
-                (&fingerprint, Type::BYTEA),
-                (&entity, Type::TEXT),
-                (&position, Type::INT8),
-            ],
-        )
-        .await?;
-        claimed(&row)
+        let (consumer, key) = (self.consumer(), operation.key());
+        let values: [&(dyn ToSql + Sync); 5] = [&consumer, &key, &fingerprint, &entity, &position];
+        let parameters: Vec<_> = values.into_iter().zip(CLAIM_TYPES).collect();
+        claimed(&call(client, CLAIM, &parameters).await?)
+    }
+
+    /// For a session that makes many claims: parsed and planned once.
+    #[cfg(feature = "consumer")]
+    pub(crate) async fn prepare_claim(&self, client: &Client) -> Result<Statement, InboxError> {
+        Ok(client.prepare_typed(CLAIM, &CLAIM_TYPES).await?)
+    }
+
+    #[cfg(feature = "consumer")]
+    pub(crate) async fn claim_prepared(
+        &self,
+        transaction: &Transaction<'_>,
+        statement: &Statement,
+        operation: &Operation,
+    ) -> Result<Claimed, InboxError> {
+        let (entity, position) = operation.guard();
+        let fingerprint = &operation.fingerprint()[..];
+        let (consumer, key) = (self.consumer(), operation.key());
+        let values: [&(dyn ToSql + Sync); 5] = [&consumer, &key, &fingerprint, &entity, &position];
+        claimed(&transaction.query_one(statement, &values).await?)
     }
 
     /// Claims several operations; the answers are in the order of the slice. They are claimed in the order of their

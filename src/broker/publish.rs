@@ -46,7 +46,12 @@ pub struct Publisher {
     proven: HashSet<String>,
     /// One message at a time: the connection before this one was closed by what was published on it.
     cautious: bool,
+    /// When this channel was first answered with a nack.
+    nacked: Option<Instant>,
 }
+
+/// A channel that still nacks after this long is replaced.
+const REFUSED: Duration = Duration::from_secs(10);
 
 /// A wave's answers, in the order of its messages.
 pub struct Published {
@@ -85,6 +90,7 @@ impl Publisher {
             confirm_timeout,
             proven: HashSet::new(),
             cautious,
+            nacked: None,
         })
     }
 
@@ -169,7 +175,11 @@ impl Publisher {
     /// the server's patience with it. The messages of a wave do not depend on each other.
     pub async fn publish(&mut self, wave: &[&Envelope], deadline: Instant) -> Published {
         let mut answers: Vec<Option<Answer>> = vec![None; wave.len()];
-        let lost = self.publish_wave(wave, deadline, &mut answers).await.err();
+        let published = self.publish_wave(wave, deadline, &mut answers).await;
+        let lost = match published {
+            Ok(()) if answers.contains(&Some(Answer::Nacked)) => self.nacked().await.err(),
+            published => published.err(),
+        };
         Published {
             answers: answers
                 .into_iter()
@@ -177,6 +187,22 @@ impl Publisher {
                 .collect(),
             lost,
         }
+    }
+
+    /// A full queue nacks, and will take messages again on any channel. But a channel that was opened while the leader
+    /// of a quorum queue was away can go on asking the node that is gone, and nack for ever (seen with
+    /// RabbitMQ 3.10): a new channel asks anew. Every message of this one has its answer.
+    async fn nacked(&mut self) -> Result<(), BrokerError> {
+        if self.nacked.get_or_insert_with(Instant::now).elapsed() < REFUSED {
+            return Ok(());
+        }
+        tracing::warn!("the broker still nacks; going on with a new channel");
+        let close = self.channel.close(200, "nacked".into());
+        // The connection goes on, whatever becomes of the old channel.
+        let _ = tokio::time::timeout(Duration::from_secs(1), close).await;
+        self.channel = self.link.confirm_channel(self.confirm_timeout).await?;
+        self.nacked = None;
+        Ok(())
     }
 
     async fn publish_wave(

@@ -132,6 +132,30 @@ async fn a_full_queue_nacks_and_drains_when_there_is_room_and_nothing_dies() {
     assert!(report.is_clean(), "{report}");
 }
 
+/// A quorum queue's channel can nack for good after a failover; a new one does not. Row 24 of the fault matrix has it.
+#[tokio::test]
+async fn a_channel_that_goes_on_nacking_is_replaced_and_nothing_is_published_twice() {
+    let world = world().await;
+    let limits = [
+        ("x-max-length", AMQPValue::LongInt(5)),
+        ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+    ];
+    world.bind("small", "#", &limits).await;
+    let relay = world.relay(&[]);
+    world.commit_many(60, 60).await;
+    relay.line("going on with a new channel", SOON).await;
+    let consumer = world.consume("small").await;
+    consumer.until(60).await;
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+    let failed = relay
+        .lines()
+        .iter()
+        .any(|line| line.contains("RabbitMQ failed"));
+    assert!(!failed, "the connection stays");
+}
+
 #[tokio::test]
 async fn a_missing_exchange_fails_only_its_own_messages() {
     let world = world().await;

@@ -708,6 +708,9 @@ async fn a_consumer_s_span_continues_the_producer_s_trace() {
     // test beside this one has none. Of two, both are asked.
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let _guard = tracing_subscriber::registry().with(layer).set_default();
+    // While there is only one subscriber, a span that another test's thread enters first is cached as of no interest to
+    // anybody, this thread's subscriber included. With a second one each is asked.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let world = world().await;
     let running = start(&world, Payments::default(), |_| ());
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";

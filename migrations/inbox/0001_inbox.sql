@@ -19,9 +19,11 @@ COMMENT ON COLUMN inbox.migration.name IS 'The migration file''s name without it
 COMMENT ON COLUMN inbox.migration.checksum IS 'SHA-256 of the file, hexadecimal; NULL when another tool than outboxd ran it.';
 COMMENT ON COLUMN inbox.migration.applied_at IS 'When it ran.';
 
+-- Keys are compared byte by byte: a uniqueness that hung on the system's collation would be lost when an upgrade of the
+-- system changes it, until the index is rebuilt.
 CREATE TABLE inbox.message (
-    consumer        text        NOT NULL CHECK (consumer <> '' AND octet_length(consumer) <= 255),
-    idempotency_key text        NOT NULL CHECK (idempotency_key <> '' AND octet_length(idempotency_key) <= 255),
+    consumer        text        COLLATE "C" NOT NULL CHECK (consumer <> '' AND octet_length(consumer) <= 255),
+    idempotency_key text        COLLATE "C" NOT NULL CHECK (idempotency_key <> '' AND octet_length(idempotency_key) <= 255),
     fingerprint     bytea       NOT NULL CHECK (octet_length(fingerprint) = 32),
     state           text        NOT NULL CHECK (state IN ('applied', 'stale', 'begun')),
     result          bytea       CHECK (octet_length(result) <= 1048576),
@@ -49,8 +51,8 @@ CREATE INDEX message_begun ON inbox.message (consumer, claimed_at) WHERE state =
 COMMENT ON INDEX inbox.message_begun IS 'External effects whose outcome is in doubt.';
 
 CREATE TABLE inbox.entity (
-    consumer   text        NOT NULL,
-    entity     text        NOT NULL,
+    consumer   text        COLLATE "C" NOT NULL,
+    entity     text        COLLATE "C" NOT NULL,
     position   bigint      NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (consumer, entity)
@@ -62,8 +64,8 @@ COMMENT ON COLUMN inbox.entity.position IS 'Highest position applied, for exampl
 COMMENT ON COLUMN inbox.entity.applied_at IS 'When.';
 
 CREATE TABLE inbox.attempt (
-    consumer        text        NOT NULL,
-    idempotency_key text        NOT NULL,
+    consumer        text        COLLATE "C" NOT NULL,
+    idempotency_key text        COLLATE "C" NOT NULL,
     attempts        integer     NOT NULL DEFAULT 1,
     last_error      text        NOT NULL,
     first_at        timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -72,6 +72,9 @@ impl Handler for Shared {
         };
         match message.type_() {
             "fails" => Err(Failure::Retry("always".to_owned())),
+            "fails_until_other" if !self.0.tried.lock().unwrap().contains(&"other".to_owned()) => {
+                Err(Failure::Retry("the other one first".to_owned()))
+            }
             "fails_twice" if tries() <= 2 => Err(Failure::Retry("not yet".to_owned())),
             "wrong" => Err(Failure::Reject("no such order".to_owned())),
             "doubt" => Err(Failure::InDoubt("the provider did not answer".to_owned())),
@@ -434,15 +437,13 @@ async fn a_key_keeps_its_order_behind_a_retry_and_holds_nobody_else_back() {
     let world = world().await;
     let running = start(&world, Payments::default(), |options| {
         options.handlers = 1;
-        options.backoff_initial = Duration::from_millis(400);
-        options.backoff_max = Duration::from_millis(400);
-        options.max_attempts = 10;
+        options.max_attempts = 100_000;
     });
     send(
         &world,
         &Sent {
             id: Some("k1"),
-            type_: "fails_twice",
+            type_: "fails_until_other",
             account: "first",
             key: Some("k"),
             ..PLAIN
@@ -471,7 +472,7 @@ async fn a_key_keeps_its_order_behind_a_retry_and_holds_nobody_else_back() {
     .await;
     until_empty(&world).await;
     let tried = running.payments.tried.lock().unwrap().clone();
-    assert_eq!(tried.iter().filter(|t| *t == "first").count(), 3);
+    assert!(tried.iter().filter(|t| *t == "first").count() > 1);
     assert_eq!(
         tried.last().map(String::as_str),
         Some("second"),
@@ -480,7 +481,7 @@ async fn a_key_keeps_its_order_behind_a_retry_and_holds_nobody_else_back() {
     let other = tried.iter().position(|t| t == "other").unwrap();
     assert!(
         other < tried.iter().rposition(|t| t == "first").unwrap(),
-        "it did not wait: {tried:?}"
+        "it did not wait for the other key: {tried:?}"
     );
     running.stopped().await;
 }
@@ -708,9 +709,6 @@ async fn a_consumer_s_span_continues_the_producer_s_trace() {
     // test beside this one has none. Of two, both are asked.
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let _guard = tracing_subscriber::registry().with(layer).set_default();
-    // While there is only one subscriber, a span that another test's thread enters first is cached as of no interest to
-    // anybody, this thread's subscriber included. With a second one each is asked.
-    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let world = world().await;
     let running = start(&world, Payments::default(), |_| ());
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";

@@ -94,6 +94,7 @@ const RULES: &[(&str, &[&str])] = &[
         &["lapin", "tokio_postgres", "tokio::", "test_support"],
     ),
     ("crates/test-support", &["outboxd::"]),
+    ("crates/chaos", &["outboxd::"]),
 ];
 
 const PURE: &[&str] = &[

@@ -136,10 +136,15 @@ async fn leader_killed(setup: &Setup) -> Result<Outcome> {
     cluster.online(NODES).await;
     setup.timeline.over();
 
-    // And now the relay's own node: the switch leads it to another one.
+    // And now the relay's own node: the switch leads it to another one. Whoever is there before the new leader may be
+    // nacked on that channel for good; the relay opens another one then.
     let leader = cluster.leader(2).await?;
     cluster.relay_way.retarget(address(cluster.node(leader)));
     cluster.relay_way.set(Mode::Cut);
+    eventually("the relay to be cut off", SOON, async || {
+        (cluster.relay_way.connections() == 0).then_some(())
+    })
+    .await;
     cluster.relay_way.set(Mode::Forward);
     flow.steady(200).await?;
     setup.timeline.fault();
@@ -163,12 +168,12 @@ async fn majority_lost(setup: &Setup) -> Result<Outcome> {
     setup.timeline.fault();
     let [second, third] = &mut cluster.others;
     tokio::join!(second.kill(), third.kill());
-    // What was confirmed before may still be marked.
-    sleep(Duration::from_secs(1)).await;
+    // What was confirmed before may still be marked, once its neighbours' time-out of three seconds is over.
+    relay.line("no answer within", SOON).await;
+    sleep(Duration::from_secs(5)).await;
     let sent = "outbox.message WHERE sent_at IS NOT NULL";
     let before = cluster.arena.count(sent).await?;
-    relay.line("no answer within", SOON).await;
-    sleep(Duration::from_secs(6)).await;
+    sleep(Duration::from_secs(5)).await;
     let after = cluster.arena.count(sent).await?;
     expect(before == after, || {
         let marked = after - before;

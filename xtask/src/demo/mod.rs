@@ -74,14 +74,19 @@ async fn demo(args: &Args) -> Result<()> {
     migrate(&owner).await?;
     let sql = std::fs::read_to_string("deploy/postgres/roles.sql")?;
     postgres.psql("shop", "shop", "shop", &sql)?;
-    let tables = "CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer int NOT NULL, \
-                  cents int NOT NULL)";
-    postgres.psql("shop", "shop", "shop", tables)?;
+    let tables = format!(
+        "CREATE TABLE customer (id int PRIMARY KEY, ordered bigint NOT NULL DEFAULT 0); \
+         INSERT INTO customer SELECT generate_series(0, {CUSTOMERS} - 1); \
+         CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer int NOT NULL REFERENCES customer, \
+                              cents int NOT NULL)"
+    );
+    postgres.psql("shop", "shop", "shop", &tables)?;
     postgres
         .execute(
             "shop",
             "CREATE ROLE writer LOGIN PASSWORD 'writer' IN ROLE outbox_producer; \
-             CREATE ROLE relay LOGIN PASSWORD 'relay' IN ROLE outbox_relay; GRANT INSERT ON orders TO writer",
+             CREATE ROLE relay LOGIN PASSWORD 'relay' IN ROLE outbox_relay; GRANT INSERT ON orders TO writer; \
+             GRANT SELECT, UPDATE ON customer TO writer",
         )
         .await?;
     say(
@@ -226,6 +231,13 @@ async fn write(shop: Arc<Shop>, writer: usize) -> Result<()> {
         let customer = (n * 7 + i32::try_from(writer)? * 13) % CUSTOMERS;
         let cents = n % 9000 + 100;
         let transaction = client.transaction().await?;
+        // The customer's row first: its lock makes the events of one customer commit in the order of their positions.
+        transaction
+            .execute(
+                "UPDATE customer SET ordered = ordered + $2 WHERE id = $1",
+                &[&customer, &i64::from(cents)],
+            )
+            .await?;
         transaction
             .execute(
                 "INSERT INTO orders (customer, cents) VALUES ($1, $2)",

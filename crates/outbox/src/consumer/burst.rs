@@ -59,7 +59,7 @@ impl<H: Handler> Worker<H> {
         let shared = self.shared.clone();
         let process = Process::of(&shared);
         let mut rest = Rest::default();
-        let Session { client, claim } = match self.connected(session).await {
+        let Session { client, statements } = match self.connected(session).await {
             Ok(session) => session,
             Err(error) => {
                 rest.judged = Some((fresh.held, process.unknown(error)));
@@ -70,7 +70,7 @@ impl<H: Handler> Worker<H> {
         let result = 'burst: {
             let opened = within(&process, async {
                 let transaction = client.transaction().await?;
-                let claimed = claim.run(process.inbox, &transaction, &current.operation);
+                let claimed = statements.claim(process.inbox, &transaction, &current.operation);
                 let claimed = claimed.await?;
                 Ok((transaction, claimed))
             });
@@ -93,7 +93,7 @@ impl<H: Handler> Worker<H> {
                     self.next(&process, &may, &mut rest)
                 };
                 let Some(next) = next else {
-                    let end = process.end(&transaction, operation, &applied);
+                    let end = process.end(statements, &transaction, operation, &applied);
                     break 'burst bounded(end).await.map(|()| {
                         ended(transaction);
                         applied.outcome
@@ -102,13 +102,13 @@ impl<H: Handler> Worker<H> {
                 // Polled in this order, and so sent in this order. The acknowledgement does not wait for the claim,
                 // which may wait for another consumer.
                 let end = async {
-                    bounded(process.end(&transaction, operation, &applied)).await?;
+                    bounded(process.end(statements, &transaction, operation, &applied)).await?;
                     process.count(&held.message, applied.outcome);
                     Ok(held.acknowledge().await)
                 };
                 let opened = within(&process, async {
                     let begin = transaction.batch_execute("BEGIN");
-                    let claimed = claim.run(process.inbox, &transaction, &next.operation);
+                    let claimed = statements.claim(process.inbox, &transaction, &next.operation);
                     let (begun, claimed) = join(begin, claimed).await;
                     begun?;
                     claimed

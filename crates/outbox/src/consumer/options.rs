@@ -22,7 +22,7 @@ pub struct ConsumerOptions {
     pub handlers: usize,
     pub handler_timeout: Duration,
     pub max_attempts: u32,
-    /// Prepares the claim once a connection. `false` behind a pooler that gives each transaction another session
+    /// Prepares its own statements once a connection. `false` behind a pooler that gives each transaction another session
     /// (PgBouncer in transaction mode before 1.21, or without `max_prepared_statements`).
     pub prepared_statements: bool,
     pub backoff_initial: Duration,

@@ -6,8 +6,10 @@ use futures_util::future::join;
 use tokio_postgres::{Client, Transaction, error::SqlState};
 
 use super::{
-    ConsumerOptions, Failure, Handler, Message, ReplayPolicy, Reply, dead_letter::Reason,
-    run::Shared, session::Session,
+    ConsumerOptions, Failure, Handler, Message, ReplayPolicy, Reply,
+    dead_letter::Reason,
+    run::Shared,
+    session::{Session, Statements},
 };
 use crate::{
     inbox::{Claimed, Inbox, InboxError, Operation, within_cap},
@@ -186,7 +188,8 @@ impl<'a, H: Handler> Process<'a, H> {
         was_counted: bool,
     ) -> Result<Outcome, Attempt> {
         let transaction = session.client.transaction().await?;
-        let claim = session.claim.run(self.inbox, &transaction, operation);
+        let statements = &session.statements;
+        let claim = statements.claim(self.inbox, &transaction, operation);
         let claimed = claim.await?;
         let applied = self
             .apply(&transaction, message, operation, claimed)
@@ -194,7 +197,8 @@ impl<'a, H: Handler> Process<'a, H> {
         if was_counted && applied.outcome == Outcome::First {
             self.inbox.forgive(&transaction, operation.key()).await?;
         }
-        self.end(&transaction, operation, &applied).await?;
+        self.end(statements, &transaction, operation, &applied)
+            .await?;
         ended(transaction);
         Ok(applied.outcome)
     }
@@ -235,6 +239,7 @@ impl<'a, H: Handler> Process<'a, H> {
     /// what stops a COMMIT whose result was not stored.
     pub async fn end(
         &self,
+        statements: &Statements,
         transaction: &Transaction<'_>,
         operation: &Operation,
         applied: &Applied,
@@ -250,9 +255,7 @@ impl<'a, H: Handler> Process<'a, H> {
         };
         // One that is refused before it is sent would let the COMMIT pass.
         within_cap(result.len())?;
-        let complete = self
-            .inbox
-            .complete_with(transaction, operation, result, "application/json");
+        let complete = statements.complete(self.inbox, transaction, operation, result);
         // Polled in this order, and so sent in this order.
         let (completed, ended) = join(complete, ending).await;
         completed?;

@@ -13,6 +13,8 @@ use super::{Claimed, Inbox, InboxError, Operation, Stored, call, encoded, within
 const CLAIM: &str = "SELECT outcome, result, result_type FROM inbox.claim($1, $2, $3, $4, $5)";
 const CLAIM_TYPES: [Type; 5] = [Type::TEXT, Type::TEXT, Type::BYTEA, Type::TEXT, Type::INT8];
 const COMPLETE: &str = "SELECT inbox.complete($1, $2, $3, $4)";
+#[cfg(feature = "consumer")]
+const COMPLETE_TYPES: [Type; 4] = [Type::TEXT, Type::TEXT, Type::BYTEA, Type::TEXT];
 
 impl Inbox {
     /// Claims an operation. Waits for a concurrent claim of the same key to end; `lock_timeout` bounds the wait.
@@ -59,6 +61,27 @@ impl Inbox {
         let (consumer, key) = (self.consumer(), operation.key());
         let values: [&(dyn ToSql + Sync); 5] = [&consumer, &key, &fingerprint, &entity, &position];
         claimed(&transaction.query_one(statement, &values).await?)
+    }
+
+    #[cfg(feature = "consumer")]
+    pub(crate) async fn prepare_complete(&self, client: &Client) -> Result<Statement, InboxError> {
+        Ok(client.prepare_typed(COMPLETE, &COMPLETE_TYPES).await?)
+    }
+
+    #[cfg(feature = "consumer")]
+    pub(crate) async fn complete_prepared(
+        &self,
+        transaction: &Transaction<'_>,
+        statement: &Statement,
+        operation: &Operation,
+        result: &[u8],
+        content_type: &str,
+    ) -> Result<(), InboxError> {
+        within_cap(result.len())?;
+        let (consumer, key) = (self.consumer(), operation.key());
+        let values: [&(dyn ToSql + Sync); 4] = [&consumer, &key, &result, &content_type];
+        transaction.execute(statement, &values).await?;
+        Ok(())
     }
 
     /// Claims several operations; the answers are in the order of the slice. They are claimed in the order of their

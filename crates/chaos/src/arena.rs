@@ -24,6 +24,7 @@ pub const QUEUE: &str = "all";
 pub const DATABASE: &str = "app";
 
 /// What every row is run with.
+#[derive(Clone)]
 pub struct Setup {
     /// The relay, with its failpoints compiled in.
     pub outboxd: PathBuf,

@@ -21,9 +21,10 @@ mod timeline;
 mod traffic;
 
 use std::{
+    collections::VecDeque,
     path::PathBuf,
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
@@ -68,6 +69,9 @@ struct Args {
     /// Also the rows that take minutes
     #[arg(long)]
     long: bool,
+    /// Rows that run at the same time, each with servers of its own; they spend most of it waiting
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    jobs: u16,
     /// Instead of the matrix: random faults for so many minutes
     #[arg(long, value_name = "MINUTES")]
     minutes: Option<f64>,
@@ -116,30 +120,66 @@ fn run(args: Args) -> Result<bool> {
     let setup = Setup {
         outboxd: args.outboxd.canonicalize()?,
         repository: args.repository.canonicalize()?,
-        timeline: Arc::new(Timeline::new()),
+        timeline: Arc::new(Timeline::since(Instant::now())),
     };
-    let runtime = runtime()?;
     if let Some(minutes) = args.minutes {
-        return soak(&runtime, &setup, minutes, &args);
+        return soak(&runtime()?, &setup, minutes, &args);
     }
-    let mut lines = Vec::new();
+    matrix(&args, &setup)
+}
+
+fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
+    let began = Instant::now();
+    let mut rows = VecDeque::from(rows::all());
+    let unknown = |number: &&u32| rows.iter().all(|row| row.number != **number);
+    if let Some(number) = args.rows.iter().find(unknown) {
+        return Err(format!("--rows {number}: the matrix has no such row").into());
+    }
+    rows.retain(|row| args.rows.is_empty() || args.rows.contains(&row.number));
+    let waiting = Mutex::new(rows);
+    let next = || {
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.pop_front()
+    };
     report::header();
-    for row in rows::all() {
-        let asked_for = args.rows.contains(&row.number);
-        if !args.rows.is_empty() && !asked_for {
-            continue;
+    let (ended, lines_of_rows) = mpsc::channel();
+    let mut lines = Vec::new();
+    std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for _ in 0..args.jobs {
+            let (next, ended) = (&next, ended.clone());
+            threads.push(scope.spawn(move || -> Result<()> {
+                let runtime = runtime()?;
+                while let Some(row) = next() {
+                    let setup = Setup {
+                        timeline: Arc::new(Timeline::since(began)),
+                        ..setup.clone()
+                    };
+                    let line = if row.long && !args.long && args.rows.is_empty() {
+                        let why = "takes minutes: run it with --long, or by its number";
+                        Line::new(row.number, row.fault, 0.0, Ok(row::Outcome::skipped(why)))
+                    } else {
+                        runtime.block_on(one(row, &setup))
+                    };
+                    ended.send((line, setup.timeline))?;
+                }
+                Ok(())
+            }));
         }
-        let line = if row.long && !args.long && !asked_for {
-            let why = "takes minutes: run it with --long, or by its number";
-            Line::new(row.number, row.fault, 0.0, Ok(row::Outcome::skipped(why)))
-        } else {
-            runtime.block_on(one(row, &setup))
-        };
-        report::line(&line);
-        lines.push(line);
-        // After each row: a run that is cut off has left what it saw.
-        written(&args, &lines, &setup)?;
-    }
+        drop(ended);
+        for (line, timeline) in lines_of_rows {
+            report::line(&line);
+            lines.push(line);
+            setup.timeline.absorb(&timeline);
+            lines.sort_by_key(|line| line.row);
+            // After each row: a run that is cut off has left what it saw.
+            written(args, &lines, setup)?;
+        }
+        for thread in threads {
+            thread.join().map_err(|panic| said(&*panic))??;
+        }
+        Ok::<_, test_support::Error>(())
+    })?;
     println!(
         "\nwritten: {0}/report.json, {0}/timeline.svg",
         args.out.display()

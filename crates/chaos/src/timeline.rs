@@ -1,4 +1,4 @@
-//! What the plot is drawn from: samples of all rows, one after the other, and the faults as bands.
+//! What the plot is drawn from: the samples of each row, and its faults as bands.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -47,11 +47,20 @@ struct State {
 }
 
 impl Timeline {
-    pub fn new() -> Self {
+    /// Its seconds count from `began`.
+    pub fn since(began: Instant) -> Self {
         Self {
-            began: Instant::now(),
+            began,
             state: Mutex::default(),
         }
+    }
+
+    /// Takes over what a row has left in one of its own.
+    pub fn absorb(&self, row: &Self) {
+        let mut of_row = row.lock();
+        let mut state = self.lock();
+        state.sections.append(&mut of_row.sections);
+        state.bands.append(&mut of_row.bands);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -14,18 +14,15 @@ pub fn run(args: &Args) -> Result<()> {
     if let Err(error) = servers::install(servers::Tools::Chaos) {
         eprintln!("some rows will be skipped: {error}");
     }
-    let build = [
-        "build",
-        "--quiet",
-        "--locked",
-        "-p",
-        "outboxd",
-        "--features",
-        "failpoints",
-    ];
-    command("cargo", &build)?;
-    let outboxd = built("debug").display().to_string();
-    let mut words = vec!["run", "--quiet", "--locked", "-p", "chaos", "--"];
+    // Random faults come at a rate that a debug build takes half of a machine for.
+    let soak = args.args.iter().any(|word| word.starts_with("--minutes"));
+    let profile = if soak { "release" } else { "dev" };
+    let cargo = ["--quiet", "--locked", "--profile", profile];
+    let relay = ["-p", "outboxd", "--features", "failpoints"];
+    command("cargo", &[&["build"], &cargo[..], &relay].concat())?;
+    let outboxd = built(if soak { "release" } else { "debug" });
+    let outboxd = outboxd.display().to_string();
+    let mut words = [&["run"], &cargo[..], &["-p", "chaos", "--"]].concat();
     words.extend(["--outboxd", &outboxd]);
     words.extend(args.args.iter().map(String::as_str));
     command("cargo", &words)

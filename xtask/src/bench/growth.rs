@@ -168,7 +168,7 @@ async fn insert(site: &Site<'_>, keys: usize, days: u64) -> Result<()> {
     let seconds = (DAY * u32::try_from(days)?).as_secs_f64();
     for part in (0..keys).step_by(PART) {
         let sql = "INSERT INTO inbox.message (consumer, idempotency_key, fingerprint, state, claimed_at) \
-                   SELECT $1, gen_random_uuid()::text, sha256(int8send(i)), 'applied', \
+                   SELECT $1::text, gen_random_uuid()::text, sha256(int8send(i)), 'applied', \
                           clock_timestamp() - (1 - i::float8 / $4) * $5 * interval '1 second' \
                    FROM generate_series($2::bigint, $3::bigint) i";
         let (from, to) = (

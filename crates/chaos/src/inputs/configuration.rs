@@ -179,8 +179,9 @@ impl<'a> Judge<'a> {
     ) -> Result<()> {
         for command in ["run", "check"] {
             let args = [&[command], args].concat();
-            let ran = outboxd(self.setup, &args, environment(settings)).await?;
-            refused(&ran, says).map_err(|error| format!("{args:?} with {settings:?}: {error}"))?;
+            let ran = outboxd(self.setup, &args, environment(settings)).await;
+            let judged = ran.and_then(|ran| refused(&ran, says));
+            judged.map_err(|error| format!("{args:?} with {settings:?}: {error}"))?;
         }
         self.refused += 1;
         Ok(())

@@ -108,7 +108,8 @@ impl BrokerEndpoint {
                 let password = password.map(|p| decoded(p, "password")).transpose()?;
                 (
                     Some(decoded(user, "user name")?).filter(|u| !u.is_empty()),
-                    password.map(Secret::new),
+                    // Nobody's: RabbitMQ refuses an empty one.
+                    password.filter(|p| !p.is_empty()).map(Secret::new),
                 )
             }
         };

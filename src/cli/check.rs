@@ -9,7 +9,7 @@ use super::{CliError, output};
 use crate::{
     broker::{Link, topology},
     config::{Config, Source},
-    outbox::{migrate, preflight, session::Session},
+    outbox::{OutboxError, migrate, preflight, session::Session},
     relay,
 };
 
@@ -49,17 +49,32 @@ pub(super) async fn database(source: &Source) -> Result<(), CliError> {
     ))?)
 }
 
-/// Schema version and privileges; what is missing is named with the statement that mends it.
+/// Privileges, schema version, tables and columns; what is missing is named with what mends it.
 pub(super) async fn require_ready(session: &Session) -> Result<(), CliError> {
     // Before the version, which a role without grants cannot read.
     let missing = preflight::missing_privileges(session).await?;
+    if !missing.is_empty() {
+        return Err(CliError::Setup(format!(
+            "this role may not do what a relay does. Run as the owner of schema outbox:\n  {};\n\
+             or once for all: `outboxd sql --roles`, then GRANT outbox_relay to it",
+            missing.join(";\n  ")
+        )));
+    }
+    let version = migrate::require_known(session).await;
+    // For want of a column it may be unreadable: that is told with the rest.
+    match &version {
+        Ok(()) | Err(OutboxError::Database { .. }) => {}
+        Err(_) => return Ok(version?),
+    }
+    let missing = preflight::missing_parts(session).await?;
     if missing.is_empty() {
-        return Ok(migrate::require_known(session).await?);
+        return Ok(version?);
     }
     Err(CliError::Setup(format!(
-        "this role may not do what a relay does. Run as the owner of schema outbox:\n  {};\n\
-         or once for all: `outboxd sql --roles`, then GRANT outbox_relay to it",
-        missing.join(";\n  ")
+        "the database has outbox schema version {}, and something of it was taken away:\n  {}\n\
+         Put it back as `outboxd sql` defines it, as the owner of schema outbox, or restore the database",
+        migrate::known(),
+        missing.join("\n  ")
     )))
 }
 

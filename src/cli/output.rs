@@ -21,14 +21,17 @@ pub(super) fn line(text: &str) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}")
 }
 
+/// Characters of a cell: a key or a type of a row may have millions. Padding takes no more than 65,535.
+const CELL: usize = 120;
+
 /// Columns as wide as their widest cell; the last one as it comes. Control characters are escaped: a row must not
-/// write to the operator's terminal.
+/// write to the operator's terminal. Long cells are cut.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     let rows: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
             row.iter()
-                .map(|cell| cell.escape_debug().to_string())
+                .map(|cell| cut(&cell.escape_debug().to_string()))
                 .collect()
         })
         .collect();
@@ -52,4 +55,25 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
         write(row.iter().map(String::as_str).collect())?;
     }
     Ok(())
+}
+
+fn cut(cell: &str) -> String {
+    match cell.char_indices().nth(CELL) {
+        Some((at, _)) => format!("{}…", &cell[..at]),
+        None => cell.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_of_any_length_and_content_fits_its_column() {
+        let cell = |text: &str| vec![text.to_owned(), "x".to_owned()];
+        let long = "é\n".repeat(100_000);
+        table(&["A", "B"], &[cell(&long), cell("")]).unwrap();
+        assert_eq!(cut(&long).chars().count(), CELL + 1);
+        assert_eq!(cut("short"), "short");
+    }
 }

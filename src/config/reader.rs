@@ -127,6 +127,15 @@ impl Reader {
         }
     }
 
+    /// The key that a scoped value stands under; its own where there is none.
+    pub fn found_as(&self, scope: &Scope, key: &str) -> String {
+        let own = format!("{}{key}", scope.prefix);
+        if self.has(key) && !self.has(&own) {
+            return key.to_owned();
+        }
+        own
+    }
+
     pub fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)
     }

@@ -131,12 +131,12 @@ fn source(reader: &mut Reader, name: String, scope: &Scope, relay: &Relay, needs
     if relay.confirm_timeout >= database.idle_in_transaction_timeout
         && !database.idle_in_transaction_timeout.is_zero()
     {
+        let limit = reader.found_as(scope, "database.idle_in_transaction_timeout");
         reader.problem(
             "relay.confirm_timeout",
             format!(
-                "{} must be below {}idle_in_transaction_timeout ({}), or PostgreSQL ends the claim before the broker answers",
+                "{} must be below {limit} ({}), or PostgreSQL ends the claim before the broker answers",
                 humantime::format_duration(relay.confirm_timeout),
-                database.section,
                 humantime::format_duration(database.idle_in_transaction_timeout)
             ),
         );
@@ -225,14 +225,16 @@ fn database(reader: &mut Reader, scope: &Scope, needed: bool) -> Database {
         allow_plaintext: reader.flag(scope, "database.allow_plaintext"),
     };
     if !database.prepared_statements && database.listen {
+        let listen = reader.found_as(scope, "database.listen");
         reader.problem(
-            &format!("{}listen", database.section),
+            &listen,
             "must be false when prepared_statements is: a pooled connection cannot listen",
         );
     }
     certificates(
         reader,
-        &database.section,
+        scope,
+        "database",
         &database.ca_file,
         &database.cert_file,
         &database.key_file,
@@ -270,14 +272,13 @@ fn broker(reader: &mut Reader, scope: &Scope, needed: bool) -> Broker {
         allow_plaintext: reader.flag(scope, "broker.allow_plaintext"),
     };
     if broker.heartbeat.subsec_nanos() != 0 {
-        reader.problem(
-            &format!("{}heartbeat", broker.section),
-            "must be whole seconds: AMQP negotiates seconds",
-        );
+        let heartbeat = reader.found_as(scope, "broker.heartbeat");
+        reader.problem(&heartbeat, "must be whole seconds: AMQP negotiates seconds");
     }
     certificates(
         reader,
-        &broker.section,
+        scope,
+        "broker",
         &broker.ca_file,
         &broker.cert_file,
         &broker.key_file,
@@ -292,30 +293,27 @@ fn broker(reader: &mut Reader, scope: &Scope, needed: bool) -> Broker {
 
 fn certificates(
     reader: &mut Reader,
+    scope: &Scope,
     section: &str,
     ca: &Option<PathBuf>,
     cert: &Option<PathBuf>,
     key: &Option<PathBuf>,
 ) {
+    let [ca_file, cert_file, key_file] = ["ca_file", "cert_file", "key_file"]
+        .map(|name| reader.found_as(scope, &format!("{section}.{name}")));
     if let Some(path) = ca
         && let Err(error) = tls::check_authorities(path)
     {
-        reader.problem(&format!("{section}ca_file"), error.to_string());
+        reader.problem(&ca_file, error.to_string());
     }
     match (cert, key) {
         (Some(cert), Some(key)) => {
             if let Err(error) = tls::check_identity(cert, key) {
-                reader.problem(&format!("{section}cert_file"), error.to_string());
+                reader.problem(&cert_file, error.to_string());
             }
         }
-        (Some(_), None) => reader.problem(
-            &format!("{section}key_file"),
-            "is not set, and cert_file is",
-        ),
-        (None, Some(_)) => reader.problem(
-            &format!("{section}cert_file"),
-            "is not set, and key_file is",
-        ),
+        (Some(_), None) => reader.problem(&key_file, "is not set, and cert_file is"),
+        (None, Some(_)) => reader.problem(&cert_file, "is not set, and key_file is"),
         (None, None) => {}
     }
 }

@@ -1,4 +1,5 @@
-//! What this role may do here, asked before the first claim: a missing grant is said at start, not at 3 a.m.
+//! What this role may do here, and what is here, asked before the first claim: a missing grant or column is said at
+//! start, not at 3 a.m.
 
 use super::{
     OutboxError,
@@ -12,12 +13,23 @@ const MISSING: Query = Query {
     types: &[],
 };
 
+const LOST: Query = Query {
+    action: "check the schema",
+    sql: include_str!("sql/missing_parts.sql"),
+    types: &[],
+};
+
 /// The GRANT statements that this role lacks to run a relay; empty when it has all.
 pub async fn missing_privileges(session: &Session) -> Result<Vec<String>, OutboxError> {
-    session
-        .query(&MISSING, &[])
-        .await?
-        .iter()
-        .map(|row| get(row, "mend"))
-        .collect()
+    words(session, &MISSING).await
+}
+
+/// Tables and columns of the schema version that is recorded, and that somebody has taken away since.
+pub async fn missing_parts(session: &Session) -> Result<Vec<String>, OutboxError> {
+    words(session, &LOST).await
+}
+
+async fn words(session: &Session, query: &Query) -> Result<Vec<String>, OutboxError> {
+    let rows = session.query(query, &[]).await?;
+    rows.iter().map(|row| get(row, "word")).collect()
 }

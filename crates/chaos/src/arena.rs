@@ -12,6 +12,7 @@ use tokio_postgres::Client;
 use crate::{
     deliveries::Deliveries,
     flow::Flow,
+    inputs::SharedStage,
     row::Result,
     timeline::Timeline,
     traffic::{Rate, Traffic},
@@ -31,6 +32,8 @@ pub struct Setup {
     /// Where migrations and grants are.
     pub repository: PathBuf,
     pub timeline: Arc<Timeline>,
+    /// What the bad inputs have in common.
+    pub stage: Arc<SharedStage>,
 }
 
 /// A migrated database, a broker with one queue, and the settings of the relays to come.
@@ -168,7 +171,15 @@ impl<'a> Arena<'a> {
 
 /// The schema, the roles, and a relay's login.
 pub async fn prepare(setup: &Setup, postgres: &Postgres) -> Result<()> {
-    postgres.create_database(DATABASE, "postgres").await?;
+    schemas(setup, postgres, DATABASE).await?;
+    let roles = "CREATE ROLE relay LOGIN PASSWORD 'relay' IN ROLE outbox_relay; \
+                 CREATE ROLE producer LOGIN PASSWORD 'producer' IN ROLE outbox_producer";
+    postgres.execute(DATABASE, roles).await
+}
+
+/// A database with the schemas and what the roles may do there.
+pub async fn schemas(setup: &Setup, postgres: &Postgres, database: &str) -> Result<()> {
+    postgres.create_database(database, "postgres").await?;
     for file in [
         "migrations/outbox/0001_outbox.sql",
         "deploy/postgres/roles.sql",
@@ -176,11 +187,9 @@ pub async fn prepare(setup: &Setup, postgres: &Postgres) -> Result<()> {
         "deploy/postgres/inbox_roles.sql",
     ] {
         let sql = std::fs::read_to_string(setup.repository.join(file))?;
-        postgres.execute(DATABASE, &sql).await?;
+        postgres.execute(database, &sql).await?;
     }
-    let roles = "CREATE ROLE relay LOGIN PASSWORD 'relay' IN ROLE outbox_relay; \
-                 CREATE ROLE producer LOGIN PASSWORD 'producer' IN ROLE outbox_producer";
-    postgres.execute(DATABASE, roles).await
+    Ok(())
 }
 
 /// The same URL by way of another port.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use outbox::{
     consumer::{ConsumerOptions, Failure, Handler, Message, Reply},
-    inbox::{Begun, Inbox, Operation},
+    inbox::{Begun, Inbox, Operation, OperationError},
 };
 use tokio_postgres::{Client, NoTls, Transaction};
 use tokio_util::sync::CancellationToken;
@@ -53,6 +53,14 @@ struct Applier {
 }
 
 impl Handler for Applier {
+    /// The body of a `keyed` message is the business key.
+    fn operation(&self, message: &Message) -> Result<Operation, OperationError> {
+        match message.type_() {
+            "keyed" => message.operation_as(&String::from_utf8_lossy(&message.body)),
+            _ => message.operation(),
+        }
+    }
+
     async fn handle(
         &self,
         message: &Message,

@@ -205,8 +205,18 @@ pub async fn publish(
 ) -> Result<()> {
     let properties = BasicProperties::default()
         .with_message_id(short(id))
-        .with_type(short(type_))
-        .with_delivery_mode(2);
+        .with_type(short(type_));
+    publish_with(channel, queue, properties, body).await
+}
+
+pub async fn publish_with(
+    channel: &Channel,
+    queue: &str,
+    properties: BasicProperties,
+    body: &str,
+) -> Result<()> {
+    let properties = properties.with_delivery_mode(2);
+    let id = properties.message_id().clone();
     let how = BasicPublishOptions {
         mandatory: true,
         ..BasicPublishOptions::default()
@@ -214,7 +224,7 @@ pub async fn publish(
     let publish = channel.basic_publish(short(""), short(queue), how, body.as_bytes(), properties);
     match publish.await?.await? {
         Confirmation::Ack(None) => Ok(()),
-        other => Err(format!("the broker did not take {id}: {other:?}").into()),
+        other => Err(format!("the broker did not take {id:?}: {other:?}").into()),
     }
 }
 

@@ -2,6 +2,7 @@
 //! and runs this.
 //!
 //! - [`row`]: what a row is · [`rows`]: the rows, by what breaks
+//! - [`inputs`]: bad configuration, bad rows, bad messages
 //! - [`arena`]: servers of one row · [`traffic`]: producers and what they committed · [`deliveries`]: what arrived
 //! - [`flow`]: traffic through a relay while something breaks, and the judgement
 //! - [`consumer`]: a consumer's process · [`probe`]: a process seen from outside
@@ -11,6 +12,7 @@ mod arena;
 mod consumer;
 mod deliveries;
 mod flow;
+mod inputs;
 mod plot;
 mod probe;
 mod report;
@@ -32,7 +34,7 @@ use clap::Parser;
 
 use crate::{
     arena::Setup,
-    row::{Line, Result, Row},
+    row::{Kind, Line, Result, Row},
     timeline::Timeline,
 };
 
@@ -66,6 +68,9 @@ struct Args {
     /// Only these rows of the matrix
     #[arg(long, value_delimiter = ',')]
     rows: Vec<u32>,
+    /// Only the bad inputs, or only these of them
+    #[arg(long, value_delimiter = ',', num_args = 0.., value_name = "NUMBER")]
+    inputs: Option<Vec<u32>>,
     /// Also the rows that take minutes
     #[arg(long)]
     long: bool,
@@ -121,6 +126,7 @@ fn run(args: Args) -> Result<bool> {
         outboxd: args.outboxd.canonicalize()?,
         repository: args.repository.canonicalize()?,
         timeline: Arc::new(Timeline::since(Instant::now())),
+        stage: Arc::default(),
     };
     if let Some(minutes) = args.minutes {
         return soak(&runtime()?, &setup, minutes, &args);
@@ -130,13 +136,7 @@ fn run(args: Args) -> Result<bool> {
 
 fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
     let began = Instant::now();
-    let mut rows = VecDeque::from(rows::all());
-    let unknown = |number: &&u32| rows.iter().all(|row| row.number != **number);
-    if let Some(number) = args.rows.iter().find(unknown) {
-        return Err(format!("--rows {number}: the matrix has no such row").into());
-    }
-    rows.retain(|row| args.rows.is_empty() || args.rows.contains(&row.number));
-    let waiting = Mutex::new(rows);
+    let waiting = Mutex::new(asked_for(args)?);
     let next = || {
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.pop_front()
@@ -150,16 +150,17 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
             let (next, ended) = (&next, ended.clone());
             threads.push(scope.spawn(move || -> Result<()> {
                 let runtime = runtime()?;
-                while let Some(row) = next() {
+                while let Some((kind, row)) = next() {
                     let setup = Setup {
                         timeline: Arc::new(Timeline::since(began)),
                         ..setup.clone()
                     };
                     let line = if row.long && !args.long && args.rows.is_empty() {
                         let why = "takes minutes: run it with --long, or by its number";
-                        Line::new(row.number, row.fault, 0.0, Ok(row::Outcome::skipped(why)))
+                        let skipped = Ok(row::Outcome::skipped(why));
+                        Line::new(kind, row.number, row.fault, 0.0, skipped)
                     } else {
-                        runtime.block_on(one(row, &setup))
+                        runtime.block_on(one(kind, row, &setup))
                     };
                     ended.send((line, setup.timeline))?;
                 }
@@ -171,7 +172,7 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
             report::line(&line);
             lines.push(line);
             setup.timeline.absorb(&timeline);
-            lines.sort_by_key(|line| line.row);
+            lines.sort_by_key(|line| (line.kind, line.row));
             // After each row: a run that is cut off has left what it saw.
             written(args, &lines, setup)?;
         }
@@ -185,6 +186,30 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
         args.out.display()
     );
     Ok(report::summary(&lines))
+}
+
+/// The rows, then the bad inputs; or those that were asked for.
+fn asked_for(args: &Args) -> Result<VecDeque<(Kind, &'static Row)>> {
+    let some_rows = !args.rows.is_empty();
+    let rows = (some_rows || args.inputs.is_none()).then_some(args.rows.as_slice());
+    let inputs = match &args.inputs {
+        Some(numbers) => Some(numbers.as_slice()),
+        None => (!some_rows).then_some(&[][..]),
+    };
+    let mut chosen = VecDeque::new();
+    for (kind, flag, all, numbers) in [
+        (Kind::Fault, "--rows", rows::all(), rows),
+        (Kind::Input, "--inputs", inputs::all(), inputs),
+    ] {
+        let Some(numbers) = numbers else { continue };
+        let unknown = |number: &&u32| all.iter().all(|row| row.number != **number);
+        if let Some(number) = numbers.iter().find(unknown) {
+            return Err(format!("{flag} {number}: the matrix has no such row").into());
+        }
+        let asked = |row: &&Row| numbers.is_empty() || numbers.contains(&row.number);
+        chosen.extend(all.into_iter().filter(asked).map(|row| (kind, row)));
+    }
+    Ok(chosen)
 }
 
 fn written(args: &Args, lines: &[Line], setup: &Setup) -> Result<()> {
@@ -213,7 +238,8 @@ fn soak(
     let ended = runtime.block_on(futures_util::FutureExt::catch_unwind(work));
     let ended = ended.unwrap_or_else(|panic| Err(said(&*panic).into()));
     setup.timeline.end();
-    let line = Line::new(0, "random faults", began.elapsed().as_secs_f64(), ended);
+    let seconds = began.elapsed().as_secs_f64();
+    let line = Line::new(Kind::Fault, 0, "random faults", seconds, ended);
     report::header();
     report::line(&line);
     let lines = [line];
@@ -229,14 +255,18 @@ fn soak(
 }
 
 /// A panic of a row (a wait that ran out) is its failure, and nobody else's.
-async fn one(row: &'static Row, setup: &Setup) -> Line {
-    setup.timeline.begin(row.number, row.fault);
+async fn one(kind: Kind, row: &'static Row, setup: &Setup) -> Line {
+    // Nothing flows while a bad input is tried: there is nothing to draw.
+    if kind == Kind::Fault {
+        setup.timeline.begin(row.number, row.fault);
+    }
     let began = Instant::now();
     let work = std::panic::AssertUnwindSafe((row.run)(setup));
     let ended = futures_util::FutureExt::catch_unwind(work).await;
     let ended = ended.unwrap_or_else(|panic| Err(said(&*panic).into()));
     setup.timeline.end();
-    Line::new(row.number, row.fault, began.elapsed().as_secs_f64(), ended)
+    let seconds = began.elapsed().as_secs_f64();
+    Line::new(kind, row.number, row.fault, seconds, ended)
 }
 
 fn said(panic: &(dyn std::any::Any + Send)) -> String {

@@ -37,6 +37,11 @@ pub fn resident_kib(pid: u32) -> Result<u64> {
     status(pid, "VmRSS:")
 }
 
+/// Most resident memory that a process ever had.
+pub fn peak_kib(pid: u32) -> Result<u64> {
+    status(pid, "VmHWM:")
+}
+
 pub fn threads(pid: u32) -> Result<u64> {
     status(pid, "Threads:")
 }

@@ -5,13 +5,16 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::{
-    row::{Line, Result, Verdict},
+    row::{Kind, Line, Result, Verdict},
     timeline::{Band, Section, Timeline},
 };
 
+/// Columns of a fault's text; what is longer goes on in the next line.
+const FAULT: usize = 58;
+
 pub fn header() {
     println!(
-        "{:>3}  {:<58} {:>7} {:>9} {:>9} {:>5} {:>4} {:>4} {:>7} {:>8}  result",
+        "{:>3}  {:<FAULT$} {:>7} {:>9} {:>9} {:>5} {:>4} {:>4} {:>7} {:>8}  result",
         "row",
         "fault",
         "seconds",
@@ -27,10 +30,15 @@ pub fn header() {
 
 pub fn line(line: &Line) {
     let recovery = line.recovery_seconds.map(|s| format!("{s:.1} s"));
+    let mut fault = wrapped(line.fault, FAULT).into_iter();
+    let number = match line.kind {
+        Kind::Fault => line.row.to_string(),
+        Kind::Input => format!("B{}", line.row),
+    };
     println!(
-        "{:>3}  {:<58} {:>7.1} {:>9} {:>9} {:>5} {:>4} {:>4} {:>7} {:>8}  {}",
-        line.row,
-        line.fault,
+        "{:>3}  {:<FAULT$} {:>7.1} {:>9} {:>9} {:>5} {:>4} {:>4} {:>7} {:>8}  {}",
+        number,
+        fault.next().unwrap_or_default(),
         line.seconds,
         line.committed,
         line.delivered,
@@ -45,9 +53,29 @@ pub fn line(line: &Line) {
             Verdict::Skipped => "SKIPPED",
         }
     );
+    for more in fault {
+        println!("     {more}");
+    }
     for note in &line.notes {
         println!("     {}", note.replace('\n', "\n     "));
     }
+}
+
+/// At the spaces.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                if !line.is_empty() {
+                    line.push(' ');
+                }
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// The closing line; `true` when no row failed.

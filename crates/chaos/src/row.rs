@@ -1,4 +1,4 @@
-//! A row of the fault matrix, and what came of it.
+//! A row of the fault matrix, or one of its bad inputs, and what came of it.
 
 use std::{future::Future, pin::Pin};
 
@@ -9,6 +9,14 @@ use crate::arena::Setup;
 
 pub type Result<T> = test_support::Result<T>;
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<Outcome>> + 'a>>;
+
+/// Which half of the matrix a row stands in; each is numbered from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Fault,
+    Input,
+}
 
 /// One line of the matrix. Its number is the matrix's.
 pub struct Row {
@@ -43,6 +51,7 @@ impl Outcome {
 /// The line that is printed, and its JSON.
 #[derive(Debug, Serialize)]
 pub struct Line {
+    pub kind: Kind,
     pub row: u32,
     pub fault: &'static str,
     pub result: Verdict,
@@ -66,7 +75,13 @@ pub enum Verdict {
 }
 
 impl Line {
-    pub fn new(row: u32, fault: &'static str, seconds: f64, ended: Result<Outcome>) -> Self {
+    pub fn new(
+        kind: Kind,
+        row: u32,
+        fault: &'static str,
+        seconds: f64,
+        ended: Result<Outcome>,
+    ) -> Self {
         let (result, outcome) = match ended {
             Ok(Outcome {
                 skipped: Some(why), ..
@@ -87,6 +102,7 @@ impl Line {
             }
         };
         Self {
+            kind,
             row,
             fault,
             result,

@@ -25,6 +25,6 @@ WITH table_ AS (
     FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
     WHERE n.nspname = 'outbox' AND f.proname = 'measure'
 )
-SELECT format('GRANT %s TO %I', what, current_user) AS mend
+SELECT format('GRANT %s TO %I', what, current_user) AS word
 FROM wanted
 WHERE NOT granted

@@ -1,0 +1,239 @@
+//! Messages at a consumer's inbox: what cannot be told apart is dead-lettered, and never guessed. Bad inputs 31 to 34.
+
+use std::time::Duration;
+
+use lapin::{
+    BasicProperties, Channel,
+    options::{BasicGetOptions, BasicNackOptions},
+};
+use test_support::{Daemon, eventually};
+use tokio_postgres::{Client, error::SqlState};
+
+use super::stage::Stage;
+use crate::{
+    arena::{DATABASE, SOON, Setup},
+    deliveries::{self, DeadLetter, short},
+    row::{Outcome, Result, Row, expect},
+};
+
+pub const CASES: &[Row] = &[
+    Row {
+        number: 31,
+        fault: "missing or malformed message id is dead-lettered, not guessed",
+        long: false,
+        run: |setup| Box::pin(no_message_id(setup)),
+    },
+    Row {
+        number: 32,
+        fault: "same id with another payload is a conflict",
+        long: false,
+        run: |setup| Box::pin(conflict(setup)),
+    },
+    Row {
+        number: 33,
+        fault: "overlong id is dead-lettered",
+        long: false,
+        run: |setup| Box::pin(overlong_id(setup)),
+    },
+    Row {
+        number: 34,
+        fault: "the redelivered flag is a hint only",
+        long: false,
+        run: |setup| Box::pin(redelivered(setup)),
+    },
+];
+
+/// A queue of its own and its dead letters, and the consumer's process on it.
+struct Bench<'a> {
+    stage: &'a Stage,
+    client: Client,
+    channel: Channel,
+    queue: &'static str,
+    consumer: Option<Daemon>,
+}
+
+impl<'a> Bench<'a> {
+    async fn set(setup: &'a Setup, queue: &'static str) -> Result<Self> {
+        let stage = setup.stage.get(setup).await?;
+        let channel = deliveries::channel(&stage.rabbitmq.url("/")).await?;
+        deliveries::queue(&channel, queue).await?;
+        Ok(Self {
+            stage,
+            client: stage.postgres.connect(DATABASE).await?,
+            channel,
+            queue,
+            consumer: None,
+        })
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let database = self
+            .stage
+            .postgres
+            .url_for("consumer", "consumer", DATABASE);
+        let broker = self.stage.rabbitmq.url("/");
+        let args = ["consume", &database, &broker, self.queue];
+        self.consumer = Some(Daemon::start(&std::env::current_exe()?, &args, &[])?);
+        Ok(())
+    }
+
+    async fn publish(&self, id: &str, type_: &str, body: &str) -> Result<()> {
+        deliveries::publish(&self.channel, self.queue, id, type_, body).await
+    }
+
+    async fn dead_letters(&self, n: usize) -> Result<Vec<DeadLetter>> {
+        let queue = format!("{}.dead", self.queue);
+        // The consumer declares it.
+        eventually("the dead-letter queue", SOON, async || {
+            let url = self.stage.rabbitmq.url("/");
+            let channel = deliveries::channel(&url).await.ok()?;
+            deliveries::queue(&channel, &queue).await.ok()
+        })
+        .await;
+        deliveries::dead_letters(&self.stage.rabbitmq.url("/"), &queue, n, SOON).await
+    }
+
+    async fn applied(&self, id: &str) -> Result<i64> {
+        let sql = "SELECT count(*) FROM public.applied WHERE message_id = $1";
+        Ok(self.client.query_one(sql, &[&id]).await?.get(0))
+    }
+
+    /// Everything before it in the queue has been taken by then; the consumer lives.
+    async fn marker_is_applied(&mut self) -> Result<()> {
+        let marker = format!("{}-marker", self.queue);
+        self.publish(&marker, "x", "{}").await?;
+        eventually("a healthy message to be applied", SOON, async || {
+            (self.applied(&marker).await.ok()? == 1).then_some(())
+        })
+        .await;
+        let consumer = self.consumer.as_mut().ok_or("no consumer was started")?;
+        let ended = consumer.ended(Duration::from_millis(1)).await;
+        expect(ended.is_err(), || "the consumer ended".into())
+    }
+}
+
+fn all_say(letters: &[DeadLetter], reason: &str) -> Result<()> {
+    let other = letters.iter().find(|letter| letter.reason != reason);
+    expect(other.is_none(), || {
+        format!("a dead letter says {other:?}, not {reason}")
+    })
+}
+
+fn note(text: impl Into<String>) -> Outcome {
+    Outcome {
+        notes: vec![text.into()],
+        ..Outcome::default()
+    }
+}
+
+async fn no_message_id(setup: &Setup) -> Result<Outcome> {
+    let mut bench = Bench::set(setup, "b31").await?;
+    bench.start()?;
+    let none = BasicProperties::default().with_type(short("x"));
+    deliveries::publish_with(&bench.channel, bench.queue, none.clone(), "{\"n\":1}").await?;
+    // The same body again: a guess by the body would take it for a repetition.
+    deliveries::publish_with(&bench.channel, bench.queue, none, "{\"n\":1}").await?;
+    let malformed = ["", "a\r\nb", "\0", "a\u{7f}", "\u{85}"];
+    for id in malformed {
+        bench.publish(id, "x", "{}").await?;
+    }
+    let letters = bench.dead_letters(2 + malformed.len()).await?;
+    all_say(&letters, "message_id_invalid")?;
+    let guessed = "SELECT count(*) FROM public.applied WHERE message_id !~ '^[ -~]+$'";
+    let guessed: i64 = bench.client.query_one(guessed, &[]).await?.get(0);
+    expect(guessed == 0, || format!("{guessed} of them were applied"))?;
+    bench.marker_is_applied().await?;
+    Ok(note(format!(
+        "2 without an id, {} malformed: dead letters (message_id_invalid), none applied",
+        malformed.len()
+    )))
+}
+
+async fn conflict(setup: &Setup) -> Result<Outcome> {
+    let mut bench = Bench::set(setup, "b32").await?;
+    bench.start()?;
+    bench.publish("b32", "x", "{}").await?;
+    eventually("it to be applied", SOON, async || {
+        (bench.applied("b32").await.ok()? == 1).then_some(())
+    })
+    .await;
+    let others = [("x", "{\"other\":1}"), ("x", ""), ("x", "{} "), ("y", "{}")];
+    for (type_, body) in others {
+        bench.publish("b32", type_, body).await?;
+    }
+    all_say(&bench.dead_letters(others.len()).await?, "conflict")?;
+    bench.marker_is_applied().await?;
+    let applied = bench.applied("b32").await?;
+    expect(applied == 1, || format!("it was applied {applied} times"))?;
+    Ok(note(format!(
+        "{} with another body or type: dead letters (conflict)",
+        others.len()
+    )))
+}
+
+async fn overlong_id(setup: &Setup) -> Result<Outcome> {
+    let mut bench = Bench::set(setup, "b33").await?;
+    bench.start()?;
+    // AMQP's own limit for a message id; a business key has none of its own.
+    let longest = "i".repeat(255);
+    bench.publish(&longest, "x", "{}").await?;
+    let overlong = ["k".repeat(256), "é".repeat(128), "k".repeat(100_000)];
+    for key in &overlong {
+        bench.publish("b33", "keyed", key).await?;
+    }
+    all_say(
+        &bench.dead_letters(overlong.len()).await?,
+        "message_id_invalid",
+    )?;
+    bench.marker_is_applied().await?;
+    eventually("255 bytes to be applied", SOON, async || {
+        (bench.applied(&longest).await.ok()? == 1).then_some(())
+    })
+    .await;
+    let applied = bench.applied("b33").await?;
+    expect(applied == 0, || format!("{applied} of them were applied"))?;
+    // Whoever calls the functions without the crate is refused by the schema.
+    let sql = "SELECT inbox.claim('b33', $1, sha256('x'))";
+    let claimed = bench.client.query_one(sql, &[&"k".repeat(256)]).await;
+    let code = claimed.err().and_then(|error| error.code().cloned());
+    expect(code == Some(SqlState::CHECK_VIOLATION), || {
+        format!("inbox.claim with 256 bytes answered {code:?}")
+    })?;
+    Ok(note(
+        "255 bytes applied; 3 keys above: dead letters (message_id_invalid), and refused by the schema",
+    ))
+}
+
+async fn redelivered(setup: &Setup) -> Result<Outcome> {
+    let mut bench = Bench::set(setup, "b34").await?;
+    // Redelivered, and nobody ever applied it: somebody looked and gave it back.
+    bench.publish("b34-never-seen", "x", "{}").await?;
+    let mut flagged = false;
+    for _ in 0..3 {
+        let how = BasicGetOptions { no_ack: false };
+        let got = bench.channel.basic_get(short(bench.queue), how).await?;
+        let got = got.ok_or("nothing is in the queue")?;
+        flagged = got.delivery.redelivered;
+        let back = BasicNackOptions {
+            requeue: true,
+            ..BasicNackOptions::default()
+        };
+        got.delivery.nack(back).await?;
+    }
+    expect(flagged, || "the broker did not set the flag".into())?;
+    bench.start()?;
+    eventually("what nobody applied to be applied", SOON, async || {
+        (bench.applied("b34-never-seen").await.ok()? == 1).then_some(())
+    })
+    .await;
+    // Not redelivered, and applied before: published once more, as a producer's retry is.
+    for _ in 0..20 {
+        bench.publish("b34-never-seen", "x", "{}").await?;
+    }
+    bench.marker_is_applied().await?;
+    let applied = bench.applied("b34-never-seen").await?;
+    expect(applied == 1, || format!("it was applied {applied} times"))?;
+    Ok(note(
+        "flagged and never applied: applied; not flagged and applied before, 20 times: not again",
+    ))
+}

@@ -1,0 +1,28 @@
+//! The matrix's bad inputs, each a row of its own: configuration, rows, messages.
+
+mod configuration;
+mod inbox;
+mod program;
+mod rows;
+mod stage;
+
+use crate::row::Row;
+
+pub use stage::SharedStage;
+
+/// In the matrix's order.
+pub fn all() -> Vec<&'static Row> {
+    [configuration::CASES, rows::CASES, inbox::CASES]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_bad_input_of_the_matrix_is_there_once_and_in_order() {
+        let numbers: Vec<u32> = super::all().iter().map(|row| row.number).collect();
+        assert_eq!(numbers, (1..=34).collect::<Vec<_>>());
+    }
+}

@@ -5,7 +5,7 @@
 //! - [`inputs`]: bad configuration, bad rows, bad messages
 //! - [`arena`]: servers of one row · [`traffic`]: producers and what they committed · [`deliveries`]: what arrived
 //! - [`flow`]: traffic through a relay while something breaks, and the judgement
-//! - [`consumer`]: a consumer's process · [`probe`]: a process seen from outside
+//! - [`consumer`]: a consumer's process · [`probe`], [`usage`]: a process seen from outside
 //! - [`timeline`], [`plot`], [`report`]: what a person looks at
 
 mod arena;
@@ -21,6 +21,7 @@ mod rows;
 mod soak;
 mod timeline;
 mod traffic;
+mod usage;
 
 use std::{
     collections::VecDeque,

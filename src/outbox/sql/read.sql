@@ -11,8 +11,8 @@ WITH lane AS MATERIALIZED (
            EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = u.lane AND w.id > u.low_water) AS some_waiting,
            EXISTS (SELECT FROM outbox.dead d WHERE d.lane = u.lane AND d.id > u.low_water) AS some_dead,
            EXISTS (SELECT FROM outbox.waiting w
-                    WHERE w.lane = u.lane AND w.key_hash IS NOT NULL AND NOT w.replay AND w.cause <> 'scheduled')
-               AS some_blocking
+                    WHERE w.lane = u.lane AND w.key_hash IS NOT NULL AND NOT w.replay AND w.cause <> 'scheduled'
+                    OFFSET 0) AS some_blocking
     FROM unnest($1::smallint[], $2::bigint[]) AS u (lane, low_water)
 ), due AS (
     SELECT true AS filed, l.some_blocking, w.lane, w.id, w.message_id AS filed_message_id, w.key_hash,

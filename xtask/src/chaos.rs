@@ -14,13 +14,14 @@ pub fn run(args: &Args) -> Result<()> {
     if let Err(error) = servers::install(servers::Tools::Chaos) {
         eprintln!("some rows will be skipped: {error}");
     }
-    // Random faults come at a rate that a debug build takes half of a machine for.
-    let soak = args.args.iter().any(|word| word.starts_with("--minutes"));
-    let profile = if soak { "release" } else { "dev" };
+    // What lasts: at these rates and sizes a debug build would be what is measured.
+    let lasts = |word: &String| word == "--long" || word.starts_with("--minutes");
+    let release = args.args.iter().any(lasts);
+    let profile = if release { "release" } else { "dev" };
     let cargo = ["--quiet", "--locked", "--profile", profile];
     let relay = ["-p", "outboxd", "--features", "failpoints"];
     command("cargo", &[&["build"], &cargo[..], &relay].concat())?;
-    let outboxd = built(if soak { "release" } else { "debug" });
+    let outboxd = built(if release { "release" } else { "debug" });
     let outboxd = outboxd.display().to_string();
     let mut words = [&["run"], &cargo[..], &["-p", "chaos", "--"]].concat();
     words.extend(["--outboxd", &outboxd]);

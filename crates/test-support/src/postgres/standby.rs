@@ -7,7 +7,7 @@ use crate::{
     guard::{Account, Guarded},
 };
 
-use super::{PASSWORD, Postgres, binaries};
+use super::{PASSWORD, Postgres, binaries, client};
 
 impl Postgres {
     /// A standby that streams from this server, over `port` on this machine (a proxy's, or this server's own). Under
@@ -45,7 +45,7 @@ impl Postgres {
     pub fn base_backup(&self, into: &Path) -> Result<()> {
         let made = self
             .account
-            .command(self.binaries.join("pg_basebackup"))
+            .command(client(&self.binaries, "pg_basebackup"))
             .args(["-h", "127.0.0.1", "-U", "postgres", "-p"])
             .arg(self.port.to_string())
             .args(["--no-sync", "-X", "stream", "-c", "fast", "-D"])

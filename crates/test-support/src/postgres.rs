@@ -241,8 +241,7 @@ impl Postgres {
     /// SIGKILL to the postmaster and every backend, as when the machine loses power.
     pub async fn kill(&mut self) {
         if let Some(server) = self.server.take() {
-            server.kill();
-            server.ended(START).await;
+            server.kill(START).await;
         }
         // A postmaster that died leaves it, and the next one may find another process under that number.
         let _ = std::fs::remove_file(self.folder.path().join("data/postmaster.pid"));

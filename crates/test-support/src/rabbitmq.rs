@@ -294,8 +294,7 @@ impl RabbitMq {
     /// SIGKILL, as when the machine loses power.
     pub async fn kill(&mut self) {
         if let Some(server) = self.server.take() {
-            server.kill();
-            server.ended(START).await;
+            server.kill(START).await;
         }
     }
 

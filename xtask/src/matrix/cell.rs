@@ -35,6 +35,10 @@ pub fn run(built: &Built, postgres: &Postgres, rabbitmq: &RabbitMq) -> Result<Ce
         ],
         folder: Path::new(OUT).join(format!("{}-{}", postgres.version, rabbitmq.version)),
     };
+    // What an earlier run left would be taken for this one's.
+    if pair.folder.exists() {
+        fs::remove_dir_all(&pair.folder)?;
+    }
     fs::create_dir_all(&pair.folder)?;
     let erlang = rabbitmq.erlang()?;
     println!(

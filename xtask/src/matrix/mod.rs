@@ -30,7 +30,7 @@ pub struct Args {
     /// Shows the pairs, and fetches and runs nothing
     #[arg(long)]
     list: bool,
-    /// Writes docs/compatibility.md from what earlier runs saw, and runs nothing
+    /// Writes docs/compatibility.md from what earlier runs saw, and runs nothing. What they did not run is named in it
     #[arg(long, conflicts_with = "list")]
     document: bool,
 }
@@ -98,8 +98,9 @@ pub fn run(args: &Args) -> Result<()> {
         .filter(|(p, r)| !report.has(p, r))
         .map(|(p, r)| format!("{p} × {r}"))
         .collect();
-    if open.is_empty() {
-        std::fs::write(report::DOCUMENT, report.document())?;
+    // A few pairs of one's own do not take the place of a document about all of them.
+    if open.is_empty() || args.document {
+        std::fs::write(report::DOCUMENT, report.document(&open))?;
         println!("written: {}", report::DOCUMENT);
     } else {
         println!(

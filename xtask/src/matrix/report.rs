@@ -134,7 +134,8 @@ impl Report {
             .sort_by_key(|cell| (numbers(&cell.postgres), numbers(&cell.rabbitmq)));
     }
 
-    pub fn document(&self) -> String {
+    /// `open` are the pairs that nobody has run.
+    pub fn document(&self, open: &[String]) -> String {
         let mut text = String::from(HEAD);
         text.push_str("\n| PostgreSQL | RabbitMQ | Erlang |");
         let parts = self.cells.first().map_or(&[][..], |cell| &cell.parts);
@@ -165,6 +166,9 @@ impl Report {
                 .map(|name| format!("`{name}`"))
                 .collect()
         });
+        if !open.is_empty() {
+            let _ = write!(text, "\n## Not run\n\n- {}\n", open.join("\n- "));
+        }
         if !self.missing.is_empty() {
             text.push_str("\n## Could not be had\n\n");
             for Missing { what, why } in &self.missing {
@@ -236,12 +240,13 @@ mod tests {
         report.add(cell("14.23", 2));
         report.add(cell("18.4", 3));
         assert!(report.has("18.4", "4.3.6") && !report.has("17.1", "4.3.6"));
-        let text = report.document();
+        let text = report.document(&["18.4 × 3.10.8".to_owned()]);
         assert!(text.contains(
             "| 14.23 | 4.3.6 | 29 | 3 passed, 1 failed | 2 | 2026-01-02 | `abc` |\n\
              | 18.4 | 4.3.6 | 29 | 4 passed, 1 failed |"
         ));
         assert!(text.contains("- 18.4 × 4.3.6: `broken`: left right"));
         assert!(text.contains("- 18.4 × 4.3.6: `slow`"));
+        assert!(text.ends_with("## Not run\n\n- 18.4 × 3.10.8\n"));
     }
 }

@@ -27,6 +27,9 @@ pub struct Args {
     /// with the newest PostgreSQL
     #[arg(long)]
     all_pairs: bool,
+    /// Leaves out the pairs that an earlier run has seen to their end
+    #[arg(long)]
+    resume: bool,
     /// Shows the pairs, and fetches and runs nothing
     #[arg(long)]
     list: bool,
@@ -52,6 +55,7 @@ pub fn run(args: &Args) -> Result<()> {
         asked_for(&args.postgres, &databases[p].version)
             && asked_for(&args.rabbitmq, &brokers[r].version)
     });
+    let seen = Report::read(Path::new(OUT))?;
     if pairs.is_empty() {
         let known = |versions: Vec<&str>| versions.join(", ");
         return Err(format!(
@@ -61,6 +65,7 @@ pub fn run(args: &Args) -> Result<()> {
         )
         .into());
     }
+    pairs.retain(|&(p, r)| !(args.resume && seen.has(&databases[p].version, &brokers[r].version)));
     for &(p, r) in &pairs {
         println!("{} × {}", databases[p].describe(), brokers[r].describe());
     }

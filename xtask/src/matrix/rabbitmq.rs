@@ -18,7 +18,15 @@ use crate::Result;
 const SUITES: [&str; 2] = ["trixie", "sid"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// What the scripts of RabbitMQ call, besides what its package depends on.
-const BESIDES: [&str; 6] = ["dash", "coreutils", "sed", "grep", "mawk", "util-linux"];
+const BESIDES: [&str; 7] = [
+    "dash",
+    "coreutils",
+    "libc-bin",
+    "sed",
+    "grep",
+    "mawk",
+    "util-linux",
+];
 
 pub struct RabbitMq {
     pub version: String,

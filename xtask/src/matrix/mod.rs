@@ -89,12 +89,15 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     let mut report = Report::read(Path::new(OUT))?;
+    // A version that can no longer be had would stay in the document for ever. What could not be asked for today may be
+    // there tomorrow.
+    if missing.is_empty() {
+        report.keep(|cell| {
+            databases.iter().any(|d| d.version == cell.postgres)
+                && brokers.iter().any(|b| b.version == cell.rabbitmq)
+        });
+    }
     report.missing = missing;
-    // A version that can no longer be had would stay in the document for ever.
-    report.keep(|cell| {
-        databases.iter().any(|d| d.version == cell.postgres)
-            && brokers.iter().any(|b| b.version == cell.rabbitmq)
-    });
     report.write(Path::new(OUT))?;
     let whole = self::pairs(databases.len(), brokers.len(), false);
     let open: Vec<String> = whole

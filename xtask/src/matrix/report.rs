@@ -209,8 +209,8 @@ The same tests, unchanged, against each pair of versions: `tests/suite`, the tes
 and the rows of the fault matrix in which a process or a server dies. Every PostgreSQL is run with the oldest RabbitMQ, and
 every RabbitMQ with the newest PostgreSQL; `cargo xtask matrix --all-pairs` runs all of them.
 
-A test that fails among the others is run again alone, and named below if it passes then: it was short of time on a busy
-machine.
+A test that fails among the others is run again alone, and named below if it passes then: on a busy machine it was short
+of time, or of something that the others held.
 ";
 
 #[cfg(test)]

@@ -237,7 +237,7 @@ async fn until_empty(world: &World) {
 async fn until_holds(world: &World, queue: &str, messages: usize) {
     let total = format!(
         "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{queue}\">>)), \
-         {{ok, N, _}} = ra:consistent_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1), N.",
+         {{ok, N, _}} = ra:consistent_query(amqqueue:get_pid(Q), {{rabbit_fifo, query_messages_total, []}}), N.",
         world.vhost
     );
     eventually("a queue of that length", SOON, async || {

@@ -7,6 +7,7 @@ mod demo;
 mod docs;
 mod fuzz;
 mod layers;
+mod matrix;
 mod model;
 mod named_tests;
 mod servers;
@@ -40,6 +41,8 @@ enum Task {
     /// Every fault of the matrix, against real servers and processes, judged from a ledger
     #[command(disable_help_flag = true)]
     Chaos(chaos::Args),
+    /// The tests and the crash rows against other versions of PostgreSQL and RabbitMQ, which it fetches
+    Matrix(matrix::Args),
     /// Measures the relay beside the raw ceiling of the same servers
     #[command(subcommand)]
     Bench(bench::Command),
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Task::Model(args) => model::run(&args),
         Task::Check => check::run(),
         Task::Chaos(args) => chaos::run(&args),
+        Task::Matrix(args) => matrix::run(&args),
         Task::Bench(command) => bench::run(&command),
         Task::Docs => docs::write(),
         Task::Setup => servers::install(servers::Tools::Tests),

@@ -9,7 +9,7 @@ pub struct Args {
 }
 
 /// Most of a test is waiting for a server.
-const THREADS: &str = "6";
+pub const THREADS: &str = "6";
 
 pub fn run(args: &Args) -> Result<()> {
     servers::install(servers::Tools::Tests)?;

@@ -147,17 +147,18 @@ impl Guarded {
     }
 
     /// To it and all its children: the process that was started may be a script that waits for the server.
-    pub fn signal_all(&self, signal: Signal) {
+    pub fn signal_all(&self, signal: Signal) -> Vec<Pid> {
         let mut all = vec![self.pid];
         all.extend(
             descendants(self.pid())
                 .into_iter()
                 .map(|pid| Pid::from_raw(pid.cast_signed())),
         );
-        for pid in all {
+        for pid in &all {
             // One that has just ended needs no signal.
-            let _ = kill(pid, signal);
+            let _ = kill(*pid, signal);
         }
+        all
     }
 
     pub fn is_running(&self) -> bool {
@@ -171,9 +172,15 @@ impl Guarded {
         .await;
     }
 
-    /// SIGKILL to it and all its children at one moment.
-    pub fn kill(&self) {
-        self.signal_all(Signal::SIGKILL);
+    /// SIGKILL to it and all its children at one moment. Waits until the last is gone: on a busy machine a child lives
+    /// on for a while, with the memory or the port that its successor needs.
+    pub async fn kill(&self, within: Duration) {
+        let all = self.signal_all(Signal::SIGKILL);
+        eventually("the server and its children to end", within, async || {
+            let gone = |pid: &Pid| !is_running(pid.as_raw().unsigned_abs());
+            all.iter().all(gone).then_some(())
+        })
+        .await;
     }
 
     pub fn log_tail(&self) -> String {
@@ -186,7 +193,7 @@ impl Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         use std::io::Write;
-        self.kill();
+        self.signal_all(Signal::SIGKILL);
         if let Some(mut word) = self.keeper.stdin.take() {
             // It has nobody else to expect.
             let _ = word.write_all(b"done\n");

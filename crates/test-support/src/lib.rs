@@ -20,9 +20,9 @@ mod wait;
 
 pub use daemon::Daemon;
 pub use pgbouncer::PgBouncer;
-pub use postgres::{Postgres, PostgresOptions};
+pub use postgres::{Postgres, PostgresOptions, binaries as postgres_programs};
 pub use proxy::{Mode, Proxy};
-pub use rabbitmq::{RabbitMq, RabbitMqOptions};
+pub use rabbitmq::{RabbitMq, RabbitMqOptions, scripts as rabbitmq_scripts};
 pub use wait::eventually;
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -38,11 +38,11 @@ pub struct ServerTls {
 }
 
 pub fn postgres_is_installed() -> bool {
-    postgres::binaries().is_ok()
+    postgres_programs().is_ok()
 }
 
 pub fn rabbitmq_is_installed() -> bool {
-    rabbitmq::scripts().is_ok()
+    rabbitmq_scripts().is_ok()
 }
 
 pub fn pgbouncer_is_installed() -> bool {

@@ -200,7 +200,7 @@ impl Postgres {
     /// Plain psql with ON_ERROR_STOP, as a user would run it. Returns its output; fails with its errors.
     pub fn psql(&self, user: &str, password: &str, database: &str, input: &str) -> Result<String> {
         use std::io::Write;
-        let mut psql = Command::new(self.binaries.join("psql"))
+        let mut psql = Command::new(client(&self.binaries, "psql"))
             .args([
                 "-X",
                 "-q",
@@ -241,16 +241,21 @@ impl Postgres {
     /// SIGKILL to the postmaster and every backend, as when the machine loses power.
     pub async fn kill(&mut self) {
         if let Some(server) = self.server.take() {
-            server.kill();
-            server.ended(START).await;
+            server.kill(START).await;
         }
         // A postmaster that died leaves it, and the next one may find another process under that number.
         let _ = std::fs::remove_file(self.folder.path().join("data/postmaster.pid"));
     }
 }
 
+/// A client program: the server's own, or the machine's where a server comes without.
+fn client(binaries: &Path, name: &str) -> PathBuf {
+    let own = binaries.join(name);
+    if own.exists() { own } else { name.into() }
+}
+
 /// `OUTBOXD_TEST_PG_BIN`, else the newest of Debian's, else where `initdb` is in the PATH.
-pub(crate) fn binaries() -> Result<PathBuf> {
+pub fn binaries() -> Result<PathBuf> {
     if let Ok(path) = std::env::var("OUTBOXD_TEST_PG_BIN") {
         return Ok(path.into());
     }

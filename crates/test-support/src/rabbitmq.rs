@@ -167,9 +167,12 @@ impl RabbitMq {
             let port = self.epmd_port.to_string();
             let log = self.folder.path().join("epmd.log");
             let args = ["-port", &port, "-address", "127.0.0.1"];
+            // A home with an Erlang of its own has its epmd beside the scripts.
+            let own = self.scripts.join("epmd");
+            let program = if own.exists() { own } else { "epmd".into() };
             self.epmd = Some(Guarded::start(
                 self.account,
-                Path::new("epmd"),
+                &program,
                 &args,
                 &self.env,
                 &log,
@@ -291,8 +294,7 @@ impl RabbitMq {
     /// SIGKILL, as when the machine loses power.
     pub async fn kill(&mut self) {
         if let Some(server) = self.server.take() {
-            server.kill();
-            server.ended(START).await;
+            server.kill(START).await;
         }
     }
 
@@ -319,7 +321,7 @@ fn node_name(port: u16) -> String {
 }
 
 /// `OUTBOXD_TEST_RABBITMQ_HOME` (with `sbin` in it), else Debian's.
-pub(crate) fn scripts() -> Result<PathBuf> {
+pub fn scripts() -> Result<PathBuf> {
     if let Ok(home) = std::env::var("OUTBOXD_TEST_RABBITMQ_HOME") {
         return Ok(Path::new(&home).join("sbin"));
     }

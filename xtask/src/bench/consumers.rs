@@ -334,7 +334,7 @@ impl Stage {
     async fn acknowledged(&self) -> Result<()> {
         let total = format!(
             "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{QUEUE}\">>)), \
-             {{ok, N, _}} = ra:consistent_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1), N."
+             {{ok, N, _}} = ra:consistent_query(amqqueue:get_pid(Q), {{rabbit_fifo, query_messages_total, []}}), N."
         );
         let deadline = Instant::now() + SOON;
         loop {

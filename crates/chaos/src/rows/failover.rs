@@ -312,7 +312,7 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
     let mut flow = arena.flow().await?;
     flow.steady(200).await?;
     let backup = arena.postgres.folder().join("backup");
-    arena.postgres.base_backup(&backup)?;
+    arena.postgres.base_backup(&backup).await?;
     flow.steady(300).await?;
     flow.traffic.pause(true);
     let client = arena.client().await?;

@@ -9,13 +9,17 @@ use crate::{
 
 use super::{PASSWORD, Postgres, binaries};
 
+/// The server writes on meanwhile, and tar says so of every file that grows; the log makes them whole.
+const COPY_DATA: &str = r#"mkdir "$2" && tar -C "$1" --exclude=./postmaster.pid --exclude='./pg_wal/*' -cf - . 2>/dev/null | tar -C "$2" -xf -"#;
+const COPY_LOG: &str = r#"cp -a "$1/pg_wal/." "$2/pg_wal""#;
+
 impl Postgres {
     /// A standby that streams from this server, over `port` on this machine (a proxy's, or this server's own). Under
     /// `name` it may stand in `synchronous_standby_names`.
     pub async fn standby(&self, name: &str, port: u16) -> Result<Self> {
         let mut standby = self.empty()?;
         let data = standby.folder.path().join("data");
-        self.base_backup(&data)?;
+        self.base_backup(&data).await?;
         let settings = data.join("postgresql.auto.conf");
         let mut text = std::fs::read_to_string(&settings)?;
         // A standby whose way was cut is back soon after it is mended.
@@ -42,20 +46,39 @@ impl Postgres {
     }
 
     /// The data as they are now. Started in their place later, they are a restore to this moment.
-    pub fn base_backup(&self, into: &Path) -> Result<()> {
-        let made = self
-            .account
-            .command(self.binaries.join("pg_basebackup"))
-            .args(["-h", "127.0.0.1", "-U", "postgres", "-p"])
-            .arg(self.port.to_string())
-            .args(["--no-sync", "-X", "stream", "-c", "fast", "-D"])
-            .arg(into)
-            .env("PGPASSWORD", PASSWORD)
-            .current_dir("/")
-            .output()?;
+    ///
+    /// By SQL, as pg_basebackup does it: that program refuses servers that are newer than itself, and not every server
+    /// comes with its own.
+    pub async fn base_backup(&self, into: &Path) -> Result<()> {
+        let client = self.connect("postgres").await?;
+        let version = "SELECT current_setting('server_version_num')::int4";
+        let version: i32 = client.query_one(version, &[]).await?.get(0);
+        let (start, stop) = if version < 15_00_00 {
+            (
+                "pg_start_backup('copy', true, false)",
+                "pg_stop_backup(false, false)",
+            )
+        } else {
+            ("pg_backup_start('copy', true)", "pg_backup_stop(false)")
+        };
+        client.execute(&format!("SELECT {start}"), &[]).await?;
+        let data = self.folder.path().join("data");
+        self.copy(COPY_DATA, &data, into)?;
+        let label = format!("SELECT labelfile FROM {stop}");
+        let label: String = client.query_one(&label, &[]).await?.get(0);
+        self.account
+            .write(&into.join("backup_label"), &label, 0o600)?;
+        // Last, since it must reach to the end of the copy.
+        self.copy(COPY_LOG, &data, into)
+    }
+
+    fn copy(&self, script: &str, from: &Path, to: &Path) -> Result<()> {
+        let mut shell = self.account.command("/bin/sh");
+        shell.args(["-c", script, "copy"]).arg(from).arg(to);
+        let made = shell.current_dir("/").output()?;
         if !made.status.success() {
             let errors = String::from_utf8_lossy(&made.stderr);
-            return Err(format!("pg_basebackup: {errors}").into());
+            return Err(format!("the base backup: {errors}").into());
         }
         Ok(())
     }

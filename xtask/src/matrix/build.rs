@@ -1,0 +1,90 @@
+//! The executables of the tests, as cargo says where they are.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use serde::Deserialize;
+
+use super::output;
+use crate::Result;
+
+pub struct Built {
+    pub suite: Executable,
+    /// Of crates/outbox.
+    pub postgres: Executable,
+    pub chaos: Executable,
+    pub outboxd: Executable,
+    /// What they were built from.
+    pub commit: String,
+}
+
+pub struct Executable {
+    pub path: PathBuf,
+    /// Where cargo would run it.
+    pub folder: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Artifact {
+    executable: Option<PathBuf>,
+    manifest_path: PathBuf,
+    target: Target,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+pub fn run() -> Result<Built> {
+    let describe = ["describe", "--always", "--dirty", "--exclude=*"];
+    let commit = output(Command::new("git").args(describe))?
+        .trim()
+        .to_owned();
+    // The whole workspace, as `cargo xtask test` builds it: with other features everything would be built again.
+    let mut command = Command::new("cargo");
+    command.args([
+        "build",
+        "--workspace",
+        "--locked",
+        "--features",
+        "outboxd/failpoints",
+    ]);
+    command.args([
+        "--bin", "outboxd", "--bin", "chaos", "--test", "suite", "--test", "postgres",
+    ]);
+    command.arg("--message-format=json-render-diagnostics");
+    let output = command.stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err("the tests do not build".into());
+    }
+    let said = String::from_utf8(output.stdout)?;
+    let mut artifacts: Vec<Artifact> = said
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let mut take = |name: &str| -> Result<Executable> {
+        let at = artifacts
+            .iter()
+            .position(|artifact| artifact.target.name == name && artifact.executable.is_some())
+            .ok_or_else(|| format!("cargo built no {name}"))?;
+        let artifact = artifacts.swap_remove(at);
+        Ok(Executable {
+            path: artifact.executable.ok_or("no executable")?,
+            folder: artifact
+                .manifest_path
+                .parent()
+                .ok_or("no folder")?
+                .to_owned(),
+        })
+    };
+    Ok(Built {
+        suite: take("suite")?,
+        postgres: take("postgres")?,
+        chaos: take("chaos")?,
+        outboxd: take("outboxd")?,
+        commit,
+    })
+}

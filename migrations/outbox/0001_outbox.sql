@@ -54,9 +54,9 @@ CREATE TABLE outbox.message (
     PRIMARY KEY (lane, id),
     CONSTRAINT message_has_one_payload CHECK (num_nonnulls(payload, binary_payload) = 1)
 ) WITH (
-    -- Room on the page for a second version of every row: the mark is then a heap-only update (sent_at is in no
-    -- index), whatever snapshot keeps the first versions from being cleaned away.
-    fillfactor = 50,
+    -- Room on the page for a second version of every row, which is longer by sent_at: the mark is then a heap-only
+    -- update (sent_at is in no index), whatever snapshot keeps the first versions from being cleaned away.
+    fillfactor = 45,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_vacuum_insert_scale_factor = 0.05
 );

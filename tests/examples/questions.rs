@@ -230,7 +230,7 @@ pub async fn an_older_address_never_replaces_a_newer_one(world: &World) {
     let address: String = world.value("SELECT address FROM address", &[]).await;
     assert_eq!(address, "9 Elm Street");
     let states: Vec<String> = world
-        .value("SELECT array_agg(state ORDER BY idempotency_key) FROM inbox.message WHERE idempotency_key <> 'end'", &[])
+        .value("SELECT array_agg(state::text ORDER BY idempotency_key) FROM inbox.message WHERE idempotency_key <> 'end'", &[])
         .await;
     assert_eq!(states, ["applied", "stale", "applied"], "m2, m5, m9");
     world.no_dead_letter().await;

@@ -41,8 +41,7 @@ enum Task {
     #[command(disable_help_flag = true)]
     Chaos(chaos::Args),
     /// Measures the relay beside the raw ceiling of the same servers
-    #[command(subcommand)]
-    Bench(bench::Command),
+    Bench(bench::Args),
     /// Writes the generated documents: docs/configuration.md and config/outboxd.toml
     Docs,
     /// Installs what demo, test and bench need (Debian packages), and nothing that is there already
@@ -62,7 +61,7 @@ fn main() -> ExitCode {
         Task::Model(args) => model::run(&args),
         Task::Check => check::run(),
         Task::Chaos(args) => chaos::run(&args),
-        Task::Bench(command) => bench::run(&command),
+        Task::Bench(args) => bench::run(&args),
         Task::Docs => docs::write(),
         Task::Setup => servers::install(servers::Tools::Tests),
     };

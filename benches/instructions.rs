@@ -85,7 +85,7 @@ fn envelopes((builder, mut messages): (EnvelopeBuilder, Vec<Message>)) -> Vec<En
     black_box(built.filter_map(Result::ok).collect())
 }
 
-/// Every wave of a batch, each message of which is delivered.
+// Every wave of a batch, each message of which is delivered.
 #[library_benchmark]
 #[bench::a_key_each(candidates(BATCH))]
 #[bench::ten_keys(candidates(10))]

@@ -44,8 +44,7 @@ enum Task {
     /// The tests and the crash rows against other versions of PostgreSQL and RabbitMQ, which it fetches
     Matrix(matrix::Args),
     /// Measures the relay beside the raw ceiling of the same servers
-    #[command(subcommand)]
-    Bench(bench::Command),
+    Bench(bench::Args),
     /// Writes the generated documents: docs/configuration.md and config/outboxd.toml
     Docs,
     /// Installs what demo, test and bench need (Debian packages), and nothing that is there already
@@ -66,7 +65,7 @@ fn main() -> ExitCode {
         Task::Check => check::run(),
         Task::Chaos(args) => chaos::run(&args),
         Task::Matrix(args) => matrix::run(&args),
-        Task::Bench(command) => bench::run(&command),
+        Task::Bench(args) => bench::run(&args),
         Task::Docs => docs::write(),
         Task::Setup => servers::install(servers::Tools::Tests),
     };

@@ -13,15 +13,28 @@ pub enum Tools {
     Tests,
     /// And what only the fault matrix needs.
     Chaos,
+    /// No server: what counts instructions.
+    Instructions,
 }
 
 pub fn install(tools: Tools) -> Result<()> {
     let chaos = tools == Tools::Chaos;
+    let instructions = tools == Tools::Instructions;
     // Debian packages.
     let wanted = [
-        ("postgresql", test_support::postgres_is_installed()),
-        ("rabbitmq-server", test_support::rabbitmq_is_installed()),
-        ("prometheus", tools == Tools::None || in_path("promtool")),
+        (
+            "postgresql",
+            instructions || test_support::postgres_is_installed(),
+        ),
+        (
+            "rabbitmq-server",
+            instructions || test_support::rabbitmq_is_installed(),
+        ),
+        (
+            "prometheus",
+            instructions || tools == Tools::None || in_path("promtool"),
+        ),
+        ("valgrind", !instructions || in_path("valgrind")),
         (
             "pgbouncer",
             !chaos || test_support::pgbouncer_is_installed(),

@@ -197,6 +197,18 @@ impl Postgres {
         .await
     }
 
+    /// One of the server's client programs, as superuser of this database.
+    pub fn program(&self, name: &str, database: &str) -> Command {
+        let mut command = Command::new(self.binaries.join(name));
+        command
+            .env("PGHOST", self.folder.path())
+            .env("PGPORT", self.port.to_string())
+            .env("PGUSER", "postgres")
+            .env("PGPASSWORD", PASSWORD)
+            .env("PGDATABASE", database);
+        command
+    }
+
     /// Plain psql with ON_ERROR_STOP, as a user would run it. Returns its output; fails with its errors.
     pub fn psql(&self, user: &str, password: &str, database: &str, input: &str) -> Result<String> {
         use std::io::Write;

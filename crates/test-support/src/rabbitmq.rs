@@ -249,6 +249,11 @@ impl RabbitMq {
         )
     }
 
+    /// Of the process that was started; the node itself is below it.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Guarded::pid)
+    }
+
     /// rabbitmqctl against this node; takes a second or two.
     pub async fn ctl(&self, args: &[&str]) -> Result<String> {
         let mut command =

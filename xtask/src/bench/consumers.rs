@@ -29,7 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     load::Load,
-    stage::{QUEUE, SOON, Stage, cpu_seconds},
+    process::cpu_seconds,
+    stage::{QUEUE, SOON, Stage},
 };
 use crate::Result;
 

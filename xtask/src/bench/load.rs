@@ -8,7 +8,7 @@ use lapin::{
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::stage::{QUEUE, Stage};
+use super::stage::{QUEUE, Queue, Stage};
 use crate::Result;
 
 /// What is in the queue: the order of each message. A repetition stands anywhere after its first.
@@ -50,7 +50,7 @@ impl Load {
 
     /// Publishes it to an empty quorum queue, under new message ids.
     pub async fn publish(&self, stage: &Stage) -> Result<()> {
-        stage.queue("quorum").await?;
+        stage.queue(Queue::Quorum).await?;
         let channel = stage.channel().await?;
         let ids: Vec<_> = (0..self.unique).map(|_| uuid::Uuid::new_v4()).collect();
         for part in self.orders.chunks(1000) {

@@ -1,32 +1,54 @@
 //! `cargo xtask bench`: each number beside the raw ceiling of the same servers in the same run.
 
 mod consumers;
+mod costs;
+mod document;
+mod drain;
+mod flow;
 mod growth;
+mod idle;
 mod inbox;
-mod latency;
+mod instructions;
 mod load;
-mod memory;
+mod long_life;
+mod machine;
+mod outbox;
+mod plot;
+mod process;
 mod raw;
-mod relay;
+mod report;
+mod shapes;
+mod sizes;
 mod stage;
+mod steady;
+mod suite;
+mod writers;
 
 use clap::Subcommand;
 
 use crate::{Result, block_on, command, servers};
 
-#[derive(Subcommand)]
-pub enum Command {
-    /// Drains a backlog, beside raw confirmed publishes of the same messages to the same kind of queue
-    Relay(relay::Args),
-    /// One event at a time on an idle system: commit to consumer, beside publish to consumer
-    Latency(latency::Args),
-    /// Peak memory of the relay for a small and a large backlog
-    Memory(memory::Args),
-    /// A consumer with the inbox beside the same one without it; what a history of keys weighs, and what pruning costs
-    Inbox(inbox::Args),
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
+    #[command(flatten)]
+    suite: suite::Choice,
 }
 
-pub fn run(bench: &Command) -> Result<()> {
+#[derive(Subcommand)]
+enum Other {
+    /// A consumer with the inbox beside the same one without it; what a history of keys weighs, and what pruning costs
+    Inbox(inbox::Args),
+    /// Instructions of the hot functions, counted by Valgrind and compared with benches/limits.toml
+    Instructions(instructions::Args),
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    if let Some(Other::Instructions(args)) = &args.other {
+        return instructions::run(args);
+    }
     servers::install(servers::Tools::None)?;
     command(
         "cargo",
@@ -48,11 +70,9 @@ pub fn run(bench: &Command) -> Result<()> {
         return command("cargo", &words);
     }
     block_on(async {
-        match bench {
-            Command::Relay(args) => relay::run(args).await,
-            Command::Latency(args) => latency::run(args).await,
-            Command::Memory(args) => memory::run(args).await,
-            Command::Inbox(args) => inbox::run(args).await,
+        match &args.other {
+            Some(Other::Inbox(args)) => Box::pin(inbox::run(args)).await,
+            Some(Other::Instructions(_)) | None => Box::pin(suite::run(&args.suite)).await,
         }
     })
 }
@@ -60,6 +80,11 @@ pub fn run(bench: &Command) -> Result<()> {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The median of one number of several runs.
+fn median_of<T>(runs: &[T], pick: impl Fn(&T) -> f64) -> f64 {
+    median(runs.iter().map(pick).collect())
 }
 
 /// `p` between 0 and 1.
@@ -77,6 +102,6 @@ fn save(name: &str, report: &serde_json::Value) -> Result<()> {
     std::fs::create_dir_all("target/bench")?;
     let file = format!("target/bench/{name}.json");
     std::fs::write(&file, serde_json::to_vec_pretty(report)?)?;
-    println!("\nwritten to {file}");
+    eprintln!("\nwritten to {file}");
     Ok(())
 }

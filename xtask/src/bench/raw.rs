@@ -1,6 +1,6 @@
 //! The ceiling: the same lapin, the same messages, mandatory and confirmed, and nothing else.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use futures_util::future::join_all;
 use lapin::{
@@ -10,7 +10,11 @@ use lapin::{
 };
 use tokio::task::JoinSet;
 
-use super::stage::Stage;
+use super::{
+    outbox,
+    process::cpu_seconds,
+    stage::{Queue, Stage},
+};
 use crate::Result;
 
 /// How a raw publisher is tuned.
@@ -22,55 +26,88 @@ pub struct Tuning {
     pub window: usize,
 }
 
-pub const SWEEP: [Tuning; 6] = [
-    Tuning {
-        channels: 1,
-        window: 500,
-    },
-    Tuning {
-        channels: 1,
-        window: 2000,
-    },
-    Tuning {
-        channels: 2,
-        window: 500,
-    },
-    Tuning {
-        channels: 2,
-        window: 2000,
-    },
-    Tuning {
-        channels: 4,
-        window: 500,
-    },
-    Tuning {
-        channels: 4,
-        window: 2000,
-    },
-];
+const fn tuned(channels: usize, window: usize) -> Tuning {
+    Tuning { channels, window }
+}
 
-/// Messages a second.
-pub async fn publish(stage: &Stage, n: usize, tuning: Tuning) -> Result<f64> {
+pub const SWEEP: &[Tuning] = &[
+    tuned(1, 500),
+    tuned(1, 2000),
+    tuned(2, 500),
+    tuned(2, 2000),
+    tuned(4, 500),
+    tuned(4, 2000),
+];
+/// A body of a megabyte fills a socket alone.
+pub const LARGE_SWEEP: &[Tuning] = &[tuned(1, 16), tuned(2, 16), tuned(4, 4), tuned(4, 16)];
+pub const ONE_AT_A_TIME: Tuning = tuned(1, 1);
+pub const PIPELINED: &[Tuning] = &[tuned(1, 100), tuned(1, 500), tuned(1, 2000)];
+
+pub struct Published {
+    pub per_second: f64,
+    /// User and system time of the publisher, for each message.
+    pub cpu_us: f64,
+}
+
+/// The best of a sweep, each with a part of the messages.
+pub async fn best_tuning(
+    stage: &Stage,
+    queue: Queue,
+    n: usize,
+    body: usize,
+    sweep: &[Tuning],
+) -> Result<Tuning> {
+    let mut best = (ONE_AT_A_TIME, 0.0);
+    for tuning in sweep {
+        let rate = publish(stage, queue, n / 4, body, *tuning)
+            .await?
+            .per_second;
+        if rate > best.1 {
+            best = (*tuning, rate);
+        }
+    }
+    Ok(best.0)
+}
+
+/// To an empty queue, which then holds all of them.
+pub async fn publish(
+    stage: &Stage,
+    queue: Queue,
+    n: usize,
+    body: usize,
+    tuning: Tuning,
+) -> Result<Published> {
+    stage.queue(queue).await?;
     let mut channels = Vec::new();
     for _ in 0..tuning.channels {
         channels.push(stage.channel().await?);
     }
+    let body: Arc<[u8]> = outbox::body(body).into();
+    let own = std::process::id();
+    let cpu_before = cpu_seconds(own)?;
     let began = Instant::now();
     let mut tasks = JoinSet::new();
     for (i, channel) in channels.into_iter().enumerate() {
         let share = n / tuning.channels + usize::from(i < n % tuning.channels);
-        tasks.spawn(publish_share(channel, share, tuning.window));
+        tasks.spawn(publish_share(
+            channel,
+            share,
+            tuning.window,
+            Arc::clone(&body),
+        ));
     }
     while let Some(done) = tasks.join_next().await {
         done??;
     }
-    Ok(n as f64 / began.elapsed().as_secs_f64())
+    let per_second = n as f64 / began.elapsed().as_secs_f64();
+    let cpu_us = (cpu_seconds(own)? - cpu_before) * 1e6 / n as f64;
+    stage.queued(n).await?;
+    Ok(Published { per_second, cpu_us })
 }
 
-async fn publish_share(channel: Channel, n: usize, window: usize) -> Result<()> {
+async fn publish_share(channel: Channel, n: usize, window: usize, body: Arc<[u8]>) -> Result<()> {
     /// Publishes polled together: awaited one by one, each costs a switch of threads.
     const TOGETHER: usize = 100;
-    let body = format!("{{\"id\":{:>12},\"pad\":\"{}\"}}", 1, "x".repeat(484)).into_bytes();
     let options = BasicPublishOptions {
         mandatory: true,
         ..BasicPublishOptions::default()
@@ -78,24 +115,19 @@ async fn publish_share(channel: Channel, n: usize, window: usize) -> Result<()> 
     let mut open: VecDeque<PublisherConfirm> = VecDeque::new();
     let mut sent = 0;
     while sent < n {
-        let together = TOGETHER.min(n - sent);
+        let together = TOGETHER.min(n - sent).min(window);
+        while open.len() + together > window {
+            confirmed(open.pop_front()).await?;
+        }
         let publishes = (0..together).map(|i| {
             let routing_key: ShortString = "order.created".into();
-            channel.basic_publish(
-                "events".into(),
-                routing_key,
-                options,
-                &body,
-                properties(sent + i),
-            )
+            let properties = properties(sent + i);
+            channel.basic_publish("events".into(), routing_key, options, &body, properties)
         });
         for confirm in join_all(publishes).await {
             open.push_back(confirm?);
         }
         sent += together;
-        while open.len() > window {
-            confirmed(open.pop_front()).await?;
-        }
     }
     while !open.is_empty() {
         confirmed(open.pop_front()).await?;
@@ -115,7 +147,7 @@ async fn confirmed(confirm: Option<PublisherConfirm>) -> Result<()> {
 }
 
 /// As the relay sets them.
-fn properties(n: usize) -> BasicProperties {
+pub fn properties(n: usize) -> BasicProperties {
     let mut headers = FieldTable::default();
     let text = |text: &str| AMQPValue::LongString(text.into());
     headers.insert(

@@ -1,6 +1,6 @@
-//! What every measurement stands on: servers as they run in production, the outbox, and a relay.
+//! What every measurement stands on: servers as they run in production, queues, and relays.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapin::{
     Channel, Connection, ConnectionProperties, ExchangeKind,
@@ -15,27 +15,38 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tokio_postgres::Client;
 
+use super::{outbox::Outbox, process};
 use crate::Result;
 
 pub const SOON: Duration = Duration::from_secs(60);
-const DATABASE: &str = "bench";
 pub const QUEUE: &str = "bench";
+/// An exchange that no queue is bound to.
+pub const NOWHERE: &str = "nowhere";
 
 pub struct Stage {
     pub postgres: Postgres,
     pub rabbitmq: RabbitMq,
-    pub client: Client,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    Quorum,
+    Classic,
+    /// A quorum queue that keeps the newest 100,000, so that millions of messages need no disk.
+    Short,
 }
 
 impl Stage {
     pub async fn start() -> Result<Self> {
-        // A commit reaches the disk, as in production; tests leave that out.
+        // A commit reaches the disk, as in production; tests leave that out. Statements are counted only in databases
+        // that ask for it.
         let settings = [
             ("fsync", "on"),
             ("shared_buffers", "1GB"),
             ("max_wal_size", "8GB"),
+            ("shared_preload_libraries", "pg_stat_statements"),
+            ("pg_stat_statements.track", "none"),
         ];
         let settings = settings.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         let options = PostgresOptions {
@@ -43,59 +54,37 @@ impl Stage {
             ..PostgresOptions::default()
         };
         let (postgres, rabbitmq) = tokio::join!(Postgres::start_with(options), RabbitMq::start());
-        let (postgres, rabbitmq) = (postgres?, rabbitmq?);
-        postgres.create_database(DATABASE, "postgres").await?;
-        let migration = std::fs::read_to_string("migrations/outbox/0001_outbox.sql")?;
-        postgres.execute(DATABASE, &migration).await?;
-        let client = postgres.connect(DATABASE).await?;
         Ok(Self {
-            postgres,
-            rabbitmq,
-            client,
+            postgres: postgres?,
+            rabbitmq: rabbitmq?,
         })
     }
 
-    /// `n` messages of 512 bytes of JSON over `keys` keys, and an outbox as if it had never held others.
-    pub async fn fill(&self, n: usize, keys: usize) -> Result<()> {
-        self.client
-            .batch_execute("SELECT pg_stat_reset(); TRUNCATE outbox.message, outbox.waiting, outbox.dead; UPDATE outbox.lane SET low_water = 0, candidate = NULL, candidate_tx = NULL")
-            .await?;
-        self.client
-            .execute(
-                "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, headers) \
-                 SELECT 'order', (i % $2)::text, 'created', \
-                        ('{\"id\":' || lpad(i::text, 12) || ',\"pad\":\"' || repeat('x', 484) || '\"}')::json, \
-                        '{\"traceparent\":\"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\"}'::json \
-                 FROM generate_series(1, $1::int) i",
-                &[&i32::try_from(n)?, &i32::try_from(keys)?],
-            )
-            .await?;
-        for statement in ["VACUUM (ANALYZE) outbox.message", "CHECKPOINT"] {
-            self.client.batch_execute(statement).await?;
-        }
-        Ok(())
-    }
-
-    /// An empty queue of this type, bound to everything.
-    pub async fn queue(&self, kind: &str) -> Result<()> {
+    /// An empty queue of this kind, bound to everything.
+    pub async fn queue(&self, kind: Queue) -> Result<()> {
         let channel = self.channel().await?;
         channel
             .queue_delete(QUEUE.into(), QueueDeleteOptions::default())
             .await?;
-        let durable = ExchangeDeclareOptions {
-            durable: true,
-            ..ExchangeDeclareOptions::default()
-        };
-        channel
-            .exchange_declare(
-                "events".into(),
-                ExchangeKind::Topic,
-                durable,
-                FieldTable::default(),
-            )
-            .await?;
+        for exchange in ["events", NOWHERE] {
+            let durable = ExchangeDeclareOptions {
+                durable: true,
+                ..ExchangeDeclareOptions::default()
+            };
+            let (topic, none) = (ExchangeKind::Topic, FieldTable::default());
+            channel
+                .exchange_declare(exchange.into(), topic, durable, none)
+                .await?;
+        }
         let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+        let type_ = match kind {
+            Queue::Classic => "classic",
+            Queue::Quorum | Queue::Short => "quorum",
+        };
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(type_.into()));
+        if kind == Queue::Short {
+            arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(100_000));
+        }
         let durable = QueueDeclareOptions {
             durable: true,
             ..QueueDeclareOptions::default()
@@ -110,6 +99,32 @@ impl Stage {
         Ok(())
     }
 
+    /// An error unless the queue comes to hold so many messages: none is missing, none is there twice.
+    pub async fn queued(&self, n: usize) -> Result<()> {
+        let channel = self.channel().await?;
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let deadline = Instant::now() + SOON / 4;
+        loop {
+            let none = FieldTable::default();
+            let queue = channel.queue_declare(QUEUE.into(), passive, none).await?;
+            let held = queue.message_count() as usize;
+            if held == n {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let problem = format!(
+                    "the queue holds {held} messages, not {n}; a rate of that means nothing"
+                );
+                return Err(problem.into());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// On a connection of its own, with publisher confirms.
     pub async fn channel(&self) -> Result<Channel> {
         let url = self.rabbitmq.url("/");
         let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
@@ -120,138 +135,109 @@ impl Stage {
         Ok(channel)
     }
 
-    /// The released program, with default settings, and the port of its metrics.
-    pub async fn relay(&self) -> Result<(Daemon, u16)> {
+    /// The environment of the released program for this outbox.
+    pub fn environment(&self, outbox: &Outbox) -> Vec<(String, String)> {
+        [
+            ("DATABASE_URL", outbox.url.clone()),
+            ("AMQP_URL", self.rabbitmq.url("/")),
+        ]
+        .map(|(k, v)| (k.to_owned(), v))
+        .into()
+    }
+
+    /// The released program, with default settings but for those given; it works when this returns.
+    pub async fn relay(&self, outbox: &Outbox, settings: Settings) -> Result<Relay> {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .port();
-        let env = [
-            ("DATABASE_URL", self.postgres.url(DATABASE)),
-            ("AMQP_URL", self.rabbitmq.url("/")),
-            ("OUTBOXD__ADMIN__LISTEN", format!("127.0.0.1:{port}")),
-        ]
-        .map(|(k, v)| (k.to_owned(), v));
+        let mut env = self.environment(outbox);
+        env.push((
+            "OUTBOXD__ADMIN__LISTEN".to_owned(),
+            format!("127.0.0.1:{port}"),
+        ));
+        env.extend(
+            settings
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned())),
+        );
         let program = crate::built("release").canonicalize()?;
-        let relay = Daemon::start(&program, &["run"], &env)?;
-        relay.line("connected to both servers", SOON).await;
-        Ok((relay, port))
-    }
-
-    /// Waits until nothing is pending; looks rarely, so as not to take part in what it measures.
-    pub async fn drained(&self, within: Duration) -> Result<()> {
-        let deadline = std::time::Instant::now() + within;
-        loop {
-            let row = self
-                .client
-                .query_one("SELECT pending FROM outbox.status", &[])
-                .await?;
-            let pending: i64 = row.get(0);
-            if pending == 0 {
-                return Ok(());
-            }
-            if std::time::Instant::now() > deadline {
-                return Err(
-                    format!("{pending} messages are still pending after {within:?}").into(),
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
+        let daemon = Daemon::start(&program, &["run"], &env)?;
+        daemon.line("connected to both servers", SOON).await;
+        Ok(Relay { daemon, port })
     }
 
     /// User and system time of PostgreSQL so far, in seconds; of the processes that ended as well.
     pub fn server_cpu_seconds(&self) -> Result<f64> {
         let file = self.postgres.folder().join("data/postmaster.pid");
         let text = std::fs::read_to_string(file)?;
-        let postmaster: u32 = text.lines().next().unwrap_or_default().parse()?;
-        let mut seconds = 0.0;
-        for entry in std::fs::read_dir("/proc")?.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
-                continue;
-            };
-            // One that has ended since is counted with its parent the next time.
-            let Ok(stat) = Stat::of(pid) else { continue };
-            if pid == postmaster {
-                seconds += stat.seconds([11, 12]) + stat.seconds([13, 14]);
-            } else if stat.field(1) == f64::from(postmaster) {
-                seconds += stat.seconds([11, 12]);
-            }
+        process::tree_cpu_seconds(text.lines().next().unwrap_or_default().parse()?)
+    }
+
+    pub fn broker_cpu_seconds(&self) -> Result<f64> {
+        process::tree_cpu_seconds(self.rabbitmq.pid().ok_or("the broker does not run")?)
+    }
+}
+
+/// Environment variables of a relay.
+pub type Settings = &'static [(&'static str, &'static str)];
+pub const DEFAULTS: Settings = &[];
+
+pub struct Relay {
+    daemon: Daemon,
+    port: u16,
+}
+
+impl Relay {
+    /// User and system time so far, in seconds.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        process::cpu_seconds(self.daemon.pid())
+    }
+
+    /// Most memory that it has held, in bytes.
+    pub fn peak_memory(&self) -> Result<f64> {
+        process::peak_memory(self.daemon.pid())
+    }
+
+    pub async fn scrape(&self) -> Result<Scrape> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        if text.starts_with("HTTP/1.0 200") || text.starts_with("HTTP/1.1 200") {
+            Ok(Scrape(text))
+        } else {
+            Err(format!("/metrics answered {:?}", text.lines().next()).into())
         }
-        Ok(seconds)
     }
 
-    /// Seconds since the epoch, by the database's clock.
-    pub async fn now(&self) -> Result<f64> {
-        let sql = "SELECT extract(epoch FROM clock_timestamp())::double precision";
-        Ok(self.client.query_one(sql, &[]).await?.get(0))
-    }
-
-    /// Part of the updates of messages that touched no index.
-    pub async fn heap_only(&self) -> Result<f64> {
-        // Statistics of a backend arrive when it next has nothing to do for a while.
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let sql = "SELECT n_tup_hot_upd::double precision / greatest(n_tup_upd, 1) FROM pg_stat_user_tables \
-                   WHERE schemaname = 'outbox' AND relname = 'message'";
-        Ok(self.client.query_one(sql, &[]).await?.get(0))
-    }
-
-    /// When the last message was marked, by the database's clock.
-    pub async fn last_sent(&self) -> Result<f64> {
-        let sql = "SELECT extract(epoch FROM max(sent_at))::double precision FROM outbox.message";
-        Ok(self.client.query_one(sql, &[]).await?.get(0))
+    /// As an operator ends it: what is published is settled.
+    pub async fn stop(mut self) -> Result<()> {
+        self.daemon.terminate()?;
+        let status = self.daemon.ended(SOON).await?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!("the relay ended with {status}").into())
+        }
     }
 }
 
-/// Mean of a histogram since the relay's start.
-pub async fn mean(port: u16, histogram: &str) -> Result<f64> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    let value = |suffix: &str| {
-        let name = format!("outbox_{histogram}_{suffix} ");
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(&name))
-            .unwrap_or("0");
-        line.parse::<f64>().unwrap_or(0.0)
-    };
-    Ok(value("sum") / value("count").max(1.0))
-}
+/// What a relay answered on /metrics.
+pub struct Scrape(String);
 
-/// User and system time of a process so far, in seconds.
-pub fn cpu_seconds(pid: u32) -> Result<f64> {
-    Ok(Stat::of(pid)?.seconds([11, 12]))
-}
-
-/// What follows the name in /proc/PID/stat.
-struct Stat(Vec<f64>);
-
-impl Stat {
-    fn of(pid: u32) -> Result<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let after_name = stat.rsplit(") ").next().unwrap_or_default();
-        let number = |text: &str| text.parse().unwrap_or(0.0);
-        Ok(Self(after_name.split(' ').map(number).collect()))
+impl Scrape {
+    /// 0 for what was not measured yet.
+    pub fn value(&self, name: &str) -> f64 {
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        self.0.lines().find_map(value).unwrap_or(0.0)
     }
 
-    fn field(&self, n: usize) -> f64 {
-        self.0.get(n).copied().unwrap_or(0.0)
+    pub fn published(&self) -> f64 {
+        self.value("outbox_published_total")
     }
 
-    fn seconds(&self, fields: [usize; 2]) -> f64 {
-        /// Clock ticks a second on every Linux that matters.
-        const TICKS: f64 = 100.0;
-        fields.map(|n| self.field(n)).iter().sum::<f64>() / TICKS
+    /// Mean of a histogram since the relay's start.
+    pub fn mean(&self, histogram: &str) -> f64 {
+        self.value(&format!("{histogram}_sum")) / self.value(&format!("{histogram}_count")).max(1.0)
     }
-}
-
-/// Most memory that a process has held so far, in bytes.
-pub fn peak_memory(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .ok_or("no VmHWM")?;
-    let kilobytes: u64 = line.split_whitespace().nth(1).ok_or("no VmHWM")?.parse()?;
-    Ok(kilobytes * 1024)
 }

@@ -1,0 +1,191 @@
+//! What a message costs PostgreSQL: write-ahead log, and statements.
+
+use super::{
+    flow, median, median_of,
+    outbox::{Batch, Outbox},
+    report::{Findings, Measure, Target, Unit},
+    stage::{DEFAULTS, Queue, Settings},
+    suite::Bench,
+};
+use crate::Result;
+
+const DELETING: Settings = &[("OUTBOXD__RETENTION__SENT", "0s")];
+
+/// Bytes of WAL a message, and the kinds of records that make most of them.
+struct Wal {
+    bytes: f64,
+    kinds: String,
+}
+
+pub async fn wal(bench: &Bench) -> Result<Findings> {
+    let outbox = Outbox::new(&bench.stage, "wal").await?;
+    // Full-page images depend on when the last checkpoint was, and a record with one leaves its own data out.
+    for statement in [
+        "CREATE EXTENSION pg_walinspect",
+        "ALTER SYSTEM SET full_page_writes = off",
+        "ALTER SYSTEM SET wal_keep_size = '1GB'",
+        "SELECT pg_reload_conf()",
+    ] {
+        outbox
+            .client
+            .batch_execute(statement)
+            .await
+            .map_err(|e| format!("{statement}: {e} (pg_walinspect comes with PostgreSQL 15)"))?;
+    }
+    let measured = Box::pin(marking_and_deleting(bench, &outbox)).await;
+    // Whatever came of it: the workloads after this one are not to run without.
+    for statement in [
+        "ALTER SYSTEM RESET full_page_writes",
+        "ALTER SYSTEM RESET wal_keep_size",
+        "SELECT pg_reload_conf()",
+    ] {
+        outbox.client.batch_execute(statement).await?;
+    }
+    measured
+}
+
+async fn marking_and_deleting(bench: &Bench, outbox: &Outbox) -> Result<Findings> {
+    let stage = &bench.stage;
+    let n = bench.sizes.counted;
+    let batch = Batch::new(n, bench.sizes.keys);
+    let relayed = async |settings: Settings| -> Result<Wal> {
+        let filled = outbox.fill(&batch).await?;
+        stage.queue(Queue::Quorum).await?;
+        let wal = written(outbox, n, async || {
+            if settings == DELETING {
+                flow::part(stage, outbox, n, settings).await?;
+            } else {
+                flow::drain(stage, outbox, &filled, 1, settings).await?;
+            }
+            Ok(())
+        })
+        .await?;
+        let (there, ..) = outbox.sent(&filled).await?;
+        let expected = if settings == DELETING { 0 } else { n };
+        if there != expected {
+            return Err(format!("{there} rows are left, not {expected}").into());
+        }
+        outbox.none_failed().await?;
+        stage.queued(n).await?;
+        Ok(wal)
+    };
+    let (plain, relays) = bench
+        .in_turns(
+            "wal",
+            async || {
+                outbox.fill(&batch).await?;
+                written(outbox, n, async || read_and_delete(outbox).await).await
+            },
+            async || Ok((relayed(DEFAULTS).await?, relayed(DELETING).await?)),
+        )
+        .await?;
+    let baseline = median_of(&plain, |wal| wal.bytes);
+    let measure = |what: &str, most: f64, pick: fn(&(Wal, Wal)) -> &Wal| {
+        let bytes = median_of(&relays, |both| pick(both).bytes);
+        let target = Target::RatioAtMost(most);
+        let measure = Measure::new(what, Unit::Bytes, Some(baseline), bytes, target);
+        match relays.first() {
+            Some(first) => measure.note(pick(first).kinds.clone()),
+            None => measure,
+        }
+    };
+    let plain_kinds = plain.first().map_or("", |wal| wal.kinds.as_str());
+    Ok(vec![
+        measure("wal, marking", 1.5, |both| &both.0).note(format!(
+            "a message, of {n}; baseline: batches of 500 of a lane are read and deleted ({plain_kinds})"
+        )),
+        measure("wal, deleting (retention.sent = \"0s\")", 1.1, |both| &both.1),
+    ]
+    .into())
+}
+
+/// What `work`, and the vacuum after it, write to the log.
+async fn written(outbox: &Outbox, n: usize, work: impl AsyncFnOnce() -> Result<()>) -> Result<Wal> {
+    let now = async || -> Result<String> {
+        let sql = "SELECT pg_current_wal_insert_lsn()::text";
+        Ok(outbox.client.query_one(sql, &[]).await?.get(0))
+    };
+    let from = now().await?;
+    work().await?;
+    outbox
+        .client
+        .batch_execute("VACUUM outbox.message, outbox.lane, outbox.waiting")
+        .await?;
+    let to = now().await?;
+    // Only what has reached the disk can be looked at.
+    let flush = "SELECT pg_switch_wal()";
+    outbox.client.batch_execute(flush).await?;
+    let sql = "SELECT \"resource_manager/record_type\", record_size::double precision \
+               FROM pg_get_wal_stats($1::text::pg_lsn, $2::text::pg_lsn, true) ORDER BY 2 DESC";
+    let rows = outbox.client.query(sql, &[&from, &to]).await?;
+    let each = |bytes: f64| bytes / n as f64;
+    let kinds: Vec<String> = rows
+        .iter()
+        .take(4)
+        .map(|row| format!("{} {:.0} B", row.get::<_, String>(0), each(row.get(1))))
+        .collect();
+    Ok(Wal {
+        bytes: each(rows.iter().map(|row| row.get::<_, f64>(1)).sum()),
+        kinds: kinds.join(", "),
+    })
+}
+
+/// What a queue in a table cannot do without: read the rows, delete them, commit.
+async fn read_and_delete(outbox: &Outbox) -> Result<()> {
+    const BATCH: i64 = 500;
+    let client = &outbox.client;
+    let read = client
+        .prepare("SELECT * FROM outbox.message WHERE lane = $1 AND id > $2 ORDER BY id LIMIT $3")
+        .await?;
+    let delete = client
+        .prepare("DELETE FROM outbox.message WHERE lane = $1 AND id = ANY ($2)")
+        .await?;
+    for lane in 0..64_i16 {
+        let mut after = 0_i64;
+        loop {
+            let rows = client.query(&read, &[&lane, &after, &BATCH]).await?;
+            let ids: Vec<i64> = rows.iter().map(|row| row.get("id")).collect();
+            let Some(last) = ids.last() else { break };
+            after = *last;
+            client.execute(&delete, &[&lane, &ids]).await?;
+        }
+    }
+    Ok(())
+}
+
+pub async fn round_trips(bench: &Bench) -> Result<Findings> {
+    let stage = &bench.stage;
+    let outbox = Outbox::new(stage, "roundtrips").await?;
+    outbox.count_statements().await?;
+    let batch = Batch::new(bench.sizes.drain, bench.sizes.keys);
+    let n = batch.n as f64;
+    let mut each = Vec::new();
+    let mut kinds = Vec::new();
+    for run in 1..=bench.sizes.runs {
+        bench.say(&format!("roundtrips: run {run} of {}", bench.sizes.runs));
+        let filled = outbox.fill(&batch).await?;
+        stage.queue(Queue::Quorum).await?;
+        outbox.forget_statements().await?;
+        flow::drain(stage, &outbox, &filled, 1, DEFAULTS).await?;
+        stage.queued(batch.n).await?;
+        let statements = outbox.statements().await?;
+        each.push(statements.iter().map(|(_, calls)| calls).sum::<f64>() / n);
+        kinds = statements;
+    }
+    let kinds: Vec<String> = kinds
+        .iter()
+        .take(8)
+        .map(|(text, calls)| format!("`{text}` {:.4}", calls / n))
+        .collect();
+    let target = Target::AtMost(0.01);
+    Ok(vec![
+        Measure::new("roundtrips", Unit::Number, None, median(each), target)
+            .note(format!(
+                "statements a message by pg_stat_statements, the start of the relay and its polls included, of {}; several that \
+                 are sent together are one round trip, so this is an upper bound",
+                batch.n
+            ))
+            .note(kinds.join(", ")),
+    ]
+    .into())
+}

@@ -1,0 +1,65 @@
+//! The generated part of docs/performance.md.
+
+use super::{
+    report::{self, Measure},
+    suite::{Performance, minutes},
+};
+use crate::Result;
+
+pub const FILE: &str = "docs/performance.md";
+const BEGIN: &str = "<!-- generated -->";
+const END: &str = "<!-- /generated -->";
+
+pub fn write(performance: &Performance) -> Result<()> {
+    let text = std::fs::read_to_string(FILE).map_err(|e| format!("{FILE}: {e}"))?;
+    let parts = text.split_once(BEGIN).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(END)?;
+        Some((before, after))
+    });
+    let (before, after) = parts.ok_or_else(|| {
+        format!("{FILE} has no {BEGIN} … {END}: put the two lines where the table is to stand")
+    })?;
+    let table = generated(performance);
+    std::fs::write(FILE, format!("{before}{BEGIN}\n{table}{END}{after}"))?;
+    eprintln!("written to {FILE}");
+    Ok(())
+}
+
+fn generated(performance: &Performance) -> String {
+    let Performance {
+        machine,
+        command,
+        seconds,
+        sizes,
+        measures,
+        ..
+    } = performance;
+    let scale = if sizes.scale < 1.0 {
+        format!(
+            "**Measured at scale {}**: the counts of millions are smaller than the workloads below say; see the notes.\n\n",
+            sizes.scale
+        )
+    } else {
+        String::new()
+    };
+    let rows: Vec<String> = measures.iter().map(Measure::row).collect();
+    format!(
+        "{scale}`{command}`, {date}, {took}: medians of {runs} runs, baseline and relay in turns. Commit {commit}, {rustc}.\n\
+         {cores} cores ({cpu}), {memory:.0} GiB, {system}; PostgreSQL {postgresql} and RabbitMQ {rabbitmq} run on them as well.\n\n\
+         {head}\n{rows}\n\n{notes}",
+        date = machine.date,
+        took = minutes(*seconds),
+        runs = sizes.runs,
+        commit = machine.commit,
+        rustc = machine.rustc,
+        cores = machine.cores,
+        cpu = machine.cpu,
+        memory = machine.memory_gib,
+        system = machine.system,
+        postgresql = machine.postgresql,
+        rabbitmq = machine.rabbitmq,
+        head = report::HEAD,
+        rows = rows.join("\n"),
+        notes = report::notes(measures),
+    )
+}

@@ -602,7 +602,12 @@ async fn consume(
     while let Some(delivery) = deliveries.next().await {
         let delivery = delivery?;
         into.send_modify(|seen| seen.push(look_at(&delivery)));
-        delivery.ack(BasicAckOptions::default()).await?;
+        // With the connection's end an acknowledgement may be forgotten, and never answer.
+        let acknowledged = delivery.ack(BasicAckOptions::default());
+        match tokio::time::timeout(Duration::from_secs(5), acknowledged).await {
+            Ok(acknowledged) => acknowledged?,
+            Err(_) => return Ok(()),
+        };
     }
     Ok(())
 }

@@ -168,6 +168,7 @@ async fn consume(
         Ok::<_, lapin::Error>((connection, deliveries))
     };
     let (connection, mut deliveries) = timeout(ANSWER, open).await??;
+    let mut looks = tokio::time::interval(ANSWER);
     loop {
         tokio::select! {
             _ = async { pauses.wait_for(|paused| *paused).await.is_ok() } => {
@@ -178,7 +179,11 @@ async fn consume(
             delivery = deliveries.next() => {
                 let delivery = delivery.ok_or("the connection is gone")??;
                 into.send_modify(|seen| seen.push(look_at(&delivery)));
-                delivery.ack(BasicAckOptions::default()).await?;
+                // With the connection's end an acknowledgement may be forgotten, and never answer.
+                timeout(ANSWER, delivery.ack(BasicAckOptions::default())).await??;
+            }
+            _ = looks.tick() => if !connection.status().connected() {
+                return Err("the connection is gone".into());
             }
         }
     }
@@ -264,7 +269,7 @@ pub async fn dead_letters(
                 _ => None,
             },
         });
-        delivery.ack(BasicAckOptions::default()).await?;
+        timeout(within, delivery.ack(BasicAckOptions::default())).await??;
     }
     Ok(found)
 }

@@ -525,7 +525,9 @@ async fn consume(url: &str, seen: &Mutex<Vec<Delivered>>, count: &AtomicUsize) -
                     .is_some_and(|h| h.contains_key("outbox-replay")),
             });
         count.fetch_add(1, Ordering::Relaxed);
-        delivery.ack(BasicAckOptions::default()).await?;
+        // With the connection's end an acknowledgement may be forgotten, and never answer.
+        let acknowledged = delivery.ack(BasicAckOptions::default());
+        tokio::time::timeout(Duration::from_secs(5), acknowledged).await??;
     }
     Ok(())
 }

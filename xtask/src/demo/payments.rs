@@ -214,7 +214,9 @@ async fn consume(broker: &str, database: &str) -> Result<()> {
         client
             .execute(PAY, &[&NAIVE, &order.customer, &order.cents])
             .await?;
-        delivery.ack(BasicAckOptions::default()).await?;
+        // With the connection's end an acknowledgement may be forgotten, and never answer.
+        let acknowledged = delivery.ack(BasicAckOptions::default());
+        tokio::time::timeout(Duration::from_secs(5), acknowledged).await??;
     }
     Ok(())
 }

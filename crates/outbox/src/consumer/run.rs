@@ -36,6 +36,8 @@ pub enum ConsumerError {
     Broker(lapin::Error),
     #[error("RabbitMQ did not answer in time ({0})")]
     Timeout(&'static str),
+    #[error("RabbitMQ: {0}")]
+    Ended(&'static str),
     #[error("the dead-letter queue {queue}: {why}; nothing is acknowledged")]
     DeadLetter { queue: String, why: &'static str },
 }
@@ -219,10 +221,15 @@ async fn consume<H: Handler>(
         };
         workers.spawn(worker.run());
     }
+    // A connection that ended says so to its consumer; where that is lost, it is seen here.
+    let mut looks = tokio::time::interval(ANSWER);
     let result = loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break Ok(()),
+            _ = looks.tick() => if !opened.connection.status().connected() {
+                break Err(ConsumerError::Ended("the connection ended"));
+            },
             Some(ended) = workers.join_next() => match ended {
                 Ok(Ok(())) => break Ok(()),
                 Ok(Err(error)) => break Err(error),
@@ -243,7 +250,7 @@ async fn consume<H: Handler>(
                     }
                 }
                 Some(Err(error)) => break Err(ConsumerError::Broker(error)),
-                None => break Err(ConsumerError::Timeout("the consumer was cancelled by the broker")),
+                None => break Err(ConsumerError::Ended("it cancelled the consumer")),
             },
         }
     };

@@ -1,7 +1,8 @@
 //! `outboxd run`.
 
-use std::{process, time::Duration};
+use std::{net::SocketAddr, process, time::Duration};
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
@@ -20,13 +21,18 @@ use crate::{
 /// Configuration, logs and metrics are ready before the runtime starts; a bad one opens no socket.
 pub(super) fn run(config: Config) -> Result<(), CliError> {
     logs::start(&config.log).map_err(|e| CliError::Setup(e.to_string()))?;
-    let handle = metrics::install().map_err(|e| CliError::Failure(format!("metrics: {e}")))?;
+    let metrics = || metrics::install().map_err(|e| CliError::Failure(format!("metrics: {e}")));
+    // Only with a listener: it folds the histograms' samples, which would else be kept for ever.
+    let admin = match config.admin.listen {
+        Some(address) => Some((address, metrics()?)),
+        None => None,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|e| CliError::Failure(format!("cannot start the async runtime: {e}")))?;
     let grace = config.relay.shutdown_grace;
-    let result = runtime.block_on(relay(config, handle));
+    let result = runtime.block_on(relay(config, admin));
     // A task that hangs in a system call must not keep the process: its sockets close with it.
     runtime.shutdown_timeout(Duration::from_secs(1).min(grace));
     result
@@ -34,7 +40,7 @@ pub(super) fn run(config: Config) -> Result<(), CliError> {
 
 async fn relay(
     config: Config,
-    handle: metrics_exporter_prometheus::PrometheusHandle,
+    admin: Option<(SocketAddr, PrometheusHandle)>,
 ) -> Result<(), CliError> {
     // Taken first, so that a signal from here on is never lost.
     let mut signals =
@@ -49,7 +55,7 @@ async fn relay(
         () = signals.next() => return Ok(()),
         ready = preflight(&config) => ready?,
     }
-    if let Some(address) = config.admin.listen {
+    if let Some((address, metrics)) = admin {
         let listener = admin::bind(address)
             .await
             .map_err(|e| CliError::Setup(e.to_string()))?;
@@ -61,7 +67,7 @@ async fn relay(
         // Not stopped with the relay: a drain is worth watching. It ends with the process.
         tokio::spawn(admin::serve(
             listener,
-            handle,
+            metrics,
             asks,
             CancellationToken::new(),
         ));

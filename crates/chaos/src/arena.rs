@@ -158,6 +158,14 @@ impl<'a> Arena<'a> {
         Ok(self.flow_over(&database_url, &self.broker_url(), rate))
     }
 
+    /// A relay through which traffic flows.
+    pub async fn flowing(&self) -> Result<(Flow, Daemon)> {
+        let relay = self.relay()?;
+        let flow = self.flow().await?;
+        flow.steady(200).await?;
+        Ok((flow, relay))
+    }
+
     /// Producers and consumer take these ways to the servers. The first is the owner's.
     pub fn flow_over(&self, database_url: &str, broker_url: &str, rate: Rate) -> Flow {
         Flow::new(

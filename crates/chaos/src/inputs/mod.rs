@@ -12,10 +12,10 @@ pub use stage::SharedStage;
 
 /// In the matrix's order.
 pub fn all() -> Vec<&'static Row> {
-    [configuration::CASES, rows::CASES, inbox::CASES]
-        .into_iter()
-        .flatten()
-        .collect()
+    let mut all = configuration::cases();
+    all.extend(rows::CASES.iter().chain(inbox::CASES));
+    all.sort_unstable_by_key(|row| row.number);
+    all
 }
 
 #[cfg(test)]

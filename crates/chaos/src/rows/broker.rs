@@ -100,17 +100,9 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
-/// A relay through which traffic flows.
-async fn flowing(arena: &Arena<'_>) -> Result<(Flow, Daemon)> {
-    let relay = arena.relay()?;
-    let flow = arena.flow().await?;
-    flow.steady(200).await?;
-    Ok((flow, relay))
-}
-
 async fn restarted(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = flowing(&arena).await?;
+    let (mut flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena.rabbitmq.stop().await?;
     sleep(Duration::from_secs(3)).await;
@@ -122,7 +114,7 @@ async fn restarted(setup: &Setup) -> Result<Outcome> {
 
 async fn killed(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = flowing(&arena).await?;
+    let (mut flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena.rabbitmq.kill().await;
     sleep(Duration::from_secs(3)).await;
@@ -134,7 +126,7 @@ async fn killed(setup: &Setup) -> Result<Outcome> {
 
 async fn frozen(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, relay) = flowing(&arena).await?;
+    let (mut flow, relay) = arena.flowing().await?;
     setup.timeline.fault();
     let noticed = nothing_is_marked(&arena, &flow, &relay, || arena.rabbitmq.pause()).await;
     arena.rabbitmq.resume()?;
@@ -190,7 +182,7 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
     // So that nothing is freed by a time-out that the row does not mean.
     arena.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "20s");
     arena.set("OUTBOXD__RELAY__SHUTDOWN_GRACE", "30s");
-    let (mut flow, relay) = flowing(&arena).await?;
+    let (mut flow, relay) = arena.flowing().await?;
     let memory = probe::resident_kib(relay.pid())?;
     let alarms = [
         (
@@ -257,7 +249,7 @@ async fn commit(
 async fn exchange_missing(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
-    let (mut flow, _relay) = flowing(&arena).await?;
+    let (mut flow, _relay) = arena.flowing().await?;
     let client = arena.client().await?;
     setup.timeline.fault();
     for n in 0..20 {
@@ -289,7 +281,7 @@ async fn unroutable(setup: &Setup) -> Result<Outcome> {
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "3");
     let channel = deliveries::channel(&arena.broker_url()).await?;
     deliveries::exchange(&channel, "unbound").await?;
-    let (flow, _relay) = flowing(&arena).await?;
+    let (flow, _relay) = arena.flowing().await?;
     let client = arena.client().await?;
     setup.timeline.fault();
     for n in 0..20 {
@@ -355,7 +347,7 @@ async fn mixed(setup: &Setup) -> Result<Outcome> {
 
 async fn queue_full(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = flowing(&arena).await?;
+    let (mut flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     flow.deliveries.pause(true);
     let full = r#"{"max-length":50,"overflow":"reject-publish"}"#;
@@ -384,7 +376,7 @@ async fn queue_deleted(setup: &Setup) -> Result<Outcome> {
     let channel = deliveries::channel(&arena.broker_url()).await?;
     deliveries::queue(&channel, "gone").await?;
     deliveries::bind(&channel, "events", "gone").await?;
-    let (mut flow, _relay) = flowing(&arena).await?;
+    let (mut flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     deliveries::delete(&channel, "gone").await?;
     let over = setup.timeline.over();
@@ -405,7 +397,7 @@ async fn permission_revoked(setup: &Setup) -> Result<Outcome> {
     let url = arena.rabbitmq.url_for("relay", "relay", "/");
     arena.set("AMQP_URL", &url);
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
-    let (mut flow, relay) = flowing(&arena).await?;
+    let (mut flow, relay) = arena.flowing().await?;
     let client = arena.client().await?;
     setup.timeline.fault();
     arena.rabbitmq.ctl(&may_write("events")).await?;
@@ -442,7 +434,7 @@ async fn rotated(setup: &Setup) -> Result<Outcome> {
         "OUTBOXD__BROKER__PASSWORD_FILE",
         &file.display().to_string(),
     );
-    let (mut flow, relay) = flowing(&arena).await?;
+    let (mut flow, relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena
         .rabbitmq
@@ -467,7 +459,7 @@ fn secret(path: &Path, text: &str) -> Result<()> {
 
 async fn connection_limit(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, relay) = flowing(&arena).await?;
+    let (mut flow, relay) = arena.flowing().await?;
     setup.timeline.fault();
     let none = r#"{"max-connections": 0}"#;
     arena
@@ -491,7 +483,7 @@ async fn connection_limit(setup: &Setup) -> Result<Outcome> {
 
 async fn force_closed(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = flowing(&arena).await?;
+    let (mut flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena
         .rabbitmq

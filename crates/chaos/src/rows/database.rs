@@ -7,13 +7,12 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use test_support::{Daemon, Mode, PostgresOptions, Proxy, RabbitMqOptions, eventually};
+use test_support::{Mode, PostgresOptions, Proxy, RabbitMqOptions, eventually};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::{
     arena::{self, Arena, SOON, Setup, WINDOW},
-    flow::Flow,
     row::{Outcome, Result, Row, expect},
 };
 
@@ -80,16 +79,9 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
-async fn flowing(arena: &Arena<'_>) -> Result<(Flow, Daemon)> {
-    let relay = arena.relay()?;
-    let flow = arena.flow().await?;
-    flow.steady(200).await?;
-    Ok((flow, relay))
-}
-
 async fn restarted(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let (mut flow, relay) = flowing(&arena).await?;
+    let (mut flow, relay) = arena.flowing().await?;
     flow.traffic.pause(true);
     let pending = "outbox.message WHERE sent_at IS NULL";
     arena
@@ -140,7 +132,7 @@ async fn backend_stopped(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "2s");
     arena.set("OUTBOXD__RELAY__WORKERS", "3");
-    let (mut flow, relay) = flowing(&arena).await?;
+    let (mut flow, relay) = arena.flowing().await?;
     let client = arena.client().await?;
     setup.timeline.fault();
     let backend = worker_backend(&client).await;
@@ -164,7 +156,7 @@ async fn half_open(setup: &Setup) -> Result<Outcome> {
     arena.set("DATABASE_URL", &url);
     arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s");
     arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "4s");
-    let (mut flow, relay) = flowing(&arena).await?;
+    let (mut flow, relay) = arena.flowing().await?;
     setup.timeline.fault();
     proxy.set(Mode::Stall);
     relay.line("PostgreSQL failed", SOON).await;
@@ -190,7 +182,7 @@ async fn disk_full(setup: &Setup) -> Result<Outcome> {
         ..PostgresOptions::default()
     };
     let mut arena = Arena::start_with(setup, options, RabbitMqOptions::default()).await?;
-    let (mut flow, _relay) = flowing(&arena).await?;
+    let (mut flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     let ballast = small.fill()?;
     let client = arena.client().await;
@@ -265,7 +257,7 @@ async fn no_connections(setup: &Setup) -> Result<Outcome> {
         .settings
         .push(("max_connections".to_owned(), "24".to_owned()));
     let arena = Arena::start_with(setup, options, RabbitMqOptions::default()).await?;
-    let (mut flow, relay) = flowing(&arena).await?;
+    let (mut flow, relay) = arena.flowing().await?;
     let client = arena.client().await?;
     setup.timeline.fault();
     let url = arena
@@ -293,7 +285,7 @@ async fn no_connections(setup: &Setup) -> Result<Outcome> {
 
 async fn settle_fails(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = flowing(&arena).await?;
+    let (mut flow, _relay) = arena.flowing().await?;
     let client = arena.client().await?;
     setup.timeline.fault();
     // A number drawn from a sequence is not rolled back: the failures end.
@@ -323,7 +315,7 @@ async fn settle_fails(setup: &Setup) -> Result<Outcome> {
 async fn locked(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.set("OUTBOXD__DATABASE__LOCK_TIMEOUT", "500ms");
-    let (mut flow, relay) = flowing(&arena).await?;
+    let (mut flow, relay) = arena.flowing().await?;
     let mut migrating = arena.client().await?;
     let migration = migrating.transaction().await?;
     setup.timeline.fault();
@@ -342,7 +334,7 @@ async fn not_notified(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.set("OUTBOXD__RELAY__POLL_INTERVAL", "1s");
     let client = arena.client().await?;
-    let (mut flow, _relay) = flowing(&arena).await?;
+    let (mut flow, _relay) = arena.flowing().await?;
     flow.traffic.pause(true);
     let pending = "outbox.message WHERE sent_at IS NULL";
     arena
@@ -372,7 +364,7 @@ async fn not_notified(setup: &Setup) -> Result<Outcome> {
 
 async fn late_commit(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = flowing(&arena).await?;
+    let (mut flow, _relay) = arena.flowing().await?;
     let mut client = arena.client().await?;
     let late = client.transaction().await?;
     let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \

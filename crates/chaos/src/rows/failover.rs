@@ -308,9 +308,7 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
     let words = ["consume", &own, &arena.broker_url(), WORK];
     let _consumer = Daemon::start(&std::env::current_exe()?, &words, &[])?;
 
-    let mut relay = arena.relay()?;
-    let mut flow = arena.flow().await?;
-    flow.steady(200).await?;
+    let (mut flow, mut relay) = arena.flowing().await?;
     let backup = arena.postgres.folder().join("backup");
     arena.postgres.base_backup(&backup).await?;
     flow.steady(300).await?;

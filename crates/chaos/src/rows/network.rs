@@ -52,9 +52,7 @@ async fn flowing(arena: &mut Arena<'_>) -> Result<(Proxy, Flow, Daemon)> {
     let proxy = Proxy::start(([127, 0, 0, 1], arena.rabbitmq.port()).into()).await?;
     let url = over(&arena.broker_url(), arena.rabbitmq.port(), proxy.port());
     arena.set("AMQP_URL", &url);
-    let relay = arena.relay()?;
-    let flow = arena.flow().await?;
-    flow.steady(200).await?;
+    let (flow, relay) = arena.flowing().await?;
     Ok((proxy, flow, relay))
 }
 

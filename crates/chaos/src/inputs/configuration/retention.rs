@@ -1,0 +1,77 @@
+//! The consumer's options. Bad input 17.
+
+use std::time::{Duration, Instant};
+
+use outbox::{
+    consumer::{ConsumerOptions, Failure, Handler, Message, Reply},
+    inbox::Inbox,
+};
+use tokio_postgres::Transaction;
+use tokio_util::sync::CancellationToken;
+
+use super::judge::SECRET;
+use crate::row::{Outcome, Result, Row, expect};
+
+pub const CASES: &[Row] = &[Row {
+    number: 17,
+    fault: "inbox retention shorter than the redelivery horizon",
+    long: false,
+    run: |_| Box::pin(inbox_retention()),
+}];
+
+struct Never;
+
+impl Handler for Never {
+    async fn handle(
+        &self,
+        _: &Message,
+        _: &Transaction<'_>,
+    ) -> std::result::Result<Reply, Failure> {
+        Err(Failure::Retry("never called".to_owned()))
+    }
+}
+
+/// The consumer is a library: a service chooses its exit code, and gets an error before anything is opened.
+async fn inbox_retention() -> Result<Outcome> {
+    let horizon = Duration::from_secs(7 * 24 * 3600);
+    let nowhere = "amqp://relay:hunter2@127.0.0.1:1";
+    for retention in [Duration::ZERO, horizon / 2, horizon] {
+        let options = ConsumerOptions {
+            retention,
+            redelivery_horizon: horizon,
+            ..ConsumerOptions::new("work")
+        };
+        let began = Instant::now();
+        let run = outbox::consumer::run(
+            nowhere,
+            async || {
+                tokio_postgres::connect("host=127.0.0.1 port=1 user=u", tokio_postgres::NoTls)
+                    .await
+                    .map(|(client, _)| client)
+            },
+            Inbox::new("refused")?,
+            options,
+            Never,
+            CancellationToken::new(),
+        );
+        let ended = tokio::time::timeout(Duration::from_secs(5), run).await;
+        let said = match ended {
+            Ok(Err(error)) => error.to_string(),
+            _ => return Err(format!("{retention:?} was taken; the horizon is {horizon:?}").into()),
+        };
+        expect(
+            said.starts_with("retention: must be longer than redelivery_horizon")
+                && !said.contains(SECRET),
+            || format!("it says {said}"),
+        )?;
+        expect(began.elapsed() < Duration::from_secs(1), || {
+            "it took its time to refuse".into()
+        })?;
+    }
+    let mut outcome = Outcome::default();
+    outcome.notes.push(
+        "3 refused by the consumer's runner, before it connects; the exit code is the service's"
+            .to_owned(),
+    );
+    Ok(outcome)
+}

@@ -10,6 +10,7 @@ use outboxd::{
     message::{Message, Position},
     outbox::{
         claim::{Candidate, Claim, HeldLane, Limits},
+        ctid::Ctid,
         low_water::{Mark, STRIDE},
     },
     outcome::{self, Answer, Outcome, RetryPolicy},
@@ -52,6 +53,7 @@ fn message(id: i64, keys: i64) -> Message {
 fn candidates(keys: i64) -> Vec<Candidate> {
     let candidate = |id| Candidate {
         message: message(id, keys),
+        ctid: Ctid::default(),
         key_hash: Some(id % keys),
         filed: false,
         scheduled: false,
@@ -156,6 +158,7 @@ fn claim(one_in_ten_fails: bool) -> (Claim, Vec<Outcome>) {
             batch_bytes: 16 << 20,
             max_payload_bytes: 8 << 20,
         },
+        cut_short: false,
     };
     (claim, decisions_of(&answers(one_in_ten_fails)))
 }

@@ -9,6 +9,7 @@ use crate::{
     message::{Lane, Position},
     outbox::{
         claim::{Candidate, Claim},
+        ctid::Ctid,
         low_water::{self, Mark, Observation},
     },
     outcome::Outcome,
@@ -19,7 +20,7 @@ use crate::{
 #[derive(Debug, Default, PartialEq)]
 pub struct Settlement {
     /// Confirmed, and marked for the first time.
-    pub sent: Vec<Position>,
+    pub sent: Vec<Sent>,
     /// To leave `outbox.waiting`.
     pub unfile: Vec<Position>,
     pub wait: Vec<Wait>,
@@ -27,6 +28,12 @@ pub struct Settlement {
     /// Keys whose waiting head is settled: what stands behind it may go.
     pub release: Vec<(Lane, i64)>,
     pub marks: Vec<(Lane, Mark)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    pub position: Position,
+    pub ctid: Ctid,
 }
 
 #[derive(Debug, PartialEq)]
@@ -108,7 +115,10 @@ pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlemen
             Outcome::Sent => {
                 // A replayed message keeps the time of its first confirm.
                 if !message.replay {
-                    s.sent.push(position);
+                    s.sent.push(Sent {
+                        position,
+                        ctid: candidate.ctid,
+                    });
                 }
             }
             Outcome::Retry {
@@ -271,6 +281,7 @@ mod tests {
         message.position.id = id;
         Candidate {
             message,
+            ctid: Ctid::default(),
             key_hash: Some(KEY),
             filed,
             scheduled: false,
@@ -299,6 +310,7 @@ mod tests {
                 batch_bytes: u64::MAX,
                 max_payload_bytes: u64::MAX,
             },
+            cut_short: false,
         }
     }
 

@@ -1,15 +1,17 @@
 //! Claim: a transaction that holds lanes and knows their next messages.
 
-use std::{collections::HashMap, time::SystemTime};
+use std::{collections::HashMap, fmt::Display, time::SystemTime};
 
 use tokio_postgres::{
     Row,
+    row::RowIndex,
     types::{FromSql, Type},
 };
 use uuid::Uuid;
 
 use super::{
     OutboxError,
+    ctid::Ctid,
     low_water::{Candidate as MarkCandidate, Mark},
     session::{Params, Query, Session},
 };
@@ -22,10 +24,18 @@ pub struct Limits {
     pub per_lane: usize,
     /// Messages in all.
     pub batch_size: usize,
-    /// Bytes of bodies in all; one larger body is still read alone.
+    /// Bytes of bodies in all. The first message is taken whatever its size.
     pub batch_bytes: u64,
     /// A body above this is refused without being fetched.
     pub max_payload_bytes: u64,
+}
+
+impl Limits {
+    /// As many bodies of this size as a batch has messages fit into a batch's bytes.
+    fn small_body(&self) -> u64 {
+        let fair = self.batch_bytes / self.batch_size.max(1) as u64;
+        fair.min(self.max_payload_bytes)
+    }
 }
 
 /// A lane held by this claim until it commits.
@@ -39,6 +49,7 @@ pub struct HeldLane {
 #[derive(Debug)]
 pub struct Candidate {
     pub message: Message,
+    pub ctid: Ctid,
     pub key_hash: Option<i64>,
     /// Came from `outbox.waiting`.
     pub filed: bool,
@@ -67,6 +78,8 @@ pub struct Claim {
     /// The database's clock when the claim began, microseconds since the Unix epoch.
     pub now_us: i64,
     pub limits: Limits,
+    /// Messages were read and left out, because their bodies would not fit.
+    pub cut_short: bool,
 }
 
 const CLAIM_LANES: Query = Query {
@@ -85,9 +98,72 @@ const READ: Query = Query {
         Type::INT8,
         Type::INT8,
         Type::INT8,
-        Type::INT8,
     ],
 };
+
+const BODIES: Query = Query {
+    action: "read large bodies",
+    sql: include_str!("sql/bodies.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+};
+
+/// What `sql/read.sql` selects. Looked up by number: by name, each of them in each row is a search through all names.
+const COLUMNS: [&str; 21] = [
+    "filed",
+    "lane",
+    "id",
+    "place",
+    "key_hash",
+    "attempts",
+    "replay",
+    "scheduled",
+    "message_id",
+    "aggregate_type",
+    "aggregate_id",
+    "event_type",
+    "content_type",
+    "headers",
+    "exchange",
+    "routing_key",
+    "created_at",
+    "body_size",
+    "payload",
+    "binary_payload",
+    "after_id",
+];
+
+/// Its number; one that is not selected does not compile.
+const fn column(name: &str) -> usize {
+    let mut n = 0;
+    while n < COLUMNS.len() {
+        if same(COLUMNS[n].as_bytes(), name.as_bytes()) {
+            return n;
+        }
+        n += 1;
+    }
+    panic!("not a column of sql/read.sql")
+}
+
+/// `==`, for constants.
+const fn same(mut one: &[u8], mut other: &[u8]) -> bool {
+    while let ([a, rest @ ..], [b, other_rest @ ..]) = (one, other) {
+        if *a != *b {
+            return false;
+        }
+        (one, other) = (rest, other_rest);
+    }
+    one.is_empty() && other.is_empty()
+}
+
+/// A column of a row of `sql/read.sql`.
+macro_rules! field {
+    ($row:expr, $name:literal) => {
+        get($row, const { column($name) })
+    };
+    ($row:expr, $name:literal as $type:ty) => {
+        get::<$type, _>($row, const { column($name) })
+    };
+}
 
 /// Begins a transaction and holds those of `lanes` that nobody else holds. `None`, and no transaction, when all
 /// are held elsewhere.
@@ -120,7 +196,11 @@ pub async fn claim(
             },
         });
     }
-    let (candidates, orphans) = read(session, &held, limits).await?;
+    let (mut candidates, orphans) = read(session, &held, limits).await?;
+    let read = candidates.len();
+    candidates.truncate(fitting(&candidates, limits));
+    let cut_short = candidates.len() < read;
+    complete(session, &mut candidates, limits).await?;
     Ok(Some(Claim {
         lanes: held,
         candidates,
@@ -129,6 +209,7 @@ pub async fn claim(
         xmin,
         now_us,
         limits,
+        cut_short,
     }))
 }
 
@@ -150,65 +231,122 @@ async fn read(
                 &(limits.per_lane as i64),
                 &(limits.batch_size as i64),
                 &(due as i64),
-                &i64::try_from(limits.batch_bytes).unwrap_or(i64::MAX),
-                &i64::try_from(limits.max_payload_bytes).unwrap_or(i64::MAX),
+                &i64::try_from(limits.small_body()).unwrap_or(i64::MAX),
             ],
         )
         .await?;
+    debug_assert!(rows.first().is_none_or(|row| {
+        let selected = row.columns().iter().map(|column| column.name());
+        selected.eq(COLUMNS)
+    }));
     let mut candidates = Vec::with_capacity(rows.len());
     let mut orphans = Vec::new();
     for row in &rows {
         let position = Position {
-            lane: get(row, "lane")?,
-            id: get(row, "id")?,
+            lane: field!(row, "lane")?,
+            id: field!(row, "id")?,
         };
-        match get::<Option<Uuid>>(row, "message_id")? {
+        match field!(row, "message_id" as Option<Uuid>)? {
             Some(message_id) => candidates.push(candidate(row, position, message_id)?),
             None => orphans.push(Orphan {
                 position,
-                key_hash: get(row, "key_hash")?,
+                key_hash: field!(row, "key_hash")?,
             }),
         }
     }
     Ok((candidates, orphans))
 }
 
-fn candidate(row: &Row, position: Position, message_id: Uuid) -> Result<Candidate, OutboxError> {
-    let attempts: i32 = get(row, "attempts")?;
-    let body: Option<Body> = match get(row, "payload")? {
-        Some(body) => Some(body),
-        None => get(row, "binary_payload")?,
+/// How many of the first messages fit into a batch; one always does. A body above the limit is never fetched.
+fn fitting(candidates: &[Candidate], limits: Limits) -> usize {
+    let mut bytes: u64 = 0;
+    let fits = |size: u64| {
+        if size <= limits.max_payload_bytes {
+            bytes = bytes.saturating_add(size);
+        }
+        bytes <= limits.batch_bytes
     };
+    let sizes = candidates.iter().map(|c| c.message.body_size);
+    sizes.map(fits).take_while(|fits| *fits).count().max(1)
+}
+
+/// Fetches the bodies that were too large to come along with their rows.
+async fn complete(
+    session: &Session,
+    candidates: &mut Vec<Candidate>,
+    limits: Limits,
+) -> Result<(), OutboxError> {
+    let large = limits.small_body() + 1..=limits.max_payload_bytes;
+    let missing = |c: &Candidate| c.message.body.is_none() && large.contains(&c.message.body_size);
+    let (lanes, ids): (Vec<Lane>, Vec<i64>) = candidates
+        .iter()
+        .filter(|c| missing(c))
+        .map(|c| (c.message.position.lane, c.message.position.id))
+        .unzip();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let rows = session.query(&BODIES, &[&lanes, &ids]).await?;
+    let mut bodies: HashMap<Position, Body> = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        let (lane, id) = (get(row, "lane")?, get(row, "id")?);
+        if let Some(body) = body(row, "payload", "binary_payload")? {
+            bodies.insert(Position { lane, id }, body);
+        }
+    }
+    for candidate in candidates.iter_mut().filter(|c| missing(c)) {
+        let body = bodies.remove(&candidate.message.position);
+        candidate.message.body = body.map(|body| body.0);
+    }
+    // Deleted by hand between the two statements.
+    candidates.retain(|c| !missing(c));
+    Ok(())
+}
+
+fn body<I: RowIndex + Display>(row: &Row, json: I, binary: I) -> Result<Option<Body>, OutboxError> {
+    Ok(match get(row, json)? {
+        Some(body) => Some(body),
+        None => get(row, binary)?,
+    })
+}
+
+fn candidate(row: &Row, position: Position, message_id: Uuid) -> Result<Candidate, OutboxError> {
+    let attempts: i32 = field!(row, "attempts")?;
+    let body = body(
+        row,
+        const { column("payload") },
+        const { column("binary_payload") },
+    )?;
     Ok(Candidate {
         message: Message {
             position,
             message_id,
-            aggregate_type: get(row, "aggregate_type")?,
-            aggregate_id: get(row, "aggregate_id")?,
-            event_type: get(row, "event_type")?,
-            content_type: get(row, "content_type")?,
-            headers: get(row, "headers")?,
-            exchange: get(row, "exchange")?,
-            routing_key: get(row, "routing_key")?,
-            created_at_us: micros(get(row, "created_at")?),
+            aggregate_type: field!(row, "aggregate_type")?,
+            aggregate_id: field!(row, "aggregate_id")?,
+            event_type: field!(row, "event_type")?,
+            content_type: field!(row, "content_type")?,
+            headers: field!(row, "headers")?,
+            exchange: field!(row, "exchange")?,
+            routing_key: field!(row, "routing_key")?,
+            created_at_us: micros(field!(row, "created_at")?),
             attempts: u32::try_from(attempts).unwrap_or(0),
-            replay: get(row, "replay")?,
-            body_size: u64::try_from(get::<i64>(row, "body_size")?).unwrap_or(0),
+            replay: field!(row, "replay")?,
+            body_size: u64::try_from(field!(row, "body_size" as i32)?).unwrap_or(0),
             body: body.map(|b| b.0),
         },
-        key_hash: get(row, "key_hash")?,
-        filed: get(row, "filed")?,
-        scheduled: get(row, "scheduled")?,
-        after: get(row, "after_id")?,
+        ctid: field!(row, "place")?,
+        key_hash: field!(row, "key_hash")?,
+        filed: field!(row, "filed")?,
+        scheduled: field!(row, "scheduled")?,
+        after: field!(row, "after_id")?,
     })
 }
 
 impl Claim {
     /// For each held lane: did the read stop at a limit, so that more may be there?
     pub fn exhausted(&self) -> HashMap<Lane, bool> {
-        let bytes: u64 = self.candidates.iter().map(|c| c.message.body_size).sum();
-        let cut = self.candidates.len() + self.orphans.len() >= self.limits.batch_size
-            || bytes >= self.limits.batch_bytes;
+        let cut =
+            self.cut_short || self.candidates.len() + self.orphans.len() >= self.limits.batch_size;
         let mut fresh: HashMap<Lane, usize> = HashMap::new();
         let mut due: HashMap<Lane, usize> = HashMap::new();
         for c in &self.candidates {
@@ -251,9 +389,49 @@ fn micros(at: SystemTime) -> i64 {
     }
 }
 
-pub(super) fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, OutboxError> {
+pub(super) fn get<'a, T: FromSql<'a>, I: RowIndex + Display>(
+    row: &'a Row,
+    column: I,
+) -> Result<T, OutboxError> {
     row.try_get(column).map_err(|source| OutboxError::Database {
         action: "decode a row",
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::sample;
+
+    fn fits(sizes: &[u64]) -> usize {
+        let candidate = |body_size: &u64| Candidate {
+            message: Message {
+                body_size: *body_size,
+                ..sample()
+            },
+            ctid: Ctid::default(),
+            key_hash: None,
+            filed: false,
+            scheduled: false,
+            after: None,
+        };
+        let candidates: Vec<Candidate> = sizes.iter().map(candidate).collect();
+        let limits = Limits {
+            per_lane: 10,
+            batch_size: 10,
+            batch_bytes: 100,
+            max_payload_bytes: 60,
+        };
+        fitting(&candidates, limits)
+    }
+
+    #[test]
+    fn a_batch_ends_before_the_body_that_does_not_fit_and_never_before_the_first() {
+        assert_eq!(fits(&[40, 60, 0, 0]), 4);
+        assert_eq!(fits(&[40, 60, 1, 0]), 2);
+        assert_eq!(fits(&[50, 60, 10]), 1);
+        // Too large for anybody: refused, and never fetched.
+        assert_eq!(fits(&[1000, 50, 1000, 50]), 4);
+    }
 }

@@ -215,12 +215,12 @@ async fn is_applied(
         return Ok(false);
     }
     for row in session.query(&schema.applied, &[]).await? {
-        if get::<i32>(&row, "version")? != migration.version {
+        if get::<i32, _>(&row, "version")? != migration.version {
             continue;
         }
         let expected = migration.checksum();
         // None: psql or another tool ran it. Its word is taken.
-        return match get::<Option<String>>(&row, "checksum")? {
+        return match get::<Option<String>, _>(&row, "checksum")? {
             Some(recorded) if recorded != expected => Err(MigrateError::Edited {
                 version: migration.version,
                 name: get(&row, "name")?,

@@ -1,6 +1,7 @@
 //! The outbox in PostgreSQL. Nothing here knows RabbitMQ.
 
 pub mod claim;
+pub mod ctid;
 pub mod dead;
 mod error;
 mod hosts;

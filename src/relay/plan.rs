@@ -140,6 +140,7 @@ mod tests {
     use super::*;
     use crate::{
         message::{Message, Position},
+        outbox::ctid::Ctid,
         reason::Reason,
     };
 
@@ -161,6 +162,7 @@ mod tests {
                 body_size: 0,
                 body: None,
             },
+            ctid: Ctid::default(),
             key_hash: key,
             filed: false,
             scheduled: false,

@@ -237,6 +237,70 @@ async fn sent_rows_are_deleted_when_none_are_kept() {
 }
 
 #[tokio::test]
+async fn a_row_that_somebody_changes_while_it_is_claimed_is_sent_once_and_marked_or_deleted() {
+    for (retention, left) in [("7d", 20), ("0s", 0)] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        let relay = world.relay(&[
+            ("OUTBOXD__RETENTION__SENT", retention),
+            ("OUTBOXD_FAILPOINT", "confirm.before_settle=pause"),
+        ]);
+        world.commit_many(20, 20).await;
+        relay.line("failpoint reached", SOON).await;
+        // A new version of every row: the places that the claim saw are no longer theirs.
+        let rewrite = "UPDATE outbox.message SET content_type = 'text/plain'";
+        world.client.batch_execute(rewrite).await.unwrap();
+        world
+            .until("no pending row", "outbox.message WHERE sent_at IS NULL", 0)
+            .await;
+        assert_eq!(world.count("outbox.message").await, left);
+        consumer.until(20).await;
+        assert_eq!(consumer.len(), 20, "with a history of {retention}");
+        let lines = relay.lines();
+        assert!(
+            !lines
+                .iter()
+                .any(|line| line.contains("rows changed under a held lane")),
+            "{lines:?}"
+        );
+    }
+}
+
+/// Bodies above `batch_bytes / batch_size` do not come along with their rows, and above `batch_bytes` in all a claim
+/// takes no more.
+#[tokio::test]
+async fn large_and_small_bodies_of_a_key_arrive_whole_and_in_order() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let sizes = [
+        10, 300_000, 0, 1_048_576, 20, 700_000, 700_000, 30, 40, 1_000_000,
+    ];
+    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, binary_payload) \
+               VALUES ('order', '1', 'sized', convert_to(repeat(chr(65 + $1), $2), 'UTF8'))";
+    for n in 0..30 {
+        let size = sizes[n as usize % sizes.len()];
+        world.client.execute(sql, &[&n, &size]).await.unwrap();
+    }
+    let _relay = world.relay(&[
+        ("OUTBOXD__RELAY__WORKERS", "1"),
+        ("OUTBOXD__RELAY__BATCH_SIZE", "8"),
+        ("OUTBOXD__RELAY__BATCH_BYTES", "2MiB"),
+        ("OUTBOXD__RELAY__MAX_PAYLOAD_BYTES", "1MiB"),
+    ]);
+    let seen = consumer.until(30).await;
+    for (n, message) in seen.iter().enumerate() {
+        let expected = vec![65 + n as u8; sizes[n % sizes.len()] as usize];
+        assert!(
+            message.body == expected,
+            "message {n} of {} bytes",
+            message.body.len()
+        );
+    }
+    world.drained().await;
+    assert_eq!(consumer.len(), 30);
+}
+
+#[tokio::test]
 async fn one_daemon_relays_several_databases_and_one_s_failure_is_its_own() {
     let (one, two) = (world().await, world().await);
     let (first, second) = (one.consumer().await, two.consumer().await);

@@ -5,7 +5,10 @@ use std::time::Duration;
 use outboxd::{
     config::Ordering,
     message::{Message, Position},
-    outbox::claim::{self, Claim, HeldLane, Limits},
+    outbox::{
+        claim::{self, Claim, HeldLane, Limits},
+        ctid::Ctid,
+    },
     outcome::{self, Answer, Outcome, RetryPolicy},
     reason::Reason,
     relay::plan::Plan,
@@ -360,6 +363,7 @@ impl Machine {
                 body_size: 0,
                 body: None,
             },
+            ctid: Ctid::default(),
             key_hash: Some(c.key.into()),
             filed: c.filed,
             scheduled: false,
@@ -387,6 +391,7 @@ impl Machine {
             xmin: held.xmin.into(),
             now_us: 0,
             limits,
+            cut_short: false,
         }
     }
 
@@ -417,8 +422,8 @@ impl Machine {
     /// src/outbox/settle.rs, its statements in their order.
     pub(crate) fn write(&self, state: &mut State, written: &Settlement, own_tx: Tx) {
         let row = |p: &Position| (p.id - 1) as usize;
-        for position in &written.sent {
-            state.rows[row(position)].sent = true;
+        for sent in &written.sent {
+            state.rows[row(&sent.position)].sent = true;
         }
         for position in &written.unfile {
             state.rows[row(position)].waiting = None;

@@ -1,4 +1,4 @@
--- retention.sent = "0s": a sent message is not kept.
+-- retention.sent = "0s": a sent message is not kept. $1 ctids, $2 ids
 DELETE FROM outbox.message m
-USING unnest($1::smallint[], $2::bigint[]) AS s (lane, id)
-WHERE m.lane = s.lane AND m.id = s.id
+USING unnest($1::tid[], $2::bigint[]) AS s (place, id)
+WHERE m.ctid = s.place AND m.id = s.id

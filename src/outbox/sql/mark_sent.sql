@@ -1,5 +1,6 @@
--- sent_at is in no index: a heap-only update.
+-- sent_at is in no index: a heap-only update. By ctid, because a look into the index costs as much as the mark itself;
+-- a row with another version meanwhile is not found. $1 ctids, $2 ids
 UPDATE outbox.message m
 SET sent_at = clock_timestamp()
-FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, id)
-WHERE m.lane = s.lane AND m.id = s.id AND m.sent_at IS NULL
+FROM unnest($1::tid[], $2::bigint[]) AS s (place, id)
+WHERE m.ctid = s.place AND m.id = s.id AND m.sent_at IS NULL

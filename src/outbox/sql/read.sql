@@ -1,7 +1,9 @@
 -- The next messages of the lanes held: what fell due among the waiting ones, then new ones by position.
 -- A statement of its own after the locks: its snapshot must show what the lane's last holder committed.
 -- $1 lanes, $2 their marks, $3 new messages a lane, $4 messages in all, $5 due ones among them,
--- $6 bytes in all (the first message is always returned), $7 bytes of one body that are fetched at most
+-- $6 bytes of a body that comes along; larger ones are fetched by bodies.sql, or never
+-- Every row passes each level of this once, and none of them may keep it (docs/performance.md): no window function, and
+-- statement_timestamp(), because a volatile function would have the WITH queries written down first.
 -- OFFSET 0 keeps each look into the exceptions an index probe: PostgreSQL would else hash all of outbox.waiting for it,
 -- with the plan of a day when it was small.
 WITH lane AS MATERIALIZED (
@@ -15,28 +17,28 @@ WITH lane AS MATERIALIZED (
                     OFFSET 0) AS some_blocking
     FROM unnest($1::smallint[], $2::bigint[]) AS u (lane, low_water)
 ), due AS (
-    SELECT true AS filed, l.some_blocking, w.lane, w.id, w.message_id AS filed_message_id, w.key_hash,
-           w.attempts, w.replay, false AS scheduled, m.message_id, m.aggregate_type, m.aggregate_id,
-           m.event_type, m.content_type, m.headers, m.exchange, m.routing_key, m.created_at,
-           m.payload, m.binary_payload
+    SELECT true AS filed, l.some_blocking, w.lane, w.id, w.key_hash, w.attempts, w.replay, false AS scheduled,
+           m.ctid AS place, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers,
+           m.exchange, m.routing_key, m.created_at, m.payload, m.binary_payload,
+           coalesce(octet_length(m.binary_payload), octet_length(m.payload::text), 0) AS body_size
     FROM lane l
     CROSS JOIN LATERAL (
         SELECT * FROM outbox.waiting w
-        WHERE w.lane = l.lane AND w.due_at <= clock_timestamp()
+        WHERE w.lane = l.lane AND w.due_at <= statement_timestamp()
         ORDER BY w.due_at
         LIMIT $5
     ) w
     LEFT JOIN outbox.message m ON m.lane = w.lane AND m.id = w.id
     LIMIT $5
 ), fresh AS (
-    SELECT false AS filed, l.some_blocking, m.lane, m.id, m.message_id AS filed_message_id,
-           outbox.key_hash(m.aggregate_type, m.aggregate_id) AS key_hash,
-           0 AS attempts, false AS replay, coalesce(m.available_at > clock_timestamp(), false) AS scheduled,
-           m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers, m.exchange,
-           m.routing_key, m.created_at, m.payload, m.binary_payload
+    SELECT false AS filed, l.some_blocking, m.lane, m.id, outbox.key_hash(m.aggregate_type, m.aggregate_id) AS key_hash,
+           0 AS attempts, false AS replay, coalesce(m.available_at > statement_timestamp(), false) AS scheduled,
+           m.place, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers, m.exchange,
+           m.routing_key, m.created_at, m.payload, m.binary_payload, m.body_size
     FROM lane l
     CROSS JOIN LATERAL (
-        SELECT *
+        SELECT m.*, m.ctid AS place,
+               coalesce(octet_length(m.binary_payload), octet_length(m.payload::text), 0) AS body_size
         FROM outbox.message m
         WHERE m.lane = l.lane
           AND m.id > l.low_water
@@ -50,26 +52,23 @@ WITH lane AS MATERIALIZED (
     ) m
 ), found AS (
     SELECT * FROM due UNION ALL SELECT * FROM fresh LIMIT $4
-), sized AS (
-    SELECT f.*, coalesce(octet_length(binary_payload), octet_length(payload::text), 0)::bigint AS body_size
-    FROM found f
-), summed AS (
-    SELECT s.*, sum(body_size) OVER (ROWS UNBOUNDED PRECEDING) - body_size AS bytes_before
-    FROM sized s
 )
-SELECT filed, lane, id, filed_message_id, key_hash, attempts, replay, scheduled, message_id,
-       left(aggregate_type, 131073) AS aggregate_type, left(aggregate_id, 131073) AS aggregate_id,
-       -- Longer ones are refused anyway; a gigabyte of name must not reach the relay to be refused.
-       left(event_type, 256) AS event_type, left(content_type, 256) AS content_type,
+SELECT filed, lane, id, place, key_hash, attempts, replay, scheduled, message_id,
+       -- Longer texts are refused anyway; a gigabyte of name must not reach the relay to be refused.
+       CASE WHEN octet_length(aggregate_type) <= 131072 THEN aggregate_type ELSE left(aggregate_type, 131073) END
+           AS aggregate_type,
+       CASE WHEN octet_length(aggregate_id) <= 131072 THEN aggregate_id ELSE left(aggregate_id, 131073) END
+           AS aggregate_id,
+       CASE WHEN octet_length(event_type) <= 255 THEN event_type ELSE left(event_type, 256) END AS event_type,
+       CASE WHEN octet_length(content_type) <= 255 THEN content_type ELSE left(content_type, 256) END AS content_type,
        left(headers::text, 131073) AS headers,
        left(exchange, 256) AS exchange, left(routing_key, 256) AS routing_key,
        created_at, body_size,
-       CASE WHEN body_size <= $7 THEN payload END AS payload,
-       CASE WHEN body_size <= $7 THEN binary_payload END AS binary_payload,
+       CASE WHEN body_size <= $6 THEN payload END AS payload,
+       CASE WHEN body_size <= $6 THEN binary_payload END AS binary_payload,
        CASE WHEN some_blocking AND key_hash IS NOT NULL AND NOT replay THEN (
            SELECT max(b.id) FROM outbox.waiting b
-           WHERE b.lane = summed.lane AND b.key_hash = summed.key_hash AND b.id < summed.id
+           WHERE b.lane = found.lane AND b.key_hash = found.key_hash AND b.id < found.id
              AND NOT b.replay AND b.cause <> 'scheduled'
        ) END AS after_id
-FROM summed
-WHERE bytes_before < $6
+FROM found

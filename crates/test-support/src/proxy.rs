@@ -30,6 +30,8 @@ pub enum Mode {
     Stall,
     /// Bytes reach the server; what it answers is held back.
     StallAnswers,
+    /// The server is heard; what is said to it is held back.
+    StallRequests,
     /// The next connection that sends more than so many bytes to the server is reset behind them, wherever in a frame
     /// that is; then it forwards.
     ResetAfter(usize),
@@ -143,9 +145,9 @@ async fn carry(client: TcpStream, target: SocketAddr, mut modes: watch::Receiver
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        let there = pump(from_client, to_server, modes.clone(), &[], true);
-        let held_back = [Mode::StallAnswers];
-        let back = pump(from_server, to_client, modes.clone(), &held_back, false);
+        let (requests, answers) = (Mode::StallRequests, Mode::StallAnswers);
+        let there = pump(from_client, to_server, modes.clone(), requests, true);
+        let back = pump(from_server, to_client, modes.clone(), answers, false);
         // One side's end ends both: nobody here needs half-closed connections.
         tokio::select! {
             ended = there => ended,
@@ -164,14 +166,14 @@ async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut modes: watch::Receiver<Mode>,
-    held_by: &[Mode],
+    held_by: Mode,
     to_server: bool,
 ) -> Ended {
     let mut buffer = vec![0; 64 * 1024];
     // Bytes until the reset, once one is asked for.
     let mut left: Option<usize> = None;
     while let Ok(n @ 1..) = from.read(&mut buffer).await {
-        let moves = |mode: &Mode| *mode != Mode::Stall && !held_by.contains(mode);
+        let moves = |mode: &Mode| *mode != Mode::Stall && *mode != held_by;
         let mode = match modes.wait_for(moves).await {
             Ok(mode) => *mode,
             Err(_) => return Ended::Closed,

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use test_support::{Daemon, Mode, Proxy, eventually};
-use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::{
@@ -137,7 +137,7 @@ async fn killed_before_ack(setup: &Setup) -> Result<Outcome> {
     let stage = Stage::set(setup).await?;
     let network = Proxy::start(([127, 0, 0, 1], stage.direct()).into()).await?;
     setup.timeline.fault();
-    let mut kills = 0;
+    let mut unacknowledged = 0;
     for _ in 0..5 {
         let before = stage.count("public.applied").await?;
         let mut consumer = stage.consumer(network.port())?;
@@ -145,18 +145,30 @@ async fn killed_before_ack(setup: &Setup) -> Result<Outcome> {
             .arena
             .until_count("it to work", "public.applied", |n| n > before)
             .await;
-        // No acknowledgement gets through any more; what it has already got, it still applies.
-        network.set(Mode::Stall);
-        let stalled = stage.count("public.applied").await?;
-        sleep(Duration::from_millis(300)).await;
+        // Messages still come, and are applied; no acknowledgement leaves. Counted while it stands still, so that every
+        // commit from here on is such a one.
+        consumer.signal(Signal::SIGSTOP)?;
+        let acknowledged = stage.count("public.applied").await?;
+        network.set(Mode::StallRequests);
+        consumer.signal(Signal::SIGCONT)?;
+        stage
+            .arena
+            .until_count("more commits", "public.applied", |n| n > acknowledged)
+            .await;
         consumer.kill().await?;
-        kills += i64::from(stage.count("public.applied").await? > stalled);
+        unacknowledged += stage.count("public.applied").await? - acknowledged;
+        // What was held back must not arrive after all.
+        network.set(Mode::Cut);
+        eventually("the connections to end", SOON, async || {
+            (network.connections() == 0).then_some(())
+        })
+        .await;
         network.set(Mode::Forward);
     }
     let _consumer = stage.consumer(stage.direct())?;
     let mut outcome = stage.applied_once(setup).await?;
     outcome.notes.push(format!(
-        "5 kills, {kills} with commits whose acknowledgement never left"
+        "5 kills, {unacknowledged} commits whose acknowledgement never left"
     ));
     Ok(outcome)
 }

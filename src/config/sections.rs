@@ -389,7 +389,11 @@ fn log(reader: &mut Reader) -> Option<Log> {
     ];
     let format = reader.choice(&Scope::top(), "log.format", &formats)?;
     let level = reader.text("log.level", 1..=1000);
-    if let Err(error) = crate::telemetry::logs::filter(&level) {
+    // tracing-subscriber 0.3.23 panics at some of those, instead of refusing them.
+    if !level.is_ascii() {
+        let problem = "holds characters that are not ASCII; write for example info,outboxd=debug";
+        reader.problem("log.level", problem.to_owned());
+    } else if let Err(error) = crate::telemetry::logs::filter(&level) {
         reader.problem("log.level", error.to_string());
     }
     Some(Log { format, level })

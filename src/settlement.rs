@@ -348,6 +348,21 @@ mod tests {
         assert!(!released(both(), &[Outcome::Sent, Outcome::Untouched]));
     }
 
+    /// The mark's candidate was seen at 100; a late commit at 1 was read, and whoever stands between was left out.
+    #[test]
+    fn a_claim_that_was_cut_short_moves_the_mark_no_further_than_it_read() {
+        for (cut_short, moved_to) in [(false, 100), (true, 1)] {
+            let mut claim = claim(vec![candidate(1, false, None)], vec![]);
+            claim.cut_short = cut_short;
+            claim.lanes[0].mark.candidate = Some(low_water::Candidate {
+                position: 100,
+                tx: Some(5),
+            });
+            let marks = settlement(&claim, &[Outcome::Sent], 1000).marks;
+            assert_eq!(marks[0].1.low_water, moved_to);
+        }
+    }
+
     #[test]
     fn a_head_that_was_deleted_by_hand_releases_its_key() {
         let position = sample().position;

@@ -78,7 +78,8 @@ pub struct Claim {
     /// The database's clock when the claim began, microseconds since the Unix epoch.
     pub now_us: i64,
     pub limits: Limits,
-    /// Messages were read and left out, because their bodies would not fit.
+    /// Messages were read and left out: their bodies would not fit, or were gone. So the numbers of those that are left
+    /// do not tell whether the read stopped at a limit, and the mark must not pass the last of them.
     pub cut_short: bool,
 }
 
@@ -199,8 +200,8 @@ pub async fn claim(
     let (mut candidates, orphans) = read(session, &held, limits).await?;
     let read = candidates.len();
     candidates.truncate(fitting(&candidates, limits));
-    let cut_short = candidates.len() < read;
     complete(session, &mut candidates, limits).await?;
+    let cut_short = candidates.len() < read;
     Ok(Some(Claim {
         lanes: held,
         candidates,

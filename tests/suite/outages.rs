@@ -56,6 +56,7 @@ async fn a_broker_restart_is_survived_within_thirty_seconds() {
 async fn a_broker_that_is_killed_keeps_what_it_confirmed() {
     let mut world = own_world().await;
     let (consumer, _relay) = flowing(&world).await;
+    world.rabbitmq().remember().await.unwrap();
     world.own().rabbitmq.kill().await;
     world.commit_many(500, 20).await;
     world.own().rabbitmq.restart().await.unwrap();

@@ -13,6 +13,7 @@ use crate::{
     deliveries::Deliveries,
     flow::Flow,
     inputs::SharedStage,
+    logs::Logs,
     row::Result,
     timeline::Timeline,
     traffic::{Rate, Traffic},
@@ -32,6 +33,7 @@ pub struct Setup {
     /// Where migrations and grants are.
     pub repository: PathBuf,
     pub timeline: Arc<Timeline>,
+    pub logs: Arc<Logs>,
     /// What the bad inputs have in common.
     pub stage: Arc<SharedStage>,
 }
@@ -126,7 +128,9 @@ impl<'a> Arena<'a> {
 
     /// Starts a relay; it may still be connecting.
     pub fn relay(&self) -> Result<Daemon> {
-        Daemon::start(&self.setup.outboxd, &["run"], &self.env)
+        let relay = Daemon::start(&self.setup.outboxd, &["run"], &self.env)?;
+        self.setup.logs.keep(&relay);
+        Ok(relay)
     }
 
     /// As the owner of everything.

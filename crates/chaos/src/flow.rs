@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::{
     arena::{SOON, since},
     deliveries::Deliveries,
-    row::{Outcome, Result, expect},
+    row::{Outcome, Result, expect, in_time},
     timeline::Timeline,
     traffic::Traffic,
 };
@@ -80,10 +80,18 @@ impl Flow {
         let missing = self.deliveries.missing(due, SOON).await;
         let took = since(over);
         self.recovery = Some(took);
-        expect(missing == 0, || {
-            format!("{missing} messages have not arrived {took:.1} s after the fault")
-        })?;
-        expect(took <= bound.as_secs_f64(), || {
+        if missing > 0 {
+            let pending = match connect(&self.database_url).await {
+                Ok(client) => pending(&client).await.map(|n| n.to_string()),
+                Err(error) => Err(error),
+            };
+            let pending = pending.unwrap_or_else(|error| format!("(asked: {error})"));
+            return Err(format!(
+                "{missing} messages have not arrived {took:.1} s after the fault; {pending} pending in the outbox"
+            )
+            .into());
+        }
+        in_time(took <= bound.as_secs_f64(), || {
             format!("recovered after {took:.1} s; {bound:?} are allowed")
         })
     }
@@ -141,14 +149,17 @@ impl Drop for Flow {
 
 /// Nothing is pending: every message is sent or dead.
 pub async fn drained(client: &Client) {
+    eventually("an empty outbox", SOON, async || {
+        (pending(client).await.ok()? == 0).then_some(())
+    })
+    .await;
+}
+
+async fn pending(client: &Client) -> Result<i64> {
     let sql = "SELECT (SELECT count(*) FROM outbox.message m WHERE sent_at IS NULL \
                        AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id)) \
                       + (SELECT count(*) FROM outbox.waiting)";
-    eventually("an empty outbox", SOON, async || {
-        let row = client.query_one(sql, &[]).await.ok()?;
-        (row.get::<_, i64>(0) == 0).then_some(())
-    })
-    .await;
+    Ok(client.query_one(sql, &[]).await?.get(0))
 }
 
 pub async fn connect(url: &str) -> Result<Client> {

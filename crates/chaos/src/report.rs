@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::{
-    row::{Kind, Line, Result, Verdict},
+    row::{Line, Result, Verdict},
     timeline::{Band, Section, Timeline},
 };
 
@@ -31,13 +31,9 @@ pub fn header() {
 pub fn line(line: &Line) {
     let recovery = line.recovery_seconds.map(|s| format!("{s:.1} s"));
     let mut fault = wrapped(line.fault, FAULT).into_iter();
-    let number = match line.kind {
-        Kind::Fault => line.row.to_string(),
-        Kind::Input => format!("B{}", line.row),
-    };
     println!(
         "{:>3}  {:<FAULT$} {:>7.1} {:>9} {:>9} {:>5} {:>4} {:>4} {:>7} {:>8}  {}",
-        number,
+        line.kind.number(line.row),
         fault.next().unwrap_or_default(),
         line.seconds,
         line.committed,
@@ -78,8 +74,15 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// The closing line; `true` when no row failed.
+/// The rows that failed, once more, and the closing line; `true` when none did.
 pub fn summary(lines: &[Line]) -> bool {
+    let failures = lines.iter().filter(|line| line.result == Verdict::Failed);
+    for (n, failure) in failures.enumerate() {
+        if n == 0 {
+            println!("\nfailed:");
+        }
+        line(failure);
+    }
     let of = |verdict| lines.iter().filter(|line| line.result == verdict).count();
     let (passed, failed, skipped) = (
         of(Verdict::Passed),

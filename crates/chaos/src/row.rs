@@ -1,11 +1,11 @@
 //! A row of the fault matrix, or one of its bad inputs, and what came of it.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, path::Path, pin::Pin};
 
 use checker::Report;
 use serde::Serialize;
 
-use crate::arena::Setup;
+use crate::{arena::Setup, logs::Logs};
 
 pub type Result<T> = test_support::Result<T>;
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<Outcome>> + 'a>>;
@@ -16,6 +16,16 @@ pub type Running<'a> = Pin<Box<dyn Future<Output = Result<Outcome>> + 'a>>;
 pub enum Kind {
     Fault,
     Input,
+}
+
+impl Kind {
+    /// As it is printed.
+    pub fn number(self, row: u32) -> String {
+        match self {
+            Self::Fault => row.to_string(),
+            Self::Input => format!("B{row}"),
+        }
+    }
 }
 
 /// One line of the matrix. Its number is the matrix's.
@@ -64,6 +74,8 @@ pub struct Line {
     pub reordered: usize,
     pub recovery_seconds: Option<f64>,
     pub notes: Vec<String>,
+    /// It failed, and only by being [`Late`].
+    pub late: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -82,6 +94,7 @@ impl Line {
         seconds: f64,
         ended: Result<Outcome>,
     ) -> Self {
+        let late = matches!(&ended, Err(error) if error.is::<Late>());
         let (result, outcome) = match ended {
             Ok(Outcome {
                 skipped: Some(why), ..
@@ -115,11 +128,37 @@ impl Line {
             reordered: outcome.report.reordered.len(),
             recovery_seconds: outcome.recovery_seconds,
             notes: outcome.notes,
+            late,
         }
     }
+
+    /// A failure leaves what its relays said.
+    pub fn with_logs(mut self, logs: &Logs, out: &Path) -> Result<Self> {
+        if self.result == Verdict::Failed {
+            let folder = out.join("logs").join(self.kind.number(self.row));
+            logs.write(&folder)?;
+            self.notes.push(format!("logs: {}", folder.display()));
+        }
+        Ok(self)
+    }
 }
+
+/// Something took longer, or more of a core, than it may. On a machine that other rows keep busy that proves nothing:
+/// such a row is run again, alone. Nothing else is.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Late(String);
 
 /// `Err` with what was expected, unless it holds.
 pub fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(what().into()) }
+}
+
+/// [`expect`], of a time.
+pub fn in_time(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Late(what()).into())
+    }
 }

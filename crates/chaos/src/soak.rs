@@ -82,6 +82,7 @@ struct Stage<'a> {
 pub async fn run(setup: &Setup, plan: Plan, out: &Path) -> Result<Outcome> {
     let mut random = StdRng::seed_from_u64(plan.seed);
     let mut arena = Arena::start(setup).await?;
+    arena.rabbitmq.remember().await?;
     for name in ["BATCH_SIZE", "WORKERS"] {
         arena.unset(&format!("OUTBOXD__RELAY__{name}"));
     }
@@ -111,19 +112,10 @@ pub async fn run(setup: &Setup, plan: Plan, out: &Path) -> Result<Outcome> {
     let ended = stage.break_things(&flow, plan, &mut random).await;
     let flat = watch.flat();
     watch.write(&out.join("usage.csv"))?;
-    let judged = match ended {
+    match ended {
         Ok(note) => finish(flow, note, flat).await,
         Err(error) => Err(error),
-    };
-    if judged.is_err() {
-        for (name, relay) in [("steady", &stage.steady), ("other", &stage.other)] {
-            std::fs::write(
-                out.join(format!("relay-{name}.log")),
-                relay.lines().join("\n"),
-            )?;
-        }
     }
-    judged
 }
 
 async fn finish(mut flow: Flow, note: String, flat: Result<String>) -> Result<Outcome> {

@@ -25,7 +25,26 @@ const LINES: usize = 5000;
 pub struct Daemon {
     child: Child,
     pid: u32,
-    lines: Arc<Mutex<VecDeque<String>>>,
+    said: Transcript,
+}
+
+/// What a process wrote to its standard error; it can be read after the process has gone.
+#[derive(Clone, Default)]
+pub struct Transcript(Arc<Mutex<VecDeque<String>>>);
+
+impl Transcript {
+    pub fn lines(&self) -> Vec<String> {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().cloned().collect()
+    }
+
+    fn push(&self, line: String) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
 }
 
 impl Daemon {
@@ -51,19 +70,15 @@ impl Daemon {
             .spawn()?;
         let pid = child.id().ok_or("it ended at once")?;
         let stderr = child.stderr.take().ok_or("no pipe")?;
-        let lines: Arc<Mutex<VecDeque<String>>> = Arc::default();
-        let seen = Arc::clone(&lines);
+        let said = Transcript::default();
+        let into = said.clone();
         tokio::spawn(async move {
             let mut stderr = BufReader::new(stderr).lines();
             while let Ok(Some(line)) = stderr.next_line().await {
-                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-                if seen.len() == LINES {
-                    seen.pop_front();
-                }
-                seen.push_back(line);
+                into.push(line);
             }
         });
-        Ok(Self { child, pid, lines })
+        Ok(Self { child, pid, said })
     }
 
     pub fn pid(&self) -> u32 {
@@ -71,12 +86,11 @@ impl Daemon {
     }
 
     pub fn lines(&self) -> Vec<String> {
-        self.lines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .cloned()
-            .collect()
+        self.said.lines()
+    }
+
+    pub fn transcript(&self) -> Transcript {
+        self.said.clone()
     }
 
     /// Waits for a line that holds `text`, also among those already seen.

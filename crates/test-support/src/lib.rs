@@ -18,7 +18,7 @@ mod proxy;
 mod rabbitmq;
 mod wait;
 
-pub use daemon::Daemon;
+pub use daemon::{Daemon, Transcript};
 pub use pgbouncer::PgBouncer;
 pub use postgres::{Postgres, PostgresOptions, binaries as postgres_programs};
 pub use proxy::{Mode, Proxy};

@@ -66,6 +66,7 @@ async fn rabbitmq_starts_dies_comes_back_and_leaves_nothing() {
     lapin::Connection::connect(&url, lapin::ConnectionProperties::default())
         .await
         .unwrap();
+    broker.remember().await.unwrap();
     broker.kill().await;
     broker.restart().await.unwrap();
     broker.stop().await.unwrap();

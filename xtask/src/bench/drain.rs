@@ -1,6 +1,7 @@
 //! Draining a backlog, beside the best raw publisher.
 
 use super::{
+    budget::Budget,
     flow, median_of,
     outbox::{BODY, Batch, Outbox},
     raw,
@@ -55,12 +56,27 @@ pub async fn run(bench: &Bench, queue: Queue) -> Result<Findings> {
             median_of(&relays, |(_, heap_only)| *heap_only) * 100.0,
             of(|d| d.peak) / f64::from(1 << 20),
         ));
+    let shares = |used: &str, own: f64, of: &dyn Fn(fn(&Budget) -> f64) -> f64| {
+        format!(
+            "{used} {own:.1} µs, PostgreSQL {:.1}, broker {:.1}, {:.0} % idle",
+            of(|b| b.postgres_us),
+            of(|b| b.broker_us),
+            of(|b| b.idle) * 100.0
+        )
+    };
+    let (raw_cpu, cpu) = (median_of(&raws, |r| r.cpu_us), of(|d| d.cpu_us));
+    let of_raw = |pick: fn(&Budget) -> f64| median_of(&raws, |r| pick(&r.budget));
+    let of_relay = |pick: fn(&Budget) -> f64| median_of(&relays, |(d, _)| pick(&d.budget));
+    rate = rate.note(format!(
+        "CPU a message: {}; raw: {}",
+        shares("relay", cpu, &of_relay),
+        shares("publisher", raw_cpu, &of_raw)
+    ));
     if queue == Queue::Classic {
         return Ok(vec![rate].into());
     }
     rate = rate.then(0.93);
     bench.drain_rate.set(Some(relay));
-    let (raw_cpu, cpu) = (median_of(&raws, |r| r.cpu_us), of(|d| d.cpu_us));
     let target = Target::RatioAtMost(1.8);
     let cpu = Measure::new("cpu", Unit::Microseconds, Some(raw_cpu), cpu, target)
         .note("user and system time a message, during drain-quorum");

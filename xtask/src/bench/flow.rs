@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
+    budget::{Budget, Meter},
     outbox::{Filled, Outbox},
     stage::{Relay, SOON, Settings, Stage},
 };
@@ -24,6 +25,7 @@ pub struct Drain {
     pub settle_ms: f64,
     pub curve: Curve,
     pub pruned: f64,
+    pub budget: Budget,
 }
 
 /// Seconds since the start, and messages published by then.
@@ -114,12 +116,14 @@ async fn run(
     relays: usize,
     settings: Settings,
 ) -> Result<(f64, Drain)> {
+    let meter = Meter::start(stage)?;
     let mut running = vec![stage.relay(outbox, settings).await?];
     let (began, clock) = (outbox.now().await?, Instant::now());
     while running.len() < relays {
         running.push(stage.relay(outbox, settings).await?);
     }
     let curve = published(&running, n, clock).await?;
+    let budget = meter.stop(stage, n)?;
     let scrape = running[0].scrape().await?;
     let mut drain = Drain {
         per_second: f64::NAN,
@@ -131,6 +135,7 @@ async fn run(
         settle_ms: scrape.mean("outbox_settle_seconds") * 1e3,
         curve,
         pruned: scrape.value("outbox_pruned_total"),
+        budget,
     };
     for relay in &running {
         drain.cpu_us += relay.cpu_seconds()? * 1e6 / n as f64;

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: each number beside the raw ceiling of the same servers in the same run.
 
+mod budget;
 mod consumers;
 mod costs;
 mod document;

@@ -11,6 +11,7 @@ use lapin::{
 use tokio::task::JoinSet;
 
 use super::{
+    budget::{Budget, Meter},
     outbox,
     process::cpu_seconds,
     stage::{Queue, Stage},
@@ -47,6 +48,7 @@ pub struct Published {
     pub per_second: f64,
     /// User and system time of the publisher, for each message.
     pub cpu_us: f64,
+    pub budget: Budget,
 }
 
 /// The best of a sweep, each with a part of the messages.
@@ -85,6 +87,7 @@ pub async fn publish(
     let body: Arc<[u8]> = outbox::body(body).into();
     let own = std::process::id();
     let cpu_before = cpu_seconds(own)?;
+    let meter = Meter::start(stage)?;
     let began = Instant::now();
     let mut tasks = JoinSet::new();
     for (i, channel) in channels.into_iter().enumerate() {
@@ -101,8 +104,13 @@ pub async fn publish(
     }
     let per_second = n as f64 / began.elapsed().as_secs_f64();
     let cpu_us = (cpu_seconds(own)? - cpu_before) * 1e6 / n as f64;
+    let budget = meter.stop(stage, n)?;
     stage.queued(n).await?;
-    Ok(Published { per_second, cpu_us })
+    Ok(Published {
+        per_second,
+        cpu_us,
+        budget,
+    })
 }
 
 async fn publish_share(channel: Channel, n: usize, window: usize, body: Arc<[u8]>) -> Result<()> {

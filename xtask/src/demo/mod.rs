@@ -95,6 +95,7 @@ async fn demo(args: &Args) -> Result<()> {
 
     let consumer = Arc::new(Consumer::start(rabbitmq.url("/")).await?);
     let payments = Payments::start(&postgres, &rabbitmq).await?;
+    rabbitmq.remember().await?;
     say(
         "two payment services consume the same events: one applies each by the inbox, one just applies it",
     );

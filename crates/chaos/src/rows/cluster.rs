@@ -87,7 +87,12 @@ impl<'a> Cluster<'a> {
         let direct = self.arena.rabbitmq.port();
         let broker = arena::over(&self.arena.broker_url(), direct, self.consumer_way.port());
         let database = self.arena.postgres.url(DATABASE);
-        let flow = self.arena.flow_over(&database, &broker, Rate::default());
+        // Three brokers share the machine.
+        let rate = Rate {
+            per_second: 10,
+            ..Rate::default()
+        };
+        let flow = self.arena.flow_over(&database, &broker, rate);
         flow.steady(200).await?;
         Ok((flow, relay))
     }

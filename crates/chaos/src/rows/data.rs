@@ -14,7 +14,7 @@ use crate::{
     deliveries,
     flow::drained,
     probe,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, in_time},
 };
 
 pub const ROWS: &[Row] = &[
@@ -132,7 +132,7 @@ async fn all_poison(setup: &Setup) -> Result<Outcome> {
     ));
     deliveries::bind(&channel, "unbound", QUEUE).await?;
     setup.timeline.over();
-    expect(share < 0.5, || {
+    in_time(share < 0.5, || {
         format!("it took {:.0} % of a core", share * 100.0)
     })?;
     // What waits longest comes after thirty seconds.

@@ -1,6 +1,6 @@
 //! The relay dies, stops, stalls, panics, and runs several times. Rows 1 to 9.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use test_support::Daemon;
@@ -8,7 +8,7 @@ use test_support::Daemon;
 use crate::{
     arena::{Arena, SOON, Setup, WINDOW},
     flow::Flow,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, in_time},
 };
 
 pub const ROWS: &[Row] = &[
@@ -176,7 +176,12 @@ async fn terminated_at_a_frozen_broker(setup: &Setup) -> Result<Outcome> {
 /// The grace period is ten seconds; a process needs a moment more.
 async fn ends_within_its_grace(arena: &Arena<'_>, relay: &mut Daemon) -> Result<()> {
     relay.terminate()?;
-    relay.ended(Duration::from_secs(12)).await?;
+    let began = Instant::now();
+    relay.ended(SOON).await?;
+    let took = began.elapsed();
+    in_time(took <= Duration::from_secs(12), || {
+        format!("it ended after {took:?}; its grace period is ten seconds")
+    })?;
     let sessions = "pg_stat_activity WHERE usename = 'relay'";
     arena
         .until_count("the relay's sessions to end", sessions, |n| n == 0)

@@ -15,7 +15,7 @@ use tokio_postgres::Client;
 use crate::{
     arena::{self, Arena, SOON, Setup, WINDOW},
     deliveries,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, in_time},
 };
 
 pub const ROWS: &[Row] = &[
@@ -133,7 +133,7 @@ async fn clock_off(setup: &Setup) -> Result<Outcome> {
         expect(first >= 0.0, || {
             format!("a scheduled message was sent {:.1} s early", -first)
         })?;
-        expect(last <= 5.0, || {
+        in_time(last <= 5.0, || {
             format!("a scheduled message was sent {last:.1} s late")
         })?;
         late = late.max(last);

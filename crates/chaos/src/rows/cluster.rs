@@ -190,7 +190,7 @@ async fn majority_lost(setup: &Setup) -> Result<Outcome> {
     tokio::try_join!(second.restart(), third.restart())?;
     let over = setup.timeline.over();
     flow.note(format!("{held} messages were held back"));
-    flow.recovers(over, Duration::from_secs(30)).await?;
+    flow.recovers(over, Duration::from_secs(60)).await?;
     let lines = relay.lines();
     let timeouts = lines
         .iter()

@@ -5,6 +5,10 @@ ARG RUST_VERSION=1.95.0
 ARG DEBIAN_VERSION=12.12
 
 FROM rust:${RUST_VERSION}-slim-bookworm AS build
+# jemalloc is built with make.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends make \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 # --locked: what was tested is what is built. The cache mounts keep a rebuild to what changed, and are not

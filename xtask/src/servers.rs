@@ -34,6 +34,8 @@ pub fn install(tools: Tools) -> Result<()> {
             "prometheus",
             instructions || tools == Tools::None || in_path("promtool"),
         ),
+        // jemalloc is built with it.
+        ("make", in_path("make")),
         ("valgrind", !instructions || in_path("valgrind")),
         (
             "pgbouncer",

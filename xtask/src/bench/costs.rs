@@ -4,7 +4,7 @@ use super::{
     flow, median, median_of,
     outbox::{Batch, Outbox},
     report::{Findings, Measure, Target, Unit},
-    stage::{DEFAULTS, Queue, Settings},
+    stage::{DEFAULTS, Queue, Settings, Stage},
     suite::Bench,
 };
 use crate::Result;
@@ -15,6 +15,8 @@ const DELETING: Settings = &[("OUTBOXD__RETENTION__SENT", "0s")];
 struct Wal {
     bytes: f64,
     kinds: String,
+    /// Of all of PostgreSQL's processes, without the vacuum.
+    cpu_us: f64,
 }
 
 pub async fn wal(bench: &Bench) -> Result<Findings> {
@@ -51,7 +53,7 @@ async fn marking_and_deleting(bench: &Bench, outbox: &Outbox) -> Result<Findings
     let relayed = async |settings: Settings| -> Result<Wal> {
         let filled = outbox.fill(&batch).await?;
         stage.queue(Queue::Quorum).await?;
-        let wal = written(outbox, n, async || {
+        let wal = written(stage, outbox, n, async || {
             if settings == DELETING {
                 flow::part(stage, outbox, n, settings).await?;
             } else {
@@ -74,16 +76,20 @@ async fn marking_and_deleting(bench: &Bench, outbox: &Outbox) -> Result<Findings
             "wal",
             async || {
                 outbox.fill(&batch).await?;
-                written(outbox, n, async || read_and_delete(outbox).await).await
+                written(stage, outbox, n, async || read_and_delete(outbox).await).await
             },
             async || Ok((relayed(DEFAULTS).await?, relayed(DELETING).await?)),
         )
         .await?;
     let baseline = median_of(&plain, |wal| wal.bytes);
+    let plain_cpu = median_of(&plain, |wal| wal.cpu_us);
     let measure = |what: &str, most: f64, pick: fn(&(Wal, Wal)) -> &Wal| {
         let bytes = median_of(&relays, |both| pick(both).bytes);
         let target = Target::RatioAtMost(most);
-        let measure = Measure::new(what, Unit::Bytes, Some(baseline), bytes, target);
+        let cpu = median_of(&relays, |both| pick(both).cpu_us);
+        let measure = Measure::new(what, Unit::Bytes, Some(baseline), bytes, target).note(format!(
+            "PostgreSQL's CPU a message: {cpu:.1} µs; baseline: {plain_cpu:.1} µs"
+        ));
         match relays.first() {
             Some(first) => measure.note(pick(first).kinds.clone()),
             None => measure,
@@ -100,13 +106,20 @@ async fn marking_and_deleting(bench: &Bench, outbox: &Outbox) -> Result<Findings
 }
 
 /// What `work`, and the vacuum after it, write to the log.
-async fn written(outbox: &Outbox, n: usize, work: impl AsyncFnOnce() -> Result<()>) -> Result<Wal> {
+async fn written(
+    stage: &Stage,
+    outbox: &Outbox,
+    n: usize,
+    work: impl AsyncFnOnce() -> Result<()>,
+) -> Result<Wal> {
     let now = async || -> Result<String> {
         let sql = "SELECT pg_current_wal_insert_lsn()::text";
         Ok(outbox.client.query_one(sql, &[]).await?.get(0))
     };
     let from = now().await?;
+    let cpu = stage.server_cpu_seconds()?;
     work().await?;
+    let cpu = stage.server_cpu_seconds()? - cpu;
     outbox
         .client
         .batch_execute("VACUUM outbox.message, outbox.lane, outbox.waiting")
@@ -127,6 +140,7 @@ async fn written(outbox: &Outbox, n: usize, work: impl AsyncFnOnce() -> Result<(
     Ok(Wal {
         bytes: each(rows.iter().map(|row| row.get::<_, f64>(1)).sum()),
         kinds: kinds.join(", "),
+        cpu_us: each(cpu * 1e6),
     })
 }
 

@@ -10,11 +10,7 @@ use tokio::{
 
 use crate::row::Result;
 
-/// A port that nobody listens on right now.
-pub fn free_port() -> Result<u16> {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-    Ok(listener.local_addr()?.port())
-}
+pub use test_support::free_port;
 
 /// Status and body of a GET; `None` while nobody answers.
 pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {

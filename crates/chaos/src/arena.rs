@@ -128,9 +128,8 @@ impl<'a> Arena<'a> {
 
     /// Starts a relay; it may still be connecting.
     pub fn relay(&self) -> Result<Daemon> {
-        let relay = Daemon::start(&self.setup.outboxd, &["run"], &self.env)?;
-        self.setup.logs.keep(&relay);
-        Ok(relay)
+        let (logs, program) = (&self.setup.logs, &self.setup.outboxd);
+        logs.start("relay", program, &["run"], &self.env)
     }
 
     /// As the owner of everything.

@@ -8,7 +8,10 @@ use std::{
 
 use checker::Ledger;
 use test_support::eventually;
-use tokio::{task::AbortHandle, time::sleep};
+use tokio::{
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
@@ -19,6 +22,9 @@ use crate::{
     timeline::Timeline,
     traffic::Traffic,
 };
+
+/// Within which the database must say how much is pending.
+const ANSWER: Duration = Duration::from_secs(5);
 
 pub struct Flow {
     pub traffic: Traffic,
@@ -81,13 +87,14 @@ impl Flow {
         let took = since(over);
         self.recovery = Some(took);
         if missing > 0 {
-            let pending = match connect(&self.database_url).await {
-                Ok(client) => pending(&client).await.map(|n| n.to_string()),
-                Err(error) => Err(error),
+            let ask = async { pending(&connect(&self.database_url).await?).await };
+            let pending = match timeout(ANSWER, ask).await {
+                Ok(Ok(n)) => format!("{n} are pending in the outbox"),
+                Ok(Err(error)) => format!("how many are pending: {error}"),
+                Err(_) => "the database does not answer".to_owned(),
             };
-            let pending = pending.unwrap_or_else(|error| format!("(asked: {error})"));
             return Err(format!(
-                "{missing} messages have not arrived {took:.1} s after the fault; {pending} pending in the outbox"
+                "{missing} messages have not arrived {took:.1} s after the fault; {pending}"
             )
             .into());
         }

@@ -143,27 +143,10 @@ fn run(args: Args) -> Result<bool> {
 }
 
 fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
-    let began = Instant::now();
     let waiting = Mutex::new(asked_for(args)?);
     let next = || {
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.pop_front()
-    };
-    let attempt = |kind, row: &'static Row, runtime: &tokio::runtime::Runtime| -> Result<_> {
-        let setup = Setup {
-            timeline: Arc::new(Timeline::since(began)),
-            logs: Arc::default(),
-            ..setup.clone()
-        };
-        let line = if row.long && !args.long && args.rows.is_empty() {
-            let why = "takes minutes: run it with --long, or by its number";
-            let skipped = Ok(row::Outcome::skipped(why));
-            Line::new(kind, row.number, row.fault, 0.0, skipped)
-        } else {
-            runtime.block_on(one(kind, row, &setup))
-        };
-        let line = line.with_logs(&setup.logs, &args.out)?;
-        Ok((line, setup.timeline))
     };
     report::header();
     let (ended, lines_of_rows) = mpsc::channel();
@@ -171,11 +154,11 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for _ in 0..args.jobs {
-            let (next, attempt, ended) = (&next, &attempt, ended.clone());
+            let (next, ended) = (&next, ended.clone());
             threads.push(scope.spawn(move || -> Result<()> {
                 let runtime = runtime()?;
                 while let Some((kind, row)) = next() {
-                    ended.send(attempt(kind, row, &runtime)?)?;
+                    ended.send(attempt(args, setup, kind, row, &runtime)?)?;
                 }
                 Ok(())
             }));
@@ -195,20 +178,7 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
         Ok::<_, test_support::Error>(())
     })?;
     if args.jobs > 1 {
-        for (kind, row) in asked_for(args)? {
-            let of_row =
-                |line: &&mut Line| line.late && (line.kind, line.row) == (kind, row.number);
-            let Some(line) = lines.iter_mut().find(of_row) else {
-                continue;
-            };
-            let late = line.notes.join("\n");
-            let (again, timeline) = attempt(kind, row, &runtime()?)?;
-            *line = again;
-            line.notes
-                .push(format!("this was run alone; beside other rows: {late}"));
-            report::line(line);
-            setup.timeline.absorb(&timeline);
-        }
+        late_ones_alone(args, setup, &mut lines)?;
         written(args, &lines, setup)?;
     }
     println!(
@@ -216,6 +186,54 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
         args.out.display()
     );
     Ok(report::summary(&lines))
+}
+
+/// Runs a row, with a timeline and logs of its own.
+fn attempt(
+    args: &Args,
+    setup: &Setup,
+    kind: Kind,
+    row: &'static Row,
+    runtime: &tokio::runtime::Runtime,
+) -> Result<(Line, Arc<Timeline>)> {
+    let setup = Setup {
+        timeline: Arc::new(setup.timeline.beside()),
+        logs: Arc::default(),
+        ..setup.clone()
+    };
+    let line = if row.long && !args.long && args.rows.is_empty() {
+        let why = "takes minutes: run it with --long, or by its number";
+        let skipped = Ok(row::Outcome::skipped(why));
+        Line::new(kind, row.number, row.fault, 0.0, skipped)
+    } else {
+        runtime.block_on(one(kind, row, &setup))
+    };
+    let line = line.with_logs(&setup.logs, &args.out)?;
+    Ok((line, setup.timeline))
+}
+
+/// What was late while other rows kept the machine busy is run once more, and what comes of that counts.
+fn late_ones_alone(args: &Args, setup: &Setup, lines: &mut [Line]) -> Result<()> {
+    // What the rows shared ended with their threads.
+    let setup = Setup {
+        stage: Arc::default(),
+        ..setup.clone()
+    };
+    let asked_for = asked_for(args)?;
+    for line in lines.iter_mut().filter(|line| line.late) {
+        let this = |(kind, row): &&(Kind, &Row)| (*kind, row.number) == (line.kind, line.row);
+        let Some((kind, row)) = asked_for.iter().find(this) else {
+            continue;
+        };
+        let late = line.notes.join("\n");
+        let (again, timeline) = attempt(args, &setup, *kind, row, &runtime()?)?;
+        *line = again;
+        let notes = &mut line.notes;
+        notes.push(format!("this was run alone; beside other rows: {late}"));
+        report::line(line);
+        setup.timeline.absorb(&timeline);
+    }
+    Ok(())
 }
 
 /// The rows, then the bad inputs; or those that were asked for.

@@ -10,8 +10,6 @@ use tokio::{
 
 use crate::row::Result;
 
-pub use test_support::free_port;
-
 /// Status and body of a GET; `None` while nobody answers.
 pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
     let ask = async {

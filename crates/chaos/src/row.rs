@@ -74,7 +74,7 @@ pub struct Line {
     pub reordered: usize,
     pub recovery_seconds: Option<f64>,
     pub notes: Vec<String>,
-    /// It failed, and only by being [`Late`].
+    /// Its failure is that it was [`Late`].
     pub late: bool,
 }
 
@@ -132,7 +132,7 @@ impl Line {
         }
     }
 
-    /// A failure leaves what its relays said.
+    /// A failure leaves what its processes said.
     pub fn with_logs(mut self, logs: &Logs, out: &Path) -> Result<Self> {
         if self.result == Verdict::Failed {
             let folder = out.join("logs").join(self.kind.number(self.row));
@@ -160,5 +160,23 @@ pub fn in_time(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
         Ok(())
     } else {
         Err(Late(what()).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_row_that_was_late_is_late() {
+        let late = |ended| Line::new(Kind::Fault, 1, "a fault", 0.0, ended).late;
+        assert!(late(
+            in_time(false, || "after a minute".to_owned()).map(|()| Outcome::default())
+        ));
+        assert!(!late(
+            expect(false, || "one lost".to_owned()).map(|()| Outcome::default())
+        ));
+        assert!(!late(Ok(Outcome::default())));
+        assert!(!late(Ok(Outcome::skipped("not here"))));
     }
 }

@@ -55,6 +55,11 @@ impl Timeline {
         }
     }
 
+    /// An empty one whose seconds count from the same moment.
+    pub fn beside(&self) -> Self {
+        Self::since(self.began)
+    }
+
     /// Takes over what a row has left in one of its own.
     pub fn absorb(&self, row: &Self) {
         let mut of_row = row.lock();

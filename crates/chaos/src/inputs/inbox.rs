@@ -45,6 +45,7 @@ pub const CASES: &[Row] = &[
 
 /// A queue of its own and its dead letters, and the consumer's process on it.
 struct Bench<'a> {
+    setup: &'a Setup,
     stage: &'a Stage,
     client: Client,
     channel: Channel,
@@ -58,6 +59,7 @@ impl<'a> Bench<'a> {
         let channel = deliveries::channel(&stage.rabbitmq.url("/")).await?;
         deliveries::queue(&channel, queue).await?;
         Ok(Self {
+            setup,
             stage,
             client: stage.postgres.connect(DATABASE).await?,
             channel,
@@ -73,7 +75,8 @@ impl<'a> Bench<'a> {
             .url_for("consumer", "consumer", DATABASE);
         let broker = self.stage.rabbitmq.url("/");
         let args = ["consume", &database, &broker, self.queue];
-        self.consumer = Some(Daemon::start(&std::env::current_exe()?, &args, &[])?);
+        let (logs, program) = (&self.setup.logs, std::env::current_exe()?);
+        self.consumer = Some(logs.start("consumer", &program, &args, &[])?);
         Ok(())
     }
 

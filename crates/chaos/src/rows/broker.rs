@@ -178,7 +178,7 @@ pub(super) async fn nothing_is_marked(
 
 async fn alarms(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let port = probe::free_port()?;
+    let port = test_support::free_port()?;
     arena.set("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
     // So that nothing is freed by a time-out that the row does not mean.
     arena.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "20s");
@@ -207,8 +207,8 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
         arena
             .until_count("no claim to be held", open, |n| n == 0)
             .await;
-        // Nor by a worker that hears of the alarm only when it publishes into it.
-        sleep(Duration::from_secs(3)).await;
+        // A worker hears of the alarm only when it publishes into it, and gives its claim up then.
+        sleep(Duration::from_secs(6)).await;
         let old = "xact_start < clock_timestamp() - interval '3 s'";
         let held = arena.count(&format!("{open} AND {old}")).await?;
         arena.rabbitmq.ctl(&clear).await?;

@@ -94,7 +94,9 @@ impl<'a> Stage<'a> {
             .url_for("consumer", "consumer", DATABASE);
         let broker = arena::over(&self.arena.broker_url(), self.direct(), port);
         let program = std::env::current_exe()?;
-        Daemon::start(&program, &["consume", &database, &broker, WORK], &[])
+        let args = ["consume", &database, &broker, WORK];
+        let logs = &self.arena.setup.logs;
+        logs.start("consumer", &program, &args, &[])
     }
 
     fn direct(&self) -> u16 {

@@ -142,7 +142,7 @@ async fn all_poison(setup: &Setup) -> Result<Outcome> {
 async fn huge_backlog(setup: &Setup) -> Result<Outcome> {
     const MESSAGES: i64 = 10_000_000;
     let mut arena = Arena::start(setup).await?;
-    let port = probe::free_port()?;
+    let port = test_support::free_port()?;
     arena.set("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
     arena.unset("OUTBOXD__RELAY__BATCH_SIZE");
     // Nobody takes them: they are counted by the broker, and thrown away by it.

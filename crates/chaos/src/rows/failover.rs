@@ -306,7 +306,8 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
     deliveries::bind(&channel, "events", WORK).await?;
     let own = consumers.url_for("consumer", "consumer", DATABASE);
     let words = ["consume", &own, &arena.broker_url(), WORK];
-    let _consumer = Daemon::start(&std::env::current_exe()?, &words, &[])?;
+    let program = std::env::current_exe()?;
+    let _consumer = setup.logs.start("consumer", &program, &words, &[])?;
 
     let (mut flow, mut relay) = arena.flowing().await?;
     let backup = arena.postgres.folder().join("backup");

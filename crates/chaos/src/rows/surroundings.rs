@@ -245,7 +245,9 @@ async fn repointed(setup: &Setup) -> Result<Outcome> {
     arena.set("HOSTS", &hosts.path().display().to_string());
     let relay = setup.outboxd.display().to_string();
     let args = ["--mount", "sh", "-c", OWN_HOSTS, "sh", &relay, "run"];
-    let relay = Daemon::start(Path::new("unshare"), &args, arena.env())?;
+    let relay = setup
+        .logs
+        .start("relay", Path::new("unshare"), &args, arena.env())?;
     let mut flow = arena.flow().await?;
     flow.steady(200).await?;
     expect(

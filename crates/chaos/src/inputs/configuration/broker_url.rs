@@ -104,7 +104,7 @@ async fn ipv6_is_honoured(setup: &Setup) -> Result<()> {
     env.push(("AMQP_URL".to_owned(), url));
     let allowed = "OUTBOXD__BROKER__ALLOW_PLAINTEXT";
     env.push((allowed.to_owned(), "true".to_owned()));
-    let _relay = test_support::Daemon::start(&setup.outboxd, &["run"], &env)?;
+    let _relay = setup.logs.start("relay", &setup.outboxd, &["run"], &env)?;
     let connected = async {
         tokio::select! {
             connected = meant.accept() => Ok(connected?.0),

@@ -79,6 +79,19 @@ async fn schema_or_grant(setup: &Setup) -> Result<Outcome> {
             says,
         });
     }
+    // What would draw a position later than one above it.
+    for (breaks, mends) in [
+        ("CACHE 20", "CACHE 1"),
+        ("CYCLE", "NO CYCLE"),
+        ("INCREMENT BY -1", "INCREMENT BY 1"),
+    ] {
+        let alter = |how: &str| format!("ALTER SEQUENCE outbox.message_id_seq {how}");
+        broken.push(Broken {
+            breaks: alter(breaks),
+            mends: alter(mends),
+            says: vec!["sequence outbox.message_id_seq: CACHE 1".to_owned()],
+        });
+    }
     let on_tables = grants.iter().map(|(table, privileges)| {
         let on = |privilege: &String| format!("{privilege} ON outbox.{table}");
         ("outbox_relay", privileges.iter().map(on).collect())
@@ -86,14 +99,16 @@ async fn schema_or_grant(setup: &Setup) -> Result<Outcome> {
     let others = [
         ("outbox_relay", "USAGE ON SCHEMA outbox"),
         ("outbox_relay", "UPDATE (sent_at) ON outbox.message"),
+        ("outbox_relay", "SELECT ON SEQUENCE outbox.message_id_seq"),
         // What everybody may, nobody can be refused.
         (
             "outbox_relay, PUBLIC",
             "EXECUTE ON FUNCTION outbox.measure()",
         ),
     ];
-    let others = others.map(|(from, what)| (from, vec![what.to_owned()]));
-    for (from, privileges) in on_tables.chain(others) {
+    let singly = others.map(|(from, what)| (from, vec![what.to_owned()]));
+    let others = others.len();
+    for (from, privileges) in on_tables.chain(singly) {
         let each = |statement: &dyn Fn(&String) -> String| -> Vec<String> {
             privileges.iter().map(statement).collect()
         };
@@ -125,7 +140,7 @@ async fn schema_or_grant(setup: &Setup) -> Result<Outcome> {
         "no schema; {} columns of {} tables, the tables, {} privileges: each that is missing is named, with exit code 78",
         count(&columns),
         columns.len(),
-        count(&grants) + 3
+        count(&grants) + others
     ));
     Ok(outcome)
 }

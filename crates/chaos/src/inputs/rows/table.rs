@@ -81,7 +81,8 @@ impl<'a> Table<'a> {
         for (name, value) in [("DATABASE_URL", url.as_str()), setting] {
             env.push((name.to_owned(), value.to_owned()));
         }
-        let relay = Daemon::start(&self.setup.outboxd, &["run"], &env)?;
+        let (logs, program) = (&self.setup.logs, &self.setup.outboxd);
+        let relay = logs.start("relay", program, &["run"], &env)?;
         relay.line("connected to both servers", SOON).await;
         self.own_relay = Some(relay);
         Ok(())

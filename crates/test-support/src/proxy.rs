@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -45,6 +45,7 @@ pub struct Proxy {
     mode: Arc<watch::Sender<Mode>>,
     open: Arc<AtomicUsize>,
     resets: Arc<AtomicUsize>,
+    turns: Arc<AtomicUsize>,
     accepting: AbortHandle,
 }
 
@@ -59,9 +60,9 @@ impl Proxy {
         let address = listener.local_addr()?;
         let mode = Arc::new(watch::channel(Mode::Forward).0);
         let (target, targets) = watch::channel(target);
-        let (open, resets) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let [open, resets, turns] = [const { AtomicUsize::new(0) }; 3].map(Arc::new);
         let (count, modes) = (Arc::clone(&open), Arc::clone(&mode));
-        let done = Arc::clone(&resets);
+        let (done, taken) = (Arc::clone(&resets), Arc::clone(&turns));
         let accepting = tokio::spawn(async move {
             // Dropped with this task, and the connections with it.
             let mut connections = JoinSet::new();
@@ -70,10 +71,11 @@ impl Proxy {
                     accepted = listener.accept() => {
                         let Ok((client, _)) = accepted else { continue };
                         let (modes, count, done) = (Arc::clone(&modes), Arc::clone(&count), Arc::clone(&done));
+                        let turns = Turns { all: Arc::clone(&taken), asked: AtomicBool::new(false) };
                         let target = *targets.borrow();
                         connections.spawn(async move {
                             count.fetch_add(1, Ordering::Relaxed);
-                            if carry(client, target, modes.subscribe()).await == Ended::Reset {
+                            if carry(client, target, modes.subscribe(), &turns).await == Ended::Reset {
                                 modes.send_replace(Mode::Forward);
                                 done.fetch_add(1, Ordering::Relaxed);
                             }
@@ -91,6 +93,7 @@ impl Proxy {
             mode,
             open,
             resets,
+            turns,
             accepting,
         })
     }
@@ -113,9 +116,31 @@ impl Proxy {
         self.resets.load(Ordering::Relaxed)
     }
 
+    /// How many times somebody spoke to the server after it had spoken: round trips, where each question waits for the
+    /// answer to the one before.
+    pub fn turns(&self) -> usize {
+        self.turns.load(Ordering::Relaxed)
+    }
+
     /// Connections that are open through it now.
     pub fn connections(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts the turns of one connection among those of all.
+struct Turns {
+    all: Arc<AtomicUsize>,
+    /// The client spoke last.
+    asked: AtomicBool,
+}
+
+impl Turns {
+    fn spoke(&self, client: bool) {
+        if client && !self.asked.load(Ordering::Relaxed) {
+            self.all.fetch_add(1, Ordering::Relaxed);
+        }
+        self.asked.store(client, Ordering::Relaxed);
     }
 }
 
@@ -132,7 +157,12 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(client: TcpStream, target: SocketAddr, mut modes: watch::Receiver<Mode>) -> Ended {
+async fn carry(
+    client: TcpStream,
+    target: SocketAddr,
+    mut modes: watch::Receiver<Mode>,
+    turns: &Turns,
+) -> Ended {
     let mut cut = modes.clone();
     let work = async {
         // A stalled network does not even reach the server.
@@ -146,8 +176,8 @@ async fn carry(client: TcpStream, target: SocketAddr, mut modes: watch::Receiver
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         let (requests, answers) = (Mode::StallRequests, Mode::StallAnswers);
-        let there = pump(from_client, to_server, modes.clone(), requests, true);
-        let back = pump(from_server, to_client, modes.clone(), answers, false);
+        let there = pump(from_client, to_server, modes.clone(), requests, turns, true);
+        let back = pump(from_server, to_client, modes.clone(), answers, turns, false);
         // One side's end ends both: nobody here needs half-closed connections.
         tokio::select! {
             ended = there => ended,
@@ -167,12 +197,14 @@ async fn pump(
     mut to: OwnedWriteHalf,
     mut modes: watch::Receiver<Mode>,
     held_by: Mode,
+    turns: &Turns,
     to_server: bool,
 ) -> Ended {
     let mut buffer = vec![0; 64 * 1024];
     // Bytes until the reset, once one is asked for.
     let mut left: Option<usize> = None;
     while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        turns.spoke(to_server);
         let moves = |mode: &Mode| *mode != Mode::Stall && *mode != held_by;
         let mode = match modes.wait_for(moves).await {
             Ok(mode) => *mode,

@@ -2,6 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use lapin::{
+    options::{QueueBindOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
 use test_support::{Postgres, RabbitMq, eventually};
 
 fn processes(of: &str) -> usize {
@@ -52,6 +56,28 @@ async fn postgresql_starts_dies_comes_back_and_leaves_nothing() {
     .await;
 }
 
+/// Durable bindings of a durable queue; how many.
+async fn bind(url: &str) -> Result<usize, lapin::Error> {
+    const BINDINGS: usize = 50;
+    let connection =
+        lapin::Connection::connect(url, lapin::ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    let none = FieldTable::default;
+    channel.queue_declare("q".into(), durable, none()).await?;
+    for n in 0..BINDINGS {
+        let key = n.to_string().into();
+        let how = QueueBindOptions::default();
+        channel
+            .queue_bind("q".into(), "amq.topic".into(), key, how, none())
+            .await?;
+    }
+    Ok(BINDINGS)
+}
+
 #[tokio::test]
 async fn rabbitmq_starts_dies_comes_back_and_leaves_nothing() {
     let began = Instant::now();
@@ -63,12 +89,14 @@ async fn rabbitmq_starts_dies_comes_back_and_leaves_nothing() {
         .await
         .unwrap();
     let url = broker.url("b");
-    lapin::Connection::connect(&url, lapin::ConnectionProperties::default())
-        .await
-        .unwrap();
+    let bound = bind(&url).await.unwrap();
     broker.remember().await.unwrap();
     broker.kill().await;
     broker.restart().await.unwrap();
+    let words = ["list_bindings", "-q", "-p", "b", "source_name"];
+    let listed = broker.ctl(&words).await.unwrap();
+    let kept = listed.lines().filter(|line| *line == "amq.topic").count();
+    assert_eq!(kept, bound, "bindings are there after a SIGKILL");
     broker.stop().await.unwrap();
     broker.restart().await.unwrap();
     lapin::Connection::connect(&url, lapin::ConnectionProperties::default())

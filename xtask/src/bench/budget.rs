@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::stage::Stage;
+use super::{process::idle_seconds, stage::Stage};
 use crate::Result;
 
 /// Microseconds of a core for each message, and how much of the machine was left over.
@@ -41,22 +41,5 @@ impl Meter {
             broker_us: each(stage.broker_cpu_seconds()? - self.broker),
             idle: idle / self.at.elapsed().as_secs_f64() / cores,
         })
-    }
-}
-
-/// Of all cores since the machine's start: idle, and waiting for a disk. See proc(5), /proc/stat.
-fn idle_seconds() -> Result<f64> {
-    /// Clock ticks a second on every Linux that matters.
-    const TICKS: f64 = 100.0;
-    let stat = std::fs::read_to_string("/proc/stat")?;
-    let all = stat.lines().next().unwrap_or_default();
-    let fields: Vec<f64> = all
-        .split_whitespace()
-        .skip(1)
-        .filter_map(|n| n.parse().ok())
-        .collect();
-    match fields[..] {
-        [_user, _nice, _system, idle, iowait, ..] => Ok((idle + iowait) / TICKS),
-        _ => Err("/proc/stat is not what proc(5) says".into()),
     }
 }

@@ -1,5 +1,7 @@
 //! What a message costs PostgreSQL: write-ahead log, and statements.
 
+use test_support::Proxy;
+
 use super::{
     flow, median, median_of,
     outbox::{Batch, Outbox},
@@ -169,37 +171,52 @@ async fn read_and_delete(outbox: &Outbox) -> Result<()> {
 
 pub async fn round_trips(bench: &Bench) -> Result<Findings> {
     let stage = &bench.stage;
-    let outbox = Outbox::new(stage, "roundtrips").await?;
+    let mut outbox = Outbox::new(stage, "roundtrips").await?;
+    let direct = stage.postgres.port();
+    let proxy = Proxy::start(([127, 0, 0, 1], direct).into()).await?;
+    let port = |port: u16| format!(":{port}/");
+    outbox.url = outbox.url.replace(&port(direct), &port(proxy.port()));
     outbox.count_statements().await?;
     let batch = Batch::new(bench.sizes.drain, bench.sizes.keys);
     let n = batch.n as f64;
-    let mut each = Vec::new();
-    let mut kinds = Vec::new();
+    let (mut each, mut counted) = (Vec::new(), Vec::new());
+    let mut statements = Vec::new();
     for run in 1..=bench.sizes.runs {
         bench.say(&format!("roundtrips: run {run} of {}", bench.sizes.runs));
         let filled = outbox.fill(&batch).await?;
         stage.queue(Queue::Quorum).await?;
         outbox.forget_statements().await?;
+        let before = proxy.turns();
         flow::drain(stage, &outbox, &filled, 1, DEFAULTS).await?;
+        each.push((proxy.turns() - before) as f64 / n);
         stage.queued(batch.n).await?;
-        let statements = outbox.statements().await?;
-        each.push(statements.iter().map(|(_, calls)| calls).sum::<f64>() / n);
-        kinds = statements;
+        statements = outbox.statements().await?;
+        counted.push(statements.iter().map(|s| s.calls).sum::<f64>() / n);
     }
-    let kinds: Vec<String> = kinds
+    statements.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    let slowest: Vec<String> = statements
         .iter()
         .take(8)
-        .map(|(text, calls)| format!("`{text}` {:.4}", calls / n))
+        .map(|s| {
+            format!(
+                "`{}` {} calls, {:.0} ms, {:.2} buffer hits a message",
+                s.text,
+                s.calls,
+                s.ms,
+                s.hits / n
+            )
+        })
         .collect();
     let target = Target::AtMost(0.01);
     Ok(vec![
         Measure::new("roundtrips", Unit::Number, None, median(each), target)
             .note(format!(
-                "statements a message by pg_stat_statements, the start of the relay and its polls included, of {}; several that \
-                 are sent together are one round trip, so this is an upper bound",
-                batch.n
+                "times a message that the relay spoke to PostgreSQL after it had answered, counted on the wire, the start of the \
+                 relay and its polls included, of {}; {:.4} statements, by pg_stat_statements",
+                batch.n,
+                median(counted)
             ))
-            .note(kinds.join(", ")),
+            .note(slowest.join("; ")),
     ]
     .into())
 }

@@ -142,7 +142,7 @@ pub async fn relay(bench: &Bench) -> Result<Findings> {
         let statements = outbox.statements().await?;
         looks.push((
             (relay.cpu_seconds()? - before) / seconds * 100.0,
-            statements.iter().map(|(_, calls)| calls).sum::<f64>() / seconds,
+            statements.iter().map(|s| s.calls).sum::<f64>() / seconds,
             (stage.server_cpu_seconds()? - server_before) / seconds * 100.0,
             statements,
         ));
@@ -153,7 +153,7 @@ pub async fn relay(bench: &Bench) -> Result<Findings> {
     let frequent: Vec<String> = looks.last().map_or(Vec::new(), |look| {
         let shown = look.3.iter().take(4);
         shown
-            .map(|(text, calls)| format!("`{text}` {:.1}/s", calls / seconds))
+            .map(|s| format!("`{}` {:.1}/s", s.text, s.calls / seconds))
             .collect()
     });
     let (cpu, queries) = (

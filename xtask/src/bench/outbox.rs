@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng, distr::Alphanumeric, rngs::StdRng};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use super::stage::Stage;
 use crate::Result;
@@ -18,6 +18,7 @@ const PART: usize = 250_000;
 pub struct Outbox {
     pub database: &'static str,
     pub client: Client,
+    /// Where relays find it.
     pub url: String,
 }
 
@@ -49,6 +50,17 @@ impl Batch {
 pub struct Filled {
     pub n: usize,
     after: i64,
+}
+
+/// One of the statements that were counted.
+pub struct Statement {
+    /// Its beginning.
+    pub text: String,
+    pub calls: f64,
+    /// Time in it, of all calls.
+    pub ms: f64,
+    /// Pages found in shared buffers, as often as they were looked up.
+    pub hits: f64,
 }
 
 impl Outbox {
@@ -219,14 +231,20 @@ impl Outbox {
         Ok(self.client.batch_execute(sql).await?)
     }
 
-    /// Statements of this database by text, the most frequent first.
-    pub async fn statements(&self) -> Result<Vec<(String, f64)>> {
+    /// Statements of this database, the most frequent first.
+    pub async fn statements(&self) -> Result<Vec<Statement>> {
         let sql = "SELECT left(regexp_replace(regexp_replace(query, '--[^\\n]*\\n', '', 'g'), '\\s+', ' ', 'g'), 60), \
-                          sum(calls)::double precision \
+                          sum(calls)::double precision, sum(total_exec_time), sum(shared_blks_hit)::double precision \
                    FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) \
                    GROUP BY 1 ORDER BY 2 DESC";
         let rows = self.client.query(sql, &[]).await?;
-        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+        let statement = |row: &Row| Statement {
+            text: row.get(0),
+            calls: row.get(1),
+            ms: row.get(2),
+            hits: row.get(3),
+        };
+        Ok(rows.iter().map(statement).collect())
     }
 }
 

@@ -1,8 +1,11 @@
-//! What processes have used so far, from /proc.
+//! What processes have used so far, and what nobody has, from /proc.
 
 use std::collections::HashMap;
 
 use crate::Result;
+
+/// Clock ticks a second on every Linux that matters.
+const TICKS: f64 = 100.0;
 
 /// User and system time of a process, in seconds.
 pub fn cpu_seconds(pid: u32) -> Result<f64> {
@@ -41,6 +44,17 @@ pub fn tree_cpu_seconds(root: u32) -> Result<f64> {
     Ok(seconds)
 }
 
+/// Of all cores since the machine's start: idle, and waiting for a disk. See proc(5), /proc/stat.
+pub fn idle_seconds() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let all = stat.lines().next().unwrap_or_default().split_whitespace();
+    let fields: Vec<f64> = all.skip(1).filter_map(|n| n.parse().ok()).collect();
+    match fields[..] {
+        [_user, _nice, _system, idle, iowait, ..] => Ok((idle + iowait) / TICKS),
+        _ => Err("/proc/stat is not what proc(5) says".into()),
+    }
+}
+
 /// Most memory that a process has held, in bytes.
 pub fn peak_memory(pid: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -77,8 +91,6 @@ impl Stat {
     }
 
     fn seconds(&self, fields: [usize; 2]) -> f64 {
-        /// Clock ticks a second on every Linux that matters.
-        const TICKS: f64 = 100.0;
         fields.map(|n| self.field(n)).iter().sum::<f64>() / TICKS
     }
 }

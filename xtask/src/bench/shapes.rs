@@ -123,7 +123,8 @@ pub async fn large_bodies(bench: &Bench) -> Result<Findings> {
             body,
             ..Batch::new(n, bench.sizes.keys)
         };
-        let part = Batch { n: n / 4, ..batch };
+        // Enough already to fill every batch of every worker.
+        let part = Batch { n: n / 2, ..batch };
         let queue = Queue::Quorum;
         let tuning = raw::best_tuning(stage, queue, n, body, raw::LARGE_SWEEP).await?;
         let (raws, relays) = bench

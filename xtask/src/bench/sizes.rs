@@ -48,7 +48,7 @@ impl Sizes {
             large: scaled(10_000_000),
             small: 100_000,
             hot: 5_000,
-            bodies: 4_000,
+            bodies: 8_000,
             steady: seconds(60.0),
             writers: seconds(20.0),
             idle: seconds(30.0),

@@ -45,6 +45,7 @@ impl Stage {
             ("fsync", "on"),
             ("shared_buffers", "1GB"),
             ("max_wal_size", "8GB"),
+            ("min_wal_size", "2GB"),
             ("shared_preload_libraries", "pg_stat_statements"),
             ("pg_stat_statements.track", "none"),
         ];
@@ -54,10 +55,29 @@ impl Stage {
             ..PostgresOptions::default()
         };
         let (postgres, rabbitmq) = tokio::join!(Postgres::start_with(options), RabbitMq::start());
-        Ok(Self {
+        let stage = Self {
             postgres: postgres?,
             rabbitmq: rabbitmq?,
-        })
+        };
+        stage.write_ahead_log_in_use().await?;
+        Ok(stage)
+    }
+
+    /// Has PostgreSQL make the files of its write-ahead log now, which a server that has been running for a while uses
+    /// again. Making one writes 16 MiB of zeros, and every commit waits for that.
+    async fn write_ahead_log_in_use(&self) -> Result<()> {
+        const FILES: usize = 128;
+        let client = self.postgres.connect("postgres").await?;
+        for _ in 0..FILES {
+            // Only what was written to is left for the next one.
+            for statement in [
+                "SELECT pg_logical_emit_message(false, 'bench', '')",
+                "SELECT pg_switch_wal()",
+            ] {
+                client.batch_execute(statement).await?;
+            }
+        }
+        Ok(client.batch_execute("CHECKPOINT").await?)
     }
 
     /// An empty queue of this kind, bound to everything.
@@ -147,9 +167,7 @@ impl Stage {
 
     /// The released program, with default settings but for those given; it works when this returns.
     pub async fn relay(&self, outbox: &Outbox, settings: Settings) -> Result<Relay> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port();
+        let port = test_support::free_port()?;
         let mut env = self.environment(outbox);
         env.push((
             "OUTBOXD__ADMIN__LISTEN".to_owned(),

@@ -151,6 +151,7 @@ fn claim(one_in_ten_fails: bool) -> (Claim, Vec<Outcome>) {
         orphans: Vec::new(),
         own_tx: 10,
         xmin: 10,
+        drawn: 0,
         now_us: 1_700_000_000_123_456,
         limits: Limits {
             per_lane: BATCH as usize,

@@ -84,7 +84,8 @@ impl EnvelopeBuilder {
             None => header::Own::default(),
         };
         let mut headers = own.headers;
-        headers.reserve(12);
+        // Ours: four, and seven of CloudEvents.
+        headers.reserve_exact(if cloudevents.is_some() { 11 } else { 4 });
         self.add_ours(&mut headers, message, cloudevents);
         let properties = Properties {
             message_id: message.message_id.to_string(),

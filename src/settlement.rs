@@ -215,19 +215,15 @@ fn marks(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Vec<(Lane, Mark)> 
                 .map(|(candidate, _)| candidate.message.position.id);
             let settled_through = match (first_left, last_read) {
                 (Some(left), _) => left - 1,
-                // Everything the snapshot showed of this lane is settled, a candidate seen earlier included.
-                (None, last) if exhausted.get(&held.lane) == Some(&true) => {
-                    let candidate = held.mark.candidate.map(|c| c.position);
-                    last.or(candidate)
-                        .max(candidate)
-                        .unwrap_or(held.mark.low_water)
-                }
+                // Everything that the snapshot showed of this lane is settled.
+                (None, _) if exhausted.get(&held.lane) == Some(&true) => i64::MAX,
                 (None, Some(last)) => last,
                 (None, None) => held.mark.low_water,
             };
             let seen = Observation {
                 own_tx: claim.own_tx,
                 xmin: claim.xmin,
+                drawn: claim.drawn,
                 settled_through,
             };
             low_water::advance(held.mark, seen, stride).map(|mark| (held.lane, mark))
@@ -236,7 +232,7 @@ fn marks(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Vec<(Lane, Mark)> 
 }
 
 /// Marks of lanes in which nothing is left to do. `last` is each lane's last position that was visible *before* the
-/// claim: whatever the claim's read did not show at or below it is settled, or not committed yet.
+/// claim, so that a lane at rest is left alone, however many positions the others draw.
 pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Mark)> {
     let left: HashSet<Lane> = claim
         .candidates
@@ -250,11 +246,11 @@ pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Ma
         .filter(|held| !left.contains(&held.lane))
         .filter_map(|held| {
             let last = last.get(&held.lane).copied().flatten();
-            let candidate = held.mark.candidate.map(|c| c.position);
             let seen = Observation {
                 own_tx: claim.own_tx,
                 xmin: claim.xmin,
-                settled_through: last.max(candidate).unwrap_or(held.mark.low_water),
+                drawn: last.unwrap_or(held.mark.low_water),
+                settled_through: i64::MAX,
             };
             low_water::advance(held.mark, seen, 1).map(|mark| (held.lane, mark))
         })
@@ -303,6 +299,7 @@ mod tests {
             orphans,
             own_tx: 10,
             xmin: 10,
+            drawn: 10,
             now_us: 0,
             limits: Limits {
                 per_lane: 100,
@@ -348,7 +345,7 @@ mod tests {
         assert!(!released(both(), &[Outcome::Sent, Outcome::Untouched]));
     }
 
-    /// The mark's candidate was seen at 100; a late commit at 1 was read, and whoever stands between was left out.
+    /// The mark's candidate is 100; a late commit at 1 was read, and whoever stands between was left out.
     #[test]
     fn a_claim_that_was_cut_short_moves_the_mark_no_further_than_it_read() {
         for (cut_short, moved_to) in [(false, 100), (true, 1)] {
@@ -356,9 +353,9 @@ mod tests {
             claim.cut_short = cut_short;
             claim.lanes[0].mark.candidate = Some(low_water::Candidate {
                 position: 100,
-                tx: Some(5),
+                tx: 5,
             });
-            let marks = settlement(&claim, &[Outcome::Sent], 1000).marks;
+            let marks = settlement(&claim, &[Outcome::Sent], 1).marks;
             assert_eq!(marks[0].1.low_water, moved_to);
         }
     }

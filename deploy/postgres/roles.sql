@@ -25,6 +25,7 @@ GRANT INSERT ON outbox.debezium TO outbox_producer;
 -- A relay reads messages and writes outcomes. It cannot write an event, and it cannot change one.
 GRANT USAGE ON SCHEMA outbox TO outbox_relay;
 GRANT SELECT, DELETE, UPDATE (sent_at) ON outbox.message TO outbox_relay;
+GRANT SELECT ON SEQUENCE outbox.message_id_seq TO outbox_relay;
 GRANT SELECT, UPDATE ON outbox.lane TO outbox_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.waiting, outbox.dead, outbox.relay TO outbox_relay;
 GRANT SELECT, INSERT ON outbox.operation TO outbox_relay;

@@ -71,7 +71,7 @@ pub(super) async fn require_ready(session: &Session) -> Result<(), CliError> {
         return Ok(version?);
     }
     Err(CliError::Setup(format!(
-        "the database has outbox schema version {}, and something of it was taken away:\n  {}\n\
+        "the database has outbox schema version {}, and something of it was taken away or changed:\n  {}\n\
          Put it back as `outboxd sql` defines it, as the owner of schema outbox, or restore the database",
         migrate::known(),
         missing.join("\n  ")

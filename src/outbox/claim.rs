@@ -75,6 +75,8 @@ pub struct Claim {
     pub orphans: Vec<Orphan>,
     pub own_tx: i64,
     pub xmin: i64,
+    /// The last position of all lanes that was drawn before `own_tx` was assigned.
+    pub drawn: i64,
     /// The database's clock when the claim began, microseconds since the Unix epoch.
     pub now_us: i64,
     pub limits: Limits,
@@ -109,7 +111,7 @@ const BODIES: Query = Query {
 };
 
 /// What `sql/read.sql` selects. Looked up by number: by name, each of them in each row is a search through all names.
-const COLUMNS: [&str; 21] = [
+const COLUMNS: [&str; 22] = [
     "filed",
     "lane",
     "id",
@@ -124,6 +126,7 @@ const COLUMNS: [&str; 21] = [
     "event_type",
     "content_type",
     "headers",
+    "long_headers",
     "exchange",
     "routing_key",
     "created_at",
@@ -167,11 +170,11 @@ macro_rules! field {
 }
 
 /// Begins a transaction and holds those of `lanes` that nobody else holds. `None`, and no transaction, when all
-/// are held elsewhere.
+/// are held elsewhere. `limits` are asked for once the number of lanes held is known.
 pub async fn claim(
     session: &Session,
     lanes: &[Lane],
-    limits: Limits,
+    limits: impl FnOnce(usize) -> Limits,
 ) -> Result<Option<Claim>, OutboxError> {
     // Sent together: one round trip.
     let params: Params<'_> = &[&lanes];
@@ -184,19 +187,22 @@ pub async fn claim(
     };
     let own_tx = get(first, "own_tx")?;
     let xmin = get(first, "xmin")?;
+    let drawn = get(first, "drawn")?;
     let now_us = micros(get(first, "now")?);
     let mut held = Vec::with_capacity(rows.len());
     for row in &rows {
-        let candidate: Option<i64> = get(row, "candidate")?;
-        let tx = get(row, "candidate_tx")?;
+        let position: Option<i64> = get(row, "candidate")?;
+        let tx: Option<i64> = get(row, "candidate_tx")?;
+        let candidate = position.zip(tx);
         held.push(HeldLane {
             lane: get(row, "lane")?,
             mark: Mark {
                 low_water: get(row, "low_water")?,
-                candidate: candidate.map(|position| MarkCandidate { position, tx }),
+                candidate: candidate.map(|(position, tx)| MarkCandidate { position, tx }),
             },
         });
     }
+    let limits = limits(held.len());
     let (mut candidates, orphans) = read(session, &held, limits).await?;
     let read = candidates.len();
     candidates.truncate(fitting(&candidates, limits));
@@ -208,6 +214,7 @@ pub async fn claim(
         orphans,
         own_tx,
         xmin,
+        drawn,
         now_us,
         limits,
         cut_short,
@@ -326,7 +333,10 @@ fn candidate(row: &Row, position: Position, message_id: Uuid) -> Result<Candidat
             aggregate_id: field!(row, "aggregate_id")?,
             event_type: field!(row, "event_type")?,
             content_type: field!(row, "content_type")?,
-            headers: field!(row, "headers")?,
+            headers: match field!(row, "headers" as Option<JsonText>)? {
+                Some(short) => Some(short.0),
+                None => field!(row, "long_headers")?,
+            },
             exchange: field!(row, "exchange")?,
             routing_key: field!(row, "routing_key")?,
             created_at_us: micros(field!(row, "created_at")?),
@@ -380,6 +390,19 @@ impl<'a> FromSql<'a> for Body {
 
     fn accepts(ty: &Type) -> bool {
         matches!(*ty, Type::JSON | Type::BYTEA)
+    }
+}
+
+/// `json` as it was written.
+struct JsonText(String);
+
+impl<'a> FromSql<'a> for JsonText {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(str::from_utf8(raw)?.to_owned()))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::JSON
     }
 }
 

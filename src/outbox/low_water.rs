@@ -7,13 +7,13 @@
 //! **Authority.** `outbox.lane` holds the mark; only the holder of the lane's row lock moves it. Nothing about it
 //! is kept in memory, so that a failover to a database that never saw some positions takes its marks back with it.
 //!
-//! **States of a lane.** No candidate → candidate L without a transaction → candidate L with transaction X → the
-//! mark moves to L. L is the last position of a read that left nothing unsettled below it. That is not enough: a
-//! transaction that drew a position below L may still be uncommitted. So a transaction id X is awaited that was
-//! assigned *after* L was seen; here, the id of a later claim of the lane. Every transaction that can own a
-//! position at or below L took its id before it drew the position (`outbox.message.tx` stands before `id`), hence
-//! has an id below X. Once `pg_snapshot_xmin` has reached X they have all ended, and a read with a snapshot that
-//! is no older shows everything that will ever be at or below L.
+//! **How it moves.** A claim writes down a candidate: a position that was drawn already, and a transaction id X that
+//! was assigned *after* that, its own. Every transaction that can own a position at or below the candidate took its
+//! id before it drew the position (`outbox.message.tx` stands before `id`), hence has an id below X. Once
+//! `pg_snapshot_xmin` has reached X they have all ended, and a claim that reads with a snapshot that is no older sees
+//! everything that will ever be at or below the candidate. What it settles there, the mark passes at once: the next
+//! claim does not walk over it again. The candidate is the last position drawn of all lanes (the identity's
+//! sequence), so in a backlog one of them serves many claims.
 //!
 //! **Failures.** A crash rolls the lane's row back with the claim. A long *writing* transaction holds the mark
 //! where it is: that costs time, never a message. `pg_snapshot_xmax` would not do for X: it is the last
@@ -29,8 +29,8 @@ pub struct Mark {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
     pub position: i64,
-    /// Assigned after `position` was seen; `None` until a later claim supplies its own.
-    pub tx: Option<i64>,
+    /// Assigned after `position` was drawn.
+    pub tx: i64,
 }
 
 /// What one claim learned about a lane.
@@ -40,40 +40,39 @@ pub struct Observation {
     pub own_tx: i64,
     /// Oldest transaction id still running, in a snapshot no younger than the read's.
     pub xmin: i64,
+    /// A position that was drawn before `own_tx` was assigned.
+    pub drawn: i64,
     /// Every message the read could see at or below this position is settled once the claim commits.
     pub settled_through: i64,
 }
 
-/// Positions settled above the mark before it is worth a write to the lane's row. A lane gets about every 64th
-/// position, so this is some 64 rows of needless reading at most.
-pub const STRIDE: i64 = 4096;
+/// Positions that are worth a write to the lane's row. A lane gets about every 64th position, so this is some 16 rows
+/// of needless reading at most.
+pub const STRIDE: i64 = 1024;
 
 /// Where the mark goes, or `None` when it stays and nothing need be written.
 pub fn advance(mark: Mark, seen: Observation, stride: i64) -> Option<Mark> {
     let mut next = mark;
-    match mark.candidate {
-        Some(Candidate {
-            position,
-            tx: Some(tx),
-        }) if tx <= seen.xmin => {
-            next.low_water = mark.low_water.max(position.min(seen.settled_through));
-            next.candidate = None;
+    let mut spent = true;
+    if let Some(candidate) = mark.candidate {
+        if candidate.tx <= seen.xmin {
+            let passed = candidate.position.min(seen.settled_through);
+            next.low_water = mark.low_water.max(passed);
+            spent = seen.settled_through >= candidate.position;
+        } else {
+            spent = false;
         }
-        Some(Candidate { position, tx: None }) => {
-            next.candidate = Some(Candidate {
-                position,
-                tx: Some(seen.own_tx),
-            });
-        }
-        Some(Candidate { tx: Some(_), .. }) | None => {}
     }
-    if next.candidate.is_none() && seen.settled_through - next.low_water >= stride {
-        next.candidate = Some(Candidate {
-            position: seen.settled_through,
-            tx: None,
+    let mut aims = false;
+    if spent {
+        next.candidate = (seen.drawn > next.low_water).then_some(Candidate {
+            position: seen.drawn,
+            tx: seen.own_tx,
         });
+        aims = next.candidate.is_some() && seen.drawn - next.low_water >= stride;
     }
-    (next != mark).then_some(next)
+    let moves = next.low_water - mark.low_water >= stride;
+    (aims || moves).then_some(next)
 }
 
 #[cfg(test)]
@@ -82,65 +81,57 @@ mod tests {
 
     use super::*;
 
+    const START: Mark = Mark {
+        low_water: 0,
+        candidate: None,
+    };
+
+    fn candidate(position: i64, tx: i64) -> Mark {
+        Mark {
+            candidate: Some(Candidate { position, tx }),
+            ..START
+        }
+    }
+
     fn seen(own_tx: i64, xmin: i64, settled_through: i64) -> Observation {
         Observation {
             own_tx,
             xmin,
+            drawn: 20_000,
             settled_through,
         }
     }
 
     #[test]
-    fn the_mark_moves_in_three_claims_and_not_before() {
-        let mark = Mark {
-            low_water: 0,
-            candidate: None,
-        };
-        let one = advance(mark, seen(10, 10, 5000), STRIDE).unwrap();
+    fn the_mark_follows_what_is_settled_from_the_second_claim_on() {
+        let one = advance(START, seen(10, 10, 5000), STRIDE).unwrap();
+        assert_eq!(one, candidate(20_000, 10));
         assert_eq!(
-            one,
-            Mark {
-                low_water: 0,
-                candidate: Some(Candidate {
-                    position: 5000,
-                    tx: None
-                })
-            }
-        );
-        let two = advance(one, seen(20, 20, 9000), STRIDE).unwrap();
-        assert_eq!(
-            two.candidate,
-            Some(Candidate {
-                position: 5000,
-                tx: Some(20)
-            })
-        );
-        assert_eq!(
-            advance(two, seen(30, 19, 12000), STRIDE),
+            advance(one, seen(20, 9, 9000), STRIDE),
             None,
-            "a transaction below 20 still runs"
+            "a transaction below 10 still runs"
         );
-        let three = advance(two, seen(31, 20, 12000), STRIDE).unwrap();
-        assert_eq!(three.low_water, 5000);
-        assert_eq!(
-            three.candidate,
-            Some(Candidate {
-                position: 12000,
-                tx: None
-            })
-        );
+        let two = advance(one, seen(20, 10, 9000), STRIDE).unwrap();
+        assert_eq!((two.low_water, two.candidate), (9000, one.candidate));
+        let three = advance(two, seen(30, 30, i64::MAX), STRIDE).unwrap();
+        assert_eq!((three.low_water, three.candidate), (20_000, None));
     }
 
     #[test]
     fn a_late_commit_below_the_candidate_holds_the_mark_under_itself() {
-        let mark = Mark {
-            low_water: 0,
-            candidate: Some(Candidate {
-                position: 5000,
-                tx: Some(7),
-            }),
+        let mark = candidate(5000, 7);
+        assert_eq!(advance(mark, seen(9, 8, 41), 1).unwrap().low_water, 41);
+    }
+
+    #[test]
+    fn steps_that_are_not_worth_it_are_not_written() {
+        let mark = candidate(20_000, 7);
+        assert_eq!(advance(mark, seen(9, 8, STRIDE - 1), STRIDE), None);
+        let near = Observation {
+            drawn: STRIDE - 1,
+            ..seen(9, 8, i64::MAX)
         };
-        assert_eq!(advance(mark, seen(9, 8, 41), STRIDE).unwrap().low_water, 41);
+        assert_eq!(advance(START, near, STRIDE), None);
     }
 
     /// A database in miniature: transactions take an id, then draw positions, and end in any order, while claims
@@ -150,7 +141,8 @@ mod tests {
         Begin,
         Draw(usize),
         End(usize, bool),
-        Claim,
+        /// Of at most so many messages.
+        Claim(usize),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -158,7 +150,7 @@ mod tests {
             2 => Just(Step::Begin),
             3 => (0..8usize).prop_map(Step::Draw),
             3 => (0..8usize, any::<bool>()).prop_map(|(n, commit)| Step::End(n, commit)),
-            4 => Just(Step::Claim),
+            4 => (1..4usize).prop_map(Step::Claim),
         ];
         proptest::collection::vec(step, 1..120)
     }
@@ -172,8 +164,7 @@ mod tests {
             let mut next_id = 1;
             let mut open: Vec<(i64, Vec<i64>)> = Vec::new();
             let mut unsettled: Vec<i64> = Vec::new();
-            let mut mark = Mark { low_water: 0, candidate: None };
-            let mut top_seen = 0;
+            let mut mark = START;
             for step in steps {
                 match step {
                     Step::Begin => {
@@ -192,15 +183,22 @@ mod tests {
                             unsettled.extend(ids);
                         }
                     }
-                    Step::Claim => {
+                    Step::Claim(limit) => {
                         let own_tx = next_tx;
                         next_tx += 1;
                         let xmin = open.iter().map(|(tx, _)| *tx).min().unwrap_or(own_tx);
-                        top_seen = unsettled.drain(..).max().unwrap_or(0).max(top_seen);
-                        if let Some(next) = advance(mark, seen(own_tx, xmin, top_seen), 1) {
+                        unsettled.sort_unstable();
+                        let read: Vec<i64> = unsettled.drain(..limit.min(unsettled.len())).collect();
+                        let settled_through = match read.last() {
+                            Some(last) if read.len() == limit => *last,
+                            _ => i64::MAX,
+                        };
+                        let now = Observation { own_tx, xmin, drawn: next_id - 1, settled_through };
+                        if let Some(next) = advance(mark, now, 1) {
                             prop_assert!(next.low_water >= mark.low_water);
                             mark = next;
                         }
+                        prop_assert!(unsettled.iter().all(|id| *id > mark.low_water), "{unsettled:?} lie below {mark:?}");
                     }
                     Step::Draw(_) | Step::End(..) => {}
                 }

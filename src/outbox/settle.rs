@@ -220,7 +220,7 @@ async fn advance(session: &Session, settlement: &Settlement) -> Result<(), Outbo
         .collect();
     let txs: Vec<Option<i64>> = marks
         .iter()
-        .map(|(_, m)| m.candidate.and_then(|c| c.tx))
+        .map(|(_, m)| m.candidate.map(|c| c.tx))
         .collect();
     session
         .execute(&ADVANCE_LANE, &[&lanes, &low, &candidates, &txs])

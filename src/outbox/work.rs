@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use tokio_postgres::types::Type;
+
 use super::{
     OutboxError,
     claim::get,
@@ -12,7 +14,7 @@ use crate::message::Lane;
 const SCOUT: Query = Query {
     action: "look for work",
     sql: include_str!("sql/scout.sql"),
-    types: &[],
+    types: &[Type::INT2_ARRAY],
 };
 
 const UNTIDY: Query = Query {
@@ -29,9 +31,10 @@ pub struct Work {
     pub next_due: Option<Duration>,
 }
 
-pub async fn find(session: &Session) -> Result<Work, OutboxError> {
+/// Looks at `lanes` only.
+pub async fn find(session: &Session, lanes: &[Lane]) -> Result<Work, OutboxError> {
     let mut work = Work::default();
-    for row in session.query(&SCOUT, &[]).await? {
+    for row in session.query(&SCOUT, &[&lanes]).await? {
         // A server that was demoted still answers, with work that nobody can do: the new primary has it.
         if get(&row, "read_only")? {
             let action = SCOUT.action;

@@ -13,7 +13,7 @@ pub const LANES: usize = 64;
 
 /// Most lanes one claim takes, so that other relays find lanes too. More lanes in a batch also mean more keys,
 /// and fewer messages of one key that wait for each other.
-const LANES_PER_CLAIM: usize = 8;
+const LANES_PER_CLAIM: usize = 16;
 
 pub struct Board {
     lanes: Mutex<State>,
@@ -30,6 +30,8 @@ struct Slot {
 struct State {
     slots: [Slot; LANES],
     clock: u64,
+    /// Workers that wait for lanes.
+    waiting: usize,
 }
 
 impl Default for Board {
@@ -38,6 +40,7 @@ impl Default for Board {
             lanes: Mutex::new(State {
                 slots: [Slot::default(); LANES],
                 clock: 0,
+                waiting: 0,
             }),
             work: Notify::new(),
         }
@@ -45,19 +48,21 @@ impl Default for Board {
 }
 
 impl Board {
-    /// Lanes that have work and that no worker of this process has, the longest unserved first. Waits for some.
-    pub async fn take(&self, workers: usize) -> Taken<'_> {
+    /// Lanes that have work and that no worker of this process has, the longest unserved first: this worker's share among
+    /// those that wait for lanes. Waits for some.
+    pub async fn take(&self) -> Taken<'_> {
+        let _waits = Waits::new(self);
         loop {
             // Registered before looking, or an offer between the two would be lost.
             let offered = self.work.notified();
-            if let Some(lanes) = self.try_take(workers) {
+            if let Some(lanes) = self.try_take() {
                 return Taken { board: self, lanes };
             }
             offered.await;
         }
     }
 
-    fn try_take(&self, workers: usize) -> Option<Vec<Lane>> {
+    fn try_take(&self) -> Option<Vec<Lane>> {
         let mut state = self.state();
         let mut free: Vec<(u64, usize)> = state
             .slots
@@ -70,7 +75,8 @@ impl Board {
             return None;
         }
         free.sort_unstable();
-        let share = free.len().div_ceil(workers.max(1)).min(LANES_PER_CLAIM);
+        let share = free.len().div_ceil(state.waiting.max(1));
+        let share = share.min(LANES_PER_CLAIM);
         free.truncate(share);
         state.clock += 1;
         let now = state.clock;
@@ -119,12 +125,14 @@ impl Board {
         self.state().slots.iter().any(|slot| slot.taken)
     }
 
-    /// Lanes with work wait for a worker.
-    pub fn is_backed_up(&self) -> bool {
-        self.state()
-            .slots
-            .iter()
-            .any(|slot| slot.ready && !slot.taken)
+    /// Lanes of which nobody knows whether they have work.
+    pub fn unknown(&self) -> Vec<Lane> {
+        let state = self.state();
+        let lanes = (0..).zip(&state.slots);
+        lanes
+            .filter(|(_, slot)| !slot.ready && !slot.taken)
+            .map(|(lane, _)| lane)
+            .collect()
     }
 
     /// No worker has a lane, and none is ready.
@@ -152,6 +160,22 @@ impl Board {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker in `take`, until that returns or is given up.
+struct Waits<'b>(&'b Board);
+
+impl<'b> Waits<'b> {
+    fn new(board: &'b Board) -> Self {
+        board.state().waiting += 1;
+        Self(board)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.state().waiting -= 1;
     }
 }
 
@@ -190,26 +214,36 @@ mod tests {
     #[tokio::test]
     async fn the_longest_unserved_lane_comes_first_and_no_lane_is_lent_twice() {
         let board = Board::default();
-        board.offer([3, 1, 2]);
-        let first = board.take(3).await;
-        assert_eq!(first.lanes(), [1]);
-        let second = board.take(3).await;
-        assert_eq!(second.lanes(), [2]);
-        board.offer([1]);
-        let third = board.take(1).await;
-        assert_eq!(third.lanes(), [3], "1 is lent out");
+        board.offer([3]);
+        let first = board.take().await;
+        board.offer([1, 2, 3]);
+        let second = board.take().await;
+        assert_eq!(second.lanes(), [1, 2], "3 is lent out");
         first.give_back(|_| true);
-        second.give_back(|_| true);
-        assert_eq!(board.take(1).await.lanes(), [1, 2]);
+        board.offer([4]);
+        assert_eq!(board.take().await.lanes(), [4, 3]);
+    }
+
+    #[tokio::test]
+    async fn workers_that_wait_share_the_lanes() {
+        let board = Board::default();
+        let waits = [Waits::new(&board), Waits::new(&board)];
+        board.offer(0..9);
+        assert_eq!(board.take().await.lanes().len(), 3);
+        drop(waits);
+        board.offer(0..9);
+        assert_eq!(board.take().await.lanes().len(), 9);
+        board.offer(0..64);
+        assert_eq!(board.take().await.lanes().len(), LANES_PER_CLAIM);
     }
 
     #[tokio::test]
     async fn lanes_dropped_by_a_panicking_worker_come_back_as_quiet() {
         let board = Board::default();
         board.offer([5]);
-        drop(board.take(1).await);
+        drop(board.take().await);
         assert!(board.is_quiet());
         board.offer([5]);
-        assert_eq!(board.take(1).await.lanes(), [5]);
+        assert_eq!(board.take().await.lanes(), [5]);
     }
 }

@@ -21,6 +21,9 @@ const GAUGES_EVERY: Duration = Duration::from_secs(2);
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 /// Rows passed over because they were dead or waiting are looked at again after this long.
 const RESTART_PRUNING_EVERY: Duration = Duration::from_secs(3600);
+/// While workers have lanes, pruning pauses for so many times the length of its steps: a third of one core. A backlog is
+/// more urgent than rows that are old.
+const PRUNING: u32 = 2;
 
 pub async fn run(shared: Arc<Shared>, retention: Retention, host: String, stop: CancellationToken) {
     let mut failures: u32 = 0;
@@ -92,20 +95,18 @@ async fn keep_house(
             beat_at = Instant::now() + BEAT_EVERY;
         }
         if Instant::now() >= prune_at {
+            let asked = Instant::now();
             let more = pruning.step(&session, retention, source).await?;
-            prune_at = if more {
-                Instant::now()
-            } else {
-                Instant::now() + retention.interval
+            let pause = match more {
+                false => retention.interval,
+                true if shared.board.is_worked() => asked.elapsed() * PRUNING,
+                true => Duration::ZERO,
             };
+            prune_at = Instant::now() + pause;
         }
-        let next = gauges_at
-            .min(beat_at)
-            .min(prune_at)
-            .max(Instant::now() + Duration::from_millis(10));
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep_until(next) => {}
+            () = tokio::time::sleep_until(gauges_at.min(beat_at).min(prune_at)) => {}
         }
     }
     status::leave(&session, &shared.instance).await
@@ -114,6 +115,10 @@ async fn keep_house(
 struct Pruning {
     cursors: [i64; LANES],
     began: Instant,
+    /// Whose turn it is.
+    lane: usize,
+    /// Some lane of this round had more.
+    more: bool,
 }
 
 impl Pruning {
@@ -121,28 +126,31 @@ impl Pruning {
         Self {
             cursors: [0; LANES],
             began: Instant::now(),
+            lane: 0,
+            more: false,
         }
     }
 
-    /// One bounded step in each lane. True when there is more to do at once.
+    /// One bounded step in one lane, each in its turn. True when there is more to do at once.
     async fn step(
         &mut self,
         session: &Session,
         retention: &Retention,
         source: &str,
     ) -> Result<bool, OutboxError> {
-        if self.began.elapsed() >= RESTART_PRUNING_EVERY {
-            *self = Self::new();
+        if self.lane == 0 {
+            self.more = false;
+            if self.began.elapsed() >= RESTART_PRUNING_EVERY {
+                *self = Self::new();
+            }
         }
-        let mut more = false;
-        for (cursor, lane) in self.cursors.iter_mut().zip(0 as Lane..) {
-            let step =
-                retention::prune_step(session, lane, *cursor, retention.step_rows, retention.sent)
-                    .await?;
-            *cursor = step.cursor;
-            more |= step.more;
-            metrics::pruned(source, step.deleted);
-        }
-        Ok(more)
+        let cursor = &mut self.cursors[self.lane];
+        let (lane, rows) = (self.lane as Lane, retention.step_rows);
+        let step = retention::prune_step(session, lane, *cursor, rows, retention.sent).await?;
+        *cursor = step.cursor;
+        self.more |= step.more;
+        metrics::pruned(source, step.deleted);
+        self.lane = (self.lane + 1) % LANES;
+        Ok(self.lane != 0 || self.more)
     }
 }

@@ -19,17 +19,16 @@ use crate::{
         claim::{self, Limits},
         migrate,
         session::Session,
-        settle, wake, work,
+        settle, wake,
+        work::{self, Work},
     },
     settlement::{self, Settlement},
 };
 
 /// Between two polls while there is traffic.
 const BUSY_POLL: Duration = Duration::from_millis(5);
-/// Between two polls while there is more to do than workers do.
-const BACKED_UP_POLL: Duration = Duration::from_millis(50);
-/// Naps are so many times longer than looks at least: a twentieth of one core.
-const LOOKING: u32 = 20;
+/// Naps are so many times longer than looks at least: a sixth of one core.
+const LOOKING: u32 = 5;
 /// Without a place to sleep (another relay has it), idle polls are no rarer than this.
 const AWAKE_POLL: Duration = Duration::from_millis(250);
 /// Idle for so long, it is worth an attempt to sleep.
@@ -85,8 +84,18 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
     let mut tidy_due = Some(Instant::now() + TIDY_AFTER);
     let mut tidied_at: Option<Instant> = None;
     loop {
+        // Lanes that are worked, or wait for a worker, are read by that worker. With a backlog nothing is left to look at;
+        // but while nobody works, because the broker is away, this is who notices that the database is gone, or read-only, as well.
+        let mut lanes = shared.board.unknown();
+        if lanes.is_empty() && !shared.board.is_worked() {
+            lanes = (0..).take(LANES).collect();
+        }
         let asked = Instant::now();
-        let work = work::find(&session).await?;
+        let work = if lanes.is_empty() {
+            Work::default()
+        } else {
+            work::find(&session, &lanes).await?
+        };
         let took = asked.elapsed();
         if asleep && !work.lanes.is_empty() {
             wake::get_up(&session).await?;
@@ -132,14 +141,8 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
         let nap = tidy_due.map_or(nap, |due| {
             nap.min(due.saturating_duration_since(Instant::now()))
         });
-        // While lanes wait for a worker, another one would only join the queue. And whatever a look costs, looking is
-        // a small part of the work.
-        let least = if shared.board.is_backed_up() {
-            BACKED_UP_POLL
-        } else {
-            Duration::ZERO
-        };
-        let nap = nap.max(least).max((took * LOOKING).min(AWAKE_POLL));
+        // Whatever a look costs, looking is a small part of the work.
+        let nap = nap.max((took * LOOKING).min(AWAKE_POLL));
         tokio::select! {
             biased;
             () = session.closed() => {
@@ -154,7 +157,7 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
 }
 
 /// After a burst, lets the marks catch up with what was settled, so that idle polls read nothing twice and retention
-/// may delete. It takes three claims to move a mark (see `outbox::low_water`); this is one of them.
+/// may delete. It takes two claims to move a mark (see `outbox::low_water`); this is one of them.
 async fn tidy(session: &Session) -> Result<Tidied, OutboxError> {
     let untidy = work::untidy(session).await?;
     if untidy.is_empty() {
@@ -167,7 +170,7 @@ async fn tidy(session: &Session) -> Result<Tidied, OutboxError> {
         batch_bytes: u64::MAX,
         max_payload_bytes: 0,
     };
-    let Some(claim) = claim::claim(session, &lanes, limits).await? else {
+    let Some(claim) = claim::claim(session, &lanes, |_| limits).await? else {
         return Ok(Tidied::Held);
     };
     let settlement = Settlement {

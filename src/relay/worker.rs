@@ -110,7 +110,7 @@ impl Worker {
                 let why = "the server closed the connection".to_owned();
                 return Err(OutboxError::Unusable { action: "wait for work", why }.into());
             }
-            taken = shared.board.take(shared.relay.workers) => taken,
+            taken = shared.board.take() => taken,
         };
         let result = Box::pin(cycle(&shared, session, publisher, taken)).await;
         if let Ok(None) = result {
@@ -233,8 +233,9 @@ async fn cycle(
 ) -> Result<Option<BrokerError>, WorkError> {
     let source = shared.health.source();
     let began = Instant::now();
-    let limits = Limits {
-        per_lane: shared.relay.batch_size.div_ceil(taken.lanes().len().max(1)),
+    let limits = |lanes: usize| Limits {
+        // Peers may hold some of the lanes asked for: the others fill the batch.
+        per_lane: shared.relay.batch_size.div_ceil(lanes),
         batch_size: shared.relay.batch_size,
         batch_bytes: shared.relay.batch_bytes,
         max_payload_bytes: shared.relay.max_payload_bytes,

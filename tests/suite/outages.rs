@@ -315,7 +315,7 @@ async fn a_peer_that_accepts_and_stays_silent_costs_no_threads() {
 async fn a_memory_alarm_holds_no_claim_open_and_readiness_says_blocked() {
     let world = own_world().await;
     let consumer = world.consumer().await;
-    let port = crate::seeing::free_port();
+    let port = test_support::free_port().unwrap();
     let listen = format!("127.0.0.1:{port}");
     let _relay = world.relay(&[QUICK[1], ("OUTBOXD__ADMIN__LISTEN", &listen)]);
     world.commit_many(100, 20).await;

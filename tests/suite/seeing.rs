@@ -22,14 +22,6 @@ pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
     Some((status, body.to_owned()))
 }
 
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
 /// Series without and with their labels, to their values.
 async fn scrape(port: u16) -> Option<HashMap<String, f64>> {
     let (200, text) = get(port, "/metrics").await? else {
@@ -61,7 +53,7 @@ async fn every_metric_moves() {
     let world = world().await;
     world.bind("all", "order.good", &[]).await;
     let consumer = world.consume("all").await;
-    let port = free_port();
+    let port = test_support::free_port().unwrap();
     let listen = format!("127.0.0.1:{port}");
     let relay = world.relay(&[
         ("OUTBOXD__ADMIN__LISTEN", &listen),
@@ -174,7 +166,7 @@ async fn every_metric_moves() {
 #[tokio::test]
 async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
     let world = world().await;
-    let port = free_port();
+    let port = test_support::free_port().unwrap();
     let listen = format!("127.0.0.1:{port}");
     let proxy = test_support::Proxy::start(([127, 0, 0, 1], world.rabbitmq().port()).into())
         .await
@@ -230,11 +222,51 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
     assert!(scrape(port).await.unwrap()[r#"outbox_dependency_up{dependency="rabbitmq"}"#] == 1.0);
 }
 
+/// With the broker away each lane that has work waits for a worker, and no claim would notice.
+#[tokio::test]
+async fn a_database_that_falls_silent_while_the_broker_is_away_is_noticed() {
+    let world = world().await;
+    let proxy = async |port: u16| {
+        let target = ([127, 0, 0, 1], port).into();
+        test_support::Proxy::start(target).await.unwrap()
+    };
+    let over =
+        |url: String, from: u16, to: u16| url.replace(&format!(":{from}/"), &format!(":{to}/"));
+    let (direct, broker) = (
+        world.rabbitmq().port(),
+        proxy(world.rabbitmq().port()).await,
+    );
+    let amqp = over(world.broker_url(), direct, broker.port());
+    let (direct, database) = (
+        world.postgres().port(),
+        proxy(world.postgres().port()).await,
+    );
+    let postgres = over(world.database_url(), direct, database.port());
+    let port = test_support::free_port().unwrap();
+    let listen = format!("127.0.0.1:{port}");
+    let relay = world.relay(&[
+        ("OUTBOXD__ADMIN__LISTEN", &listen),
+        ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s"),
+        ("DATABASE_URL", &postgres),
+        ("AMQP_URL", &amqp),
+    ]);
+    relay.line("connected to both servers", SOON).await;
+    let up = r#"outbox_dependency_up{dependency="postgresql"}"#;
+    until(port, up, |v| v == 1.0).await;
+
+    broker.set(test_support::Mode::Cut);
+    relay.line("RabbitMQ failed", SOON).await;
+    world.commit_many(2000, 500).await;
+    until(port, "outbox_pending_messages", |v| v >= 2000.0).await;
+    database.set(test_support::Mode::Stall);
+    until(port, up, |v| v == 0.0).await;
+}
+
 /// An old value would keep the lag alert silent.
 #[tokio::test]
 async fn a_lag_that_cannot_be_read_is_no_number_rather_than_an_old_one() {
     let world = world().await;
-    let port = free_port();
+    let port = test_support::free_port().unwrap();
     let listen = format!("127.0.0.1:{port}");
     let relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen)]);
     until(port, "outbox_oldest_due_age_seconds", |v| v == 0.0).await;

@@ -20,7 +20,7 @@ use crate::{
     Action, Machine, Safeguard,
     machine::Misreading,
     state::{
-        self, Candidate, Decided, Due, Held, Hold, Lane, Mark, Phase, Relay, Reply, Row, State, Tx,
+        self, Candidate, Decided, Due, Held, Hold, Lane, Mark, Phase, Relay, Reply, Row, State,
         Waiting, Work, small,
     },
 };
@@ -389,6 +389,7 @@ impl Machine {
             orphans: Vec::new(),
             own_tx: held.own_tx.into(),
             xmin: held.xmin.into(),
+            drawn: held.drawn.into(),
             now_us: 0,
             limits,
             cut_short: false,
@@ -406,6 +407,9 @@ impl Machine {
         if !self.has(Safeguard::XminBeforeRead) {
             work.held.xmin = work.held.own_tx.min(state.xmin_without(work.held.own_tx));
         }
+        if !self.has(Safeguard::DrawnBeforeTx) {
+            work.held.drawn = small(state.rows.len() as i64);
+        }
         let claim = self.claim_of(
             &work.held,
             self.candidates(&work),
@@ -416,11 +420,11 @@ impl Machine {
             .map(|d| d.map_or(Outcome::Untouched, real))
             .collect();
         let written = settlement::settlement(&claim, &outcomes, 1);
-        self.write(state, &written, work.held.own_tx);
+        self.write(state, &written);
     }
 
     /// src/outbox/settle.rs, its statements in their order.
-    pub(crate) fn write(&self, state: &mut State, written: &Settlement, own_tx: Tx) {
+    pub(crate) fn write(&self, state: &mut State, written: &Settlement) {
         let row = |p: &Position| (p.id - 1) as usize;
         for sent in &written.sent {
             state.rows[row(&sent.position)].sent = true;
@@ -444,13 +448,7 @@ impl Machine {
             self.release(state, small(*key), self.scenario.batch);
         }
         for (lane, mark) in &written.marks {
-            let mut mark = Mark::of(*mark);
-            if let Some((_, tx @ None)) = &mut mark.candidate
-                && !self.has(Safeguard::LaterTx)
-            {
-                *tx = Some(own_tx);
-            }
-            state.lanes[usize::from(small((*lane).into()))] = mark;
+            state.lanes[usize::from(small((*lane).into()))] = Mark::of(*mark);
         }
     }
 
@@ -478,11 +476,13 @@ impl Machine {
         before: Option<Vec<state::Message>>,
     ) -> Held {
         let xmin = state.xmin();
+        let drawn = small(state.rows.len() as i64);
         let own_tx = state.assign_tx();
         Held {
             marks: lanes.iter().map(|l| state.lanes[usize::from(*l)]).collect(),
             lanes,
             own_tx,
+            drawn,
             // A mark that does not ask who still runs.
             xmin: if self.has(Safeguard::LowWaterXmin) {
                 xmin

@@ -7,8 +7,8 @@ pub enum Safeguard {
     /// `pg_snapshot_xmin` must have reached the candidate's transaction before the mark moves. Without it, it moves
     /// past a transaction that is still open.
     LowWaterXmin,
-    /// The candidate's transaction is that of a later claim. Without it, that of the claim which read the candidate.
-    LaterTx,
+    /// The candidate was drawn before its transaction id was assigned. Without it, the last position drawn by the settle.
+    DrawnBeforeTx,
     /// `pg_snapshot_xmin` is taken before the read. Without it, at the settle.
     XminBeforeRead,
     /// `tx` stands before `id`. Without it, a transaction draws its position first.
@@ -52,7 +52,7 @@ pub enum Safeguard {
 impl Safeguard {
     pub const ALL: [Self; 20] = [
         Self::LowWaterXmin,
-        Self::LaterTx,
+        Self::DrawnBeforeTx,
         Self::XminBeforeRead,
         Self::TxBeforeId,
         Self::LaneLock,
@@ -77,7 +77,7 @@ impl Safeguard {
     pub fn guards(self) -> Invariant {
         match self {
             Self::LowWaterXmin
-            | Self::LaterTx
+            | Self::DrawnBeforeTx
             | Self::XminBeforeRead
             | Self::TxBeforeId
             | Self::Confirms
@@ -97,7 +97,7 @@ impl Safeguard {
     /// A small scenario that shows what it is for.
     pub fn shown_in(self) -> Scenario {
         match self {
-            Self::LowWaterXmin | Self::LaterTx | Self::XminBeforeRead | Self::TxBeforeId => {
+            Self::LowWaterXmin | Self::DrawnBeforeTx | Self::XminBeforeRead | Self::TxBeforeId => {
                 scenario::late_commits()
             }
             Self::LaneLock

@@ -96,6 +96,6 @@ impl Machine {
             marks: settlement::tidied(&claim, &last),
             ..Settlement::default()
         };
-        self.write(state, &written, held.own_tx);
+        self.write(state, &written);
     }
 }

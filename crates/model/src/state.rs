@@ -87,7 +87,7 @@ pub enum Due {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Mark {
     pub low_water: u8,
-    pub candidate: Option<(u8, Option<Tx>)>,
+    pub candidate: Option<(u8, Tx)>,
 }
 
 impl Mark {
@@ -96,7 +96,7 @@ impl Mark {
             low_water: self.low_water.into(),
             candidate: self.candidate.map(|(position, tx)| low_water::Candidate {
                 position: position.into(),
-                tx: tx.map(i64::from),
+                tx: tx.into(),
             }),
         }
     }
@@ -104,7 +104,7 @@ impl Mark {
     pub fn of(real: low_water::Mark) -> Self {
         Self {
             low_water: small(real.low_water),
-            candidate: real.candidate.map(|c| (small(c.position), c.tx.map(small))),
+            candidate: real.candidate.map(|c| (small(c.position), small(c.tx))),
         }
     }
 }
@@ -131,6 +131,8 @@ pub struct Held {
     pub marks: Vec<Mark>,
     pub own_tx: Tx,
     pub xmin: Tx,
+    /// Positions drawn by then; the position of the last one.
+    pub drawn: u8,
     pub before: Option<Vec<Message>>,
 }
 
@@ -313,7 +315,7 @@ impl State {
 
     fn each_tx(&mut self, mut f: impl FnMut(&mut Tx)) {
         fn of_mark(mark: &mut Mark, f: &mut impl FnMut(&mut Tx)) {
-            if let Some((_, Some(tx))) = &mut mark.candidate {
+            if let Some((_, tx)) = &mut mark.candidate {
                 f(tx);
             }
         }

@@ -79,7 +79,7 @@ macro_rules! without {
 
 without! {
     a_mark_that_ignores_open_transactions_loses: LowWaterXmin breaks NoLoss;
-    a_mark_that_takes_its_own_claims_transaction_loses: LaterTx breaks NoLoss;
+    a_candidate_that_was_drawn_after_its_transaction_began_loses: DrawnBeforeTx breaks NoLoss;
     a_mark_that_asks_after_its_read_loses: XminBeforeRead breaks NoLoss;
     a_position_drawn_before_the_transaction_id_is_lost: TxBeforeId breaks NoLoss;
     without_the_lane_lock_everything_is_published_twice: LaneLock breaks FewDuplicates;

@@ -21,6 +21,10 @@ WITH table_ AS (
                  ('migration', 'SELECT'), ('status', 'SELECT')) AS p (name, privilege)
     JOIN table_ t ON t.name = p.name
     UNION ALL
+    SELECT 'SELECT ON SEQUENCE outbox.message_id_seq', has_sequence_privilege(s.oid, 'SELECT')
+    FROM pg_class s JOIN pg_namespace n ON n.oid = s.relnamespace
+    WHERE n.nspname = 'outbox' AND s.relname = 'message_id_seq'
+    UNION ALL
     SELECT 'EXECUTE ON FUNCTION outbox.measure()', has_function_privilege(f.oid, 'EXECUTE')
     FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
     WHERE n.nspname = 'outbox' AND f.proname = 'measure'

@@ -1,4 +1,5 @@
--- Which lanes have work, without taking a lock, and in how many milliseconds the next waiting message falls due.
+-- Which of these lanes have work, without taking a lock, and in how many milliseconds the next waiting message falls due.
+-- $1 lanes
 SELECT l.lane,
        current_setting('transaction_read_only')::boolean AS read_only,
        EXISTS (
@@ -10,3 +11,4 @@ SELECT l.lane,
        (SELECT ceil(extract(epoch FROM min(w.due_at) - clock_timestamp()) * 1000)::bigint
         FROM outbox.waiting w WHERE w.lane = l.lane AND w.due_at IS NOT NULL AND w.due_at < 'infinity') AS due_in_ms
 FROM outbox.lane l
+WHERE l.lane = ANY ($1::smallint[])

@@ -101,7 +101,8 @@ async fn poison_head(setup: &Setup) -> Result<Outcome> {
 
 async fn all_poison(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    arena.set("OUTBOXD__RELAY__BACKOFF_INITIAL", "2s");
+    // A fifteenth of the poison is due each second, whenever the row looks.
+    arena.set("OUTBOXD__RELAY__BACKOFF_INITIAL", "30s");
     arena.set("OUTBOXD__RELAY__BACKOFF_MAX", "30s");
     let channel = deliveries::channel(&arena.broker_url()).await?;
     deliveries::exchange(&channel, "unbound").await?;
@@ -111,6 +112,21 @@ async fn all_poison(setup: &Setup) -> Result<Outcome> {
     let rows = client.query(sql, &[]).await?;
     setup.timeline.fault();
     let relay = arena.relay()?;
+    let waiting = "outbox.waiting WHERE cause = 'retry'";
+    arena
+        .until_count("all of the poison to wait", waiting, |n| n >= 9_900)
+        .await;
+    // The relay does not spin: alone with the poison, it only tries what is due.
+    let (began, cpu) = (Instant::now(), probe::cpu_seconds(relay.pid())?);
+    arena
+        .until_count(
+            "poison to be tried again",
+            "outbox.waiting WHERE attempts > 1",
+            |n| n >= 2_000,
+        )
+        .await;
+    let share = (probe::cpu_seconds(relay.pid())? - cpu) / since(began);
+    // Healthy messages flow through it.
     let mut flow = arena.flow().await?;
     flow.traffic.add(rows.iter().map(|row| Committed {
         message_id: row.get(0),
@@ -118,21 +134,14 @@ async fn all_poison(setup: &Setup) -> Result<Outcome> {
         position: row.get(1),
         body_sha256: sha256(b"{}"),
     }));
-    let waiting = "outbox.waiting WHERE cause = 'retry'";
-    arena
-        .until_count("all of the poison to wait", waiting, |n| n >= 9_900)
-        .await;
-    // Healthy messages flow through it, and the relay does not spin.
-    let (began, cpu) = (Instant::now(), probe::cpu_seconds(relay.pid())?);
     flow.steady(1000).await?;
-    let share = (probe::cpu_seconds(relay.pid())? - cpu) / since(began);
     flow.note(format!(
         "{:.0} % of a core while 10,000 poisoned messages wait",
         share * 100.0
     ));
     deliveries::bind(&channel, "unbound", QUEUE).await?;
     setup.timeline.over();
-    in_time(share < 0.5, || {
+    in_time(share < 0.6, || {
         format!("it took {:.0} % of a core", share * 100.0)
     })?;
     // What waits longest comes after thirty seconds.

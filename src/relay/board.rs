@@ -3,26 +3,58 @@
 //! The truth about a lane is its row lock in the database. The board only keeps the workers of one process from
 //! asking for each other's lanes, and serves the lane that has waited longest first.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::message::Lane;
 
 pub const LANES: usize = 64;
 
-/// Most lanes one claim takes, so that other relays find lanes too. More lanes in a batch also mean more keys,
-/// and fewer messages of one key that wait for each other.
+/// Most lanes one claim takes with a backlog, so that other relays find lanes too. More lanes in a batch also mean more
+/// keys, and fewer messages of one key that wait for each other.
 const LANES_PER_CLAIM: usize = 16;
+/// And without one. A claim costs the servers the same for one message as for thirty, so few large claims leave them
+/// room; but lanes of one claim wait for its slowest confirm.
+const LANES_PER_LIGHT_CLAIM: usize = 32;
+/// A lane that is not full waits so long for others, while some worker works.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// What a worker found in a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// As many messages as it might read: more are there.
+    Full,
+    /// All there was, and something it was.
+    Some,
+    Nothing,
+}
+
+/// A lane with work.
+#[derive(Clone, Copy)]
+struct Ready {
+    since: Instant,
+    full: bool,
+}
+
+enum Take {
+    Lanes(Vec<Lane>),
+    At(Instant),
+    Nothing,
+}
 
 pub struct Board {
     lanes: Mutex<State>,
     work: Notify,
+    gather: Duration,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Slot {
-    ready: bool,
+    ready: Option<Ready>,
     taken: bool,
     served: u64,
 }
@@ -34,6 +66,29 @@ struct State {
     waiting: usize,
 }
 
+/// A lane that has work and that no worker has.
+struct Free {
+    number: usize,
+    served: u64,
+    ready: Ready,
+}
+
+impl State {
+    fn free(&self) -> Vec<Free> {
+        let lanes = self.slots.iter().enumerate();
+        let free = lanes.filter(|(_, slot)| !slot.taken);
+        free.filter_map(|(number, slot)| {
+            let (served, ready) = (slot.served, slot.ready?);
+            Some(Free {
+                number,
+                served,
+                ready,
+            })
+        })
+        .collect()
+    }
+}
+
 impl Default for Board {
     fn default() -> Self {
         Self {
@@ -43,55 +98,60 @@ impl Default for Board {
                 waiting: 0,
             }),
             work: Notify::new(),
+            gather: GATHER,
         }
     }
 }
 
 impl Board {
-    /// Lanes that have work and that no worker of this process has, the longest unserved first: this worker's share among
-    /// those that wait for lanes. Waits for some.
+    /// Lanes that have work and that no worker of this process has, the longest unserved first. With a backlog, this
+    /// worker's share among those that wait for lanes. Waits for some.
     pub async fn take(&self) -> Taken<'_> {
         let _waits = Waits::new(self);
         loop {
             // Registered before looking, or an offer between the two would be lost.
             let offered = self.work.notified();
-            if let Some(lanes) = self.try_take() {
-                return Taken { board: self, lanes };
+            match self.try_take() {
+                Take::Lanes(lanes) => return Taken { board: self, lanes },
+                Take::At(at) => {
+                    let _ = tokio::time::timeout_at(at, offered).await;
+                }
+                Take::Nothing => offered.await,
             }
-            offered.await;
         }
     }
 
-    fn try_take(&self) -> Option<Vec<Lane>> {
+    fn try_take(&self) -> Take {
+        let now = Instant::now();
         let mut state = self.state();
-        let mut free: Vec<(u64, usize)> = state
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| slot.ready && !slot.taken)
-            .map(|(lane, slot)| (slot.served, lane))
-            .collect();
-        if free.is_empty() {
-            return None;
-        }
-        free.sort_unstable();
-        let share = free.len().div_ceil(state.waiting.max(1));
-        let share = share.min(LANES_PER_CLAIM);
+        let mut free = state.free();
+        let Some(oldest) = free.iter().map(|lane| lane.ready.since).min() else {
+            return Take::Nothing;
+        };
+        let share = if free.iter().any(|lane| lane.ready.full) {
+            let share = free.len().div_ceil(state.waiting.max(1));
+            share.min(LANES_PER_CLAIM)
+        } else {
+            let gathered = oldest + self.gather;
+            let worked = state.slots.iter().any(|slot| slot.taken);
+            if worked && free.len() < LANES_PER_LIGHT_CLAIM && now < gathered {
+                return Take::At(gathered);
+            }
+            LANES_PER_LIGHT_CLAIM
+        };
+        free.sort_unstable_by_key(|lane| (lane.served, lane.number));
         free.truncate(share);
         state.clock += 1;
-        let now = state.clock;
-        for (_, lane) in &free {
-            state.slots[*lane].taken = true;
-            state.slots[*lane].served = now;
+        let clock = state.clock;
+        for lane in &free {
+            let slot = &mut state.slots[lane.number];
+            slot.taken = true;
+            slot.served = clock;
         }
-        let more = state.slots.iter().any(|slot| slot.ready && !slot.taken);
-        drop(state);
-        if more {
-            self.work.notify_one();
-        }
-        Some(
-            free.into_iter()
-                .filter_map(|(_, lane)| Lane::try_from(lane).ok())
+        let lanes = free.iter();
+        Take::Lanes(
+            lanes
+                .filter_map(|lane| Lane::try_from(lane.number).ok())
                 .collect(),
         )
     }
@@ -99,6 +159,7 @@ impl Board {
     /// The scout saw work in these lanes. Lanes that a worker has are left to that worker, who reads them again.
     /// True when some lane was not known to have work.
     pub fn offer(&self, lanes: impl IntoIterator<Item = Lane>) -> bool {
+        let now = Instant::now();
         let mut state = self.state();
         let mut news = false;
         for lane in lanes {
@@ -106,9 +167,12 @@ impl Board {
                 .ok()
                 .and_then(|lane| state.slots.get_mut(lane))
                 && !slot.taken
-                && !slot.ready
+                && slot.ready.is_none()
             {
-                slot.ready = true;
+                slot.ready = Some(Ready {
+                    since: now,
+                    full: false,
+                });
                 news = true;
             }
         }
@@ -130,7 +194,7 @@ impl Board {
         let state = self.state();
         let lanes = (0..).zip(&state.slots);
         lanes
-            .filter(|(_, slot)| !slot.ready && !slot.taken)
+            .filter(|(_, slot)| slot.ready.is_none() && !slot.taken)
             .map(|(lane, _)| lane)
             .collect()
     }
@@ -140,17 +204,29 @@ impl Board {
         self.state()
             .slots
             .iter()
-            .all(|slot| !slot.ready && !slot.taken)
+            .all(|slot| slot.ready.is_none() && !slot.taken)
     }
 
-    fn give_back(&self, lane: Lane, again: bool) {
+    fn give_back(&self, lanes: &[Lane], found: impl Fn(Lane) -> Found) {
+        let now = Instant::now();
         let mut state = self.state();
-        if let Some(slot) = usize::try_from(lane)
-            .ok()
-            .and_then(|lane| state.slots.get_mut(lane))
-        {
+        let mut again = false;
+        for lane in lanes {
+            let Some(slot) = usize::try_from(*lane)
+                .ok()
+                .and_then(|n| state.slots.get_mut(n))
+            else {
+                continue;
+            };
             slot.taken = false;
-            slot.ready = again;
+            slot.ready = match found(*lane) {
+                Found::Nothing => None,
+                found => Some(Ready {
+                    since: now,
+                    full: found == Found::Full,
+                }),
+            };
+            again |= slot.ready.is_some();
         }
         drop(state);
         if again {
@@ -175,7 +251,14 @@ impl<'b> Waits<'b> {
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        self.0.state().waiting -= 1;
+        let mut state = self.0.state();
+        state.waiting -= 1;
+        // What woke this worker may have been for lanes that it leaves: another must look.
+        let left = !state.free().is_empty();
+        drop(state);
+        if left {
+            self.0.work.notify_one();
+        }
     }
 }
 
@@ -191,24 +274,25 @@ impl Taken<'_> {
         &self.lanes
     }
 
-    /// `again`: there may be more, read it again without waiting for the scout.
-    pub fn give_back(mut self, again: impl Fn(Lane) -> bool) {
-        for lane in std::mem::take(&mut self.lanes) {
-            self.board.give_back(lane, again(lane));
-        }
+    /// With what was found in each. Where something was, it is read again without waiting for the scout.
+    pub fn give_back(mut self, found: impl Fn(Lane) -> Found) {
+        self.board
+            .give_back(&std::mem::take(&mut self.lanes), found);
     }
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        for lane in std::mem::take(&mut self.lanes) {
-            self.board.give_back(lane, false);
-        }
+        self.board.give_back(&self.lanes, |_| Found::Nothing);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::poll;
+
     use super::*;
 
     #[tokio::test]
@@ -219,22 +303,80 @@ mod tests {
         board.offer([1, 2, 3]);
         let second = board.take().await;
         assert_eq!(second.lanes(), [1, 2], "3 is lent out");
-        first.give_back(|_| true);
+        first.give_back(|_| Found::Full);
         board.offer([4]);
         assert_eq!(board.take().await.lanes(), [4, 3]);
     }
 
     #[tokio::test]
-    async fn workers_that_wait_share_the_lanes() {
+    async fn workers_that_wait_share_a_backlog() {
         let board = Board::default();
+        board.offer([0]);
+        board.take().await.give_back(|_| Found::Full);
         let waits = [Waits::new(&board), Waits::new(&board)];
-        board.offer(0..9);
-        assert_eq!(board.take().await.lanes().len(), 3);
+        board.offer(1..9);
+        let taken = board.take().await;
+        assert_eq!(taken.lanes().len(), 3);
         drop(waits);
-        board.offer(0..9);
-        assert_eq!(board.take().await.lanes().len(), 9);
+        taken.give_back(|_| Found::Full);
         board.offer(0..64);
         assert_eq!(board.take().await.lanes().len(), LANES_PER_CLAIM);
+    }
+
+    #[tokio::test]
+    async fn lanes_without_a_backlog_are_gathered_while_somebody_works() {
+        let board = Board {
+            gather: Duration::from_millis(100),
+            ..Board::default()
+        };
+        board.offer([1]);
+        let first = board.take().await;
+        let began = Instant::now();
+        board.offer([2, 3]);
+        let second = board.take().await;
+        assert!(began.elapsed() >= board.gather);
+        assert_eq!(second.lanes(), [2, 3]);
+        second.give_back(|_| Found::Some);
+        first.give_back(|_| Found::Nothing);
+        assert!(poll!(pin!(board.take())).is_ready(), "nobody works");
+    }
+
+    #[tokio::test]
+    async fn many_lanes_and_a_backlog_are_not_gathered() {
+        let board = Board {
+            gather: Duration::from_secs(3600),
+            ..Board::default()
+        };
+        board.offer([63]);
+        let first = board.take().await;
+        board.offer(0..60);
+        let many = board.take().await;
+        assert_eq!(many.lanes().len(), LANES_PER_LIGHT_CLAIM);
+        first.give_back(|_| Found::Full);
+        assert_eq!(board.take().await.lanes().len(), LANES_PER_CLAIM);
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_goes_leaves_the_lanes_it_gathered_to_another() {
+        let board = Board {
+            gather: Duration::from_millis(200),
+            ..Board::default()
+        };
+        board.offer([1]);
+        let worked = board.take().await;
+        board.offer([2]);
+        let other = board.take().await;
+        let mut gathers = Box::pin(board.take());
+        let mut waits = Box::pin(board.take());
+        assert!(poll!(&mut gathers).is_pending());
+        assert!(poll!(&mut waits).is_pending());
+        // Wakes one of them.
+        other.give_back(|_| Found::Some);
+        assert!(poll!(&mut gathers).is_pending());
+        drop(gathers);
+        let taken = tokio::time::timeout(Duration::from_secs(10), waits).await;
+        assert_eq!(taken.unwrap().lanes(), [2]);
+        drop(worked);
     }
 
     #[tokio::test]

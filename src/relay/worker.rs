@@ -3,14 +3,14 @@
 //! Claim, publish, confirm, settle; then again. A crash anywhere rolls the claim back: no lease and no clock. What
 //! was published by then is published again: duplicates, at most a batch.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use super::{
-    board::{Board, Taken},
+    board::{Board, Found, Taken},
     health::{Health, LinkReport},
     plan::Plan,
 };
@@ -20,6 +20,7 @@ use crate::{
     config::{Relay, Source},
     envelope::{Envelope, EnvelopeBuilder},
     failpoint,
+    message::Lane,
     outbox::{
         OutboxError,
         claim::{self, Claim, Limits},
@@ -287,14 +288,19 @@ async fn cycle(
         );
     }
 
-    let worked: std::collections::HashSet<_> = claim
+    let worked: HashSet<Lane> = claim
         .candidates
         .iter()
         .map(|c| c.message.position.lane)
         .collect();
     let settled = lost.is_none() && outcomes.iter().any(|o| *o != Outcome::Untouched);
+    let exhausted = claim.exhausted();
     // A lane that had something is read until it has nothing; one that a broken link left alone waits for the scout.
-    taken.give_back(|lane| settled && worked.contains(&lane));
+    taken.give_back(|lane| match exhausted.get(&lane) {
+        _ if !settled || !worked.contains(&lane) => Found::Nothing,
+        Some(true) => Found::Some,
+        Some(false) | None => Found::Full,
+    });
     Ok(lost)
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lapin::options::BasicPublishOptions;
+use lapin::{Channel, options::BasicPublishOptions};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_postgres::Client;
 
@@ -19,7 +19,8 @@ use super::{
 use crate::Result;
 
 /// Percent of the drain rate.
-const LEVELS: [u32; 3] = [20, 50, 80];
+const LEVELS: [u32; 3] = [20, TARGETED, 80];
+const TARGETED: u32 = 50;
 /// Connections that write, each in its turn.
 const WRITERS: u32 = 4;
 /// Between two transactions of a connection.
@@ -55,21 +56,27 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
             async || round_trip(bench, &outbox).await,
             async || {
                 let mut levels = Vec::new();
+                let mut broker = Latency::default();
                 for percent in LEVELS {
                     bench.say(&format!("steady: {percent} %"));
                     let rate = drain_rate * f64::from(percent) / 100.0;
                     levels.push(level(bench, &outbox, rate).await?);
+                    if percent == TARGETED {
+                        bench.say(&format!("steady: {percent} %, without a relay"));
+                        broker = without_relay(bench, &outbox, rate).await?;
+                    }
                 }
-                Ok(levels)
+                Ok((levels, broker))
             },
         )
         .await?;
+    let (levels, broker): (Vec<_>, Vec<_>) = levels.into_iter().unzip();
     let baseline = |pick: fn(&Latency) -> f64| median_of(&round_trips, pick);
     let mut findings = Findings::default();
     for (i, percent) in LEVELS.into_iter().enumerate() {
         let of = |pick: fn(&Latency) -> f64| median_of(&levels, |levels| pick(&levels[i]));
         let target = match percent {
-            50 => Target::AtMost(50.0),
+            TARGETED => Target::AtMost(50.0),
             _ => Target::None,
         };
         findings.measures.push(
@@ -91,6 +98,18 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
                 baseline(|l| l.p99),
             )),
         );
+        if percent == TARGETED
+            && let Some(measure) = findings.measures.last_mut()
+        {
+            let of = |pick: fn(&Latency) -> f64| median_of(&broker, pick);
+            measure.notes.push(format!(
+                "the same writers, and a publisher that needs no database, publish to confirm: p50 {:.1} ms, p99 {:.1} ms, \
+                 p99.9 {:.1} ms",
+                of(|l| l.p50),
+                of(|l| l.p99),
+                of(|l| l.p999),
+            ));
+        }
         findings.curves.push(Curve::new(
             "latency",
             format!("{percent} %"),
@@ -183,6 +202,84 @@ async fn level(bench: &Bench, outbox: &Outbox, rate: f64) -> Result<Latency> {
         p999,
         load,
     })
+}
+
+/// The load of a level, and beside it a publisher of as many messages that needs no database: what the broker and the
+/// machine alone make of it.
+async fn without_relay(bench: &Bench, outbox: &Outbox, rate: f64) -> Result<Latency> {
+    let stage = &bench.stage;
+    outbox.clear().await?;
+    stage.queue(Queue::Quorum).await?;
+    let (mut writers, mut publishers) = (JoinSet::new(), JoinSet::new());
+    let rows = rate * TICK.as_secs_f64() / f64::from(WRITERS);
+    let length = bench.sizes.steady;
+    let warm = length / 10;
+    for writer in 0..WRITERS {
+        let late = TICK * writer / WRITERS;
+        let client = stage.postgres.connect(outbox.database).await?;
+        let keys = bench.sizes.keys as f64;
+        writers.spawn(async move { write(client, rows, keys, late, length).await });
+        let channel = stage.channel().await?;
+        publishers.spawn(async move { publish(&channel, rows, late, length, warm).await });
+    }
+    let mut written = 0;
+    while let Some(done) = writers.join_next().await {
+        written += done??;
+    }
+    let mut took = Vec::new();
+    while let Some(done) = publishers.join_next().await {
+        took.extend(done??);
+    }
+    Ok(Latency {
+        p50: percentile(&mut took, 0.5),
+        p99: percentile(&mut took, 0.99),
+        p999: percentile(&mut took, 0.999),
+        load: written as f64 / length.as_secs_f64(),
+    })
+}
+
+/// Milliseconds from the time at which a message should have been published to its confirm, but for the first ones.
+async fn publish(
+    channel: &Channel,
+    rows: f64,
+    late: Duration,
+    length: Duration,
+    warm: Duration,
+) -> Result<Vec<f64>> {
+    let body = outbox::body(BODY);
+    let mut owed = 0.0;
+    let mut took = Vec::new();
+    tokio::time::sleep(late).await;
+    let began = Instant::now();
+    for n in 0_u32.. {
+        let due = TICK * n;
+        if due >= length {
+            break;
+        }
+        tokio::time::sleep((began + due).saturating_duration_since(Instant::now())).await;
+        owed += rows;
+        let mut confirms = Vec::new();
+        while owed >= 1.0 {
+            owed -= 1.0;
+            let publish = channel.basic_publish(
+                "events".into(),
+                "order.created".into(),
+                BasicPublishOptions::default(),
+                &body,
+                raw::properties(confirms.len()),
+            );
+            confirms.push(publish.await?);
+        }
+        for confirm in confirms {
+            if !confirm.await?.is_ack() {
+                return Err("a publish was not acked".into());
+            }
+            if due >= warm {
+                took.push((began.elapsed() - due).as_secs_f64() * 1e3);
+            }
+        }
+    }
+    Ok(took)
 }
 
 /// Transactions at fixed times, whatever the last one took. Returns how many messages.

@@ -1,6 +1,7 @@
 //! The relay: for each source, workers that claim, publish and settle, a scout that finds them work, and a
 //! housekeeper. One stop token goes down; every task is owned and restarted by its supervisor.
 
+mod batch;
 pub mod board;
 pub mod health;
 mod housekeeper;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use super::{
+    batch::BatchLimit,
     board::{Board, Found, Taken},
     health::{Health, LinkReport},
     plan::Plan,
@@ -65,6 +66,7 @@ struct Worker {
     stop: CancellationToken,
     session: Option<Session>,
     publisher: Option<Publisher>,
+    limit: BatchLimit,
     /// The last connection was closed by something that this worker published on it.
     cautious: bool,
     failures: u32,
@@ -72,8 +74,10 @@ struct Worker {
 
 /// Works until `stop`, through every failure of either server.
 pub async fn run(shared: Arc<Shared>, number: usize, stop: CancellationToken) {
+    let limit = BatchLimit::new(shared.relay.batch_size);
     let mut worker = Worker {
         shared,
+        limit,
         number,
         stop,
         session: None,
@@ -113,7 +117,7 @@ impl Worker {
             }
             taken = shared.board.take() => taken,
         };
-        let result = Box::pin(cycle(&shared, session, publisher, taken)).await;
+        let result = Box::pin(cycle(&shared, session, publisher, &mut self.limit, taken)).await;
         if let Ok(None) = result {
             self.cautious = false;
         }
@@ -230,14 +234,15 @@ async fn cycle(
     shared: &Shared,
     session: &Session,
     publisher: &mut Publisher,
+    limit: &mut BatchLimit,
     taken: Taken<'_>,
 ) -> Result<Option<BrokerError>, WorkError> {
     let source = shared.health.source();
     let began = Instant::now();
     let limits = |lanes: usize| Limits {
         // Peers may hold some of the lanes asked for: the others fill the batch.
-        per_lane: shared.relay.batch_size.div_ceil(lanes),
-        batch_size: shared.relay.batch_size,
+        per_lane: limit.get().div_ceil(lanes),
+        batch_size: limit.get(),
         batch_bytes: shared.relay.batch_bytes,
         max_payload_bytes: shared.relay.max_payload_bytes,
     };
@@ -248,6 +253,7 @@ async fn cycle(
     else {
         return Ok(None);
     };
+    limit.learn(claim.candidates.len(), claim.cut_short);
     failpoint::reach("claim.after").await;
     if !claim.candidates.is_empty() {
         metrics::claimed(source, began.elapsed(), claim.candidates.len());
@@ -297,9 +303,9 @@ async fn cycle(
     let exhausted = claim.exhausted();
     // A lane that had something is read until it has nothing; one that a broken link left alone waits for the scout.
     taken.give_back(|lane| match exhausted.get(&lane) {
-        _ if !settled || !worked.contains(&lane) => Found::Nothing,
-        Some(true) => Found::Some,
-        Some(false) | None => Found::Full,
+        Some(false) if settled => Found::Full,
+        Some(true) if settled && worked.contains(&lane) => Found::Some,
+        _ => Found::Nothing,
     });
     Ok(lost)
 }

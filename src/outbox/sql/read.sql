@@ -6,6 +6,8 @@
 -- statement_timestamp(), because a volatile function would have the WITH queries written down first.
 -- OFFSET 0 keeps each look into the exceptions an index probe: PostgreSQL would else hash all of outbox.waiting for it,
 -- with the plan of a day when it was small.
+-- The text of json is fetched whole to be measured. One that is longer than a page is stored outside its row, and when it
+-- is not compressed either, the bytes stored are the bytes of its text.
 WITH lane AS MATERIALIZED (
     -- With nothing filed above the mark, no message needs a look into the exceptions.
     SELECT u.lane,
@@ -20,7 +22,10 @@ WITH lane AS MATERIALIZED (
     SELECT true AS filed, l.some_blocking, w.lane, w.id, w.key_hash, w.attempts, w.replay, false AS scheduled,
            m.ctid AS place, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers,
            m.exchange, m.routing_key, m.created_at, m.payload, m.binary_payload,
-           coalesce(octet_length(m.binary_payload), octet_length(m.payload::text), 0) AS body_size
+           coalesce(octet_length(m.binary_payload),
+                    CASE WHEN pg_column_size(m.payload) > 32768 AND pg_column_compression(m.payload) IS NULL
+                         THEN pg_column_size(m.payload) ELSE octet_length(m.payload::text) END,
+                    0) AS body_size
     FROM lane l
     CROSS JOIN LATERAL (
         SELECT * FROM outbox.waiting w
@@ -38,7 +43,10 @@ WITH lane AS MATERIALIZED (
     FROM lane l
     CROSS JOIN LATERAL (
         SELECT m.*, m.ctid AS place,
-               coalesce(octet_length(m.binary_payload), octet_length(m.payload::text), 0) AS body_size
+               coalesce(octet_length(m.binary_payload),
+                        CASE WHEN pg_column_size(m.payload) > 32768 AND pg_column_compression(m.payload) IS NULL
+                             THEN pg_column_size(m.payload) ELSE octet_length(m.payload::text) END,
+                        0) AS body_size
         FROM outbox.message m
         WHERE m.lane = l.lane
           AND m.id > l.low_water

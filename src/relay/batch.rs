@@ -1,0 +1,54 @@
+//! How many messages a worker's next claim asks for. No I/O.
+
+/// At most `relay.batch_size`. Where bodies are large, `relay.batch_bytes` ends a batch first: what was read beyond that
+/// was read in vain, and PostgreSQL decompresses a body even to say how long it is.
+#[derive(Debug)]
+pub struct BatchLimit {
+    configured: usize,
+    now: usize,
+}
+
+impl BatchLimit {
+    pub fn new(configured: usize) -> Self {
+        Self {
+            configured,
+            now: configured,
+        }
+    }
+
+    pub fn get(&self) -> usize {
+        self.now
+    }
+
+    /// A claim kept `kept` messages, and had read more when `cut_short`.
+    pub fn learn(&mut self, kept: usize, cut_short: bool) {
+        let next = if cut_short {
+            kept + kept / 4 + 1
+        } else {
+            self.now.saturating_mul(2)
+        };
+        self.now = next.min(self.configured);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_follows_what_fits_and_returns_to_what_is_configured() {
+        let mut limit = BatchLimit::new(500);
+        assert_eq!(limit.get(), 500);
+        limit.learn(12, true);
+        assert_eq!(limit.get(), 16);
+        limit.learn(16, false);
+        assert_eq!(limit.get(), 32, "whether more fit is tried");
+        limit.learn(1, true);
+        assert_eq!(limit.get(), 2);
+        for _ in 0..8 {
+            limit.learn(2, false);
+        }
+        assert_eq!(limit.get(), 500);
+        BatchLimit::new(1).learn(1, true);
+    }
+}

@@ -85,7 +85,8 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
     let mut tidied_at: Option<Instant> = None;
     loop {
         // Lanes that are worked, or wait for a worker, are read by that worker. With a backlog nothing is left to look at;
-        // but while nobody works, because the broker is away, this is who notices that the database is gone, or read-only, as well.
+        // but while nobody works, because the broker is away, it is by looking that one learns that the database is gone,
+        // or read-only, as well.
         let mut lanes = shared.board.unknown();
         if lanes.is_empty() && !shared.board.is_worked() {
             lanes = (0..).take(LANES).collect();

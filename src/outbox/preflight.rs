@@ -24,7 +24,8 @@ pub async fn missing_privileges(session: &Session) -> Result<Vec<String>, Outbox
     words(session, &MISSING).await
 }
 
-/// Tables, columns and properties of the schema version that is recorded, and that somebody has taken away or changed since.
+/// Tables, columns and properties of the schema version that is recorded, and that somebody has taken away or changed
+/// since.
 pub async fn missing_parts(session: &Session) -> Result<Vec<String>, OutboxError> {
     words(session, &LOST).await
 }

@@ -347,13 +347,17 @@ mod tests {
             gather: Duration::from_secs(3600),
             ..Board::default()
         };
+        let now = async || {
+            let taken = tokio::time::timeout(Duration::from_secs(10), board.take());
+            taken.await.expect("not to be gathered")
+        };
         board.offer([63]);
-        let first = board.take().await;
+        let first = now().await;
         board.offer(0..60);
-        let many = board.take().await;
+        let many = now().await;
         assert_eq!(many.lanes().len(), LANES_PER_LIGHT_CLAIM);
         first.give_back(|_| Found::Full);
-        assert_eq!(board.take().await.lanes().len(), LANES_PER_CLAIM);
+        assert_eq!(now().await.lanes().len(), LANES_PER_CLAIM);
     }
 
     #[tokio::test]

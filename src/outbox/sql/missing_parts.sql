@@ -1,4 +1,5 @@
--- What schema version 1 has and this database has not: the version is recorded, and somebody took a part away or changed one since.
+-- What schema version 1 has and this database has not: the version is recorded, and somebody took a part away or
+-- changed one since.
 WITH part (name, columns) AS (
     VALUES ('migration', '{version,name,checksum,applied_at}'::name[]),
            ('message', '{tx,id,message_id,aggregate_type,aggregate_id,event_type,payload,binary_payload,content_type,

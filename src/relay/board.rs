@@ -22,6 +22,9 @@ const LANES_PER_CLAIM: usize = 16;
 const LANES_PER_LIGHT_CLAIM: usize = 32;
 /// A lane that is not full waits so long for others, while some worker works.
 const GATHER: Duration = Duration::from_millis(5);
+/// A lane that another relay has is not looked at, nor asked for, for so long. That relay reads it until nothing is left, so
+/// nothing waits for this one; but it may also have been tidied for a moment, or the relay has crashed.
+const REST: Duration = Duration::from_millis(20);
 
 /// What a worker found in a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub enum Found {
     /// All there was, and something it was.
     Some,
     Nothing,
+    /// Another relay, which has the lane.
+    Peer,
 }
 
 /// A lane with work.
@@ -50,6 +55,7 @@ pub struct Board {
     lanes: Mutex<State>,
     work: Notify,
     gather: Duration,
+    rest: Duration,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -57,6 +63,18 @@ struct Slot {
     ready: Option<Ready>,
     taken: bool,
     served: u64,
+    /// Another relay had it.
+    rests_until: Option<Instant>,
+}
+
+impl Slot {
+    fn rests(&self) -> bool {
+        self.rests_until.is_some_and(|end| Instant::now() < end)
+    }
+
+    fn is_unknown(&self) -> bool {
+        self.ready.is_none() && !self.taken && !self.rests()
+    }
 }
 
 struct State {
@@ -99,6 +117,7 @@ impl Default for Board {
             }),
             work: Notify::new(),
             gather: GATHER,
+            rest: REST,
         }
     }
 }
@@ -166,8 +185,7 @@ impl Board {
             if let Some(slot) = usize::try_from(lane)
                 .ok()
                 .and_then(|lane| state.slots.get_mut(lane))
-                && !slot.taken
-                && slot.ready.is_none()
+                && slot.is_unknown()
             {
                 slot.ready = Some(Ready {
                     since: now,
@@ -189,12 +207,23 @@ impl Board {
         self.state().slots.iter().any(|slot| slot.taken)
     }
 
+    /// No worker waits for lanes, and some have them.
+    pub fn is_busy(&self) -> bool {
+        let state = self.state();
+        state.waiting == 0 && state.slots.iter().any(|slot| slot.taken)
+    }
+
+    /// Another relay has had lanes just now.
+    pub fn has_working_peer(&self) -> bool {
+        self.state().slots.iter().any(Slot::rests)
+    }
+
     /// Lanes of which nobody knows whether they have work.
     pub fn unknown(&self) -> Vec<Lane> {
         let state = self.state();
         let lanes = (0..).zip(&state.slots);
         lanes
-            .filter(|(_, slot)| slot.ready.is_none() && !slot.taken)
+            .filter(|(_, slot)| slot.is_unknown())
             .map(|(lane, _)| lane)
             .collect()
     }
@@ -218,14 +247,16 @@ impl Board {
             else {
                 continue;
             };
+            let found = found(*lane);
             slot.taken = false;
-            slot.ready = match found(*lane) {
-                Found::Nothing => None,
-                found => Some(Ready {
+            slot.ready = match found {
+                Found::Nothing | Found::Peer => None,
+                Found::Full | Found::Some => Some(Ready {
                     since: now,
                     full: found == Found::Full,
                 }),
             };
+            slot.rests_until = (found == Found::Peer).then(|| now + self.rest);
             again |= slot.ready.is_some();
         }
         drop(state);
@@ -381,6 +412,48 @@ mod tests {
         let taken = tokio::time::timeout(Duration::from_secs(10), waits).await;
         assert_eq!(taken.unwrap().lanes(), [2]);
         drop(worked);
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_a_peer_has_rests() {
+        let board = Board {
+            rest: Duration::from_millis(100),
+            ..Board::default()
+        };
+        board.offer([1, 2]);
+        let taken = board.take().await;
+        let began = Instant::now();
+        taken.give_back(|lane| {
+            if lane == 1 {
+                Found::Peer
+            } else {
+                Found::Nothing
+            }
+        });
+        assert!(board.has_working_peer());
+        assert!(!board.unknown().contains(&1), "not to be looked at");
+        assert!(!board.offer([1]), "nor to be asked for");
+        assert!(board.offer([2]));
+        tokio::time::sleep_until(began + board.rest * 2).await;
+        assert!(!board.has_working_peer());
+        assert!(board.unknown().contains(&1));
+        assert!(board.offer([1]));
+        assert_eq!(board.take().await.lanes(), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn it_is_busy_while_nobody_waits_for_lanes() {
+        let board = Board::default();
+        assert!(!board.is_busy(), "nobody works");
+        board.offer([1]);
+        let taken = board.take().await;
+        assert!(board.is_busy());
+        let mut waits = Box::pin(board.take());
+        assert!(poll!(&mut waits).is_pending());
+        assert!(!board.is_busy());
+        drop(waits);
+        assert!(board.is_busy());
+        drop(taken);
     }
 
     #[tokio::test]

@@ -17,7 +17,10 @@ use crate::{
     telemetry::metrics,
 };
 
-const GAUGES_EVERY: Duration = Duration::from_secs(2);
+/// Between two readings of the gauges, and when the server is slow.
+const GAUGES_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+/// A reading takes so many times less than the pause after it: a hundredth of a core of the server.
+const GAUGES: u32 = 100;
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 /// Rows passed over because they were dead or waiting are looked at again after this long.
 const RESTART_PRUNING_EVERY: Duration = Duration::from_secs(3600);
@@ -74,14 +77,17 @@ async fn keep_house(
     while !stop.is_cancelled() {
         let source = shared.health.source();
         if Instant::now() >= gauges_at {
+            let asked = Instant::now();
             let state = status::status(&session).await?;
+            let (shortest, longest) = GAUGES_EVERY;
+            let pause = (asked.elapsed() * GAUGES).clamp(shortest, longest);
             metrics::outbox(
                 source,
                 state.pending,
                 state.oldest_due_age_seconds,
                 state.dead,
             );
-            gauges_at = Instant::now() + GAUGES_EVERY;
+            gauges_at = Instant::now() + pause;
         }
         if Instant::now() >= beat_at {
             status::beat(

@@ -84,15 +84,16 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
     let mut tidy_due = Some(Instant::now() + TIDY_AFTER);
     let mut tidied_at: Option<Instant> = None;
     loop {
-        // Lanes that are worked, or wait for a worker, are read by that worker. With a backlog nothing is left to look at;
-        // but while nobody works, because the broker is away, it is by looking that one learns that the database is gone,
-        // or read-only, as well.
+        // Lanes that are worked, or wait for a worker, are read by that worker, and those that a peer has by that peer. With
+        // a backlog nothing is left to look at, or nobody could take what is found; but while nobody works, because the
+        // broker is away, it is by looking that one learns that the database is gone, or read-only, as well.
         let mut lanes = shared.board.unknown();
-        if lanes.is_empty() && !shared.board.is_worked() {
+        let shares = shared.board.has_working_peer();
+        if lanes.is_empty() && !shared.board.is_worked() && !shares {
             lanes = (0..).take(LANES).collect();
         }
         let asked = Instant::now();
-        let work = if lanes.is_empty() {
+        let work = if lanes.is_empty() || shared.board.is_busy() {
             Work::default()
         } else {
             work::find(&session, &lanes).await?
@@ -103,7 +104,7 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
             asleep = false;
         }
         // Lanes that nobody takes, because the broker is away, are no reason to hurry.
-        if shared.board.offer(work.lanes) || shared.board.is_worked() {
+        if shared.board.offer(work.lanes) || shared.board.is_worked() || shares {
             pause = BUSY_POLL.min(longest);
             idle_since = Instant::now();
             let earliest = tidied_at.map_or(idle_since, |at| at + TIDY_PAUSE);

@@ -251,6 +251,7 @@ async fn cycle(
         .instrument(span)
         .await?
     else {
+        taken.give_back(|_| Found::Peer);
         return Ok(None);
     };
     limit.learn(claim.candidates.len(), claim.cut_short);
@@ -305,7 +306,8 @@ async fn cycle(
     taken.give_back(|lane| match exhausted.get(&lane) {
         Some(false) if settled => Found::Full,
         Some(true) if settled && worked.contains(&lane) => Found::Some,
-        _ => Found::Nothing,
+        Some(_) => Found::Nothing,
+        None => Found::Peer,
     });
     Ok(lost)
 }

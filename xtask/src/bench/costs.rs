@@ -59,7 +59,7 @@ async fn marking_and_deleting(bench: &Bench, outbox: &Outbox) -> Result<Findings
             if settings == DELETING {
                 flow::part(stage, outbox, n, settings).await?;
             } else {
-                flow::drain(stage, outbox, &filled, 1, settings).await?;
+                flow::drain(stage, outbox, &filled, settings).await?;
             }
             Ok(())
         })
@@ -187,7 +187,7 @@ pub async fn round_trips(bench: &Bench) -> Result<Findings> {
         stage.queue(Queue::Quorum).await?;
         outbox.forget_statements().await?;
         let before = proxy.turns();
-        flow::drain(stage, &outbox, &filled, 1, DEFAULTS).await?;
+        flow::drain(stage, &outbox, &filled, DEFAULTS).await?;
         each.push((proxy.turns() - before) as f64 / n);
         stage.queued(batch.n).await?;
         statements = outbox.statements().await?;

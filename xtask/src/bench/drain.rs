@@ -28,7 +28,7 @@ pub async fn run(bench: &Bench, queue: Queue) -> Result<Findings> {
             async || {
                 let filled = outbox.fill(&batch).await?;
                 stage.queue(queue).await?;
-                let drain = flow::drain(stage, &outbox, &filled, 1, DEFAULTS).await?;
+                let drain = flow::drain(stage, &outbox, &filled, DEFAULTS).await?;
                 stage.queued(n).await?;
                 let heap_only = "n_tup_hot_upd::double precision / greatest(n_tup_upd, 1)";
                 Ok((drain, outbox.statistics(heap_only).await?))

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     budget::{Budget, Meter},
-    outbox::{Filled, Outbox},
+    outbox::{Batch, Filled, Outbox},
     stage::{Relay, SOON, Settings, Stage},
 };
 use crate::Result;
@@ -74,15 +74,14 @@ impl Curve {
     }
 }
 
-/// Relays work off what was filled, to the end, each message marked once.
+/// A relay works off what was filled, to the end, each message marked once.
 pub async fn drain(
     stage: &Stage,
     outbox: &Outbox,
     filled: &Filled,
-    relays: usize,
     settings: Settings,
 ) -> Result<Drain> {
-    let (began, drain) = run(stage, outbox, filled.n, relays, settings).await?;
+    let (began, drain) = run(stage, outbox, filled.n, settings).await?;
     let took = outbox.all_sent(filled).await? - began;
     Ok(Drain {
         per_second: filled.n as f64 / took,
@@ -97,7 +96,7 @@ pub async fn part(
     n: usize,
     settings: Settings,
 ) -> Result<(Drain, usize)> {
-    let (_, drain) = run(stage, outbox, n, 1, settings).await?;
+    let (_, drain) = run(stage, outbox, n, settings).await?;
     let published = drain.curve.0.last().map_or(0.0, |(_, n)| *n) as usize;
     let per_second = n as f64 / drain.curve.time_of(n as f64);
     Ok((
@@ -109,22 +108,59 @@ pub async fn part(
     ))
 }
 
-async fn run(
+/// Relays that work already meet batches that one transaction commits, and end. Of the last batch alone is measured, from
+/// its commit to its last mark, the only one whose messages arrive.
+pub async fn burst(
     stage: &Stage,
     outbox: &Outbox,
-    n: usize,
-    relays: usize,
-    settings: Settings,
-) -> Result<(f64, Drain)> {
-    let meter = Meter::start(stage)?;
-    let mut running = vec![stage.relay(outbox, settings).await?];
-    let (began, clock) = (outbox.now().await?, Instant::now());
-    while running.len() < relays {
-        running.push(stage.relay(outbox, settings).await?);
+    relays: Vec<Relay>,
+    batches: &[&Batch],
+) -> Result<Drain> {
+    outbox.client.batch_execute("CHECKPOINT; BEGIN").await?;
+    let mut filled = None;
+    for batch in batches {
+        filled = Some(outbox.add(batch).await?);
     }
+    let filled = filled.ok_or("a burst of nothing")?;
+    let meter = Meter::start(stage)?;
+    let mut used = 0.0;
+    for relay in &relays {
+        used += relay.cpu_seconds()?;
+    }
+    outbox.client.batch_execute("COMMIT").await?;
+    let (began, clock) = (outbox.now().await?, Instant::now());
+    let drain = observe(stage, relays, filled.n, clock, meter).await?;
+    let took = outbox.last_mark(&filled).await? - began;
+    Ok(Drain {
+        per_second: filled.n as f64 / took,
+        cpu_us: drain.cpu_us - used * 1e6 / filled.n as f64,
+        ..drain
+    })
+}
+
+async fn run(stage: &Stage, outbox: &Outbox, n: usize, settings: Settings) -> Result<(f64, Drain)> {
+    let meter = Meter::start(stage)?;
+    let relay = stage.relay(outbox, settings).await?;
+    let (began, clock) = (outbox.now().await?, Instant::now());
+    let drain = observe(stage, vec![relay], n, clock, meter).await?;
+    Ok((began, drain))
+}
+
+/// Until `n` are published; then the relays end.
+async fn observe(
+    stage: &Stage,
+    running: Vec<Relay>,
+    n: usize,
+    clock: Instant,
+    meter: Meter,
+) -> Result<Drain> {
     let curve = published(&running, n, clock).await?;
     let budget = meter.stop(stage, n)?;
-    let scrape = running[0].scrape().await?;
+    let scrape = running
+        .first()
+        .ok_or("no relay to observe")?
+        .scrape()
+        .await?;
     let mut drain = Drain {
         per_second: f64::NAN,
         cpu_us: 0.0,
@@ -144,7 +180,7 @@ async fn run(
     for relay in running {
         relay.stop().await?;
     }
-    Ok((began, drain))
+    Ok(drain)
 }
 
 /// Waits until the relays have published `n`.

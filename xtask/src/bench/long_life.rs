@@ -41,7 +41,7 @@ pub async fn long_reader(bench: &Bench) -> Result<Findings> {
                 "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT count(*) FROM outbox.lane";
             reader.batch_execute(begin).await?;
         }
-        let drain = flow::drain(stage, &outbox, &filled, 1, DEFAULTS).await?;
+        let drain = flow::drain(stage, &outbox, &filled, DEFAULTS).await?;
         if with_reader {
             reader.batch_execute("COMMIT").await?;
         }
@@ -367,7 +367,7 @@ impl LongLife<'_> {
         settings: Settings,
     ) -> Result<Drain> {
         self.bench.stage.queue(Queue::Short).await?;
-        flow::drain(&self.bench.stage, outbox, filled, 1, settings).await
+        flow::drain(&self.bench.stage, outbox, filled, settings).await
     }
 
     /// With retention at work its own messages may be deleted as well, once they are sent.

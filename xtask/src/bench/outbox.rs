@@ -145,8 +145,13 @@ impl Outbox {
     /// When the last of them was marked, by the database's clock. An error unless all of them are, each once, and nothing
     /// waits or is dead.
     pub async fn all_sent(&self, filled: &Filled) -> Result<f64> {
-        let (there, sent, last) = self.sent(filled).await?;
         self.none_failed().await?;
+        self.last_mark(filled).await
+    }
+
+    /// The same, whatever became of other messages.
+    pub async fn last_mark(&self, filled: &Filled) -> Result<f64> {
+        let (there, sent, last) = self.sent(filled).await?;
         match last {
             Some(last) if there == filled.n && sent == filled.n => Ok(last),
             _ => Err(format!(

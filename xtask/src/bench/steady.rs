@@ -46,7 +46,7 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
             let batch = Batch::new(bench.sizes.drain, bench.sizes.keys);
             let filled = outbox.fill(&batch).await?;
             stage.queue(Queue::Quorum).await?;
-            let drain = flow::drain(stage, &outbox, &filled, 1, DEFAULTS).await?;
+            let drain = flow::drain(stage, &outbox, &filled, DEFAULTS).await?;
             drain.per_second
         }
     };

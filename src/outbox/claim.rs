@@ -230,26 +230,13 @@ async fn read(
     let marks: Vec<i64> = held.iter().map(|l| l.mark.low_water).collect();
     // New messages keep at least half of every batch, whatever number is due for a retry.
     let due = limits.batch_size.div_ceil(2);
-    let rows = session
-        .query(
-            &READ,
-            &[
-                &lanes,
-                &marks,
-                &(limits.per_lane as i64),
-                &(limits.batch_size as i64),
-                &(due as i64),
-                &i64::try_from(limits.small_body()).unwrap_or(i64::MAX),
-            ],
-        )
-        .await?;
-    debug_assert!(rows.first().is_none_or(|row| {
-        let selected = row.columns().iter().map(|column| column.name());
-        selected.eq(COLUMNS)
-    }));
-    let mut candidates = Vec::with_capacity(rows.len());
+    let mut candidates = Vec::new();
     let mut orphans = Vec::new();
-    for row in &rows {
+    let take = |row: &Row| {
+        debug_assert!({
+            let selected = row.columns().iter().map(|column| column.name());
+            selected.eq(COLUMNS)
+        });
         let position = Position {
             lane: field!(row, "lane")?,
             id: field!(row, "id")?,
@@ -261,7 +248,17 @@ async fn read(
                 key_hash: field!(row, "key_hash")?,
             }),
         }
-    }
+        Ok(())
+    };
+    let params: Params<'_> = &[
+        &lanes,
+        &marks,
+        &(limits.per_lane as i64),
+        &(limits.batch_size as i64),
+        &(due as i64),
+        &i64::try_from(limits.small_body()).unwrap_or(i64::MAX),
+    ];
+    session.each(&READ, params, take).await?;
     Ok((candidates, orphans))
 }
 
@@ -294,14 +291,15 @@ async fn complete(
     if ids.is_empty() {
         return Ok(());
     }
-    let rows = session.query(&BODIES, &[&lanes, &ids]).await?;
-    let mut bodies: HashMap<Position, Body> = HashMap::with_capacity(rows.len());
-    for row in &rows {
+    let mut bodies: HashMap<Position, Body> = HashMap::with_capacity(ids.len());
+    let take = |row: &Row| {
         let (lane, id) = (get(row, "lane")?, get(row, "id")?);
         if let Some(body) = body(row, "payload", "binary_payload")? {
             bodies.insert(Position { lane, id }, body);
         }
-    }
+        Ok(())
+    };
+    session.each(&BODIES, &[&lanes, &ids], take).await?;
     for candidate in candidates.iter_mut().filter(|c| missing(c)) {
         let body = bodies.remove(&candidate.message.position);
         candidate.message.body = body.map(|body| body.0);

@@ -9,10 +9,12 @@
 use std::{
     collections::HashMap,
     future::Future,
+    pin::pin,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
+use futures_util::TryStreamExt;
 use tokio::task::AbortHandle;
 use tokio_postgres::{
     AsyncMessage, Client, Row, Statement, config::SslMode, types::ToSql, types::Type,
@@ -178,6 +180,34 @@ impl Session {
                     .await
             }
         }
+    }
+
+    /// Row by row, each as it arrives: what `take` does not keep is not held.
+    pub async fn each(
+        &self,
+        query: &Query,
+        params: Params<'_>,
+        mut take: impl FnMut(&Row) -> Result<(), OutboxError>,
+    ) -> Result<(), OutboxError> {
+        let statement = self.statement(query).await?;
+        let reading = async {
+            let params = params.iter().copied();
+            let rows = match &statement {
+                Some(statement) => self.client.query_raw(statement, params).await?,
+                None => {
+                    let typed = params.zip(query.types.iter().cloned());
+                    self.client.query_typed_raw(query.sql, typed).await?
+                }
+            };
+            let mut rows = pin!(rows);
+            while let Some(row) = rows.try_next().await? {
+                if let Err(error) = take(&row) {
+                    return Ok(Err(error));
+                }
+            }
+            Ok(Ok(()))
+        };
+        self.bounded(query.action, reading).await?
     }
 
     pub async fn execute(&self, query: &Query, params: Params<'_>) -> Result<u64, OutboxError> {

@@ -207,6 +207,12 @@ impl Board {
         self.state().slots.iter().any(|slot| slot.taken)
     }
 
+    /// Some lane held more than was read of it.
+    pub fn has_backlog(&self) -> bool {
+        let full = |slot: &Slot| slot.ready.is_some_and(|ready| ready.full);
+        self.state().slots.iter().any(full)
+    }
+
     /// No worker waits for lanes, and some have them.
     pub fn is_busy(&self) -> bool {
         let state = self.state();
@@ -346,8 +352,10 @@ mod tests {
         board.take().await.give_back(|_| Found::Full);
         let waits = [Waits::new(&board), Waits::new(&board)];
         board.offer(1..9);
+        assert!(board.has_backlog());
         let taken = board.take().await;
         assert_eq!(taken.lanes().len(), 3);
+        assert!(board.has_backlog(), "while it is worked off, too");
         drop(waits);
         taken.give_back(|_| Found::Full);
         board.offer(0..64);

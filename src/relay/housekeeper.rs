@@ -24,9 +24,10 @@ const GAUGES: u32 = 100;
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 /// Rows passed over because they were dead or waiting are looked at again after this long.
 const RESTART_PRUNING_EVERY: Duration = Duration::from_secs(3600);
-/// While workers have lanes, pruning pauses for so many times the length of its steps: a third of one core. A backlog is
-/// more urgent than rows that are old.
-const PRUNING: u32 = 2;
+/// While workers have lanes, pruning pauses for so many times the length of its steps: a third of one core.
+const PRUNING_BESIDE_WORK: u32 = 2;
+/// And an eighth of one while a backlog is drained, which is more urgent than rows that are old: they get no more by it.
+const PRUNING_BESIDE_BACKLOG: u32 = 7;
 
 pub async fn run(shared: Arc<Shared>, retention: Retention, host: String, stop: CancellationToken) {
     let mut failures: u32 = 0;
@@ -105,8 +106,9 @@ async fn keep_house(
             let more = pruning.step(&session, retention, source).await?;
             let pause = match more {
                 false => retention.interval,
-                true if shared.board.is_worked() => asked.elapsed() * PRUNING,
-                true => Duration::ZERO,
+                true if !shared.board.is_worked() => Duration::ZERO,
+                true if shared.board.has_backlog() => asked.elapsed() * PRUNING_BESIDE_BACKLOG,
+                true => asked.elapsed() * PRUNING_BESIDE_WORK,
             };
             prune_at = Instant::now() + pause;
         }

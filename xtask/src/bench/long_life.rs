@@ -55,8 +55,18 @@ pub async fn long_reader(bench: &Bench) -> Result<Findings> {
         )
         .await?;
     let rates = |runs: &[Drain]| -> Vec<f64> { runs.iter().map(|d| d.per_second).collect() };
-    let quarter = |q: usize| median_of(&with, |d| d.curve.quarters(n)[q]);
-    let quarters: Vec<String> = (0..4).map(|q| format!("{:.0}", quarter(q))).collect();
+    // A drain ends slower than it begins without a reader too: the queue is full and drops its oldest, and the last lanes
+    // come in smaller batches.
+    let trend = |runs: &[Drain]| {
+        median_of(runs, |d| {
+            let [first, .., last] = d.curve.quarters(n);
+            last / first
+        })
+    };
+    let quarters = |runs: &[Drain]| -> String {
+        let quarter = |q: usize| format!("{:.0}", median_of(runs, |d| d.curve.quarters(n)[q]));
+        [0, 1, 2, 3].map(quarter).join(", ")
+    };
     let mut findings = Findings::from(vec![
         Measure::new(
             "long-reader",
@@ -69,12 +79,16 @@ pub async fn long_reader(bench: &Bench) -> Result<Findings> {
         .note(neighbours(&rates(&without), &rates(&with))),
         Measure::new(
             "long-reader, last quarter beside the first",
-            Unit::PerSecond,
-            Some(quarter(0)),
-            quarter(3),
+            Unit::Number,
+            Some(trend(&without)),
+            trend(&with),
             Target::RatioAtLeast(0.95),
         )
-        .note(format!("messages/s by quarter: {}", quarters.join(", "))),
+        .note(format!(
+            "messages/s by quarter: {}; without a reader {}",
+            quarters(&with),
+            quarters(&without)
+        )),
     ]);
     for (name, runs) in [("without", &without), ("beside a long reader", &with)] {
         if let Some(last) = runs.last() {

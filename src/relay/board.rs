@@ -22,8 +22,8 @@ const LANES_PER_CLAIM: usize = 16;
 const LANES_PER_LIGHT_CLAIM: usize = 32;
 /// A lane that is not full waits so long for others, while some worker works.
 const GATHER: Duration = Duration::from_millis(5);
-/// A lane that another relay has is not looked at, nor asked for, for so long. That relay reads it until nothing is left, so
-/// nothing waits for this one; but it may also have been tidied for a moment, or the relay has crashed.
+/// A lane that another relay has is not looked at, nor asked for, for so long: that relay reads it until nothing is left.
+/// Longer would be felt where it was only tidied, or where that relay crashed.
 const REST: Duration = Duration::from_millis(20);
 
 /// What a worker found in a lane.

@@ -108,8 +108,8 @@ pub async fn part(
     ))
 }
 
-/// Relays that work already meet batches that one transaction commits, and end. Of the last batch alone is measured, from
-/// its commit to its last mark, the only one whose messages arrive.
+/// Relays that work already meet batches that one transaction commits, and end. Measured is the last batch alone, the only
+/// one whose messages arrive, from its commit to its last mark.
 pub async fn burst(
     stage: &Stage,
     outbox: &Outbox,

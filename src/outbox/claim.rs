@@ -232,7 +232,8 @@ async fn read(
     let due = limits.batch_size.div_ceil(2);
     let mut candidates = Vec::new();
     let mut orphans = Vec::new();
-    let take = |row: &Row| {
+    let take = |row: Row| {
+        let row = &row;
         debug_assert!({
             let selected = row.columns().iter().map(|column| column.name());
             selected.eq(COLUMNS)
@@ -292,9 +293,9 @@ async fn complete(
         return Ok(());
     }
     let mut bodies: HashMap<Position, Body> = HashMap::with_capacity(ids.len());
-    let take = |row: &Row| {
-        let (lane, id) = (get(row, "lane")?, get(row, "id")?);
-        if let Some(body) = body(row, "payload", "binary_payload")? {
+    let take = |row: Row| {
+        let (lane, id) = (get(&row, "lane")?, get(&row, "id")?);
+        if let Some(body) = body(&row, "payload", "binary_payload")? {
             bodies.insert(Position { lane, id }, body);
         }
         Ok(())

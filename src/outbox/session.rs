@@ -165,21 +165,13 @@ impl Session {
     }
 
     pub async fn query(&self, query: &Query, params: Params<'_>) -> Result<Vec<Row>, OutboxError> {
-        match self.statement(query).await? {
-            Some(statement) => {
-                self.bounded(query.action, self.client.query(&statement, params))
-                    .await
-            }
-            None => {
-                let typed: Vec<_> = params
-                    .iter()
-                    .copied()
-                    .zip(query.types.iter().cloned())
-                    .collect();
-                self.bounded(query.action, self.client.query_typed(query.sql, &typed))
-                    .await
-            }
-        }
+        let mut rows = Vec::new();
+        let take = |row| {
+            rows.push(row);
+            Ok(())
+        };
+        self.each(query, params, take).await?;
+        Ok(rows)
     }
 
     /// Row by row, each as it arrives: what `take` does not keep is not held.
@@ -187,7 +179,7 @@ impl Session {
         &self,
         query: &Query,
         params: Params<'_>,
-        mut take: impl FnMut(&Row) -> Result<(), OutboxError>,
+        mut take: impl FnMut(Row) -> Result<(), OutboxError>,
     ) -> Result<(), OutboxError> {
         let statement = self.statement(query).await?;
         let reading = async {
@@ -201,7 +193,7 @@ impl Session {
             };
             let mut rows = pin!(rows);
             while let Some(row) = rows.try_next().await? {
-                if let Err(error) = take(&row) {
+                if let Err(error) = take(row) {
                     return Ok(Err(error));
                 }
             }

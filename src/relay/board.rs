@@ -349,6 +349,7 @@ mod tests {
     async fn workers_that_wait_share_a_backlog() {
         let board = Board::default();
         board.offer([0]);
+        assert!(!board.has_backlog(), "of what the scout saw, nobody knows");
         board.take().await.give_back(|_| Found::Full);
         let waits = [Waits::new(&board), Waits::new(&board)];
         board.offer(1..9);

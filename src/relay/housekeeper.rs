@@ -80,8 +80,7 @@ async fn keep_house(
         if Instant::now() >= gauges_at {
             let asked = Instant::now();
             let state = status::status(&session).await?;
-            let (shortest, longest) = GAUGES_EVERY;
-            let pause = (asked.elapsed() * GAUGES).clamp(shortest, longest);
+            let pause = gauges_pause(asked.elapsed());
             metrics::outbox(
                 source,
                 state.pending,
@@ -104,11 +103,11 @@ async fn keep_house(
         if Instant::now() >= prune_at {
             let asked = Instant::now();
             let more = pruning.step(&session, retention, source).await?;
-            let pause = match more {
-                false => retention.interval,
-                true if !shared.board.is_worked() => Duration::ZERO,
-                true if shared.board.has_backlog() => asked.elapsed() * PRUNING_BESIDE_BACKLOG,
-                true => asked.elapsed() * PRUNING_BESIDE_WORK,
+            let pause = if more {
+                let board = &shared.board;
+                pruning_pause(asked.elapsed(), board.is_worked(), board.has_backlog())
+            } else {
+                retention.interval
             };
             prune_at = Instant::now() + pause;
         }
@@ -118,6 +117,21 @@ async fn keep_house(
         }
     }
     status::leave(&session, &shared.instance).await
+}
+
+fn gauges_pause(took: Duration) -> Duration {
+    let (shortest, longest) = GAUGES_EVERY;
+    (took * GAUGES).clamp(shortest, longest)
+}
+
+/// Between two steps, the first of which took so long.
+fn pruning_pause(took: Duration, worked: bool, backlog: bool) -> Duration {
+    match (worked, backlog) {
+        // With the broker away a backlog is not drained either, and the server has nothing else to do.
+        (false, _) => Duration::ZERO,
+        (true, true) => took * PRUNING_BESIDE_BACKLOG,
+        (true, false) => took * PRUNING_BESIDE_WORK,
+    }
 }
 
 struct Pruning {
@@ -160,5 +174,27 @@ impl Pruning {
         metrics::pruned(source, step.deleted);
         self.lane = (self.lane + 1) % LANES;
         Ok(self.lane != 0 || self.more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    #[test]
+    fn gauges_are_read_by_what_they_cost() {
+        assert_eq!(gauges_pause(MS(3)), MS(2_000));
+        assert_eq!(gauges_pause(MS(50)), MS(5_000));
+        assert_eq!(gauges_pause(MS(700)), MS(10_000));
+    }
+
+    #[test]
+    fn pruning_makes_way_for_work_and_more_for_a_backlog() {
+        assert_eq!(pruning_pause(MS(10), false, false), MS(0));
+        assert_eq!(pruning_pause(MS(10), false, true), MS(0));
+        assert_eq!(pruning_pause(MS(10), true, false), MS(20));
+        assert_eq!(pruning_pause(MS(10), true, true), MS(70));
     }
 }

@@ -303,13 +303,21 @@ async fn cycle(
     let settled = lost.is_none() && outcomes.iter().any(|o| *o != Outcome::Untouched);
     let exhausted = claim.exhausted();
     // A lane that had something is read until it has nothing; one that a broken link left alone waits for the scout.
-    taken.give_back(|lane| match exhausted.get(&lane) {
-        Some(false) if settled => Found::Full,
-        Some(true) if settled && worked.contains(&lane) => Found::Some,
-        Some(_) => Found::Nothing,
-        None => Found::Peer,
+    taken.give_back(|lane| {
+        let exhausted = exhausted.get(&lane).copied();
+        found(exhausted, settled, worked.contains(&lane))
     });
     Ok(lost)
+}
+
+/// Of a lane that was asked for. `exhausted`: nothing was left to read; `None` when it was not held.
+fn found(exhausted: Option<bool>, settled: bool, worked: bool) -> Found {
+    match exhausted {
+        Some(false) if settled => Found::Full,
+        Some(true) if settled && worked => Found::Some,
+        Some(_) => Found::Nothing,
+        None => Found::Peer,
+    }
 }
 
 /// Publishes a claim's messages, wave by wave, and decides the outcome of each.
@@ -451,5 +459,20 @@ fn report(state: &LinkState) -> LinkReport {
         LinkState::Open => LinkReport::Connecting,
         LinkState::Blocked(why) => LinkReport::Blocked(why.clone()),
         LinkState::Closed(why) => LinkReport::Down(why.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_is_read_again_at_once_only_if_something_was_settled() {
+        assert_eq!(found(Some(false), true, true), Found::Full);
+        assert_eq!(found(Some(true), true, true), Found::Some);
+        assert_eq!(found(Some(true), true, false), Found::Nothing);
+        assert_eq!(found(Some(false), false, true), Found::Nothing);
+        assert_eq!(found(Some(true), false, true), Found::Nothing);
+        assert_eq!(found(None, true, false), Found::Peer);
     }
 }

@@ -4,7 +4,7 @@ use test_support::Proxy;
 
 use super::{
     flow, median, median_of,
-    outbox::{Batch, Outbox},
+    outbox::{Batch, Filled, Outbox},
     report::{Findings, Measure, Target, Unit},
     stage::{DEFAULTS, Queue, Settings, Stage},
     suite::Bench,
@@ -36,7 +36,7 @@ pub async fn wal(bench: &Bench) -> Result<Findings> {
             .await
             .map_err(|e| format!("{statement}: {e} (pg_walinspect comes with PostgreSQL 15)"))?;
     }
-    let measured = Box::pin(marking_and_deleting(bench, &outbox)).await;
+    let measured = Box::pin(lives(bench, &outbox)).await;
     // Whatever came of it: the workloads after this one are not to run without.
     for statement in [
         "ALTER SYSTEM RESET full_page_writes",
@@ -48,7 +48,15 @@ pub async fn wal(bench: &Bench) -> Result<Findings> {
     measured
 }
 
-async fn marking_and_deleting(bench: &Bench, outbox: &Outbox) -> Result<Findings> {
+/// What a message writes to the log, from its commit to its end.
+struct Life {
+    insert: Wal,
+    mark: Wal,
+    delete: Wal,
+    prune: Wal,
+}
+
+async fn lives(bench: &Bench, outbox: &Outbox) -> Result<Findings> {
     let stage = &bench.stage;
     let n = bench.sizes.counted;
     let batch = Batch::new(n, bench.sizes.keys);
@@ -64,13 +72,31 @@ async fn marking_and_deleting(bench: &Bench, outbox: &Outbox) -> Result<Findings
             Ok(())
         })
         .await?;
-        let (there, ..) = outbox.sent(&filled).await?;
         let expected = if settings == DELETING { 0 } else { n };
-        if there != expected {
-            return Err(format!("{there} rows are left, not {expected}").into());
-        }
+        holds(outbox, &filled, expected).await?;
         outbox.none_failed().await?;
         stage.queued(n).await?;
+        Ok(wal)
+    };
+    let inserted = async || -> Result<Wal> {
+        outbox.clear().await?;
+        written(stage, outbox, n, async || {
+            outbox.add(&batch).await?;
+            Ok(())
+        })
+        .await
+    };
+    let pruned = async || -> Result<Wal> {
+        outbox.clear().await?;
+        let filled = outbox.add_history(&batch).await?;
+        outbox.settle_down().await?;
+        let prune = ["prune", "--older-than", "1m"];
+        let wal = written(stage, outbox, n, async || {
+            stage.command(outbox, &prune).await?;
+            Ok(())
+        })
+        .await?;
+        holds(outbox, &filled, 0).await?;
         Ok(wal)
     };
     let (plain, relays) = bench
@@ -80,31 +106,51 @@ async fn marking_and_deleting(bench: &Bench, outbox: &Outbox) -> Result<Findings
                 outbox.fill(&batch).await?;
                 written(stage, outbox, n, async || read_and_delete(outbox).await).await
             },
-            async || Ok((relayed(DEFAULTS).await?, relayed(DELETING).await?)),
+            async || {
+                Ok(Life {
+                    insert: inserted().await?,
+                    mark: relayed(DEFAULTS).await?,
+                    delete: relayed(DELETING).await?,
+                    prune: pruned().await?,
+                })
+            },
         )
         .await?;
     let baseline = median_of(&plain, |wal| wal.bytes);
     let plain_cpu = median_of(&plain, |wal| wal.cpu_us);
-    let measure = |what: &str, most: f64, pick: fn(&(Wal, Wal)) -> &Wal| {
-        let bytes = median_of(&relays, |both| pick(both).bytes);
-        let target = Target::RatioAtMost(most);
-        let cpu = median_of(&relays, |both| pick(both).cpu_us);
-        let measure = Measure::new(what, Unit::Bytes, Some(baseline), bytes, target).note(format!(
-            "PostgreSQL's CPU a message: {cpu:.1} µs; baseline: {plain_cpu:.1} µs"
-        ));
+    let measure = |what: &str, baseline: Option<f64>, target: Target, pick: fn(&Life) -> &Wal| {
+        let bytes = median_of(&relays, |life| pick(life).bytes);
+        let cpu = median_of(&relays, |life| pick(life).cpu_us);
+        let measure = Measure::new(what, Unit::Bytes, baseline, bytes, target)
+            .note(format!("PostgreSQL's CPU a message: {cpu:.1} µs"));
         match relays.first() {
             Some(first) => measure.note(pick(first).kinds.clone()),
             None => measure,
         }
     };
     let plain_kinds = plain.first().map_or("", |wal| wal.kinds.as_str());
+    let (relative, most) = (Some(baseline), Target::RatioAtMost);
     Ok(vec![
-        measure("wal, marking", 1.5, |both| &both.0).note(format!(
-            "a message, of {n}; baseline: batches of 500 of a lane are read and deleted ({plain_kinds})"
+        measure("wal, marking", relative, most(1.5), |life| &life.mark).note(format!(
+            "a message, of {n}; baseline: batches of 500 of a lane are read and deleted ({plain_kinds}), \
+             PostgreSQL's CPU {plain_cpu:.1} µs"
         )),
-        measure("wal, deleting (retention.sent = \"0s\")", 1.1, |both| &both.1),
+        measure("wal, deleting (retention.sent = \"0s\")", relative, most(1.1), |life| &life.delete),
+        measure("wal, insert", None, Target::None, |life| &life.insert)
+            .note("a body of 512 bytes is in it; its transaction's end, 34 bytes or more, is not"),
+        measure("wal, retention of what was marked", None, Target::None, |life| &life.prune),
     ]
     .into())
+}
+
+/// An error unless so many of the messages are there.
+async fn holds(outbox: &Outbox, filled: &Filled, expected: usize) -> Result<()> {
+    let (there, ..) = outbox.sent(filled).await?;
+    if there == expected {
+        Ok(())
+    } else {
+        Err(format!("{there} rows are left, not {expected}").into())
+    }
 }
 
 /// What `work`, and the vacuum after it, write to the log.

@@ -1,9 +1,6 @@
 //! An outbox that has lived: a long reader, a long history, a large backlog, retention.
 
-use std::{
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     drain::neighbours,
@@ -13,7 +10,7 @@ use super::{
     percentile,
     plot::Curve,
     report::{Findings, Measure, Target, Unit},
-    stage::{DEFAULTS, Queue, SOON, Settings},
+    stage::{DEFAULTS, Queue, Settings},
     suite::{Bench, Workload},
 };
 use crate::Result;
@@ -155,24 +152,14 @@ impl LongLife<'_> {
         let stage = &bench.stage;
         stage.queue(Queue::Short).await?;
         let scans_before = self.large.statistics("seq_scan").await?;
-        let program = crate::built("release").canonicalize()?;
-        let environment = stage.environment(&self.large);
         let (mut commands, mut views) = (Vec::new(), Vec::new());
         for run in 1..=bench.sizes.runs {
             bench.say(&format!("status: run {run} of {}", bench.sizes.runs));
             for _ in 0..LOOKS {
                 let began = Instant::now();
-                let status = tokio::process::Command::new(&program)
-                    .args(["status", "--json"])
-                    .envs(environment.iter().map(|(k, v)| (k, v)))
-                    .stdin(Stdio::null())
-                    .kill_on_drop(true)
-                    .output();
-                let output = tokio::time::timeout(SOON, status)
-                    .await
-                    .map_err(|_| "`outboxd status` did not end within a minute")??;
+                let output = stage.command(&self.large, &["status", "--json"]).await?;
                 commands.push(began.elapsed().as_secs_f64() * 1e3);
-                let report: serde_json::Value = serde_json::from_slice(&output.stdout)
+                let report: serde_json::Value = serde_json::from_slice(&output)
                     .map_err(|e| format!("`outboxd status --json`: {e}"))?;
                 let pending = report["pending"].as_f64().unwrap_or(0.0);
                 // Derived above 10,000: about.

@@ -1,6 +1,9 @@
 //! What every measurement stands on: servers as they run in production, queues, and relays.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use lapin::{
     Channel, Connection, ConnectionProperties, ExchangeKind,
@@ -182,6 +185,26 @@ impl Stage {
         let daemon = Daemon::start(&program, &["run"], &env)?;
         daemon.line("connected to both servers", SOON).await;
         Ok(Relay { daemon, port })
+    }
+
+    /// What a command of the released program prints.
+    pub async fn command(&self, outbox: &Outbox, args: &[&str]) -> Result<Vec<u8>> {
+        let command = tokio::process::Command::new(crate::built("release").canonicalize()?)
+            .args(args)
+            .envs(self.environment(outbox))
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let name = args.join(" ");
+        let output = tokio::time::timeout(SOON, command)
+            .await
+            .map_err(|_| format!("`outboxd {name}` did not end within {SOON:?}"))??;
+        if output.status.success() {
+            Ok(output.stdout)
+        } else {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Err(format!("`outboxd {name}` ended with {}: {said}", output.status).into())
+        }
     }
 
     /// User and system time of PostgreSQL so far, in seconds; of the processes that ended as well.

@@ -48,7 +48,7 @@ pub async fn wal(bench: &Bench) -> Result<Findings> {
     measured
 }
 
-/// What a message writes to the log, from its commit to its end.
+/// What is done to a message, by what it writes to the log.
 struct Life {
     insert: Wal,
     mark: Wal,
@@ -138,7 +138,8 @@ async fn lives(bench: &Bench, outbox: &Outbox) -> Result<Findings> {
         measure("wal, deleting (retention.sent = \"0s\")", relative, most(1.1), |life| &life.delete),
         measure("wal, insert", None, Target::None, |life| &life.insert)
             .note("a body of 512 bytes is in it; its transaction's end, 34 bytes or more, is not"),
-        measure("wal, retention of what was marked", None, Target::None, |life| &life.prune),
+        measure("wal, retention", None, Target::None, |life| &life.prune)
+            .note("of rows that were inserted as sent"),
     ]
     .into())
 }

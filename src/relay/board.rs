@@ -54,8 +54,6 @@ enum Take {
 pub struct Board {
     lanes: Mutex<State>,
     work: Notify,
-    gather: Duration,
-    rest: Duration,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -116,8 +114,6 @@ impl Default for Board {
                 waiting: 0,
             }),
             work: Notify::new(),
-            gather: GATHER,
-            rest: REST,
         }
     }
 }
@@ -151,7 +147,7 @@ impl Board {
             let share = free.len().div_ceil(state.waiting.max(1));
             share.min(LANES_PER_CLAIM)
         } else {
-            let gathered = oldest + self.gather;
+            let gathered = oldest + GATHER;
             let worked = state.slots.iter().any(|slot| slot.taken);
             if worked && free.len() < LANES_PER_LIGHT_CLAIM && now < gathered {
                 return Take::At(gathered);
@@ -262,7 +258,7 @@ impl Board {
                     full: found == Found::Full,
                 }),
             };
-            slot.rests_until = (found == Found::Peer).then(|| now + self.rest);
+            slot.rests_until = (found == Found::Peer).then(|| now + REST);
             again |= slot.ready.is_some();
         }
         drop(state);
@@ -329,6 +325,7 @@ mod tests {
     use std::pin::pin;
 
     use futures_util::poll;
+    use tokio::time::advance;
 
     use super::*;
 
@@ -363,33 +360,29 @@ mod tests {
         assert_eq!(board.take().await.lanes().len(), LANES_PER_CLAIM);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn lanes_without_a_backlog_are_gathered_while_somebody_works() {
-        let board = Board {
-            gather: Duration::from_millis(100),
-            ..Board::default()
-        };
+        let board = Board::default();
         board.offer([1]);
         let first = board.take().await;
         let began = Instant::now();
         board.offer([2, 3]);
         let second = board.take().await;
-        assert!(began.elapsed() >= board.gather);
+        assert!(began.elapsed() >= GATHER);
         assert_eq!(second.lanes(), [2, 3]);
         second.give_back(|_| Found::Some);
         first.give_back(|_| Found::Nothing);
         assert!(poll!(pin!(board.take())).is_ready(), "nobody works");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn many_lanes_and_a_backlog_are_not_gathered() {
-        let board = Board {
-            gather: Duration::from_secs(3600),
-            ..Board::default()
-        };
+        let board = Board::default();
         let now = async || {
-            let taken = tokio::time::timeout(Duration::from_secs(10), board.take());
-            taken.await.expect("not to be gathered")
+            let began = Instant::now();
+            let taken = board.take().await;
+            assert_eq!(began.elapsed(), Duration::ZERO);
+            taken
         };
         board.offer([63]);
         let first = now().await;
@@ -400,12 +393,9 @@ mod tests {
         assert_eq!(now().await.lanes().len(), LANES_PER_CLAIM);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_worker_that_goes_leaves_the_lanes_it_gathered_to_another() {
-        let board = Board {
-            gather: Duration::from_millis(200),
-            ..Board::default()
-        };
+        let board = Board::default();
         board.offer([1]);
         let worked = board.take().await;
         board.offer([2]);
@@ -423,15 +413,11 @@ mod tests {
         drop(worked);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_lane_that_a_peer_has_rests() {
-        let board = Board {
-            rest: Duration::from_millis(100),
-            ..Board::default()
-        };
+        let board = Board::default();
         board.offer([1, 2]);
         let taken = board.take().await;
-        let began = Instant::now();
         taken.give_back(|lane| {
             if lane == 1 {
                 Found::Peer
@@ -443,7 +429,7 @@ mod tests {
         assert!(!board.unknown().contains(&1), "not to be looked at");
         assert!(!board.offer([1]), "nor to be asked for");
         assert!(board.offer([2]));
-        tokio::time::sleep_until(began + board.rest * 2).await;
+        advance(REST).await;
         assert!(!board.has_working_peer());
         assert!(board.unknown().contains(&1));
         assert!(board.offer([1]));

@@ -21,6 +21,9 @@ use crate::{
 const GAUGES_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 /// A reading takes so many times less than the pause after it: a hundredth of a core of the server.
 const GAUGES: u32 = 100;
+/// And a sixth of a core where that would be too rarely: beside a transaction that has written a million messages and is
+/// still open, a reading takes seconds.
+const SLOW_GAUGES: u32 = 5;
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 /// Rows passed over because they were dead or waiting are looked at again after this long.
 const RESTART_PRUNING_EVERY: Duration = Duration::from_secs(3600);
@@ -121,7 +124,9 @@ async fn keep_house(
 
 fn gauges_pause(took: Duration) -> Duration {
     let (shortest, longest) = GAUGES_EVERY;
-    (took * GAUGES).clamp(shortest, longest)
+    (took * GAUGES)
+        .clamp(shortest, longest)
+        .max(took * SLOW_GAUGES)
 }
 
 /// Between two steps, the first of which took so long.
@@ -188,6 +193,7 @@ mod tests {
         assert_eq!(gauges_pause(MS(3)), MS(2_000));
         assert_eq!(gauges_pause(MS(50)), MS(5_000));
         assert_eq!(gauges_pause(MS(700)), MS(10_000));
+        assert_eq!(gauges_pause(MS(7_000)), MS(35_000));
     }
 
     #[test]

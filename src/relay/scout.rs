@@ -27,8 +27,11 @@ use crate::{
 
 /// Between two polls while there is traffic.
 const BUSY_POLL: Duration = Duration::from_millis(5);
-/// Naps are so many times longer than looks at least: a sixth of one core.
+/// Naps are so many times longer than looks at least: a sixth of one core. Where a transaction has written a million
+/// messages and is still open, every look passes over them for seconds.
 const LOOKING: u32 = 5;
+/// But what is new waits no longer than this for the next look, and for as long as a look takes.
+const LONGEST_NAP: Duration = Duration::from_secs(10);
 /// Without a place to sleep (another relay has it), idle polls are no rarer than this.
 const AWAKE_POLL: Duration = Duration::from_millis(250);
 /// Idle for so long, it is worth an attempt to sleep.
@@ -143,8 +146,7 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
         let nap = tidy_due.map_or(nap, |due| {
             nap.min(due.saturating_duration_since(Instant::now()))
         });
-        // Whatever a look costs, looking is a small part of the work.
-        let nap = nap.max((took * LOOKING).min(AWAKE_POLL));
+        let nap = nap.max(least_nap(took));
         tokio::select! {
             biased;
             () = session.closed() => {
@@ -156,6 +158,11 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
             () = tokio::time::sleep(nap) => {}
         }
     }
+}
+
+/// After a look that took so long. Whatever it costs, looking is a small part of the work.
+fn least_nap(took: Duration) -> Duration {
+    (took * LOOKING).min(LONGEST_NAP)
 }
 
 /// After a burst, lets the marks catch up with what was settled, so that idle polls read nothing twice and retention
@@ -192,4 +199,19 @@ enum Tidied {
     Partly,
     /// By a writing transaction that is still open, or a peer that works.
     Held,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_takes_no_more_than_its_part_of_a_core() {
+        for ms in [1, 10, 100, 1000, 2000] {
+            let took = Duration::from_millis(ms);
+            let part = took.as_secs_f64() / (took + least_nap(took)).as_secs_f64();
+            assert!(part <= 1.0 / 6.0 + 1e-9, "{part} of a core after {took:?}");
+        }
+        assert_eq!(least_nap(Duration::from_secs(30)), LONGEST_NAP);
+    }
 }

@@ -3,7 +3,11 @@
 //! Claim, publish, confirm, settle; then again. A crash anywhere rolls the claim back: no lease and no clock. What
 //! was published by then is published again: duplicates, at most a batch.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +34,7 @@ use crate::{
         settle::{self, Keep},
     },
     outcome::{self, Answer, Outcome, RetryPolicy},
+    reason::Reason,
     settlement,
     telemetry::metrics,
 };
@@ -401,6 +406,13 @@ fn record(
         i64::try_from((claimed_in / 2 + publishing.elapsed()).as_micros()).unwrap_or(i64::MAX),
     );
     let mut latencies = Vec::new();
+    // One line for all that failed alike: a lost binding must not write a line for each message of a backlog.
+    let mut alike: BTreeMap<Reason, usize> = BTreeMap::new();
+    for outcome in outcomes {
+        if let Outcome::Retry { reason, .. } = outcome {
+            *alike.entry(*reason).or_default() += 1;
+        }
+    }
     for (candidate, outcome) in claim.candidates.iter().zip(outcomes) {
         let message = &candidate.message;
         let (id, position) = (message.message_id, message.position.id);
@@ -415,11 +427,14 @@ fn record(
                 error,
             } => {
                 metrics::retried(source, reason.as_str());
-                tracing::warn!(
-                    source, message_id = %id, position, reason = reason.as_str(), attempts,
-                    delay_ms = delay.as_millis() as u64, error = %error.escape_debug(),
-                    "not delivered; it is tried again"
-                );
+                // Of the others, `outbox.waiting` holds the same.
+                if let Some(messages) = alike.remove(reason) {
+                    tracing::warn!(
+                        source, message_id = %id, position, reason = reason.as_str(), attempts,
+                        delay_ms = delay.as_millis() as u64, error = %error.escape_debug(), messages,
+                        "not delivered; it is tried again"
+                    );
+                }
             }
             Outcome::Dead {
                 reason,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lapin::types::AMQPValue;
+use test_support::eventually;
 
 use crate::world::{SOON, own_world, world};
 
@@ -92,6 +93,39 @@ async fn a_later_attempt_says_which_one_it_is() {
         matches!(seen.header("outbox-attempt"), Some(AMQPValue::LongLongInt(n)) if n >= 2),
         "{seen:?}"
     );
+}
+
+#[tokio::test]
+async fn messages_of_a_claim_that_fail_alike_are_one_line_of_the_log() {
+    const N: usize = 200;
+    let world = world().await;
+    world.declare_exchange("events").await;
+    world.commit_many(N, N).await;
+    let relay = world.relay(&[
+        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1h"),
+        ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
+    ]);
+    world
+        .until(
+            "each to wait with its own error",
+            "outbox.waiting WHERE reason = 'unroutable' AND last_error LIKE '%NO_ROUTE%'",
+            N as i64,
+        )
+        .await;
+    let told = || -> Vec<usize> {
+        let messages = |line: &String| {
+            let event: serde_json::Value = serde_json::from_str(line).ok()?;
+            let told = event["message"] == "not delivered; it is tried again";
+            told.then(|| event["messages"].as_u64().unwrap_or(0) as usize)
+        };
+        relay.lines().iter().filter_map(messages).collect()
+    };
+    // Some are tried twice meanwhile: delays begin at nothing.
+    eventually("all to be counted", SOON, async || {
+        (told().iter().sum::<usize>() >= N).then_some(())
+    })
+    .await;
+    assert!(told().len() < N / 4, "{:?}", told());
 }
 
 #[tokio::test]

@@ -21,9 +21,11 @@ use crate::{
 const GAUGES_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 /// A reading takes so many times less than the pause after it: a hundredth of a core of the server.
 const GAUGES: u32 = 100;
-/// And a sixth of a core where that would be too rarely: beside a transaction that has written a million messages and is
-/// still open, a reading takes seconds.
+/// A sixth of a core at most where readings take seconds, one after the other: beside a transaction that has written a
+/// million messages and is still open.
 const SLOW_GAUGES: u32 = 5;
+/// But they are no older than this and a reading: alerts depend on them.
+const GAUGES_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 /// Rows passed over because they were dead or waiting are looked at again after this long.
 const RESTART_PRUNING_EVERY: Duration = Duration::from_secs(3600);
@@ -74,6 +76,8 @@ async fn keep_house(
     };
     *failures = 0;
     let mut gauges_at = Instant::now();
+    // What the last two took.
+    let mut readings = [Duration::ZERO; 2];
     let mut beat_at = Instant::now();
     // A new relay prunes soon: a fleet that restarts often must prune as well.
     let mut prune_at = Instant::now();
@@ -83,7 +87,8 @@ async fn keep_house(
         if Instant::now() >= gauges_at {
             let asked = Instant::now();
             let state = status::status(&session).await?;
-            let pause = gauges_pause(asked.elapsed());
+            readings = [readings[1], asked.elapsed()];
+            let pause = gauges_pause(readings);
             metrics::outbox(
                 source,
                 state.pending,
@@ -122,11 +127,12 @@ async fn keep_house(
     status::leave(&session, &shared.instance).await
 }
 
-fn gauges_pause(took: Duration) -> Duration {
+/// After two readings that took so long. A server that stood still once does not make the gauges old.
+fn gauges_pause(readings: [Duration; 2]) -> Duration {
     let (shortest, longest) = GAUGES_EVERY;
-    (took * GAUGES)
-        .clamp(shortest, longest)
-        .max(took * SLOW_GAUGES)
+    let took = readings[0].min(readings[1]);
+    let slow = (took * SLOW_GAUGES).min(GAUGES_AT_LEAST_EVERY);
+    (readings[1] * GAUGES).clamp(shortest, longest).max(slow)
 }
 
 /// Between two steps, the first of which took so long.
@@ -190,10 +196,16 @@ mod tests {
 
     #[test]
     fn gauges_are_read_by_what_they_cost() {
-        assert_eq!(gauges_pause(MS(3)), MS(2_000));
-        assert_eq!(gauges_pause(MS(50)), MS(5_000));
-        assert_eq!(gauges_pause(MS(700)), MS(10_000));
-        assert_eq!(gauges_pause(MS(7_000)), MS(35_000));
+        assert_eq!(gauges_pause([MS(3); 2]), MS(2_000));
+        assert_eq!(gauges_pause([MS(50); 2]), MS(5_000));
+        assert_eq!(gauges_pause([MS(700); 2]), MS(10_000));
+        assert_eq!(gauges_pause([MS(7_000); 2]), MS(35_000));
+        assert_eq!(gauges_pause([MS(30_000); 2]), MS(60_000));
+        assert_eq!(
+            gauges_pause([MS(3), MS(20_000)]),
+            MS(10_000),
+            "it stood still"
+        );
     }
 
     #[test]

@@ -83,6 +83,8 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
     let mut pause = BUSY_POLL;
     let mut idle_since = Instant::now();
     let mut asleep = false;
+    // What the last two took.
+    let mut looks = [Duration::ZERO; 2];
     // When the next step of tidying is due; None when there is nothing to tidy.
     let mut tidy_due = Some(Instant::now() + TIDY_AFTER);
     let mut tidied_at: Option<Instant> = None;
@@ -95,13 +97,14 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
         if lanes.is_empty() && !shared.board.is_worked() && !shares {
             lanes = (0..).take(LANES).collect();
         }
-        let asked = Instant::now();
         let work = if lanes.is_empty() || shared.board.is_busy() {
             Work::default()
         } else {
-            work::find(&session, &lanes).await?
+            let asked = Instant::now();
+            let work = work::find(&session, &lanes).await?;
+            looks = [looks[1], asked.elapsed()];
+            work
         };
-        let took = asked.elapsed();
         if asleep && !work.lanes.is_empty() {
             wake::get_up(&session).await?;
             asleep = false;
@@ -146,7 +149,7 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
         let nap = tidy_due.map_or(nap, |due| {
             nap.min(due.saturating_duration_since(Instant::now()))
         });
-        let nap = nap.max(least_nap(took));
+        let nap = nap.max(least_nap(looks));
         tokio::select! {
             biased;
             () = session.closed() => {
@@ -160,8 +163,10 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
     }
 }
 
-/// After a look that took so long. Whatever it costs, looking is a small part of the work.
-fn least_nap(took: Duration) -> Duration {
+/// After two looks that took so long. Whatever it costs, looking is a small part of the work; but a server that stood still
+/// once, and is back, is looked at as soon as ever.
+fn least_nap(looks: [Duration; 2]) -> Duration {
+    let took = looks[0].min(looks[1]);
     (took * LOOKING).min(LONGEST_NAP)
 }
 
@@ -209,9 +214,16 @@ mod tests {
     fn looking_takes_no_more_than_its_part_of_a_core() {
         for ms in [1, 10, 100, 1000, 2000] {
             let took = Duration::from_millis(ms);
-            let part = took.as_secs_f64() / (took + least_nap(took)).as_secs_f64();
+            let part = took.as_secs_f64() / (took + least_nap([took; 2])).as_secs_f64();
             assert!(part <= 1.0 / 6.0 + 1e-9, "{part} of a core after {took:?}");
         }
-        assert_eq!(least_nap(Duration::from_secs(30)), LONGEST_NAP);
+        assert_eq!(least_nap([Duration::from_secs(30); 2]), LONGEST_NAP);
+    }
+
+    #[test]
+    fn a_server_that_stood_still_once_is_looked_at_soon() {
+        let (quick, stood_still) = (Duration::from_millis(1), Duration::from_secs(20));
+        assert_eq!(least_nap([quick, stood_still]), quick * LOOKING);
+        assert_eq!(least_nap([stood_still, quick]), quick * LOOKING);
     }
 }

@@ -40,7 +40,14 @@ pub const SWEEP: &[Tuning] = &[
     tuned(4, 2000),
 ];
 /// A body of a megabyte fills a socket alone.
-pub const LARGE_SWEEP: &[Tuning] = &[tuned(1, 16), tuned(2, 16), tuned(4, 4), tuned(4, 16)];
+pub const LARGE_SWEEP: &[Tuning] = &[
+    tuned(1, 16),
+    tuned(2, 16),
+    tuned(4, 4),
+    tuned(4, 16),
+    tuned(4, 64),
+    tuned(4, 256),
+];
 pub const ONE_AT_A_TIME: Tuning = tuned(1, 1);
 pub const PIPELINED: &[Tuning] = &[tuned(1, 100), tuned(1, 500), tuned(1, 2000)];
 

@@ -130,7 +130,7 @@ pub async fn large_bodies(bench: &Bench) -> Result<Findings> {
     let mut measures = Vec::new();
     for (what, body, n) in [
         ("large-bodies, 64 KiB", 64 << 10, bench.sizes.bodies),
-        ("large-bodies, 1 MiB", 1 << 20, bench.sizes.bodies / 6),
+        ("large-bodies, 1 MiB", 1 << 20, bench.sizes.bodies / 24),
     ] {
         bench.say(&format!("{what}: the best raw publisher"));
         let batch = Batch {

@@ -21,7 +21,7 @@ pub struct Sizes {
     pub small: usize,
     /// Messages of one hot key, one at a time; ten times as many when pipelined.
     pub hot: usize,
-    /// Bodies of 64 KiB; a sixth as many of 1 MiB.
+    /// Bodies of 64 KiB; of 1 MiB a twenty-fourth as many. Half of them last longer than the memory of a relay grows.
     pub bodies: usize,
     /// Length of a steady load.
     pub steady: Duration,
@@ -48,7 +48,7 @@ impl Sizes {
             large: scaled(10_000_000),
             small: 100_000,
             hot: 5_000,
-            bodies: 8_000,
+            bodies: 32_000,
             steady: seconds(60.0),
             writers: seconds(20.0),
             idle: seconds(30.0),
@@ -68,7 +68,7 @@ impl Sizes {
             large: 60_000,
             small: 2_000,
             hot: 100,
-            bodies: 60,
+            bodies: 240,
             steady: Duration::from_secs(2),
             writers: Duration::from_secs(1),
             idle: Duration::from_secs(3),

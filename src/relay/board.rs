@@ -209,25 +209,30 @@ impl Board {
         self.state().slots.iter().any(full)
     }
 
-    /// No worker waits for lanes, and some have them.
-    pub fn is_busy(&self) -> bool {
-        let state = self.state();
-        state.waiting == 0 && state.slots.iter().any(|slot| slot.taken)
-    }
-
     /// Another relay has had lanes just now.
     pub fn has_working_peer(&self) -> bool {
         self.state().slots.iter().any(Slot::rests)
     }
 
-    /// Lanes of which nobody knows whether they have work.
-    pub fn unknown(&self) -> Vec<Lane> {
+    /// Lanes that the scout should look at. Those that are worked, or wait for a worker, are read by that worker, and those
+    /// that a peer has by that peer: with a backlog none is left. None, either, while nobody could take what is found. But
+    /// while nobody works, because the broker is away, all: by looking one learns that the database is gone, or
+    /// read-only, as well.
+    pub fn to_look_at(&self) -> Vec<Lane> {
         let state = self.state();
+        let worked = state.slots.iter().any(|slot| slot.taken);
+        if worked && state.waiting == 0 {
+            return Vec::new();
+        }
         let lanes = (0..).zip(&state.slots);
-        lanes
+        let unknown: Vec<Lane> = lanes
             .filter(|(_, slot)| slot.is_unknown())
             .map(|(lane, _)| lane)
-            .collect()
+            .collect();
+        if unknown.is_empty() && !worked && !state.slots.iter().any(Slot::rests) {
+            return (0..).take(LANES).collect();
+        }
+        unknown
     }
 
     /// No worker has a lane, and none is ready.
@@ -426,29 +431,42 @@ mod tests {
             }
         });
         assert!(board.has_working_peer());
-        assert!(!board.unknown().contains(&1), "not to be looked at");
+        assert!(!board.to_look_at().contains(&1), "not to be looked at");
         assert!(!board.offer([1]), "nor to be asked for");
         assert!(board.offer([2]));
         advance(REST).await;
         assert!(!board.has_working_peer());
-        assert!(board.unknown().contains(&1));
+        assert!(board.to_look_at().contains(&1));
         assert!(board.offer([1]));
         assert_eq!(board.take().await.lanes(), [1, 2]);
     }
 
     #[tokio::test]
-    async fn it_is_busy_while_nobody_waits_for_lanes() {
+    async fn the_scout_looks_where_nobody_knows_and_only_while_somebody_could_take_it() {
         let board = Board::default();
-        assert!(!board.is_busy(), "nobody works");
+        assert_eq!(board.to_look_at().len(), LANES);
         board.offer([1]);
+        assert!(!board.to_look_at().contains(&1), "known to have work");
         let taken = board.take().await;
-        assert!(board.is_busy());
+        assert!(board.to_look_at().is_empty(), "no worker waits");
         let mut waits = Box::pin(board.take());
         assert!(poll!(&mut waits).is_pending());
-        assert!(!board.is_busy());
-        drop(waits);
-        assert!(board.is_busy());
-        drop(taken);
+        let looked_at = board.to_look_at();
+        assert_eq!(looked_at.len(), LANES - 1);
+        assert!(!looked_at.contains(&1), "its worker reads it");
+        drop((waits, taken));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_scout_looks_at_all_while_all_have_work_and_nobody_takes_it() {
+        let board = Board::default();
+        board.offer([0]);
+        board.take().await.give_back(|_| Found::Peer);
+        board.offer(1..64);
+        assert!(board.to_look_at().is_empty(), "a peer works");
+        advance(REST).await;
+        board.offer([0]);
+        assert_eq!(board.to_look_at().len(), LANES, "the broker is away");
     }
 
     #[tokio::test]

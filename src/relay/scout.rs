@@ -89,15 +89,9 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
     let mut tidy_due = Some(Instant::now() + TIDY_AFTER);
     let mut tidied_at: Option<Instant> = None;
     loop {
-        // Lanes that are worked, or wait for a worker, are read by that worker, and those that a peer has by that peer. With
-        // a backlog nothing is left to look at, or nobody could take what is found; but while nobody works, because the
-        // broker is away, it is by looking that one learns that the database is gone, or read-only, as well.
-        let mut lanes = shared.board.unknown();
+        let lanes = shared.board.to_look_at();
         let shares = shared.board.has_working_peer();
-        if lanes.is_empty() && !shared.board.is_worked() && !shares {
-            lanes = (0..).take(LANES).collect();
-        }
-        let work = if lanes.is_empty() || shared.board.is_busy() {
+        let work = if lanes.is_empty() {
             Work::default()
         } else {
             let asked = Instant::now();

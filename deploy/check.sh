@@ -144,6 +144,17 @@ context_has_what_is_compiled_in() {
 }
 check ".dockerignore lets through what is compiled in" context_has_what_is_compiled_in
 
+# Cargo reads the manifest of every member of the workspace, and wants the file of every target, whatever it builds.
+context_has_the_workspace() {
+    context=$scratch/context
+    mkdir "$context"
+    sed -n 's/^!//p' .dockerignore | xargs cp --recursive --parents --target-directory "$context"
+    cargo metadata --manifest-path "$context/Cargo.toml" --locked --offline --no-deps --format-version 1 >/dev/null
+}
+if needs cargo ".dockerignore lets through the workspace"; then
+    check ".dockerignore lets through the workspace (cargo metadata)" context_has_the_workspace
+fi
+
 # --------------------------------------------------------------- the code
 # Names that these files share with the code.
 metrics_exist() {

@@ -91,6 +91,12 @@ const CLAIM_LANES: Query = Query {
     types: &[Type::INT2_ARRAY],
 };
 
+const TAKE_BACK_MARKS: Query = Query {
+    action: "take back marks",
+    sql: include_str!("sql/take_back_marks.sql"),
+    types: &[Type::INT2_ARRAY],
+};
+
 const READ: Query = Query {
     action: "read messages",
     sql: include_str!("sql/read.sql"),
@@ -170,7 +176,7 @@ macro_rules! field {
 }
 
 /// Begins a transaction and holds those of `lanes` that nobody else holds. `None`, and no transaction, when all
-/// are held elsewhere. `limits` are asked for once the number of lanes held is known.
+/// are held elsewhere, or marks had to be taken back first. `limits` are asked for once the number of lanes held is known.
 pub async fn claim(
     session: &Session,
     lanes: &[Lane],
@@ -190,17 +196,24 @@ pub async fn claim(
     let drawn = get(first, "drawn")?;
     let now_us = micros(get(first, "now")?);
     let mut held = Vec::with_capacity(rows.len());
+    let mut highest = 0;
     for row in &rows {
         let position: Option<i64> = get(row, "candidate")?;
         let tx: Option<i64> = get(row, "candidate_tx")?;
-        let candidate = position.zip(tx);
+        let low_water: i64 = get(row, "low_water")?;
+        highest = highest.max(low_water).max(position.unwrap_or(0));
+        // One of a transaction that is still to come was copied here from another cluster, and would be waited for.
+        let candidate = position.zip(tx).filter(|(_, tx)| *tx <= own_tx);
         held.push(HeldLane {
             lane: get(row, "lane")?,
             mark: Mark {
-                low_water: get(row, "low_water")?,
+                low_water,
                 candidate: candidate.map(|(position, tx)| MarkCandidate { position, tx }),
             },
         });
+    }
+    if highest > drawn && take_back_marks(session, &held).await? {
+        return Ok(None);
     }
     let limits = limits(held.len());
     let (mut candidates, orphans) = read(session, &held, limits).await?;
@@ -219,6 +232,27 @@ pub async fn claim(
         limits,
         cut_short,
     }))
+}
+
+/// The sequence was restarted, or is a copy without its value: what is written from now on would lie below the marks,
+/// never be sent, and be seen by no gauge. Without the marks it is found, at the price of reading what was sent as well.
+/// True when some were taken back: then the transaction is over.
+async fn take_back_marks(session: &Session, held: &[HeldLane]) -> Result<bool, OutboxError> {
+    let lanes: Vec<Lane> = held.iter().map(|l| l.lane).collect();
+    let taken_back = session.query(&TAKE_BACK_MARKS, &[&lanes]).await?;
+    let Some(first) = taken_back.first() else {
+        return Ok(false);
+    };
+    let drawn: i64 = get(first, "drawn")?;
+    session.commit().await?;
+    tracing::error!(
+        lanes = taken_back.len(),
+        drawn,
+        "the sequence outbox.message_id_seq stands below positions that were settled: it was restarted, or copied without \
+         its value. New events are sent, but may come before older ones of their key; set it above all positions: \
+         docs/operations.md, \"Copies that are not physical\""
+    );
+    Ok(true)
 }
 
 async fn read(

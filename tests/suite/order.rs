@@ -217,6 +217,65 @@ async fn late_commit_of_a_lower_id_is_not_skipped() {
     marks_moved(&world, low.0).await;
 }
 
+/// Its lane is never empty, and no worker ever waits.
+#[tokio::test]
+async fn a_hot_key_does_not_keep_other_keys_from_being_found() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[("OUTBOXD__RELAY__WORKERS", "1")]);
+    let insert = |key: &str, n: usize| {
+        format!(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+             SELECT 'order', {key}, 'created', '0' FROM generate_series(1, {n}) n RETURNING message_id"
+        )
+    };
+    world
+        .client
+        .batch_execute(&insert("'hot'", 20_000))
+        .await
+        .unwrap();
+    consumer.until(1).await;
+    let rows = world.client.query(&insert("n", 20), &[]).await.unwrap();
+    let others: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+    consumer.until_all(&others).await;
+    let hot = "outbox.message WHERE aggregate_id = 'hot' AND sent_at IS NULL";
+    assert!(
+        world.count(hot).await > 5_000,
+        "they waited for the hot key"
+    );
+}
+
+/// As after a logical copy without the sequence's value, or a TRUNCATE that restarts it: what is new lies below the marks.
+#[tokio::test]
+async fn events_below_the_marks_of_a_restarted_sequence_are_found() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    world.commit_many(5000, 500).await;
+    marks_moved(&world, 0).await;
+    let sql = "TRUNCATE outbox.message RESTART IDENTITY";
+    world.client.batch_execute(sql).await.unwrap();
+    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+               SELECT 'order', n, 'after', '0' FROM generate_series(1, 200) n RETURNING message_id";
+    let rows = world.client.query(sql, &[]).await.unwrap();
+    let ids: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+    consumer.until_all(&ids).await;
+    let told = |line: &String| line.contains("message_id_seq stands below");
+    assert!(relay.lines().iter().any(told));
+}
+
+/// A candidate's transaction id, copied from a cluster that has used more of them, would hold the mark for years.
+#[tokio::test]
+async fn a_candidate_from_another_cluster_does_not_hold_the_mark() {
+    let world = world().await;
+    let _consumer = world.consumer().await;
+    let sql = "UPDATE outbox.lane SET candidate = 1, candidate_tx = '1000000000000'";
+    world.client.batch_execute(sql).await.unwrap();
+    world.commit_many(5000, 500).await;
+    let _relay = world.relay(&[]);
+    marks_moved(&world, 0).await;
+}
+
 async fn marks_moved(world: &World, above: i64) {
     test_support::eventually("the low-water marks to move", SOON, async || {
         world.commit_many(640, 500).await;

@@ -85,7 +85,12 @@ impl Plan {
                         && outcomes[previous] != Outcome::Sent
                     {
                         for i in chain.members.drain(chain.next..) {
-                            outcomes[i] = behind(&outcomes[previous]);
+                            // Nobody releases a replay: it keeps its own due time.
+                            outcomes[i] = if candidates[i].message.replay {
+                                Outcome::Untouched
+                            } else {
+                                behind(&outcomes[previous])
+                            };
                         }
                         continue;
                     }

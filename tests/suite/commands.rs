@@ -527,6 +527,30 @@ async fn a_replay_publishes_again_under_the_same_id_and_says_so() {
     );
 }
 
+/// What would stand behind a replay that failed has nobody to release it.
+#[tokio::test]
+async fn replays_of_a_key_are_all_sent_when_the_first_of_them_fails() {
+    let world = world().await;
+    world.declare_exchange("events").await;
+    for _ in 0..3 {
+        world.insert(Some("1"), "created", "{}", "").await;
+    }
+    let sql = "UPDATE outbox.message SET sent_at = clock_timestamp()";
+    world.client.batch_execute(sql).await.unwrap();
+    ok(&world, &["replay", "--key", "1", "--why", "lost"]).await;
+    let relay = world.relay(&[("OUTBOXD__RELAY__BACKOFF_INITIAL", "200ms")]);
+    relay.line("not delivered; it is tried again", SOON).await;
+    let consumer = world.consumer().await;
+    consumer.until(3).await;
+    world
+        .until(
+            "none to wait",
+            "outbox.message m JOIN outbox.waiting USING (lane, id)",
+            0,
+        )
+        .await;
+}
+
 #[tokio::test]
 async fn a_replay_keeps_to_its_rate() {
     let world = world().await;

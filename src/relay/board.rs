@@ -26,11 +26,17 @@ const GATHER: Duration = Duration::from_millis(5);
 /// Longer would be felt where it was only tidied, or where that relay crashed.
 const REST: Duration = Duration::from_millis(20);
 
+/// While no worker waits for lanes, those of which nobody knows are looked at so rarely: a few lanes that are never empty
+/// must not keep the others from being found.
+const BUSY_LOOK: Duration = Duration::from_millis(100);
+
 /// What a worker found in a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// As many messages as it might read: more are there.
     Full,
+    /// Not looked into: the lanes before it filled the batch. It keeps its turn.
+    Unread,
     /// All there was, and something it was.
     Some,
     Nothing,
@@ -80,6 +86,8 @@ struct State {
     clock: u64,
     /// Workers that wait for lanes.
     waiting: usize,
+    /// When the scout was last sent.
+    looked: Instant,
 }
 
 /// A lane that has work and that no worker has.
@@ -112,6 +120,7 @@ impl Default for Board {
                 slots: [Slot::default(); LANES],
                 clock: 0,
                 waiting: 0,
+                looked: Instant::now(),
             }),
             work: Notify::new(),
         }
@@ -156,12 +165,8 @@ impl Board {
         };
         free.sort_unstable_by_key(|lane| (lane.served, lane.number));
         free.truncate(share);
-        state.clock += 1;
-        let clock = state.clock;
         for lane in &free {
-            let slot = &mut state.slots[lane.number];
-            slot.taken = true;
-            slot.served = clock;
+            state.slots[lane.number].taken = true;
         }
         let lanes = free.iter();
         Take::Lanes(
@@ -214,16 +219,18 @@ impl Board {
         self.state().slots.iter().any(Slot::rests)
     }
 
-    /// Lanes that the scout should look at. Those that are worked, or wait for a worker, are read by that worker, and those
-    /// that a peer has by that peer: with a backlog none is left. None, either, while nobody could take what is found. But
-    /// while nobody works, because the broker is away, all: by looking one learns that the database is gone, or
-    /// read-only, as well.
+    /// Lanes that the scout should look at now. Those that are worked, or wait for a worker, are read by that worker, and
+    /// those that a peer has by that peer: with a backlog everywhere none is left. Seldom, while nobody could take at once
+    /// what is found. But while nobody works, because the broker is away, all: by looking one learns that the database is
+    /// gone, or read-only, as well.
     pub fn to_look_at(&self) -> Vec<Lane> {
-        let state = self.state();
+        let now = Instant::now();
+        let mut state = self.state();
         let worked = state.slots.iter().any(|slot| slot.taken);
-        if worked && state.waiting == 0 {
+        if worked && state.waiting == 0 && now < state.looked + BUSY_LOOK {
             return Vec::new();
         }
+        state.looked = now;
         let lanes = (0..).zip(&state.slots);
         let unknown: Vec<Lane> = lanes
             .filter(|(_, slot)| slot.is_unknown())
@@ -246,6 +253,8 @@ impl Board {
     fn give_back(&self, lanes: &[Lane], found: impl Fn(Lane) -> Found) {
         let now = Instant::now();
         let mut state = self.state();
+        state.clock += 1;
+        let clock = state.clock;
         let mut again = false;
         for lane in lanes {
             let Some(slot) = usize::try_from(*lane)
@@ -256,11 +265,14 @@ impl Board {
             };
             let found = found(*lane);
             slot.taken = false;
+            if found != Found::Unread {
+                slot.served = clock;
+            }
             slot.ready = match found {
                 Found::Nothing | Found::Peer => None,
-                Found::Full | Found::Some => Some(Ready {
+                Found::Full | Found::Unread | Found::Some => Some(Ready {
                     since: now,
-                    full: found == Found::Full,
+                    full: found != Found::Some,
                 }),
             };
             slot.rests_until = (found == Found::Peer).then(|| now + REST);
@@ -441,14 +453,17 @@ mod tests {
         assert_eq!(board.take().await.lanes(), [1, 2]);
     }
 
-    #[tokio::test]
-    async fn the_scout_looks_where_nobody_knows_and_only_while_somebody_could_take_it() {
+    #[tokio::test(start_paused = true)]
+    async fn the_scout_looks_where_nobody_knows_and_seldom_while_nobody_could_take_it() {
         let board = Board::default();
         assert_eq!(board.to_look_at().len(), LANES);
         board.offer([1]);
         assert!(!board.to_look_at().contains(&1), "known to have work");
         let taken = board.take().await;
         assert!(board.to_look_at().is_empty(), "no worker waits");
+        advance(BUSY_LOOK).await;
+        assert_eq!(board.to_look_at().len(), LANES - 1, "but not for ever");
+        assert!(board.to_look_at().is_empty());
         let mut waits = Box::pin(board.take());
         assert!(poll!(&mut waits).is_pending());
         let looked_at = board.to_look_at();
@@ -467,6 +482,21 @@ mod tests {
         advance(REST).await;
         board.offer([0]);
         assert_eq!(board.to_look_at().len(), LANES, "the broker is away");
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_the_batch_had_no_room_for_keeps_its_turn() {
+        let board = Board::default();
+        board.offer([1, 2, 3]);
+        let taken = board.take().await;
+        taken.give_back(|lane| {
+            if lane == 3 {
+                Found::Unread
+            } else {
+                Found::Full
+            }
+        });
+        assert_eq!(board.take().await.lanes(), [3, 1, 2]);
     }
 
     #[tokio::test]

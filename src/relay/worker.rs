@@ -125,6 +125,7 @@ impl Worker {
         let result = Box::pin(cycle(&shared, session, publisher, &mut self.limit, taken)).await;
         if let Ok(None) = result {
             self.cautious = false;
+            publisher.trust();
         }
         match result? {
             None => Ok(()),
@@ -318,7 +319,8 @@ async fn cycle(
 /// Of a lane that was asked for. `exhausted`: nothing was left to read; `None` when it was not held.
 fn found(exhausted: Option<bool>, settled: bool, worked: bool) -> Found {
     match exhausted {
-        Some(false) if settled => Found::Full,
+        Some(false) if settled && worked => Found::Full,
+        Some(false) if settled => Found::Unread,
         Some(true) if settled && worked => Found::Some,
         Some(_) => Found::Nothing,
         None => Found::Peer,
@@ -484,6 +486,7 @@ mod tests {
     #[test]
     fn a_lane_is_read_again_at_once_only_if_something_was_settled() {
         assert_eq!(found(Some(false), true, true), Found::Full);
+        assert_eq!(found(Some(false), true, false), Found::Unread);
         assert_eq!(found(Some(true), true, true), Found::Some);
         assert_eq!(found(Some(true), true, false), Found::Nothing);
         assert_eq!(found(Some(false), false, true), Found::Nothing);

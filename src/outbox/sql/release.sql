@@ -1,13 +1,13 @@
 -- What stood behind a settled message may go, in order. $1 lane, $2 key_hash, $3 how many of a key
+-- Of the first ones of the key: were those that may go already passed over, each settle would walk over all of them.
 UPDATE outbox.waiting w
 SET due_at = clock_timestamp()
 FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, key_hash)
 CROSS JOIN LATERAL (
     SELECT b.lane, b.id
     FROM outbox.waiting b
-    WHERE b.lane = s.lane AND b.key_hash = s.key_hash AND b.due_at IS NULL
-      AND NOT b.replay AND b.cause <> 'scheduled'
+    WHERE b.lane = s.lane AND b.key_hash = s.key_hash AND NOT b.replay AND b.cause <> 'scheduled'
     ORDER BY b.id
     LIMIT $3
 ) next
-WHERE w.lane = next.lane AND w.id = next.id
+WHERE w.lane = next.lane AND w.id = next.id AND w.due_at IS NULL

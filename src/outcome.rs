@@ -112,10 +112,11 @@ pub fn decide(answer: &Answer, attempts: u32, policy: &RetryPolicy, rng: &mut im
     };
     match answer {
         Answer::Delivered => Outcome::Sent,
-        // Counted for the back-off, and never as the last attempt.
+        // Counted for the back-off, up to half of the attempts: a full queue is not the message's fault, and what else
+        // happens to it afterwards must not find it at its last one.
         Answer::Nacked => retry(
             Reason::Nacked,
-            made.min(policy.max_attempts.saturating_sub(1)),
+            attempts.max(made.min(policy.max_attempts / 2)),
         ),
         Answer::Refused { code: 406, .. } => dead(Reason::PreconditionFailed),
         Answer::Rejected(refusal) => dead(refusal.reason),
@@ -181,7 +182,7 @@ mod tests {
             let made = attempts.saturating_add(1);
             match decided(&answer, attempts) {
                 Outcome::Retry { attempts: counted, reason: Reason::Nacked, .. } =>
-                    prop_assert_eq!(counted, made.min(POLICY.max_attempts - 1)),
+                    prop_assert_eq!(counted, attempts.max(made.min(POLICY.max_attempts / 2))),
                 Outcome::Retry { attempts: counted, .. } => prop_assert!(counted == made && made < POLICY.max_attempts),
                 Outcome::Dead { attempts: counted, .. } => prop_assert_eq!(counted, made),
                 Outcome::Sent | Outcome::Behind | Outcome::Untouched => {}

@@ -49,8 +49,15 @@ pub(super) async fn database(source: &Source) -> Result<(), CliError> {
     ))?)
 }
 
-/// Privileges, schema version, tables and columns; what is missing is named with what mends it.
+/// Encoding, privileges, schema version, tables and columns; what is missing is named with what mends it.
 pub(super) async fn require_ready(session: &Session) -> Result<(), CliError> {
+    if preflight::is_without_encoding(session).await? {
+        return Err(CliError::Setup(
+            "the database's encoding is SQL_ASCII: PostgreSQL converts none of its text, and an event that is not UTF-8 \
+             would hold up all events beside it. Keep the outbox in a database with ENCODING 'UTF8'"
+                .to_owned(),
+        ));
+    }
     // Before the version, which a role without grants cannot read.
     let missing = preflight::missing_privileges(session).await?;
     if !missing.is_empty() {

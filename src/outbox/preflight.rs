@@ -19,6 +19,19 @@ const LOST: Query = Query {
     types: &[],
 };
 
+const ENCODING: Query = Query {
+    action: "check the encoding",
+    sql: "SELECT current_setting('server_encoding') AS word",
+    types: &[],
+};
+
+/// PostgreSQL does not say in which encoding text is, so it converts none, and one row that is not UTF-8 would fail
+/// every claim that reads it. <https://www.postgresql.org/docs/current/multibyte.html>
+pub async fn is_without_encoding(session: &Session) -> Result<bool, OutboxError> {
+    let encoding = words(session, &ENCODING).await?;
+    Ok(encoding.iter().any(|name| name == "SQL_ASCII"))
+}
+
 /// The GRANT statements that this role lacks to run a relay; empty when it has all.
 pub async fn missing_privileges(session: &Session) -> Result<Vec<String>, OutboxError> {
     words(session, &MISSING).await

@@ -405,3 +405,20 @@ async fn psql_and_outboxd_migrate_make_the_same_schema() {
     assert_eq!(one, two);
     assert!(one.contains("sent_at"));
 }
+
+/// Text that is not UTF-8 would come as it is, and fail every claim that reads it.
+#[tokio::test]
+async fn a_database_without_an_encoding_is_refused() {
+    let world = world().await;
+    let sql =
+        "CREATE DATABASE plain ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'";
+    world.postgres().execute("postgres", sql).await.unwrap();
+    let url = world.postgres().url("plain");
+    let plain = [("DATABASE_URL", url.as_str())];
+    assert_eq!(world.outboxd(&["migrate"], &plain).await.code, 0);
+    for command in [&["check", "--connect"] as &[&str], &["run"]] {
+        let refused = world.outboxd(command, &plain).await;
+        assert_eq!(refused.code, 78, "{}", refused.stderr);
+        assert!(refused.stderr.contains("SQL_ASCII"), "{}", refused.stderr);
+    }
+}

@@ -216,7 +216,7 @@ pub const KEYS: &[Key] = &[
         "relay.max_attempts",
         Some("20"),
         "1 to 1000000",
-        "Attempts before a message is dead. With the default back-off, the last is about an hour after the first.",
+        "Attempts before a message is dead. With the default back-off, the last is about half an hour after the first, an hour at most.",
     ),
     key(
         "relay.backoff_initial",

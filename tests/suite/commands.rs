@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::world::{SOON, World, world};
+use crate::world::{SOON, World, repository, world};
 
 async fn json(world: &World, args: &[&str]) -> Value {
     let run = world.outboxd(args, &[]).await;
@@ -576,6 +576,47 @@ async fn a_replay_keeps_to_its_rate() {
     let seen = consumer.until(40).await;
     let took = seen[39].at - began;
     assert!(took >= std::time::Duration::from_millis(1900), "{took:?}");
+}
+
+/// The runbook's own statements, while relays work.
+#[tokio::test]
+async fn a_replay_is_stopped_as_the_runbook_says() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relays = (world.relay(&[]), world.relay(&[]));
+    world.commit_many(400, 20).await;
+    consumer.until(400).await;
+    world.drained().await;
+    ok(
+        &world,
+        &[
+            "replay",
+            "--aggregate-type",
+            "order",
+            "--rate",
+            "20",
+            "--why",
+            "by mistake",
+        ],
+    )
+    .await;
+    consumer.until(410).await;
+    let runbook = std::fs::read_to_string(repository().join("docs/operations.md")).unwrap();
+    let (_, stop) = runbook
+        .split_once("BEGIN;\nSELECT count(*) FROM (SELECT FROM outbox.lane")
+        .unwrap();
+    let (stop, _) = stop.split_once("COMMIT;").unwrap();
+    let stop = format!("BEGIN;\nSELECT count(*) FROM (SELECT FROM outbox.lane{stop}COMMIT;");
+    // New messages flow meanwhile, so lanes are held.
+    world.commit_many(2000, 200).await;
+    world.client.batch_execute(&stop).await.unwrap();
+    assert_eq!(world.count("outbox.waiting WHERE replay").await, 0);
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(
+        report.is_clean() && (10..100).contains(&report.replayed),
+        "{report}"
+    );
 }
 
 #[tokio::test]

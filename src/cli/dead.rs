@@ -136,11 +136,16 @@ pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliEr
         } => {
             let session = super::session(source).await?;
             migrate::require_known(&session).await?;
-            let found = dead::list(&session, &filter.filter(), i64::from(*limit)).await?;
+            // One more than is shown, to know whether that is all.
+            let wanted = i64::from(*limit) + 1;
+            let mut found = dead::list(&session, &filter.filter(), wanted).await?;
+            let shown = usize::try_from(*limit).unwrap_or(usize::MAX);
+            let cut = found.len() > shown;
+            found.truncate(shown);
             if json.json {
                 return Ok(output::json(&found)?);
             }
-            list(&found)
+            list(&found, cut)
         }
         Command::Show { message_id, json } => {
             let session = super::session(source).await?;
@@ -166,8 +171,9 @@ pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliEr
     }
 }
 
-fn list(found: &[DeadMessage]) -> Result<(), CliError> {
-    if found.is_empty() {
+/// `cut`: there are more than these.
+fn list(found: &[DeadMessage], cut: bool) -> Result<(), CliError> {
+    if found.is_empty() && !cut {
         return Ok(output::line("no dead messages")?);
     }
     let rows: Vec<Vec<String>> = found
@@ -184,7 +190,7 @@ fn list(found: &[DeadMessage]) -> Result<(), CliError> {
             ]
         })
         .collect();
-    Ok(output::table(
+    output::table(
         &[
             "MESSAGE ID",
             "DIED AT",
@@ -195,7 +201,14 @@ fn list(found: &[DeadMessage]) -> Result<(), CliError> {
             "LAST ERROR",
         ],
         &rows,
-    )?)
+    )?;
+    if cut {
+        output::line(&format!(
+            "the first {}; there are more: --limit shows them",
+            found.len()
+        ))?;
+    }
+    Ok(())
 }
 
 fn show(d: &DeadMessage) -> Result<(), CliError> {

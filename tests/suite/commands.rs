@@ -356,7 +356,19 @@ async fn dead_messages_are_listed_shown_and_filtered() {
         )
         .await;
     assert_eq!(nobody.code, 1);
-    assert!(ok(&world, &["dead", "list"]).await.contains("unroutable"));
+    let all = ok(&world, &["dead", "list"]).await;
+    assert!(
+        all.contains("unroutable") && !all.contains("--limit"),
+        "{all}"
+    );
+    // A list that was cut says so; one that ends at its limit was not.
+    assert_eq!(ok(&world, &["dead", "list", "--limit", "5"]).await, all);
+    let cut = ok(&world, &["dead", "list", "--limit", "2"]).await;
+    assert_eq!(cut.lines().count(), 1 + 2 + 1, "{cut}");
+    assert_eq!(
+        cut.lines().last(),
+        Some("the first 2; there are more: --limit shows them")
+    );
 }
 
 #[tokio::test]

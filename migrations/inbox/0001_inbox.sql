@@ -55,10 +55,10 @@ COMMENT ON COLUMN inbox.message.state IS
     'applied: done. stale: passed over, because a later position of its entity was applied before. begun: an external effect was begun; without a record its outcome is in doubt.';
 COMMENT ON COLUMN inbox.message.result IS 'What the operation returned, for duplicates; at most 1 MiB.';
 COMMENT ON COLUMN inbox.message.result_type IS 'Media type of the result.';
-COMMENT ON COLUMN inbox.message.claimed_at IS 'When it was claimed, by the database''s clock; pruning counts from here.';
-COMMENT ON COLUMN inbox.message.recorded_at IS 'When its result was recorded.';
+COMMENT ON COLUMN inbox.message.claimed_at IS 'When it was claimed, by the database''s clock.';
+COMMENT ON COLUMN inbox.message.recorded_at IS 'When its result was recorded; pruning counts from here, and from claimed_at without one.';
 CREATE INDEX message_claimed ON inbox.message (consumer, claimed_at);
-COMMENT ON INDEX inbox.message_claimed IS 'What is old enough to be pruned.';
+COMMENT ON INDEX inbox.message_claimed IS 'What may be old enough to be pruned.';
 CREATE INDEX message_begun ON inbox.message (consumer, claimed_at) WHERE state = 'begun';
 COMMENT ON INDEX inbox.message_begun IS 'External effects whose outcome is in doubt.';
 
@@ -302,10 +302,12 @@ BEGIN
     IF older_than < interval '0' OR max_rows < 1 THEN
         RAISE EXCEPTION 'inbox.prune: older_than must not be negative, max_rows must be positive';
     END IF;
-    -- What is in doubt is never forgotten.
+    -- What is in doubt is never forgotten, and what was settled late is as young as its record: its message may only
+    -- now be delivered again. Nothing is recorded before it is claimed, so claimed_at bounds the scan.
     WITH old AS (
         SELECT m.consumer, m.idempotency_key FROM inbox.message m
         WHERE m.consumer = prune.consumer AND m.claimed_at < horizon
+          AND coalesce(m.recorded_at, m.claimed_at) < horizon
           AND m.state <> 'begun'
         ORDER BY m.claimed_at
         LIMIT prune.max_rows

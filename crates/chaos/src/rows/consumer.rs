@@ -235,8 +235,9 @@ async fn pruned(setup: &Setup) -> Result<Outcome> {
         .await;
     setup.timeline.fault();
     // 13 days old is inside of the retention of 14, 15 days is not.
-    let age = "UPDATE inbox.message SET claimed_at = claimed_at - CASE idempotency_key WHEN 'late' THEN interval '13 days' ELSE interval '15 days' END \
-               WHERE idempotency_key IN ('late', 'older')";
+    let age = "UPDATE inbox.message m SET claimed_at = claimed_at - by_days, recorded_at = recorded_at - by_days \
+               FROM (VALUES ('late', interval '13 days'), ('older', interval '15 days')) a (idempotency_key, by_days) \
+               WHERE m.idempotency_key = a.idempotency_key";
     stage.client.batch_execute(age).await?;
     let prune = "SELECT inbox.prune('chaos', interval '14 days', 1000)";
     let forgotten: i32 = stage.client.query_one(prune, &[]).await?.get(0);

@@ -622,7 +622,9 @@ async fn other_methods_pass_and_keys_may_be_optional() {
 async fn a_key_expires() {
     let service = service("expiring").await;
     assert_eq!(service.post("/payments", "old").await.status, 201);
-    let age = "UPDATE inbox.message SET claimed_at = claimed_at - interval '25 h' WHERE consumer = 'expiring'";
+    let age = "UPDATE inbox.message \
+               SET claimed_at = claimed_at - interval '25 h', recorded_at = recorded_at - interval '25 h' \
+               WHERE consumer = 'expiring'";
     service.db.batch_execute(age).await.unwrap();
     assert_eq!(service.post("/payments", "new").await.status, 201);
     let layer = service.layer.clone();

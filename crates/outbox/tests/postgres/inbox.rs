@@ -454,7 +454,9 @@ async fn pruning_forgets_what_is_older_than_the_horizon_and_never_what_is_in_dou
         .unwrap();
     inbox.fail(&client, "failed", "boom").await.unwrap();
     let admin = server().await.connect("payments").await.unwrap();
-    let age = "UPDATE inbox.message SET claimed_at = claimed_at - interval '2 days' WHERE consumer = 'prune'; \
+    let age = "UPDATE inbox.message \
+               SET claimed_at = claimed_at - interval '2 days', recorded_at = recorded_at - interval '2 days' \
+               WHERE consumer = 'prune'; \
                UPDATE inbox.attempt SET last_at = last_at - interval '2 days' WHERE consumer = 'prune'";
     admin.batch_execute(age).await.unwrap();
     apply(&mut client, &inbox, &operation("young"), "prune").await;
@@ -483,6 +485,35 @@ async fn pruning_forgets_what_is_older_than_the_horizon_and_never_what_is_in_dou
         Claimed::First,
         "past the horizon"
     );
+}
+
+/// A person settles a doubt after weeks: the message in the dead-letter queue may be given back only then.
+#[tokio::test]
+async fn an_effect_recorded_late_is_remembered_from_its_record() {
+    let client = consumer().await;
+    let inbox = inbox("late");
+    let effect = operation("charge");
+    inbox.begin_effect(&client, &effect).await.unwrap();
+    let admin = server().await.connect("payments").await.unwrap();
+    let age = async |column: &str| {
+        let sql = format!(
+            "UPDATE inbox.message SET {column} = {column} - interval '2 days' WHERE consumer = 'late'"
+        );
+        admin.batch_execute(&sql).await.unwrap();
+    };
+    age("claimed_at").await;
+    inbox
+        .record_effect(&client, "charge", &"charged")
+        .await
+        .unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    assert_eq!(inbox.prune(&client, day, 10).await.unwrap(), 0);
+    assert!(matches!(
+        inbox.begin_effect(&client, &effect).await.unwrap(),
+        Begun::Duplicate(_)
+    ));
+    age("recorded_at").await;
+    assert_eq!(inbox.prune(&client, day, 10).await.unwrap(), 1);
 }
 
 #[tokio::test]

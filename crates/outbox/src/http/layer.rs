@@ -224,9 +224,14 @@ fn scope(shared: &Shared, request: &Parts) -> Result<Option<String>, Problem> {
     Ok(Some(key::scoped(&request.method, &route, &caller, &key)))
 }
 
-/// Everything that makes it this request and no other.
+/// Everything that makes it this request and no other. The scheme and the host do not: HTTP/2 has them in its URI and
+/// HTTP/1.1 does not, and a retry may take another way to the service.
 fn operation(key: String, request: &Parts, body: &[u8]) -> Result<Operation, Problem> {
-    let what = format!("{} {}", request.method, request.uri);
+    let path = request
+        .uri
+        .path_and_query()
+        .map_or("", |path| path.as_str());
+    let what = format!("{} {path}", request.method);
     let content_type = content_type(&request.headers);
     Operation::new(key, &what, content_type, body).map_err(|_| Problem::Internal)
 }

@@ -439,6 +439,23 @@ async fn the_same_key_for_another_request_is_refused() {
     );
 }
 
+/// HTTP/2 puts scheme and host into the URI, HTTP/1.1 only the path.
+#[tokio::test]
+async fn the_same_request_by_another_way_to_the_service_is_a_repetition() {
+    let service = service("ways").await;
+    assert_eq!(service.post("/payments?a=b", "k").await.status, 201);
+    for uri in [
+        "https://payments.example/payments?a=b",
+        "http://10.0.0.7:8080/payments?a=b",
+    ] {
+        let again = service.post(uri, "k").await;
+        assert_eq!((again.status, again.replayed), (201, true), "{uri}");
+    }
+    let other_query = service.post("https://payments.example/payments?a=c", "k");
+    assert_eq!(other_query.await.said(), (422, "key-reused".into()));
+    assert_eq!(service.payments().await, 1);
+}
+
 #[tokio::test]
 async fn a_key_belongs_to_a_caller_and_a_route() {
     let service = service("scoped").await;

@@ -12,8 +12,8 @@ use std::{
 };
 
 use lapin::{
-    BasicProperties,
-    options::BasicPublishOptions,
+    BasicProperties, Connection, ConnectionProperties,
+    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -427,6 +427,78 @@ async fn what_cannot_be_applied_is_dead_lettered_with_reason_attempts_and_error(
         cents(&world).await.len(),
         1,
         "none of them left anything behind"
+    );
+    running.stopped().await;
+}
+
+/// A time to live, a sender and copies are the original's: on its dead letter they would lose it, close the channel, or
+/// give it to others once more.
+#[tokio::test]
+async fn a_dead_letter_does_not_expire_and_goes_nowhere_else() {
+    let world = world().await;
+    let running = start(&world, Payments::default(), |_| ());
+    // The runner has declared its queues.
+    let first = Sent {
+        id: Some("m0"),
+        account: "known",
+        ..PLAIN
+    };
+    send(&world, &first).await;
+    until_paid(&world, "known").await;
+    let user = format!("producer-{}", world.vhost);
+    for args in [
+        &["add_user", &user, "p"][..],
+        &[
+            "set_permissions",
+            "-p",
+            &world.vhost,
+            &user,
+            ".*",
+            ".*",
+            ".*",
+        ],
+    ] {
+        world.rabbitmq().ctl(args).await.unwrap();
+    }
+    let url = world.rabbitmq().url_for(&user, "p", &world.vhost);
+    let producer = Connection::connect(&url, ConnectionProperties::default())
+        .await
+        .unwrap();
+    let producer = producer.create_channel().await.unwrap();
+    producer
+        .confirm_select(ConfirmSelectOptions::default())
+        .await
+        .unwrap();
+    let copies = || {
+        let (options, none) = (QueueDeclareOptions::default(), FieldTable::default());
+        producer.queue_declare(short("copies"), options, none)
+    };
+    copies().await.unwrap();
+    let mut headers = FieldTable::default();
+    let cc = AMQPValue::LongString("copies".into());
+    headers.insert("CC".into(), AMQPValue::FieldArray(vec![cc].into()));
+    let properties = BasicProperties::default()
+        .with_type("wrong".into())
+        .with_message_id("m1".into())
+        .with_expiration("60000".into())
+        .with_user_id(short(&user))
+        .with_headers(headers);
+    let options = BasicPublishOptions::default();
+    let confirm = producer.basic_publish(short(""), short(QUEUE), options, b"a", properties);
+    confirm.await.unwrap().await.unwrap();
+    let consumer = world.consume(DEAD).await;
+    let dead = &consumer.until(1).await[0];
+    assert_eq!(
+        dead.text_header("outbox-dead-reason").as_deref(),
+        Some("rejected")
+    );
+    assert_eq!(dead.properties.expiration(), &None);
+    assert_eq!(dead.properties.user_id(), &None);
+    until_empty(&world).await;
+    assert_eq!(
+        copies().await.unwrap().message_count(),
+        1,
+        "the original's copy, and no other"
     );
     running.stopped().await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lapin::{
     BasicProperties, Channel, Confirmation,
     options::BasicPublishOptions,
-    types::{AMQPValue, ShortString},
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::sync::Mutex;
 
@@ -76,8 +76,15 @@ impl DeadLetters {
     }
 }
 
+/// The message's own properties and the reason, without what would act again on the copy.
 fn marked(properties: &BasicProperties, reason: &Reason) -> BasicProperties {
-    let mut headers = properties.headers().clone().unwrap_or_default();
+    let mut headers = FieldTable::default();
+    for (name, value) in properties.headers().iter().flatten() {
+        // Extra queues: the broker has served them with the original.
+        if !["CC", "BCC"].contains(&name.as_str()) {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
     let error: String = reason.error.chars().take(MAX_ERROR).collect();
     for (name, value) in [
         (
@@ -92,8 +99,75 @@ fn marked(properties: &BasicProperties, reason: &Reason) -> BasicProperties {
     ] {
         headers.insert(name.into(), value);
     }
-    properties
-        .clone()
+    without_expiration_and_user(properties)
         .with_delivery_mode(2)
         .with_headers(headers)
+}
+
+/// Rebuilt, since lapin's properties cannot be unset. The dead-letter queue would drop what expires, after it was
+/// confirmed and the original acknowledged; and the broker closes the channel when `user_id` is not the runner's own.
+fn without_expiration_and_user(properties: &BasicProperties) -> BasicProperties {
+    let mut kept = BasicProperties::default();
+    macro_rules! keep {
+        ($($property:ident $with:ident),+) => {
+            $(if let Some(value) = properties.$property().clone() {
+                kept = kept.$with(value);
+            })+
+        };
+    }
+    keep!(
+        content_type with_content_type,
+        content_encoding with_content_encoding,
+        priority with_priority,
+        correlation_id with_correlation_id,
+        reply_to with_reply_to,
+        message_id with_message_id,
+        timestamp with_timestamp,
+        kind with_type,
+        app_id with_app_id,
+        cluster_id with_cluster_id
+    );
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_letter_keeps_all_but_what_would_act_on_the_copy() {
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        let mut headers = FieldTable::default();
+        headers.insert("outbox-key".into(), text("k"));
+        let plain = BasicProperties::default()
+            .with_content_type("text/plain".into())
+            .with_content_encoding("gzip".into())
+            .with_priority(3)
+            .with_correlation_id("c".into())
+            .with_reply_to("r".into())
+            .with_message_id("m".into())
+            .with_timestamp(4)
+            .with_type("paid".into())
+            .with_app_id("a".into())
+            .with_cluster_id("cluster".into());
+        let mut sent = headers.clone();
+        sent.insert("CC".into(), text("other"));
+        sent.insert("BCC".into(), text("other"));
+        let original = plain
+            .clone()
+            .with_delivery_mode(1)
+            .with_expiration("1".into())
+            .with_user_id("producer".into())
+            .with_headers(sent);
+        let reason = Reason {
+            code: "rejected",
+            attempts: 2,
+            error: "why".to_owned(),
+        };
+        headers.insert("outbox-dead-reason".into(), text("rejected"));
+        headers.insert("outbox-dead-attempts".into(), AMQPValue::LongLongInt(2));
+        headers.insert("outbox-dead-error".into(), text("why"));
+        let expected = plain.with_delivery_mode(2).with_headers(headers);
+        assert_eq!(marked(&original, &reason), expected);
+    }
 }

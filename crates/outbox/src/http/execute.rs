@@ -88,20 +88,19 @@ where
                 Err(problem) => Failed::Response(problem),
             }
         }
-        Ok(Ok(Err(failed))) => {
+        Ok(Ok(Err(Failed::Handler(error)))) => {
             roll_back(open).await;
-            failed
+            Failed::Handler(error)
         }
+        Ok(Ok(Err(Failed::Response(problem)))) => Failed::Response(undone(open, problem).await),
         Ok(Err(_)) => {
-            roll_back(open).await;
             tracing::error!(consumer, "a command's handler panicked");
-            Failed::Response(Problem::HandlerFailed)
+            Failed::Response(undone(open, Problem::HandlerFailed).await)
         }
         Err(_) => {
-            roll_back(open).await;
             let limit = shared.options.handler_timeout;
             tracing::error!(consumer, "a command's handler took longer than {limit:?}");
-            Failed::Response(Problem::HandlerLate)
+            Failed::Response(undone(open, Problem::HandlerLate).await)
         }
     };
     metrics::message(consumer, "failed");
@@ -118,7 +117,7 @@ fn answer(claimed: Claimed) -> Result<Response<Full<Bytes>>, Problem> {
             bytes: Some(bytes),
             content_type,
         }) if content_type.as_deref() == Some(stored::CONTENT_TYPE) => {
-            let mut response = stored::decode(&bytes).ok_or(Problem::Internal)?;
+            let mut response = stored::decode(&bytes).ok_or_else(unreadable)?;
             let replayed = HeaderValue::from_static("true");
             response
                 .headers_mut()
@@ -127,9 +126,16 @@ fn answer(claimed: Claimed) -> Result<Response<Full<Bytes>>, Problem> {
         }
         Claimed::Conflict => Err(Problem::Reused),
         Claimed::InDoubt => Err(Problem::InDoubt),
-        // Written under this consumer's name by something else than this layer.
-        Claimed::Duplicate(_) | Claimed::Stale | Claimed::First => Err(Problem::Internal),
+        // Committed by its own handler, or by something else than this layer under this consumer's name.
+        Claimed::Duplicate(_) => Err(unreadable()),
+        Claimed::Stale | Claimed::First => Err(Problem::Internal),
     }
+}
+
+/// The key was committed, and what with it cannot be told.
+fn unreadable() -> Problem {
+    tracing::error!("a command's key is kept without an answer: did its handler commit?");
+    Problem::MayBeApplied
 }
 
 /// An open transaction. Whatever happens to it, its connection goes back to its pool with no transaction in it.
@@ -146,6 +152,25 @@ fn abandon(command: Command) {
 async fn roll_back(open: Open) {
     let ended = tokio::spawn(give_back(ScopeGuard::into_inner(open)));
     let _ = timeout(ANSWER, ended).await;
+}
+
+/// As `roll_back`, after a handler ran. Returns the problem to tell: that nothing was applied is true unless the handler
+/// ended the transaction before.
+async fn undone(open: Open, problem: Problem) -> Problem {
+    let command = ScopeGuard::into_inner(open);
+    let ended = tokio::spawn(async move {
+        let back = "ROLLBACK TO SAVEPOINT idempotent_command";
+        let back = command.batch_execute(back).await;
+        give_back(command).await;
+        back.is_err_and(|error| was_ended(&error))
+    });
+    match timeout(ANSWER, ended).await {
+        Ok(Ok(true)) => {
+            tracing::error!("a command's handler ended the transaction of its command itself");
+            Problem::MayBeApplied
+        }
+        _ => problem,
+    }
 }
 
 /// Rolls back, however long the server takes to get to it.
@@ -274,8 +299,7 @@ async fn settle(
     }
     // Somebody else could go on writing between the response and the commit, and after it.
     if open.is_kept() {
-        roll_back(open).await;
-        return Err(Problem::Internal);
+        return Err(undone(open, Problem::Internal).await);
     }
     let stored = store(shared, &open, operation, keep, head, body);
     let stored = timeout(ANSWER, stored).await;
@@ -307,8 +331,8 @@ async fn settle(
     }
 }
 
-/// The response beside what the handler wrote, or instead of it. Fails if the handler ended the transaction itself, or
-/// answered as if a statement of its had not failed.
+/// The response beside what the handler wrote, or instead of it. Fails if the handler ended the transaction itself, which
+/// may have committed it, or answered as if a statement of its had not failed.
 async fn store(
     shared: &Shared,
     client: &Client,
@@ -323,19 +347,38 @@ async fn store(
         Keep::Refusal => "ROLLBACK TO SAVEPOINT idempotent_command",
         Keep::Effect | Keep::Nothing => "RELEASE SAVEPOINT idempotent_command",
     };
-    client
-        .batch_execute(handler)
-        .await
-        .map_err(|error| failed(error.into()))?;
+    client.batch_execute(handler).await.map_err(|error| {
+        let ended = was_ended(&error);
+        let problem = failed(error.into());
+        if ended {
+            Problem::MayBeApplied
+        } else {
+            problem
+        }
+    })?;
     let Some(operation) = operation else {
         return Ok(());
     };
     let chosen = &shared.options.stored_headers;
-    let response = stored::encode(head.status, &head.headers, chosen, body);
+    let Some(response) = stored::encode(head.status, &head.headers, chosen, body) else {
+        tracing::error!(
+            "a command's response has more than {} header lines to store",
+            stored::MAX_HEADERS
+        );
+        return Err(Problem::ResponseTooLarge);
+    };
     let stored = shared
         .inbox
         .complete_with(client, operation, &response, stored::CONTENT_TYPE);
     stored.await.map_err(failed)
+}
+
+/// The layer's savepoint is gone, and its transaction with it.
+fn was_ended(error: &tokio_postgres::Error) -> bool {
+    matches!(
+        error.code(),
+        Some(&SqlState::NO_ACTIVE_SQL_TRANSACTION | &SqlState::S_E_INVALID_SPECIFICATION)
+    )
 }
 
 /// The server refused the commit. A fatal error, or none, leaves it unknown.

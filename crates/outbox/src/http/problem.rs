@@ -31,6 +31,8 @@ pub(super) enum Problem {
     HandlerLate,
     HandlerFailed,
     ResponseTooLarge,
+    /// The key is taken and no answer is kept with it: the handler committed by itself, or somebody else wrote it.
+    MayBeApplied,
     /// A fault of the service's: the log says which.
     Internal,
 }
@@ -47,7 +49,7 @@ impl Problem {
             Self::Unavailable | Self::Unknown | Self::HandlerLate => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::HandlerFailed | Self::ResponseTooLarge | Self::Internal => {
+            Self::HandlerFailed | Self::ResponseTooLarge | Self::MayBeApplied | Self::Internal => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         }
@@ -70,6 +72,7 @@ impl Problem {
             Self::HandlerLate => "timed-out",
             Self::HandlerFailed => "failed",
             Self::ResponseTooLarge => "response-too-large",
+            Self::MayBeApplied => "may-be-applied",
             Self::Internal => "internal",
         }
     }
@@ -91,6 +94,9 @@ impl Problem {
             Self::Unknown => "Whether it was applied is not known. Send the request again with the same key: it is applied once.".into(),
             Self::HandlerLate => "It took too long, and nothing was applied. Send the request again with the same key.".into(),
             Self::HandlerFailed => "It failed, and nothing was applied. The same key may be used again.".into(),
+            Self::MayBeApplied => {
+                "It may have been applied, and no answer of it is kept. Do not send it under a new key, which could apply it twice: ask what became of it.".into()
+            }
             Self::ResponseTooLarge | Self::Internal => {
                 "The service could not keep its answer, and nothing was applied.".into()
             }

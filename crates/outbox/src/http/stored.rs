@@ -7,16 +7,17 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
 pub(super) const CONTENT_TYPE: &str = "application/http";
-/// Most header lines that are read back.
-const MAX_HEADERS: usize = 64;
+/// Most header lines that are read back, and so written.
+pub(super) const MAX_HEADERS: usize = 64;
 
-/// Status, the chosen headers and the body.
+/// Status, the chosen headers and the body. `None` when `decode` would not read it back.
 pub(super) fn encode(
     status: StatusCode,
     headers: &HeaderMap,
     chosen: &[HeaderName],
     body: &[u8],
-) -> Vec<u8> {
+) -> Option<Vec<u8>> {
+    let mut lines = 0;
     let mut message = format!(
         "HTTP/1.1 {} {}\r\n",
         status.as_str(),
@@ -29,11 +30,12 @@ pub(super) fn encode(
             message.extend_from_slice(b": ");
             message.extend_from_slice(value.as_bytes());
             message.extend_from_slice(b"\r\n");
+            lines += 1;
         }
     }
     message.extend_from_slice(b"\r\n");
     message.extend_from_slice(body);
-    message
+    (lines <= MAX_HEADERS).then_some(message)
 }
 
 /// `None` when it is not what `encode` wrote.
@@ -61,6 +63,20 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn what_would_not_be_read_back_is_not_written() {
+        let with = |lines| {
+            let mut headers = HeaderMap::new();
+            for _ in 0..lines {
+                headers.append(header::ETAG, HeaderValue::from_static("x"));
+            }
+            encode(StatusCode::OK, &headers, &[header::ETAG], b"")
+        };
+        let most = decode(&with(MAX_HEADERS).unwrap()).unwrap();
+        assert_eq!(most.headers().len(), MAX_HEADERS);
+        assert_eq!(with(MAX_HEADERS + 1), None);
+    }
+
     proptest! {
         /// Any status, any header value that HTTP allows, any body.
         #[test]
@@ -75,7 +91,7 @@ mod tests {
                 headers.append(header::ETAG, HeaderValue::from_str(etag).unwrap());
             }
             headers.insert(header::SET_COOKIE, HeaderValue::from_static("not=chosen"));
-            let message = encode(status, &headers, &[header::ETAG], &body);
+            let message = encode(status, &headers, &[header::ETAG], &body).unwrap();
             let response = decode(&message).unwrap();
             prop_assert_eq!(response.status(), status);
             headers.remove(header::SET_COOKIE);

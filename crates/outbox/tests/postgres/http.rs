@@ -97,11 +97,12 @@ async fn service_with(name: &'static str, change: fn(&mut IdempotencyOptions)) -
         .route("/gate", post(gated))
         .route("/status/{code}", post(status))
         .route("/panic", post(panics))
-        .route("/commits", post(commits))
+        .route("/commits/{code}/{sql}", post(commits))
         .route("/keeps", post(keeps))
         .route("/broken", post(broken))
         .route("/refused-late", post(refused_at_commit))
         .route("/large", post(large))
+        .route("/many-headers", post(many_headers))
         .route_layer(layer.clone())
         .layer(Extension(name))
         .layer(Extension(Arc::clone(&gate)));
@@ -177,9 +178,17 @@ async fn panics(Extension(command): Extension<Command>, Extension(test): Name, h
     panic!("half-way");
 }
 
-/// A handler that ends the transaction itself.
-async fn commits(Extension(command): Extension<Command>) -> Result<(), CommandError> {
-    Ok(command.batch_execute("COMMIT").await?)
+/// A handler that ends the transaction itself, and may begin another one; then answers with this status, or panics if
+/// that is none.
+async fn commits(
+    Extension(command): Extension<Command>,
+    Extension(test): Name,
+    axum::extract::Path((code, sql)): axum::extract::Path<(u16, String)>,
+    headers: HeaderMap,
+) -> Result<StatusCode, CommandError> {
+    write(&command, test, &headers).await?;
+    command.batch_execute(&sql).await?;
+    Ok(StatusCode::from_u16(code).unwrap())
 }
 
 /// A handler that keeps its command, and writes when everything is over.
@@ -229,6 +238,16 @@ async fn large(
 ) -> Result<String, CommandError> {
     write(&command, test, &headers).await?;
     Ok("x".repeat(1 << 20))
+}
+
+/// More header lines than are stored.
+async fn many_headers(
+    Extension(command): Extension<Command>,
+    Extension(test): Name,
+    headers: HeaderMap,
+) -> Result<HeaderMap, CommandError> {
+    write(&command, test, &headers).await?;
+    Ok((0..65).map(|n| (header::ETAG, n.into())).collect())
 }
 
 /// An answer as a test looks at it.
@@ -552,6 +571,7 @@ async fn a_failure_leaves_nothing_and_frees_the_key() {
         ("/broken", (500, "internal")),
         ("/refused-late", (500, "internal")),
         ("/large", (500, "response-too-large")),
+        ("/many-headers", (500, "response-too-large")),
     ] {
         for _ in 0..2 {
             assert_eq!(
@@ -583,13 +603,28 @@ async fn a_refusal_is_remembered_and_what_the_handler_wrote_is_not() {
     assert_eq!((service.payments().await, service.keys().await), (0, 3));
 }
 
-/// No handler can take its writes out of the transaction that holds the claim.
+/// No handler can take its writes out of the transaction that holds the claim, but by committing it; and then nobody is
+/// told that nothing was applied.
 #[tokio::test]
 async fn a_handler_that_ends_or_keeps_its_transaction_is_not_answered_as_done() {
     let service = service("escaping").await;
+    let committing = [
+        "/commits/200/COMMIT",
+        "/commits/200/COMMIT;BEGIN",
+        "/commits/404/COMMIT",
+        "/commits/0/COMMIT",
+    ];
+    for path in committing {
+        for _ in 0..2 {
+            let answer = service.post(path, "k").await;
+            assert_eq!(answer.said(), (500, "may-be-applied".into()), "{path}");
+        }
+    }
+    let committed = committing.len() as i64;
     assert_eq!(
-        service.post("/commits", "k").await.said(),
-        (500, "internal".into())
+        service.payments().await,
+        committed,
+        "what they committed, once"
     );
     assert_eq!(
         service.post("/keeps", "k2").await.said(),
@@ -599,7 +634,7 @@ async fn a_handler_that_ends_or_keeps_its_transaction_is_not_answered_as_done() 
     tokio::time::timeout(SOON, service.gate.reached.notified())
         .await
         .unwrap();
-    assert_eq!(service.payments().await, 0);
+    assert_eq!(service.payments().await, committed);
     // The pool has lost a connection, and nothing else.
     assert_eq!(service.post("/payments", "k3").await.status, 201);
     clean(&service).await;

@@ -1,6 +1,7 @@
 //! The consumer runner: claim → handler → commit → ack, whatever happens around it.
 
 mod bursts;
+mod trouble;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -82,6 +83,11 @@ impl Handler for Shared {
                 self.0.running.fetch_add(1, Ordering::SeqCst);
                 tokio::time::sleep(Duration::from_millis(700)).await;
                 Reply::json(&"slow")
+            }
+            "slow_then_writes" => {
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                transaction.execute(sql, &[&account]).await?;
+                Ok(Reply::none())
             }
             "hangs_once" if tries() == 1 => std::future::pending().await,
             "hangs" => std::future::pending().await,

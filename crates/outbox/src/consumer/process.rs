@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join;
-use tokio_postgres::{Client, Transaction, error::SqlState};
+use tokio_postgres::{
+    Client, Transaction,
+    error::{Severity, SqlState},
+};
 
 use super::{
     ConsumerOptions, Failure, Handler, Message, ReplayPolicy, Reply,
@@ -29,11 +32,12 @@ pub(super) enum Verdict {
         attempts: u32,
     },
     DeadLetter(Reason),
-    /// The handler did not end. The connection is not to be used again, for its statement may still run; the attempt
-    /// is to be counted on another one.
-    Hung {
+    /// The attempt failed, and its connection is not to be used again: a statement of it may still run, or the server
+    /// ended it. It is to be counted on another one.
+    Uncounted {
         key: String,
         error: String,
+        why: &'static str,
     },
     /// The database could not be asked; nothing is known, and no attempt counted. The connection is not to be used
     /// again.
@@ -56,12 +60,13 @@ impl<'a, H: Handler> Process<'a, H> {
         }
     }
 
-    /// `attempts` failed in this process before, as far as it knows.
+    /// `attempts` were counted for this delivery before; what is counted here is added at once, and stays whatever the
+    /// verdict is.
     pub async fn message(
         &self,
         session: &mut Session,
         message: &Message,
-        attempts: u32,
+        attempts: &mut u32,
     ) -> Verdict {
         if self.skips(message) {
             metrics::message(self.inbox.consumer(), "replay_skipped");
@@ -72,26 +77,26 @@ impl<'a, H: Handler> Process<'a, H> {
             Err(error) => return self.dead("message_id_invalid", 0, error.to_string()),
         };
         // A message that kills its consumer never gets to count its failure. So a redelivered one is counted before
-        // it is tried; that it may never have been tried before makes this a limit, and not a number of failures.
-        let mut counted = attempts;
-        if message.redelivered && attempts == 0 {
+        // it is tried; that it may never have been tried before makes this a limit, and not a number of failures. Once
+        // a delivery: how often the database could not be asked says nothing about the message.
+        if message.redelivered && *attempts == 0 {
             let error = "delivered again: an attempt before did not end";
             match self.counted(&session.client, operation.key(), error).await {
                 Ok(n) if n > self.options.max_attempts => {
                     let error = "delivered again and again: it may kill its consumer".to_owned();
                     return self.dead("attempts_exhausted", n, error);
                 }
-                Ok(n) => counted = n,
+                Ok(n) => *attempts = n,
                 Err(error) => return self.unknown(error),
             }
         }
         let limit = self.limit();
-        let attempt = self.attempt(session, message, &operation, counted > 0);
+        let attempt = self.attempt(session, message, &operation, *attempts > 0);
         let ended = match tokio::time::timeout(limit, attempt).await {
             Ok(ended) => ended,
             Err(_) => Err(Attempt::no_answer(limit)),
         };
-        self.conclude(&session.client, message, &operation, ended, counted)
+        self.conclude(&session.client, message, &operation, ended, *attempts)
             .await
     }
 
@@ -119,11 +124,21 @@ impl<'a, H: Handler> Process<'a, H> {
                 Verdict::Ack
             }
             Err(Attempt::Failed(error)) => {
-                self.failed(client, operation.key(), error, "failed").await
+                let key = operation.key();
+                match self.counted(client, key, &error).await {
+                    Ok(n) => self.after(n, error, "failed"),
+                    // Where the server ended the session under the handler: without a count it would be tried for ever.
+                    Err(_) => Verdict::Uncounted {
+                        key: key.to_owned(),
+                        error,
+                        why: "failed",
+                    },
+                }
             }
             Err(Attempt::Refused { code, error }) => self.dead(code, counted, error),
-            Err(Attempt::Hung) => Verdict::Hung {
+            Err(Attempt::Hung) => Verdict::Uncounted {
                 key: operation.key().to_owned(),
+                why: "timed_out",
                 error: format!(
                     "the handler took longer than {:?}",
                     self.options.handler_timeout
@@ -150,13 +165,17 @@ impl<'a, H: Handler> Process<'a, H> {
         why: &'static str,
     ) -> Verdict {
         match self.counted(client, key, &error).await {
-            Ok(n) if n >= self.options.max_attempts => self.dead("attempts_exhausted", n, error),
-            Ok(n) => {
-                metrics::retry(self.inbox.consumer(), why);
-                Verdict::Later { attempts: n }
-            }
+            Ok(n) => self.after(n, error, why),
             Err(error) => self.unknown(error),
         }
+    }
+
+    fn after(&self, attempts: u32, error: String, why: &'static str) -> Verdict {
+        if attempts >= self.options.max_attempts {
+            return self.dead("attempts_exhausted", attempts, error);
+        }
+        metrics::retry(self.inbox.consumer(), why);
+        Verdict::Later { attempts }
     }
 
     async fn counted(&self, client: &Client, key: &str, error: &str) -> Result<u32, String> {
@@ -273,6 +292,10 @@ impl<'a, H: Handler> Process<'a, H> {
         metrics::handled(self.inbox.consumer(), began.elapsed());
         match handled {
             Err(_) => Err(Attempt::Hung),
+            // Nothing of it can be committed any more, and that is known: no COMMIT was sent.
+            Ok(Ok(_)) if transaction.client().is_closed() => Err(Attempt::Failed(
+                "the database session ended while the handler ran".to_owned(),
+            )),
             Ok(Ok(Reply(result))) => Ok(Applied {
                 outcome: Outcome::First,
                 result,
@@ -368,7 +391,7 @@ impl From<tokio_postgres::Error> for Attempt {
                     .to_owned(),
             ),
             // The connection is good, and the transaction was rolled back: an attempt like any other.
-            Some(code) if *code != SqlState::ADMIN_SHUTDOWN && !error.is_closed() => Self::Failed(
+            Some(_) if !ends_the_session(&error) => Self::Failed(
                 error
                     .as_db_error()
                     .map_or_else(|| error.to_string(), |db| db.message().to_owned()),
@@ -376,4 +399,9 @@ impl From<tokio_postgres::Error> for Attempt {
             _ => Self::Database(error.to_string()),
         }
     }
+}
+
+fn ends_the_session(error: &tokio_postgres::Error) -> bool {
+    let severity = error.as_db_error().and_then(|db| db.parsed_severity());
+    error.is_closed() || matches!(severity, Some(Severity::Fatal | Severity::Panic))
 }

@@ -50,10 +50,15 @@ impl Statements {
         operation: &Operation,
     ) -> Result<Claimed, Attempt> {
         let Some(prepared) = &self.0 else {
-            return Ok(inbox.claim(transaction, operation).await?);
+            let claimed = inbox.claim(transaction, operation);
+            return claimed
+                .await
+                .map_err(|error| of_a_claim(error, Attempt::from));
         };
         let claimed = inbox.claim_prepared(transaction, &prepared.claim, operation);
-        claimed.await.map_err(of_a_prepared_statement)
+        claimed
+            .await
+            .map_err(|error| of_a_claim(error, of_a_prepared_statement))
     }
 
     /// Stores a result as JSON.
@@ -71,6 +76,23 @@ impl Statements {
         let completed =
             inbox.complete_prepared(transaction, &prepared.complete, operation, result, JSON);
         completed.await.map_err(of_a_prepared_statement)
+    }
+}
+
+/// A claim waits for whoever holds the key; that it waited for longer than the role's `statement_timeout` or
+/// `lock_timeout` says nothing about the message, whose handler did not run.
+fn of_a_claim(error: InboxError, other: impl FnOnce(InboxError) -> Attempt) -> Attempt {
+    match error {
+        InboxError::Database(error)
+            if [
+                Some(&SqlState::QUERY_CANCELED),
+                Some(&SqlState::LOCK_NOT_AVAILABLE),
+            ]
+            .contains(&error.code()) =>
+        {
+            Attempt::Database(error.to_string())
+        }
+        error => other(error),
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) struct Held {
 /// Messages of a key that wait; the head was tried before.
 struct Parked {
     due: Instant,
+    /// Counted for the head; above 0 once anything was counted for this delivery of it.
     attempts: u32,
     queue: VecDeque<Held>,
 }
@@ -129,7 +130,7 @@ impl<H: Handler> Worker<H> {
                 return Ok(());
             }
             let verdict = self
-                .process(session, message, waiting.attempts)
+                .process(session, message, &mut waiting.attempts)
                 .instrument(trace::span(self.shared.inbox.consumer(), message))
                 .await;
             if let Some(due) = self.settle(session, verdict, &mut waiting).await? {
@@ -168,7 +169,7 @@ impl<H: Handler> Worker<H> {
                 );
                 self.dead_letters.publish(message, &reason).await?;
             }
-            Verdict::Unknown(error) | Verdict::Hung { error, .. } => {
+            Verdict::Unknown(error) | Verdict::Uncounted { error, .. } => {
                 *session = None;
                 tracing::warn!(
                     consumer = self.shared.inbox.consumer(),
@@ -189,7 +190,7 @@ impl<H: Handler> Worker<H> {
         &self,
         session: &mut Option<Session>,
         message: &Message,
-        attempts: u32,
+        attempts: &mut u32,
     ) -> Verdict {
         match self.connected(session).await {
             Ok(connection) => {
@@ -201,16 +202,16 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Counts the attempt of a handler that did not end, on a connection that is not stuck.
+    /// Counts an attempt whose connection is stuck or gone, on another one.
     async fn counted(&self, session: &mut Option<Session>, verdict: Verdict) -> Verdict {
-        let Verdict::Hung { key, error } = verdict else {
+        let Verdict::Uncounted { key, error, why } = verdict else {
             return verdict;
         };
         *session = None;
         match self.connected(session).await {
             Ok(connection) => {
                 Process::of(&self.shared)
-                    .failed(&connection.client, &key, error, "timed_out")
+                    .failed(&connection.client, &key, error, why)
                     .await
             }
             Err(error) => Process::of(&self.shared).unknown(error),

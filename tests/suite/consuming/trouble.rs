@@ -1,0 +1,117 @@
+//! What goes wrong around a message is not held against it, and what goes wrong with it is.
+
+use lapin::options::{BasicGetOptions, BasicRejectOptions};
+
+use super::*;
+
+/// A bound of the consumer's own sessions.
+async fn bound(world: &World, setting: &str) {
+    let sql = format!(
+        "ALTER ROLE payments IN DATABASE {} SET {setting}",
+        world.database
+    );
+    world.client.batch_execute(&sql).await.unwrap();
+}
+
+/// Takes the only message, and gives it back or away.
+async fn reject(world: &World, requeue: bool) {
+    let channel = world.channel().await;
+    let message = eventually("the message", SOON, async || {
+        let get = channel.basic_get(short(QUEUE), BasicGetOptions::default());
+        get.await.unwrap()
+    })
+    .await;
+    let reject = message.acker.reject(BasicRejectOptions { requeue });
+    reject.await.unwrap();
+    until_holds(world, QUEUE, usize::from(requeue)).await;
+}
+
+async fn attempts(world: &World) -> i32 {
+    let sql = "SELECT coalesce(max(attempts), 0) FROM inbox.attempt";
+    world.client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+/// The host of a consumer died with a claim that its server still holds. Whoever gets the message now waits for it, and
+/// it must not be given up before its handler ran once.
+#[tokio::test]
+async fn a_redelivered_message_that_cannot_be_claimed_is_counted_once_and_applied_in_the_end() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let world = world().await;
+    // Declares the queues.
+    let running = start(&world, Payments::default(), |_| ());
+    let message = Sent {
+        id: Some("m1"),
+        account: "a",
+        ..PLAIN
+    };
+    until_holds(&world, DEAD, 0).await;
+    running.stopped().await;
+    send(&world, &message).await;
+    reject(&world, true).await;
+
+    let mut other = world.postgres().connect(&world.database).await.unwrap();
+    let transaction = other.transaction().await.unwrap();
+    let operation = Operation::new("m1", "pays", "text/plain", b"a").unwrap();
+    let inbox = Inbox::new("payments").unwrap();
+    inbox.claim(&transaction, &operation).await.unwrap();
+    // The server ends the claim: its statement at first, and later its session.
+    bound(&world, "statement_timeout = '200ms'").await;
+    let running = start(&world, Payments::default(), |options| {
+        options.max_attempts = 2
+    });
+    let retries = |n: f64| {
+        let retries = r#"inbox_retries_total{consumer="payments",reason="database"}"#;
+        (reading(&metrics.render(), retries)? >= n).then_some(())
+    };
+    eventually("claims that took too long", SOON, async || retries(4.0)).await;
+    bound(&world, "statement_timeout = '0'").await;
+    eventually("claims whose session was ended", SOON, async || {
+        let waits = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                     WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        world.client.execute(waits, &[]).await.unwrap();
+        retries(8.0)
+    })
+    .await;
+    assert_eq!(attempts(&world).await, 1, "counted for its delivery, once");
+    transaction.rollback().await.unwrap();
+    until_empty(&world).await;
+    assert_eq!(cents(&world).await["a"], 1);
+    assert_eq!(attempts(&world).await, 0, "forgiven");
+    running.stopped().await;
+}
+
+#[tokio::test]
+async fn an_attempt_whose_session_was_ended_under_the_handler_counts() {
+    let world = world().await;
+    bound(&world, "idle_in_transaction_session_timeout = '100ms'").await;
+    let running = start(&world, Payments::default(), |options| {
+        options.max_attempts = 3
+    });
+    // One finds out at its own statement, the other one would at the COMMIT.
+    for (id, type_) in [("m1", "slow_then_writes"), ("m2", "slow")] {
+        let slow = Sent {
+            id: Some(id),
+            type_,
+            account: id,
+            ..PLAIN
+        };
+        send(&world, &slow).await;
+    }
+    let consumer = world.consume(DEAD).await;
+    for dead in consumer.until(2).await {
+        assert_eq!(
+            dead.text_header("outbox-dead-reason").as_deref(),
+            Some("attempts_exhausted")
+        );
+        assert_eq!(
+            dead.header("outbox-dead-attempts"),
+            Some(AMQPValue::LongLongInt(3))
+        );
+    }
+    until_empty(&world).await;
+    assert_eq!(running.payments.tried.lock().unwrap().len(), 6);
+    assert!(cents(&world).await.is_empty());
+    running.stopped().await;
+}

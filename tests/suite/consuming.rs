@@ -92,6 +92,7 @@ impl Handler for Shared {
             "hangs_once" if tries() == 1 => std::future::pending().await,
             "hangs" => std::future::pending().await,
             "panics_once" if tries() == 1 => panic!("a handler's bug"),
+            "panics" => panic!("a handler's bug"),
             // The effect is committed, and its acknowledgement lost.
             "cut" if tries() == 1 => {
                 if let Some(proxy) = &self.0.proxy {

@@ -1,8 +1,53 @@
 //! What goes wrong around a message is not held against it, and what goes wrong with it is.
 
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
+use tracing::field::{Field, Visit};
+use tracing_subscriber::layer::Context;
 
 use super::*;
+
+/// How many failures in a row the runner counted, at each of them: its next pause goes by that.
+#[derive(Clone, Default)]
+struct Failures(Arc<Mutex<Vec<u64>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Failures {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        event.record(&mut self.clone());
+    }
+}
+
+impl Visit for Failures {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "failures" {
+            self.0.lock().unwrap().push(value);
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+}
+
+impl Failures {
+    /// Of what runs on this thread.
+    fn seen() -> (Self, impl Drop) {
+        let failures = Self::default();
+        let guard = tracing_subscriber::registry()
+            .with(failures.clone())
+            .set_default();
+        (failures, guard)
+    }
+
+    async fn until(&self, expected: &[u64]) {
+        eventually("the failures", SOON, async || {
+            let seen = self.0.lock().unwrap();
+            assert!(
+                seen.starts_with(expected) || expected.starts_with(&seen),
+                "{seen:?}"
+            );
+            (seen.len() >= expected.len()).then_some(())
+        })
+        .await;
+    }
+}
 
 /// A bound of the consumer's own sessions.
 async fn bound(world: &World, setting: &str) {
@@ -113,5 +158,63 @@ async fn an_attempt_whose_session_was_ended_under_the_handler_counts() {
     until_empty(&world).await;
     assert_eq!(running.payments.tried.lock().unwrap().len(), 6);
     assert!(cents(&world).await.is_empty());
+    running.stopped().await;
+}
+
+/// A connection that opens is no progress: the runner would come back at once, for ever, and each time count as one
+/// delivery more for everything that it had prefetched.
+#[tokio::test]
+async fn what_fails_on_every_connection_backs_off_further_each_time() {
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let (failures, _guard) = Failures::seen();
+    let world = world().await;
+    let full = [
+        ("x-max-length", AMQPValue::LongInt(1)),
+        ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+    ];
+    world.bind(QUEUE, "nothing", &[]).await;
+    world.bind(DEAD, "full", &full).await;
+    let channel = world.channel().await;
+    let (to, none) = (short(DEAD), BasicProperties::default());
+    let publish = channel.basic_publish(short(""), to, Default::default(), b"", none);
+    publish.await.unwrap().await.unwrap();
+    let running = start(&world, Payments::default(), |options| {
+        options.declare = false;
+        options.backoff_max = SOON;
+    });
+    let wrong = Sent {
+        id: Some("m1"),
+        type_: "wrong",
+        account: "a",
+        ..PLAIN
+    };
+    send(&world, &wrong).await;
+    failures.until(&[1, 2, 3, 4]).await;
+    running.stopped().await;
+}
+
+#[tokio::test]
+async fn panics_back_off_until_something_is_acknowledged() {
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let (failures, _guard) = Failures::seen();
+    let world = world().await;
+    let running = start(&world, Payments::default(), |options| {
+        options.max_attempts = 2;
+        options.backoff_max = SOON;
+    });
+    let panics = |id: &'static str| Sent {
+        id: Some(id),
+        type_: "panics",
+        account: id,
+        ..PLAIN
+    };
+    send(&world, &panics("m1")).await;
+    // Tried once, and redelivered twice; the third redelivery goes to the dead letters, and is acknowledged.
+    failures.until(&[1, 2, 3]).await;
+    until_empty(&world).await;
+    send(&world, &panics("m2")).await;
+    failures.until(&[1, 2, 3, 1, 2, 3]).await;
+    until_empty(&world).await;
+    until_holds(&world, DEAD, 2).await;
     running.stopped().await;
 }

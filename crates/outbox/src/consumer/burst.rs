@@ -8,6 +8,8 @@
 //!
 //! Only new messages take part. What may have been tried before, is skipped, or fails is left to the loop around it.
 
+use std::sync::Arc;
+
 use futures_util::future::join;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument;
@@ -58,6 +60,7 @@ impl<H: Handler> Worker<H> {
     ) -> Result<Rest, ConsumerError> {
         let shared = self.shared.clone();
         let process = Process::of(&shared);
+        let settled = Arc::clone(&self.settled);
         let mut rest = Rest::default();
         let Session { client, statements } = match self.connected(session).await {
             Ok(session) => session,
@@ -104,7 +107,7 @@ impl<H: Handler> Worker<H> {
                 let end = async {
                     bounded(process.end(statements, &transaction, operation, &applied)).await?;
                     process.count(&held.message, applied.outcome);
-                    Ok(held.acknowledge().await)
+                    Ok(held.acknowledge(&settled).await)
                 };
                 let opened = within(&process, async {
                     let begin = transaction.batch_execute("BEGIN");

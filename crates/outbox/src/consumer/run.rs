@@ -3,8 +3,11 @@
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     pin::Pin,
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
@@ -40,6 +43,8 @@ pub enum ConsumerError {
     Ended(&'static str),
     #[error("the dead-letter queue {queue}: {why}; nothing is acknowledged")]
     DeadLetter { queue: String, why: &'static str },
+    #[error("a handler panicked")]
+    Panicked,
 }
 
 type Connected = Pin<Box<dyn Future<Output = Result<Client, tokio_postgres::Error>> + Send>>;
@@ -113,6 +118,9 @@ where
             upkeep(&shared.inbox, shared.options.retention, connect).await;
         }
     });
+    // In a row, with nothing acknowledged between them. That a connection opens is no progress: what fails on each one
+    // would be tried without a pause, and every connection lost counts as a delivery of all that was prefetched. One
+    // that lasted longer than any pause, on a queue without messages, starts anew.
     let mut failures: u32 = 0;
     while !stop.is_cancelled() {
         let result = tokio::select! {
@@ -122,8 +130,12 @@ where
         };
         let result = match result {
             Ok(mut opened) => {
-                failures = 0;
+                let began = Instant::now();
                 let result = consume(&shared, &mut opened, &stop).await;
+                let lasted = began.elapsed() > shared.options.backoff_max;
+                if lasted || opened.settled.load(Ordering::Relaxed) {
+                    failures = 0;
+                }
                 // What was not acknowledged goes back to the queue with the connection.
                 let close = opened.connection.close(200, "bye".into());
                 let _ = tokio::time::timeout(ANSWER, close).await;
@@ -150,6 +162,8 @@ struct Opened {
     channel: Channel,
     consumer: Consumer,
     dead_letters: Arc<DeadLetters>,
+    /// Something was acknowledged.
+    settled: Arc<AtomicBool>,
 }
 
 async fn open(url: &str, options: &ConsumerOptions) -> Result<Opened, ConsumerError> {
@@ -175,6 +189,7 @@ async fn open(url: &str, options: &ConsumerOptions) -> Result<Opened, ConsumerEr
             connection,
             channel,
             consumer,
+            settled: Arc::default(),
         })
     };
     match tokio::time::timeout(ANSWER, work).await {
@@ -218,27 +233,21 @@ async fn consume<H: Handler>(
             dead_letters: Arc::clone(&opened.dead_letters),
             deliveries,
             stop: ending.clone(),
+            settled: Arc::clone(&opened.settled),
         };
         workers.spawn(worker.run());
     }
     // A connection that ended says so to its consumer; where that is lost, it is seen here.
     let mut looks = tokio::time::interval(ANSWER);
-    let result = loop {
+    let mut result = loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break Ok(()),
             _ = looks.tick() => if !opened.connection.status().connected() {
                 break Err(ConsumerError::Ended("the connection ended"));
             },
-            Some(ended) = workers.join_next() => match ended {
-                Ok(Ok(())) => break Ok(()),
-                Ok(Err(error)) => break Err(error),
-                // The message that did it is not acknowledged, and is counted when it comes again.
-                Err(_) => {
-                    tracing::error!(consumer = shared.inbox.consumer(), "a handler panicked");
-                    break Ok(());
-                }
-            },
+            // Of a panic: the message that did it is not acknowledged, and is counted when it comes again.
+            Some(ended) = workers.join_next() => break ended.unwrap_or(Err(ConsumerError::Panicked)),
             delivery = opened.consumer.next() => match delivery {
                 Some(Ok(delivery)) => {
                     let (message, acker) = Message::from_delivery(delivery);
@@ -260,7 +269,10 @@ async fn consume<H: Handler>(
         .basic_cancel(opened.consumer.tag(), BasicCancelOptions::default());
     let _ = tokio::time::timeout(ANSWER, cancel).await;
     // A handler that runs ends and is committed, within its own bound.
-    while workers.join_next().await.is_some() {}
+    while let Some(ended) = workers.join_next().await {
+        // A worker whose end was seen only in that it takes no more.
+        result = result.and(ended.unwrap_or(Err(ConsumerError::Panicked)));
+    }
     result
 }
 

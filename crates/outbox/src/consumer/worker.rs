@@ -3,7 +3,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use lapin::{Acker, options::BasicAckOptions};
@@ -50,14 +53,17 @@ pub(super) struct Worker<H> {
     pub dead_letters: Arc<DeadLetters>,
     pub deliveries: mpsc::Receiver<Held>,
     pub stop: CancellationToken,
+    /// Something was acknowledged over this connection.
+    pub settled: Arc<AtomicBool>,
 }
 
 impl Held {
-    pub async fn acknowledge(&self) -> Result<(), ConsumerError> {
+    pub async fn acknowledge(&self, settled: &AtomicBool) -> Result<(), ConsumerError> {
         match tokio::time::timeout(ANSWER, self.acker.ack(BasicAckOptions::default())).await {
             Ok(acknowledged) => acknowledged.map_err(ConsumerError::Broker)?,
             Err(_) => return Err(ConsumerError::Timeout("acknowledge")),
         };
+        settled.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -180,7 +186,7 @@ impl<H: Handler> Worker<H> {
                 return Ok(Some(Instant::now() + self.shared.options.backoff(1)));
             }
         }
-        held.acknowledge().await?;
+        held.acknowledge(&self.settled).await?;
         waiting.queue.pop_front();
         waiting.attempts = 0;
         Ok(None)

@@ -23,7 +23,6 @@ pub async fn run(database_url: &str, amqp_url: &str, queue: &str) -> test_suppor
         max_attempts: 4,
         backoff_initial: Duration::from_millis(50),
         backoff_max: Duration::from_millis(200),
-        declare: true,
         ..ConsumerOptions::new(queue)
     };
     let url = database_url.to_owned();

@@ -58,7 +58,7 @@ async fn bound(world: &World, setting: &str) {
     world.client.batch_execute(&sql).await.unwrap();
 }
 
-/// Takes the only message, and gives it back or away.
+/// Takes the only message as somebody else, and gives it back or up.
 async fn reject(world: &World, requeue: bool) {
     let channel = world.channel().await;
     let message = eventually("the message", SOON, async || {
@@ -91,7 +91,7 @@ async fn a_redelivered_message_that_cannot_be_claimed_is_counted_once_and_applie
         account: "a",
         ..PLAIN
     };
-    until_holds(&world, DEAD, 0).await;
+    until_holds(&world, QUEUE, 0).await;
     running.stopped().await;
     send(&world, &message).await;
     reject(&world, true).await;
@@ -217,4 +217,66 @@ async fn panics_back_off_until_something_is_acknowledged() {
     until_empty(&world).await;
     until_holds(&world, DEAD, 2).await;
     running.stopped().await;
+}
+
+/// Above its `delivery-limit` as well, which RabbitMQ 4 has by default.
+#[tokio::test]
+async fn what_the_broker_gives_up_lands_in_the_dead_letter_queue() {
+    let world = world().await;
+    let running = start(&world, Payments::default(), |_| ());
+    until_holds(&world, QUEUE, 0).await;
+    running.stopped().await;
+    let message = Sent {
+        id: Some("m1"),
+        account: "a",
+        ..PLAIN
+    };
+    send(&world, &message).await;
+    reject(&world, false).await;
+    let consumer = world.consume(DEAD).await;
+    let dead = &consumer.until(1).await[0];
+    assert_eq!(
+        (dead.message_id.as_str(), dead.body.as_slice()),
+        ("m1", &b"a"[..])
+    );
+    assert!(dead.header("x-death").is_some());
+    // It finds the queues as it would declare them.
+    let running = start(&world, Payments::default(), |_| ());
+    let next = Sent {
+        id: Some("m2"),
+        ..message
+    };
+    send(&world, &next).await;
+    until_paid(&world, "a").await;
+    running.stopped().await;
+}
+
+/// As docs/idempotency.md says it.
+#[tokio::test]
+async fn a_queue_that_was_declared_elsewhere_gets_its_dead_letters_by_a_policy() {
+    let world = world().await;
+    let quorum = [("x-queue-type", AMQPValue::LongString("quorum".into()))];
+    world.bind(QUEUE, "nothing", &quorum).await;
+    world.bind(DEAD, "nothing", &quorum).await;
+    let policy = r#"{"dead-letter-exchange": "", "dead-letter-routing-key": "payments.dead", "delivery-limit": 2}"#;
+    let words = ["--apply-to", "queues", "payments", "^payments$", policy];
+    let set = [&["set_policy", "-p", &world.vhost], &words[..]].concat();
+    world.rabbitmq().ctl(&set).await.unwrap();
+    let message = Sent {
+        id: Some("m1"),
+        ..PLAIN
+    };
+    send(&world, &message).await;
+    let (queue, dead) = (world.channel().await, world.channel().await);
+    let dead = eventually("the dead letter", SOON, async || {
+        let get = BasicGetOptions::default();
+        if let Some(again) = queue.basic_get(short(QUEUE), get).await.unwrap() {
+            let reject = again.acker.reject(BasicRejectOptions { requeue: true });
+            reject.await.unwrap();
+        }
+        dead.basic_get(short(DEAD), get).await.unwrap()
+    })
+    .await;
+    let id = dead.delivery.properties.message_id().as_ref();
+    assert_eq!(id.map(|id| id.as_str()), Some("m1"));
 }

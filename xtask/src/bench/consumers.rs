@@ -13,7 +13,7 @@ use std::{
 use futures_util::StreamExt;
 use lapin::{
     Acker,
-    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
+    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions},
     types::FieldTable,
 };
 use outbox::{
@@ -37,10 +37,7 @@ use crate::Result;
 pub const CONSUMER: &str = "payments";
 /// As a service has them that changes nothing.
 fn options() -> ConsumerOptions {
-    ConsumerOptions {
-        declare: true,
-        ..ConsumerOptions::new(QUEUE)
-    }
+    ConsumerOptions::new(QUEUE)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +157,13 @@ impl<'a> Site<'a> {
         let table = "CREATE TABLE payment (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, order_id bigint NOT NULL, \
                      cents integer NOT NULL, paid_at timestamptz NOT NULL DEFAULT now())";
         stage.postgres.execute(database, table).await?;
+        let durable = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        let (dead, none) = (options().dead_letter_queue.into(), FieldTable::default());
+        let channel = stage.channel().await?;
+        channel.queue_declare(dead, durable, none).await?;
         let client = stage.postgres.connect(database).await?;
         Ok(Self {
             stage,

@@ -53,11 +53,17 @@ struct Bench<'a> {
     consumer: Option<Daemon>,
 }
 
+fn dead(queue: &str) -> String {
+    format!("{queue}.dead")
+}
+
 impl<'a> Bench<'a> {
     async fn set(setup: &'a Setup, queue: &'static str) -> Result<Self> {
         let stage = setup.stage.get(setup).await?;
         let channel = deliveries::channel(&stage.rabbitmq.url("/")).await?;
-        deliveries::queue(&channel, queue).await?;
+        for queue in [queue, &dead(queue)] {
+            deliveries::queue(&channel, queue).await?;
+        }
         Ok(Self {
             setup,
             stage,
@@ -85,15 +91,8 @@ impl<'a> Bench<'a> {
     }
 
     async fn dead_letters(&self, n: usize) -> Result<Vec<DeadLetter>> {
-        let queue = format!("{}.dead", self.queue);
-        // The consumer declares it.
-        eventually("the dead-letter queue", SOON, async || {
-            let url = self.stage.rabbitmq.url("/");
-            let channel = deliveries::channel(&url).await.ok()?;
-            deliveries::queue(&channel, &queue).await.ok()
-        })
-        .await;
-        deliveries::dead_letters(&self.stage.rabbitmq.url("/"), &queue, n, SOON).await
+        let (url, queue) = (self.stage.rabbitmq.url("/"), dead(self.queue));
+        deliveries::dead_letters(&url, &queue, n, SOON).await
     }
 
     async fn applied(&self, id: &str) -> Result<i64> {

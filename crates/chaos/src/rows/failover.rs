@@ -302,7 +302,9 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
     arena::prepare(setup, &consumers).await?;
     consumers.execute(DATABASE, TABLES).await?;
     let channel = deliveries::channel(&arena.broker_url()).await?;
-    deliveries::queue(&channel, WORK).await?;
+    for queue in [WORK, "work.dead"] {
+        deliveries::queue(&channel, queue).await?;
+    }
     deliveries::bind(&channel, "events", WORK).await?;
     let own = consumers.url_for("consumer", "consumer", DATABASE);
     let words = ["consume", &own, &arena.broker_url(), WORK];

@@ -28,9 +28,16 @@ pub struct ConsumerOptions {
     pub backoff_initial: Duration,
     pub backoff_max: Duration,
     pub replay: ReplayPolicy,
-    /// Where messages go that cannot be applied; with `outbox-dead-reason`, `-attempts` and `-error` as headers.
+    /// Where messages go that cannot be applied; with `outbox-dead-reason`, `-attempts` and `-error` as headers. What
+    /// the broker gives up by itself comes there without these, and with its own `x-death`.
     pub dead_letter_queue: String,
-    /// Declares both queues (durable, quorum); otherwise they must be there.
+    /// Declares both queues (durable, quorum), and `queue` with the other one as its dead-letter queue. Where `queue` is
+    /// there with other arguments, the broker refuses it (406, `PRECONDITION_FAILED`) and nothing is consumed: delete it
+    /// once it is empty, or leave this off.
+    ///
+    /// Otherwise they must be there, and whoever declares `queue` should give it a dead-letter exchange, as an argument
+    /// or by a policy: from RabbitMQ 4.0 on, a quorum queue has a `delivery-limit` of 20 where nothing else is said, and
+    /// drops a message above it where no exchange takes it.
     pub declare: bool,
     /// How long the inbox remembers.
     pub retention: Duration,

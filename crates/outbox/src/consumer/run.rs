@@ -170,8 +170,8 @@ async fn open(url: &str, options: &ConsumerOptions) -> Result<Opened, ConsumerEr
     let work = async {
         let connection = Connection::connect(url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
-        for queue in [&options.queue, &options.dead_letter_queue] {
-            declare(&channel, queue, options.declare).await?;
+        for queue in [&options.dead_letter_queue, &options.queue] {
+            declare(&channel, queue, options).await?;
         }
         let confirmed = connection.create_channel().await?;
         confirmed
@@ -199,15 +199,26 @@ async fn open(url: &str, options: &ConsumerOptions) -> Result<Opened, ConsumerEr
 }
 
 /// Without `declare` it only looks whether the queue is there.
-async fn declare(channel: &Channel, queue: &str, declare: bool) -> Result<(), lapin::Error> {
+async fn declare(
+    channel: &Channel,
+    queue: &str,
+    options: &ConsumerOptions,
+) -> Result<(), lapin::Error> {
     let mut arguments = FieldTable::default();
-    if declare {
-        let kind = AMQPValue::LongString("quorum".into());
-        arguments.insert("x-queue-type".into(), kind);
+    if options.declare {
+        let mut argument = |name: &str, value: &str| {
+            arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+        };
+        argument("x-queue-type", "quorum");
+        // RabbitMQ 4 gives up a message after 20 deliveries, and drops it where nothing says what becomes of it.
+        if queue == options.queue {
+            argument("x-dead-letter-exchange", "");
+            argument("x-dead-letter-routing-key", &options.dead_letter_queue);
+        }
     }
     let how = QueueDeclareOptions {
         durable: true,
-        passive: !declare,
+        passive: !options.declare,
         ..QueueDeclareOptions::default()
     };
     channel.queue_declare(short(queue), how, arguments).await?;

@@ -84,7 +84,14 @@ pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// Consumes until `stop`, through every failure of either server; then ends when the handlers that run have ended.
 ///
 /// `connect` opens a database connection and drives it (spawn its connection task there); TLS and bounds are the
-/// service's own choice.
+/// service's own choice, but it must choose bounds. A handler that takes longer than `handler_timeout` is dropped; its
+/// statement is not, and neither is its session, with the claim and every lock in it: `tokio-postgres` closes a
+/// connection only after the answers that are due. So for the service's role:
+///
+/// - `statement_timeout` below `handler_timeout`: a statement that hangs fails, and the session goes on. A claim that
+///   waits for another consumer may run into it, too; that is no attempt.
+/// - `idle_in_transaction_session_timeout` above `handler_timeout`, which a handler may spend with no statement at all:
+///   it ends the sessions of a host that is gone, which would hold their claims until TCP gives up.
 pub async fn run<H, C, F>(
     amqp_url: &str,
     connect: C,

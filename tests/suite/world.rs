@@ -34,7 +34,7 @@ use uuid::Uuid;
 pub const SOON: Duration = Duration::from_secs(60);
 
 /// Virtual hosts made at once: a call of rabbitmqctl takes seconds.
-const VHOSTS: usize = 120;
+const VHOSTS: usize = 160;
 
 pub struct Servers {
     pub postgres: Postgres,

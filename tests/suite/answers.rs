@@ -147,10 +147,10 @@ async fn a_full_queue_nacks_and_drains_when_there_is_room_and_nothing_dies() {
         ("x-overflow", AMQPValue::LongString("reject-publish".into())),
     ];
     world.bind("small", "#", &limits).await;
-    let relay = world.relay(&[("OUTBOXD__RELAY__MAX_ATTEMPTS", "3")]);
+    let relay = world.relay(&[("OUTBOXD__RELAY__MAX_ATTEMPTS", "4")]);
     world.commit_many(60, 60).await;
     relay.line("nacked", SOON).await;
-    // Long enough for three attempts to be over for all of them, were they counted.
+    // Half of the attempts is all that nacks use up.
     world
         .until(
             "everything else to wait",

@@ -722,6 +722,46 @@ async fn every_metric_of_the_inbox_moves() {
     running.stopped().await;
 }
 
+/// The runner keeps its own inbox alone; one for external effects is kept by whoever asks for it.
+#[tokio::test]
+async fn an_inbox_of_external_effects_is_measured_and_pruned() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let world = world().await;
+    let effects = Inbox::new("at the provider").unwrap();
+    for key in ["charged", "doubtful"] {
+        let begun = Operation::new(key, "t", "c", b"").unwrap();
+        effects.begin_effect(&world.client, &begun).await.unwrap();
+    }
+    let recorded = effects.record_effect(&world.client, "charged", &"yes");
+    recorded.await.unwrap();
+    let older = "UPDATE inbox.message \
+                 SET claimed_at = claimed_at - interval '1 h', recorded_at = recorded_at - interval '1 h'";
+    world.client.batch_execute(older).await.unwrap();
+    let database = world
+        .postgres()
+        .url_for("payments", "payments", &world.database);
+    let kept = tokio::spawn(async move {
+        let connect = async || {
+            let (client, connection) = tokio_postgres::connect(&database, NoTls).await?;
+            tokio::spawn(connection);
+            Ok::<_, tokio_postgres::Error>(client)
+        };
+        let hour = Duration::from_secs(3600);
+        effects.forget_expired(hour, connect, |c| c).await;
+    });
+    eventually("the charge to be forgotten", SOON, async || {
+        let left = world.count("inbox.message").await;
+        (left == 1).then_some(())
+    })
+    .await;
+    kept.abort();
+    assert_eq!(world.count("inbox.in_doubt").await, 1);
+    let doubts = r#"inbox_in_doubt{consumer="at the provider"}"#;
+    assert_eq!(reading(&metrics.render(), doubts), Some(1.0));
+}
+
 /// What Prometheus reads in a series, unless it is absent.
 fn reading(metrics: &str, series: &str) -> Option<f64> {
     let line = metrics.lines().find(|line| line.starts_with(series))?;

@@ -1,9 +1,8 @@
-//! What an inbox needs done now and then: old operations are forgotten, doubtful ones counted.
+//! What an inbox needs done now and then: old operations are forgotten, what is in doubt is measured.
 
 use std::{
     fmt::Display,
     future::Future,
-    ops::Deref,
     time::{Duration, SystemTime},
 };
 
@@ -20,21 +19,33 @@ const PRUNE: u32 = 1000;
 /// More doubtful operations than this are shown as this many.
 const DOUBTS: i64 = 10_000;
 
-/// Goes on for as long as it is polled, through every failure of the database.
-pub(crate) async fn upkeep<F, C, E>(inbox: &Inbox, retention: Duration, connect: impl Fn() -> F)
-where
-    F: Future<Output = Result<C, E>>,
-    C: Deref<Target = Client>,
-    E: Display,
-{
-    loop {
-        match timeout(ANSWER, connect()).await {
-            Ok(Ok(client)) => steps(inbox, retention, &client).await,
-            // Its consumer or its requests say so, too, and louder.
-            Ok(Err(error)) => failed(inbox, &error),
-            Err(_) => failed(inbox, &"no connection in time"),
+impl Inbox {
+    /// Forgets operations older than `retention` and measures what is in doubt (`inbox_in_doubt`,
+    /// `inbox_oldest_in_doubt_age_seconds`), every 30 s for as long as it is polled, through every failure of the
+    /// database. `consumer::run` does it for the inbox that it is given, `IdempotencyLayer::forget_expired` for the
+    /// layer's: spawn this for any other, such as one of a handler's external effects.
+    ///
+    /// - `retention` must be longer than any redelivery or replay can take, see [`Inbox::prune`].
+    /// - `connect` opens a connection and drives it, or takes one from a pool, and `client` shows it as a client. It is
+    ///   dropped after each round.
+    pub async fn forget_expired<F, C, E>(
+        &self,
+        retention: Duration,
+        connect: impl Fn() -> F,
+        client: fn(&C) -> &Client,
+    ) where
+        F: Future<Output = Result<C, E>>,
+        E: Display,
+    {
+        loop {
+            match timeout(ANSWER, connect()).await {
+                Ok(Ok(connection)) => steps(self, retention, client(&connection)).await,
+                // Its consumer or its requests say so, too, and louder.
+                Ok(Err(error)) => failed(self, &error),
+                Err(_) => failed(self, &"no connection in time"),
+            }
+            sleep(EVERY).await;
         }
-        sleep(EVERY).await;
     }
 }
 

@@ -184,6 +184,10 @@ async fn main() -> Result<(), Problem> {
     };
     let inbox = Inbox::new("payments")?;
     let connect = move || connect(database.clone());
+    // The runner does this for its own inbox.
+    let (effects, retention, connecting) =
+        (payments.effects.clone(), options.retention, connect.clone());
+    tokio::spawn(async move { effects.forget_expired(retention, connecting, |c| c).await });
     Ok(run(
         &env::var("AMQP_URL")?,
         connect,

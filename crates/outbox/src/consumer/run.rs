@@ -29,7 +29,7 @@ use super::{
     session::Session,
     worker::{Held, Worker, key_of},
 };
-use crate::{inbox::Inbox, metrics, upkeep::upkeep};
+use crate::{inbox::Inbox, metrics};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError {
@@ -118,11 +118,12 @@ where
         options,
         connect,
     });
-    let upkeep = tokio::spawn({
+    let forgetting = tokio::spawn({
         let shared = Arc::clone(&shared);
         async move {
-            let connect = async || shared.connect().await.map(Box::new);
-            upkeep(&shared.inbox, shared.options.retention, connect).await;
+            let retention = shared.options.retention;
+            let connect = || shared.connect();
+            shared.inbox.forget_expired(retention, connect, |c| c).await;
         }
     });
     // In a row, with nothing acknowledged between them. That a connection opens is no progress: what fails on each one
@@ -159,7 +160,7 @@ where
             }
         }
     }
-    upkeep.abort();
+    forgetting.abort();
     Ok(())
 }
 

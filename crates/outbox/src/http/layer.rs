@@ -20,7 +20,7 @@ use tower_service::Service;
 
 use super::{
     IdempotencyError, IdempotencyOptions,
-    command::{Command, Connection},
+    command::Connection,
     execute::{BoxError, execute},
     key,
     problem::Problem,
@@ -28,7 +28,6 @@ use super::{
 use crate::{
     inbox::{Inbox, Operation},
     metrics,
-    upkeep::upkeep,
 };
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -94,8 +93,9 @@ impl IdempotencyLayer {
             options.handler_timeout,
             &metrics::COMMANDS,
         );
-        let connect = async || connect().await.map(Command::new);
-        upkeep(inbox, options.retention, connect).await;
+        inbox
+            .forget_expired(options.retention, connect, |c| c)
+            .await;
     }
 }
 

@@ -144,6 +144,7 @@ fn claim(one_in_ten_fails: bool) -> (Claim, Vec<Outcome>) {
             low_water: 0,
             candidate: None,
         },
+        share: BATCH as usize,
     };
     let claim = Claim {
         lanes: (0..LANES).map(lane).collect(),
@@ -154,7 +155,7 @@ fn claim(one_in_ten_fails: bool) -> (Claim, Vec<Outcome>) {
         drawn: 0,
         now_us: 1_700_000_000_123_456,
         limits: Limits {
-            per_lane: BATCH as usize,
+            fresh: BATCH as usize,
             batch_size: BATCH as usize,
             batch_bytes: 16 << 20,
             max_payload_bytes: 8 << 20,

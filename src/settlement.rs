@@ -294,6 +294,7 @@ mod tests {
             lanes: vec![HeldLane {
                 lane: sample().position.lane,
                 mark,
+                share: 100,
             }],
             candidates,
             orphans,
@@ -302,7 +303,7 @@ mod tests {
             drawn: 10,
             now_us: 0,
             limits: Limits {
-                per_lane: 100,
+                fresh: 100,
                 batch_size: 100,
                 batch_bytes: u64::MAX,
                 max_payload_bytes: u64::MAX,

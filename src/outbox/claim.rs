@@ -14,14 +14,15 @@ use super::{
     ctid::Ctid,
     low_water::{Candidate as MarkCandidate, Mark},
     session::{Params, Query, Session},
+    share::shares,
 };
 use crate::message::{Lane, Message, Position};
 
 /// How much one claim may read.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// New messages read from each lane.
-    pub per_lane: usize,
+    /// New messages, shared among the lanes.
+    pub fresh: usize,
     /// Messages in all.
     pub batch_size: usize,
     /// Bytes of bodies in all. The first message is taken whatever its size.
@@ -43,6 +44,8 @@ impl Limits {
 pub struct HeldLane {
     pub lane: Lane,
     pub mark: Mark,
+    /// New messages that this claim reads of it, at most.
+    pub share: usize,
 }
 
 /// A message of a held lane.
@@ -103,7 +106,7 @@ const READ: Query = Query {
     types: &[
         Type::INT2_ARRAY,
         Type::INT8_ARRAY,
-        Type::INT8,
+        Type::INT8_ARRAY,
         Type::INT8,
         Type::INT8,
         Type::INT8,
@@ -176,11 +179,11 @@ macro_rules! field {
 }
 
 /// Begins a transaction and holds those of `lanes` that nobody else holds. `None`, and no transaction, when all
-/// are held elsewhere, or marks had to be taken back first. `limits` are asked for once the number of lanes held is known.
+/// are held elsewhere, or marks had to be taken back first.
 pub async fn claim(
     session: &Session,
     lanes: &[Lane],
-    limits: impl FnOnce(usize) -> Limits,
+    limits: Limits,
 ) -> Result<Option<Claim>, OutboxError> {
     // Sent together: one round trip.
     let params: Params<'_> = &[&lanes];
@@ -210,12 +213,17 @@ pub async fn claim(
                 low_water,
                 candidate: candidate.map(|(position, tx)| MarkCandidate { position, tx }),
             },
+            share: 0,
         });
     }
     if highest > drawn && take_back_marks(session, &held).await? {
         return Ok(None);
     }
-    let limits = limits(held.len());
+    // Peers may hold some of the lanes asked for: the others fill the batch.
+    let marks: Vec<i64> = held.iter().map(|l| l.mark.low_water).collect();
+    for (lane, share) in held.iter_mut().zip(shares(&marks, limits.fresh)) {
+        lane.share = share;
+    }
     let (mut candidates, orphans) = read(session, &held, limits).await?;
     let read = candidates.len();
     candidates.truncate(fitting(&candidates, limits));
@@ -262,6 +270,7 @@ async fn read(
 ) -> Result<(Vec<Candidate>, Vec<Orphan>), OutboxError> {
     let lanes: Vec<Lane> = held.iter().map(|l| l.lane).collect();
     let marks: Vec<i64> = held.iter().map(|l| l.mark.low_water).collect();
+    let shares: Vec<i64> = held.iter().map(|l| l.share as i64).collect();
     // New messages keep at least half of every batch, whatever number is due for a retry.
     let due = limits.batch_size.div_ceil(2);
     let mut candidates = Vec::new();
@@ -288,7 +297,7 @@ async fn read(
     let params: Params<'_> = &[
         &lanes,
         &marks,
-        &(limits.per_lane as i64),
+        &shares,
         &(limits.batch_size as i64),
         &(due as i64),
         &i64::try_from(limits.small_body()).unwrap_or(i64::MAX),
@@ -406,7 +415,7 @@ impl Claim {
             .map(|l| {
                 (
                     l.lane,
-                    !cut && !due_cut && !full(fresh.get(&l.lane), self.limits.per_lane),
+                    !cut && !due_cut && !full(fresh.get(&l.lane), l.share),
                 )
             })
             .collect()
@@ -461,26 +470,72 @@ mod tests {
     use super::*;
     use crate::message::sample;
 
-    fn fits(sizes: &[u64]) -> usize {
-        let candidate = |body_size: &u64| Candidate {
-            message: Message {
-                body_size: *body_size,
-                ..sample()
-            },
+    const LIMITS: Limits = Limits {
+        fresh: 10,
+        batch_size: 10,
+        batch_bytes: 100,
+        max_payload_bytes: 60,
+    };
+
+    fn candidate(lane: Lane, body_size: u64) -> Candidate {
+        let mut message = Message {
+            body_size,
+            ..sample()
+        };
+        message.position.lane = lane;
+        Candidate {
+            message,
             ctid: Ctid::default(),
             key_hash: None,
             filed: false,
             scheduled: false,
             after: None,
+        }
+    }
+
+    fn fits(sizes: &[u64]) -> usize {
+        let candidates: Vec<Candidate> = sizes.iter().map(|size| candidate(1, *size)).collect();
+        fitting(&candidates, LIMITS)
+    }
+
+    /// Lane 1 may read seven new messages, lane 2 three.
+    fn exhausted(of_one: usize, of_two: usize, cut_short: bool) -> [bool; 2] {
+        let lane = |lane, share| HeldLane {
+            lane,
+            mark: Mark {
+                low_water: 0,
+                candidate: None,
+            },
+            share,
         };
-        let candidates: Vec<Candidate> = sizes.iter().map(candidate).collect();
-        let limits = Limits {
-            per_lane: 10,
-            batch_size: 10,
-            batch_bytes: 100,
-            max_payload_bytes: 60,
+        let lanes = [vec![1; of_one], vec![2; of_two]].concat();
+        let claim = Claim {
+            lanes: vec![lane(1, 7), lane(2, 3)],
+            candidates: lanes.into_iter().map(|lane| candidate(lane, 1)).collect(),
+            orphans: Vec::new(),
+            cut_short,
+            own_tx: 0,
+            xmin: 0,
+            drawn: 0,
+            now_us: 0,
+            limits: LIMITS,
         };
-        fitting(&candidates, limits)
+        let exhausted = claim.exhausted();
+        [exhausted[&1], exhausted[&2]]
+    }
+
+    #[test]
+    fn a_lane_is_exhausted_when_it_had_less_than_its_share() {
+        assert_eq!(exhausted(0, 0, false), [true, true]);
+        assert_eq!(exhausted(6, 2, false), [true, true]);
+        assert_eq!(exhausted(6, 3, false), [true, false]);
+        assert_eq!(exhausted(7, 0, false), [false, true]);
+        assert_eq!(exhausted(7, 3, false), [false, false], "the batch is full");
+        assert_eq!(
+            exhausted(6, 2, true),
+            [false, false],
+            "large bodies are left"
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod replay;
 pub mod retention;
 pub mod session;
 pub mod settle;
+pub mod share;
 pub mod status;
 pub mod wake;
 pub mod work;

@@ -15,8 +15,9 @@ use crate::message::Lane;
 pub const LANES: usize = 64;
 
 /// Most lanes one claim takes with a backlog, so that other relays find lanes too. More lanes in a batch also mean more
-/// keys, and fewer messages of one key that wait for each other.
-const LANES_PER_CLAIM: usize = 16;
+/// keys, and fewer messages of one key that wait for each other. No divisor of `LANES`: those of one claim would stay
+/// together for ever, and what a claim shares among its lanes would not keep them up with all others (`outbox::share`).
+const LANES_PER_CLAIM: usize = 15;
 /// And without one. A claim costs the servers the same for one message as for thirty, so few large claims leave them
 /// room; but lanes of one claim wait for its slowest confirm.
 const LANES_PER_LIGHT_CLAIM: usize = 32;
@@ -153,7 +154,8 @@ impl Board {
             return Take::Nothing;
         };
         let share = if free.iter().any(|lane| lane.ready.full) {
-            let share = free.len().div_ceil(state.waiting.max(1));
+            // A quarter is left: else each of many workers would only ever get back what it gave back.
+            let share = (free.len() * 3).div_ceil(state.waiting.max(1) * 4);
             share.min(LANES_PER_CLAIM)
         } else {
             let gathered = oldest + GATHER;
@@ -339,12 +341,13 @@ impl Drop for Taken<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
+    use std::{collections::VecDeque, pin::pin};
 
-    use futures_util::poll;
+    use futures_util::{FutureExt, poll};
     use tokio::time::advance;
 
     use super::*;
+    use crate::outbox::share::shares;
 
     #[tokio::test]
     async fn the_longest_unserved_lane_comes_first_and_no_lane_is_lent_twice() {
@@ -497,6 +500,40 @@ mod tests {
             }
         });
         assert_eq!(board.take().await.lanes(), [3, 1, 2]);
+    }
+
+    /// Keys fall into lanes as they like: here the fullest lane has more than twice the messages of the emptiest. Without
+    /// shares, or with lanes that stay together, they drift apart for as long as the backlog lasts.
+    #[tokio::test]
+    async fn lanes_of_a_backlog_advance_together_however_full_they_are() {
+        for workers in [1, 2, 4, 8] {
+            let board = Board::default();
+            board.offer(0..64);
+            let mut positions = [0; LANES];
+            let between_two = |lane: Lane| i64::from(lane) * 37 % 64 + 48;
+            let mut busy = VecDeque::new();
+            for _ in 0..10_000 {
+                if let Some(taken) = board.take().now_or_never() {
+                    let lanes = taken.lanes().iter();
+                    let marks: Vec<i64> = lanes.map(|lane| positions[*lane as usize]).collect();
+                    for (lane, share) in taken.lanes().iter().zip(shares(&marks, 500)) {
+                        positions[*lane as usize] += share as i64 * between_two(*lane);
+                    }
+                    busy.push_back(taken);
+                    if busy.len() < workers {
+                        continue;
+                    }
+                }
+                busy.pop_front().unwrap().give_back(|_| Found::Full);
+            }
+            let [first, last] =
+                [positions.iter().max(), positions.iter().min()].map(Option::unwrap);
+            assert!(*last > 1_000_000, "{workers} workers: {last}");
+            assert!(
+                first - last < 200_000,
+                "{workers} workers: {last} to {first}"
+            );
+        }
     }
 
     #[tokio::test]

@@ -173,12 +173,12 @@ async fn tidy(session: &Session) -> Result<Tidied, OutboxError> {
     }
     let lanes: Vec<Lane> = untidy.keys().copied().collect();
     let limits = Limits {
-        per_lane: 1,
-        batch_size: 2 * LANES,
+        fresh: lanes.len(),
+        batch_size: 4 * LANES,
         batch_bytes: u64::MAX,
         max_payload_bytes: 0,
     };
-    let Some(claim) = claim::claim(session, &lanes, |_| limits).await? else {
+    let Some(claim) = claim::claim(session, &lanes, limits).await? else {
         return Ok(Tidied::Held);
     };
     let settlement = Settlement {

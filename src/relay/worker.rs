@@ -245,9 +245,8 @@ async fn cycle(
 ) -> Result<Option<BrokerError>, WorkError> {
     let source = shared.health.source();
     let began = Instant::now();
-    let limits = |lanes: usize| Limits {
-        // Peers may hold some of the lanes asked for: the others fill the batch.
-        per_lane: limit.get().div_ceil(lanes),
+    let limits = Limits {
+        fresh: limit.get(),
         batch_size: limit.get(),
         batch_bytes: shared.relay.batch_bytes,
         max_payload_bytes: shared.relay.max_payload_bytes,

@@ -1,8 +1,10 @@
 //! PostgreSQL's side: producers, and the statements in src/outbox/sql.
 
+use outboxd::outbox::claim::Limits;
+
 use crate::{
     Action, Machine, Safeguard,
-    state::{Begun, Candidate, Due, Key, Lane, Message, Phase, Row, State},
+    state::{Begun, Candidate, Due, Held, Key, Lane, Message, Phase, Row, State},
 };
 
 impl Machine {
@@ -118,19 +120,21 @@ impl Machine {
         &self,
         rows: &[Message],
         due: &[Row],
-        lanes: impl Iterator<Item = (Lane, u8)>,
-        per_lane: usize,
-        batch: usize,
+        held: &Held,
+        limits: Limits,
     ) -> Vec<Candidate> {
-        let fresh = lanes.flat_map(|(lane, low_water)| {
-            let mut fresh = self.fresh(rows, lane, low_water);
-            fresh.truncate(per_lane);
-            fresh
-        });
+        let lanes = held.lanes.iter().zip(&held.marks);
+        let fresh = lanes
+            .zip(held.shares(limits))
+            .flat_map(|((lane, mark), share)| {
+                let mut fresh = self.fresh(rows, *lane, mark.low_water);
+                fresh.truncate(share);
+                fresh
+            });
         due.iter()
             .copied()
             .chain(fresh)
-            .take(batch)
+            .take(limits.batch_size)
             .map(|row| {
                 let waiting = rows[usize::from(row)].waiting;
                 Candidate {

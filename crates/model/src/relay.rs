@@ -167,14 +167,7 @@ impl Machine {
         let mut held = held.clone();
         let before = held.before.take();
         let rows = before.as_ref().unwrap_or(&state.rows);
-        let marks = held.lanes.iter().zip(&held.marks);
-        let read = self.read(
-            rows,
-            due,
-            marks.map(|(lane, mark)| (*lane, mark.low_water)),
-            self.limits(held.lanes.len()).per_lane,
-            self.scenario.batch,
-        );
+        let read = self.read(rows, due, &held, self.limits());
         let ahead: Vec<(Row, u8)> = read.iter().map(|c| (c.row, ahead(rows, c))).collect();
         for (row, ahead) in ahead {
             state.rows[usize::from(row)].ahead.get_or_insert(ahead);
@@ -380,9 +373,11 @@ impl Machine {
         let lanes = held.lanes.iter().zip(&held.marks);
         Claim {
             lanes: lanes
-                .map(|(lane, mark)| HeldLane {
+                .zip(held.shares(limits))
+                .map(|((lane, mark), share)| HeldLane {
                     lane: (*lane).into(),
                     mark: mark.real(),
+                    share,
                 })
                 .collect(),
             candidates,
@@ -410,11 +405,7 @@ impl Machine {
         if !self.has(Safeguard::DrawnBeforeTx) {
             work.held.drawn = small(state.rows.len() as i64);
         }
-        let claim = self.claim_of(
-            &work.held,
-            self.candidates(&work),
-            self.limits(work.held.lanes.len()),
-        );
+        let claim = self.claim_of(&work.held, self.candidates(&work), self.limits());
         let decided = work.read.iter().map(|c| c.decided);
         let outcomes: Vec<Outcome> = decided
             .map(|d| d.map_or(Outcome::Untouched, real))
@@ -452,9 +443,9 @@ impl Machine {
         }
     }
 
-    pub(crate) fn limits(&self, lanes: usize) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         Limits {
-            per_lane: self.scenario.batch.div_ceil(lanes.max(1)),
+            fresh: self.scenario.batch,
             batch_size: self.scenario.batch,
             batch_bytes: u64::MAX,
             max_payload_bytes: u64::MAX,

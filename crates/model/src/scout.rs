@@ -74,18 +74,11 @@ impl Machine {
             .flat_map(|lane| self.due(&state.rows, *lane))
             .collect();
         let limits = Limits {
-            per_lane: 1,
+            fresh: held.lanes.len(),
             batch_size: usize::MAX,
-            ..self.limits(1)
+            ..self.limits()
         };
-        let marks = held.lanes.iter().zip(&held.marks);
-        let read = self.read(
-            &state.rows,
-            &due,
-            marks.map(|(lane, mark)| (*lane, mark.low_water)),
-            limits.per_lane,
-            limits.batch_size,
-        );
+        let read = self.read(&state.rows, &due, &held, limits);
         let candidates = read.iter().map(|c| self.candidate(c)).collect();
         let claim = self.claim_of(&held, candidates, limits);
         let last: HashMap<_, _> = untidy

@@ -1,6 +1,6 @@
 //! What the database, the broker and the processes hold between two steps.
 
-use outboxd::outbox::low_water;
+use outboxd::outbox::{claim::Limits, low_water, share::shares};
 
 pub type Key = u8;
 pub type Lane = u8;
@@ -134,6 +134,14 @@ pub struct Held {
     /// Positions drawn by then; the position of the last one.
     pub drawn: u8,
     pub before: Option<Vec<Message>>,
+}
+
+impl Held {
+    /// New messages to read of each lane.
+    pub fn shares(&self, limits: Limits) -> Vec<usize> {
+        let marks: Vec<i64> = self.marks.iter().map(|m| m.low_water.into()).collect();
+        shares(&marks, limits.fresh)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

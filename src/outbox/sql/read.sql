@@ -1,6 +1,6 @@
 -- The next messages of the lanes held: what fell due among the waiting ones, then new ones by position.
 -- A statement of its own after the locks: its snapshot must show what the lane's last holder committed.
--- $1 lanes, $2 their marks, $3 new messages a lane, $4 messages in all, $5 due ones among them,
+-- $1 lanes, $2 their marks, $3 how many new messages of each, $4 messages in all, $5 due ones among them,
 -- $6 bytes of a body that comes along; larger ones are fetched by bodies.sql, or never
 -- Every row passes each level of this once, and none of them may keep it (docs/performance.md): no window function, and
 -- statement_timestamp(), because a volatile function would have the WITH queries written down first.
@@ -12,12 +12,13 @@ WITH lane AS MATERIALIZED (
     -- With nothing filed above the mark, no message needs a look into the exceptions.
     SELECT u.lane,
            u.low_water,
+           u.share,
            EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = u.lane AND w.id > u.low_water) AS some_waiting,
            EXISTS (SELECT FROM outbox.dead d WHERE d.lane = u.lane AND d.id > u.low_water) AS some_dead,
            EXISTS (SELECT FROM outbox.waiting w
                     WHERE w.lane = u.lane AND w.key_hash IS NOT NULL AND NOT w.replay AND w.cause <> 'scheduled'
                     OFFSET 0) AS some_blocking
-    FROM unnest($1::smallint[], $2::bigint[]) AS u (lane, low_water)
+    FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS u (lane, low_water, share)
 ), due AS (
     SELECT true AS filed, l.some_blocking, w.lane, w.id, w.key_hash, w.attempts, w.replay, false AS scheduled,
            m.ctid AS place, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers,
@@ -56,7 +57,7 @@ WITH lane AS MATERIALIZED (
           AND (NOT l.some_dead
                OR NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0))
         ORDER BY m.id
-        LIMIT $3
+        LIMIT l.share
     ) m
 ), found AS (
     SELECT * FROM due UNION ALL SELECT * FROM fresh LIMIT $4

@@ -498,7 +498,7 @@ mod tests {
         fitting(&candidates, LIMITS)
     }
 
-    /// Lane 1 may read seven new messages, lane 2 three.
+    /// Lane 1 may read eight new messages, lane 2 three: rounded up, one more than the batch may have.
     fn exhausted(of_one: usize, of_two: usize, cut_short: bool) -> [bool; 2] {
         let lane = |lane, share| HeldLane {
             lane,
@@ -510,7 +510,7 @@ mod tests {
         };
         let lanes = [vec![1; of_one], vec![2; of_two]].concat();
         let claim = Claim {
-            lanes: vec![lane(1, 7), lane(2, 3)],
+            lanes: vec![lane(1, 8), lane(2, 3)],
             candidates: lanes.into_iter().map(|lane| candidate(lane, 1)).collect(),
             orphans: Vec::new(),
             cut_short,
@@ -527,12 +527,12 @@ mod tests {
     #[test]
     fn a_lane_is_exhausted_when_it_had_less_than_its_share() {
         assert_eq!(exhausted(0, 0, false), [true, true]);
-        assert_eq!(exhausted(6, 2, false), [true, true]);
+        assert_eq!(exhausted(7, 2, false), [true, true]);
         assert_eq!(exhausted(6, 3, false), [true, false]);
-        assert_eq!(exhausted(7, 0, false), [false, true]);
-        assert_eq!(exhausted(7, 3, false), [false, false], "the batch is full");
+        assert_eq!(exhausted(8, 0, false), [false, true]);
+        assert_eq!(exhausted(8, 2, false), [false, false], "the batch is full");
         assert_eq!(
-            exhausted(6, 2, true),
+            exhausted(7, 2, true),
             [false, false],
             "large bodies are left"
         );

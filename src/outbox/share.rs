@@ -5,12 +5,13 @@
 //! messages of several lanes: it would be read, and its changes logged, for each of them at another time, when it has left
 //! memory in between (docs/performance.md). So a lane that is behind the others of its claim in position reads more.
 
-/// Positions that are one part more. Twice `low_water::STRIDE`, by which a mark may be late.
+/// Positions that are one part more. Twice `low_water::STRIDE`, by which a mark may be late, and about as far as a claim of
+/// 500 messages takes each of fifteen lanes.
 const STEP: i64 = 2048;
-/// Parts of a lane that is neither behind nor ahead: one that is behind as far as a claim of 500 messages takes each lane,
-/// some 32,000 positions, has twice as many.
+/// Parts of a lane that is neither behind nor ahead.
 const EVEN: i64 = 16;
-/// But no more than that, and one that is ahead no less than half: a hot key must not take all from the others.
+/// A lane that is far behind has no more than that, and one that is far ahead no less than half: a hot key must not take all
+/// from the others. And while marks stand still, because a transaction that has written stays open, what they tell is old.
 const MOST: i64 = 2 * EVEN;
 const LEAST: i64 = EVEN / 2;
 

@@ -16,7 +16,7 @@ pub const LANES: usize = 64;
 
 /// Most lanes one claim takes with a backlog, so that other relays find lanes too. More lanes in a batch also mean more
 /// keys, and fewer messages of one key that wait for each other. No divisor of `LANES`: those of one claim would stay
-/// together for ever, and what a claim shares among its lanes would not keep them up with all others (`outbox::share`).
+/// together, and what a claim shares among its lanes would not keep them up with all others (`outbox::share`).
 const LANES_PER_CLAIM: usize = 15;
 /// And without one. A claim costs the servers the same for one message as for thirty, so few large claims leave them
 /// room; but lanes of one claim wait for its slowest confirm.
@@ -98,6 +98,16 @@ struct Free {
     ready: Ready,
 }
 
+impl Free {
+    /// The longest unserved comes first. Lanes that were given back together come in another order each time (an odd factor
+    /// permutes them), so that those left to the next worker are not always the same.
+    fn turn(&self) -> (u64, usize) {
+        let shift = (self.served % LANES as u64) as usize;
+        let order = (self.number + shift) * (2 * shift + 1) % LANES;
+        (self.served, order)
+    }
+}
+
 impl State {
     fn free(&self) -> Vec<Free> {
         let lanes = self.slots.iter().enumerate();
@@ -130,7 +140,7 @@ impl Default for Board {
 
 impl Board {
     /// Lanes that have work and that no worker of this process has, the longest unserved first. With a backlog, this
-    /// worker's share among those that wait for lanes. Waits for some.
+    /// worker's share among those that wait for lanes or come back soon. Waits for some.
     pub async fn take(&self) -> Taken<'_> {
         let _waits = Waits::new(self);
         loop {
@@ -153,19 +163,24 @@ impl Board {
         let Some(oldest) = free.iter().map(|lane| lane.ready.since).min() else {
             return Take::Nothing;
         };
+        let worked = state.slots.iter().any(|slot| slot.taken);
         let share = if free.iter().any(|lane| lane.ready.full) {
-            // A quarter is left: else each of many workers would only ever get back what it gave back.
-            let share = (free.len() * 3).div_ceil(state.waiting.max(1) * 4);
+            // While others work, a quarter is left for them: else each would only ever get back what it gave back.
+            let some = if worked {
+                (free.len() * 3).div_ceil(4)
+            } else {
+                free.len()
+            };
+            let share = some.div_ceil(state.waiting.max(1));
             share.min(LANES_PER_CLAIM)
         } else {
             let gathered = oldest + GATHER;
-            let worked = state.slots.iter().any(|slot| slot.taken);
             if worked && free.len() < LANES_PER_LIGHT_CLAIM && now < gathered {
                 return Take::At(gathered);
             }
             LANES_PER_LIGHT_CLAIM
         };
-        free.sort_unstable_by_key(|lane| (lane.served, lane.number));
+        free.sort_unstable_by_key(Free::turn);
         free.truncate(share);
         for lane in &free {
             state.slots[lane.number].taken = true;
@@ -380,6 +395,30 @@ mod tests {
         assert_eq!(board.take().await.lanes().len(), LANES_PER_CLAIM);
     }
 
+    #[tokio::test]
+    async fn who_works_alone_leaves_nothing_and_beside_others_not_always_the_same() {
+        let board = Board::default();
+        board.offer(0..4);
+        for _ in 0..3 {
+            let taken = board.take().await;
+            assert_eq!(taken.lanes().len(), 4);
+            taken.give_back(|_| Found::Full);
+        }
+        let all = board.take().await;
+        board.offer([40]);
+        let _other = board.take().await;
+        all.give_back(|_| Found::Full);
+        let mut left = [0; 4];
+        for _ in 0..32 {
+            let taken = board.take().await;
+            assert_eq!(taken.lanes().len(), 3);
+            let is_left = (0..4).find(|lane| !taken.lanes().contains(lane));
+            left[is_left.unwrap() as usize] += 1;
+            taken.give_back(|_| Found::Full);
+        }
+        assert!(left.iter().all(|times| *times > 0), "{left:?}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn lanes_without_a_backlog_are_gathered_while_somebody_works() {
         let board = Board::default();
@@ -506,7 +545,7 @@ mod tests {
     /// shares, or with lanes that stay together, they drift apart for as long as the backlog lasts.
     #[tokio::test]
     async fn lanes_of_a_backlog_advance_together_however_full_they_are() {
-        for workers in [1, 2, 4, 8] {
+        for workers in [1, 2, 4, 6, 8] {
             let board = Board::default();
             board.offer(0..64);
             let mut positions = [0; LANES];

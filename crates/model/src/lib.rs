@@ -1,7 +1,8 @@
 //! The claim–publish–settle protocol and the inbox as a small state machine, checked in every state that it can reach.
 //!
-//! What decides in the relay decides here too: `outbox::low_water`, `relay::plan`, `outcome` and `settlement` are
-//! called, not copied. What is SQL, PostgreSQL, lapin, RabbitMQ or a handler is written down here, step by step.
+//! What decides in the relay decides here too: `outbox::low_water`, `outbox::share`, `relay::plan`, `outcome` and
+//! `settlement` are called, not copied. What is SQL, PostgreSQL, lapin, RabbitMQ or a handler is written down here, step by
+//! step.
 //!
 //! Each safeguard can be taken away ([`Safeguard`]); the checker then has to find the invariant broken that the
 //! safeguard is for. See docs/model.md.

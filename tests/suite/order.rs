@@ -245,6 +245,38 @@ async fn a_hot_key_does_not_keep_other_keys_from_being_found() {
     );
 }
 
+/// The later a lane's messages are than the others', the more of it is read: else the lanes of a backlog drift apart.
+#[tokio::test]
+async fn a_claim_reads_more_of_a_lane_that_is_behind() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let insert = |key: &str| {
+        format!(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+             SELECT 'order', '{key}', '{key}', '0' FROM generate_series(1, 60)"
+        )
+    };
+    let sql = [
+        &insert("behind"),
+        "SELECT setval('outbox.message_id_seq', 1000000)",
+        &insert("ahead"),
+        "UPDATE outbox.lane l SET low_water = 1000000 \
+         FROM outbox.message m WHERE m.aggregate_id = 'ahead' AND m.lane = l.lane",
+    ];
+    world.client.batch_execute(&sql.join("; ")).await.unwrap();
+    let lanes = "(SELECT DISTINCT lane FROM outbox.message) m";
+    assert_eq!(world.count(lanes).await, 2, "other keys are needed");
+    let relay = world.relay(&[
+        ("OUTBOXD__RELAY__WORKERS", "1"),
+        ("OUTBOXD__RELAY__BATCH_SIZE", "60"),
+        ("OUTBOXD_FAILPOINT", "confirm.before_settle=hang"),
+    ]);
+    relay.line("failpoint reached", SOON).await;
+    let seen = consumer.until(60).await;
+    let behind = seen.iter().filter(|s| s.routing_key.ends_with("behind"));
+    assert_eq!(behind.count(), 40, "twice as many as of the other");
+}
+
 /// As after a logical copy without the sequence's value, or a TRUNCATE that restarts it: what is new lies below the marks.
 #[tokio::test]
 async fn events_below_the_marks_of_a_restarted_sequence_are_found() {

@@ -245,7 +245,7 @@ async fn a_hot_key_does_not_keep_other_keys_from_being_found() {
     );
 }
 
-/// The later a lane's messages are than the others', the more of it is read: else the lanes of a backlog drift apart.
+/// Else the fuller lanes of a backlog would stay behind the others, further and further.
 #[tokio::test]
 async fn a_claim_reads_more_of_a_lane_that_is_behind() {
     let world = world().await;

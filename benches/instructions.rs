@@ -4,17 +4,14 @@
 use std::{hint::black_box, time::Duration};
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
-use outboxd::{
-    config::Ordering,
+use outbox_core::{
+    claim::{Candidate, Claim, Ctid, HeldLane, Limits, Waited},
     envelope::{Envelope, EnvelopeBuilder, EnvelopeOptions},
+    low_water::{Mark, STRIDE},
     message::{Message, Position},
-    outbox::{
-        claim::{Candidate, Claim, HeldLane, Limits},
-        ctid::Ctid,
-        low_water::{Mark, STRIDE},
-    },
     outcome::{self, Answer, Outcome, RetryPolicy},
-    relay::plan::Plan,
+    plan::{Ordering, Plan},
+    reason::Reason,
     route::{Router, RoutingRules},
     settlement::{self, Settlement},
 };
@@ -40,6 +37,7 @@ fn message(id: i64, keys: i64) -> Message {
         event_type: "created".to_owned(),
         content_type: "application/json".to_owned(),
         headers: Some(TRACE.to_owned()),
+        headers_size: TRACE.len() as u64,
         exchange: None,
         routing_key: None,
         created_at_us: 1_700_000_000_123_456,
@@ -58,6 +56,7 @@ fn candidates(keys: i64) -> Vec<Candidate> {
         filed: false,
         scheduled: false,
         after: None,
+        waited: Waited::default(),
     };
     (1..=BATCH).map(candidate).collect()
 }
@@ -167,7 +166,7 @@ fn claim(one_in_ten_fails: bool) -> (Claim, Vec<Outcome>) {
 
 fn decisions_of(answers: &[Answer]) -> Vec<Outcome> {
     let retry = || Outcome::Retry {
-        reason: outboxd::reason::Reason::Unroutable,
+        reason: Reason::Unroutable,
         attempts: 1,
         delay: Duration::from_secs(1),
         error: "312 NO_ROUTE".to_owned(),

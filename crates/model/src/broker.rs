@@ -8,10 +8,20 @@ use crate::{
 impl Machine {
     pub(crate) fn broker_actions(&self, state: &State, actions: &mut Vec<Action>) {
         for (n, relay) in state.relays.iter().enumerate() {
-            let Relay::Working(work) = relay else {
+            let Relay::Working(work) = &relay.task else {
                 continue;
             };
-            if work.answered.len() < work.wave.len() {
+            if work.answered.len() == work.wave.len() {
+                continue;
+            }
+            if self.scenario.circuits {
+                // All or nothing, while it lasts; and it lasts no longer than the faults that are left.
+                if !state.outage {
+                    actions.push(Action::Broker(n, Reply::Ack));
+                } else if state.left.refusals > 0 {
+                    actions.push(Action::Broker(n, self.scenario.refusal));
+                }
+            } else {
                 actions.push(Action::Broker(n, Reply::Ack));
                 if state.left.refusals > 0 {
                     actions.push(Action::Broker(n, Reply::Return));
@@ -24,7 +34,7 @@ impl Machine {
 
     /// Publishes of one channel are handled in their order.
     pub(crate) fn broker(&self, state: &mut State, relay: usize, reply: Reply) {
-        let Relay::Working(work) = &mut state.relays[relay] else {
+        let Relay::Working(work) = &mut state.relays[relay].task else {
             return;
         };
         let next = work.wave[work.answered.len()];

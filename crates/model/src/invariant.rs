@@ -2,6 +2,8 @@
 
 use crate::{
     Machine,
+    audit::Audit,
+    caution::Forbidden,
     state::{Consumer, Phase, Relay, Scout, State},
 };
 
@@ -18,17 +20,24 @@ pub enum Invariant {
     EffectOnce,
     /// Nothing that was rolled back, or is not committed, is delivered.
     NoGhost,
+    /// Nothing waits that is sent or dead.
+    FiledOnce,
+    /// A destination that fails gets a batch and one message more of each relay, and then, in each back-off, one that was
+    /// tried and one that was not.
+    FewProbes,
     /// Whatever happened, when faults stop everything comes to its end: all is delivered or dead, and settled.
     Progress,
 }
 
 impl Invariant {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::NoLoss,
         Self::KeyOrder,
         Self::FewDuplicates,
         Self::EffectOnce,
         Self::NoGhost,
+        Self::FiledOnce,
+        Self::FewProbes,
         Self::Progress,
     ];
 
@@ -39,6 +48,8 @@ impl Invariant {
             Self::FewDuplicates => "D≤W",
             Self::EffectOnce => "effect once",
             Self::NoGhost => "no ghosts",
+            Self::FiledOnce => "filed once",
+            Self::FewProbes => "few probes",
             Self::Progress => "progress",
         }
     }
@@ -50,6 +61,8 @@ impl Invariant {
             Self::FewDuplicates => few_duplicates,
             Self::EffectOnce => effect_once,
             Self::NoGhost => no_ghost,
+            Self::FiledOnce => filed_once,
+            Self::FewProbes => few_probes,
             Self::Progress => progress,
         }
     }
@@ -58,11 +71,8 @@ impl Invariant {
 fn no_loss(machine: &Machine, state: &State) -> bool {
     !(0..).zip(&state.rows).any(|(row, m)| {
         let mark = state.lanes[usize::from(machine.lane_of(m.key))];
-        let unseen = m.phase == Phase::Committed
-            && !m.sent
-            && !m.dead
-            && m.waiting.is_none()
-            && row < mark.low_water;
+        // What somebody hid is found by the audit in the end: that is `Progress`.
+        let unseen = m.is_pending() && m.waiting.is_none() && row < mark.low_water && !m.by_hand;
         unseen || (m.sent && m.copies == 0)
     })
 }
@@ -77,8 +87,44 @@ fn few_duplicates(machine: &Machine, state: &State) -> bool {
         .iter()
         .map(|m| u32::from(m.copies.saturating_sub(1)))
         .sum();
-    let happened = machine.scenario.faults.repeating() - state.left.repeating();
-    duplicates <= u32::from(happened) * machine.scenario.batch as u32
+    let scenario = &machine.scenario;
+    let (all, left) = (scenario.faults, state.left);
+    let batch = scenario.batch as u32;
+    let claims = u32::from(all.repeating() - left.repeating());
+    let bans = u32::from(all.bans - left.bans);
+    let failed = u32::from(all.refused_marks - left.refused_marks);
+    // Each relay's first claim after a ban. After that nothing that the mark shows costs more; what only the COMMIT shows
+    // costs one message an attempt.
+    let first = bans * lives(machine, state);
+    let unmarked = match scenario.ban {
+        Some(Forbidden::AtCommit) => batch * failed.min(first) + failed.saturating_sub(first),
+        Some(Forbidden::AtMark | Forbidden::Row(_)) | None => batch * first,
+    };
+    duplicates <= batch * claims + unmarked
+}
+
+/// Relays, each counted again after it died.
+fn lives(machine: &Machine, state: &State) -> u32 {
+    let crashes = machine.scenario.faults.crashes - state.left.crashes;
+    machine.scenario.relays as u32 + u32::from(crashes)
+}
+
+fn filed_once(_: &Machine, state: &State) -> bool {
+    !state
+        .rows
+        .iter()
+        .any(|m| m.waiting.is_some() && (m.sent || m.dead))
+}
+
+fn few_probes(machine: &Machine, state: &State) -> bool {
+    let scenario = &machine.scenario;
+    if !scenario.circuits {
+        return true;
+    }
+    let refused = u32::from(scenario.faults.refusals - state.left.refusals);
+    let rounds = u32::from(scenario.faults.rounds - state.left.rounds);
+    let first = scenario.batch as u32 + 1;
+    refused <= lives(machine, state) * (first + 2 * rounds)
 }
 
 fn effect_once(machine: &Machine, state: &State) -> bool {
@@ -112,7 +158,8 @@ fn is_done(state: &State) -> bool {
         && state.begun.is_empty()
         && state.wire.is_empty()
         && state.scout == Scout::Idle
+        && state.audit == Audit::Idle
         && state.rows.iter().all(settled)
-        && state.relays.iter().all(|relay| *relay == Relay::Idle)
+        && state.relays.iter().all(|relay| relay.task == Relay::Idle)
         && state.consumers.iter().all(|c| *c == Consumer::Idle)
 }

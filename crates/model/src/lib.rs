@@ -1,7 +1,7 @@
 //! The claim–publish–settle protocol and the inbox as a small state machine, checked in every state that it can reach.
 //!
-//! What decides in the relay decides here too: `outbox::low_water`, `outbox::share`, `relay::plan`, `outcome` and
-//! `settlement` are called, not copied. What is SQL, PostgreSQL, lapin, RabbitMQ or a handler is written down here, step by
+//! What decides in the relay decides here too: `outbox::low_water`, `outbox::share`, `relay::plan`, `outcome`,
+//! `circuit`, `caution` and `settlement` are called, not copied. What is SQL, PostgreSQL, lapin, RabbitMQ or a handler is written down here, step by
 //! step.
 //!
 //! Each safeguard can be taken away ([`Safeguard`]); the checker then has to find the invariant broken that the
@@ -9,16 +9,23 @@
 
 #![forbid(unsafe_code)]
 
+mod audit;
+mod breaker;
 mod broker;
+mod caution;
 mod check;
+mod circuit;
 mod consumer;
 mod invariant;
 mod machine;
 mod outbox;
+mod publishing;
+mod real;
 mod relay;
 mod safeguard;
 pub mod scenario;
 mod scout;
+mod settle;
 mod sighting;
 mod state;
 

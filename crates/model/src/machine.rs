@@ -6,7 +6,10 @@ use stateright::{Model, Property};
 
 use crate::{
     Invariant, Safeguard, Scenario, Sighting,
-    state::{Consumer, Key, Lane, Mark, Relay, Reply, Row, Scout, State},
+    audit::{Act, Audit},
+    caution::Forbidden,
+    outbox,
+    state::{Consumer, Key, Lane, Mark, Memory, Phase, Process, Relay, Reply, Row, Scout, State},
 };
 
 /// A scenario, with all safeguards or without one.
@@ -58,6 +61,28 @@ pub enum Action {
     Ack(usize),
     CrashConsumer(usize),
     LoseConsumer(usize),
+    /// Somebody changes a row.
+    ByHand(Act, Row),
+    AuditWalk,
+    AuditHold,
+    AuditCheck,
+    AuditCommit,
+    CrashAudit,
+    /// Of what stands behind nobody.
+    AuditRelease,
+    /// Somebody makes marks impossible, and possible again.
+    Forbid(Forbidden),
+    Permit,
+    /// The destination takes nothing, and works again.
+    Fail,
+    Recover,
+    /// A back-off ends.
+    Round,
+    FindHeld(usize),
+    /// Makes one held message due.
+    Probe(usize),
+    GiveUp(usize),
+    ReleaseHeld(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +105,10 @@ impl Action {
             | Self::Fence(_)
             | Self::CrashConsumer(_)
             | Self::LoseConsumer(_)
+            | Self::ByHand(..)
+            | Self::CrashAudit
+            | Self::Forbid(_)
+            | Self::Fail
             | Self::Broker(_, Reply::Return | Reply::Nack) => true,
             Self::Begin(_)
             | Self::Draw(_)
@@ -100,7 +129,19 @@ impl Action {
             | Self::Deliver(..)
             | Self::Claim(_)
             | Self::CommitEffect(_)
-            | Self::Ack(_) => false,
+            | Self::Ack(_)
+            | Self::AuditWalk
+            | Self::AuditHold
+            | Self::AuditCheck
+            | Self::AuditCommit
+            | Self::AuditRelease
+            | Self::Permit
+            | Self::Recover
+            | Self::Round
+            | Self::FindHeld(_)
+            | Self::Probe(_)
+            | Self::GiveUp(_)
+            | Self::ReleaseHeld(_) => false,
         }
     }
 }
@@ -149,15 +190,27 @@ impl Model for Machine {
     fn init_states(&self) -> Vec<State> {
         let scenario = &self.scenario;
         let lanes = scenario.lanes.iter().max().map_or(0, |last| last + 1);
+        let (written, unborn) = scenario.messages.split_at(scenario.written);
+        let written = written
+            .iter()
+            .map(|key| outbox::row(*key, Phase::Committed));
+        let relay = Process {
+            task: Relay::Idle,
+            memory: Memory::default(),
+        };
         vec![State {
-            unborn: scenario.messages.clone(),
+            unborn: unborn.to_vec(),
             begun: Vec::new(),
-            rows: Vec::new(),
+            rows: written.collect(),
             lanes: vec![Mark::default(); lanes.into()],
             next_tx: 1,
-            relays: vec![Relay::Idle; scenario.relays],
+            relays: vec![relay; scenario.relays],
             wire: Vec::new(),
             scout: Scout::Idle,
+            audit: Audit::Idle,
+            audited: false,
+            outage: false,
+            forbidden: None,
             consumers: vec![Consumer::Idle; scenario.consumers],
             left: scenario.faults,
             orphaned: Vec::new(),
@@ -171,6 +224,9 @@ impl Model for Machine {
         self.broker_actions(state, actions);
         self.scout_actions(state, actions);
         self.consumer_actions(state, actions);
+        self.audit_actions(state, actions);
+        self.caution_actions(state, actions);
+        self.circuit_actions(state, actions);
     }
 
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
@@ -202,6 +258,22 @@ impl Model for Machine {
             Action::Ack(consumer) => self.ack(&mut state, consumer),
             Action::CrashConsumer(consumer) => self.crash_consumer(&mut state, consumer),
             Action::LoseConsumer(consumer) => self.lose_consumer(&mut state, consumer),
+            Action::ByHand(act, row) => self.by_hand(&mut state, act, row),
+            Action::AuditWalk => self.audit_walk(&mut state),
+            Action::AuditHold => self.audit_hold(&mut state),
+            Action::AuditCheck => self.audit_check(&mut state),
+            Action::AuditCommit => self.audit_commit(&mut state),
+            Action::CrashAudit => self.crash_audit(&mut state),
+            Action::AuditRelease => self.audit_release(&mut state),
+            Action::Forbid(how) => self.forbid(&mut state, how),
+            Action::Permit => state.forbidden = None,
+            Action::Fail => self.fail(&mut state),
+            Action::Recover => state.outage = false,
+            Action::Round => self.round(&mut state),
+            Action::FindHeld(relay) => self.find_held(&mut state, relay),
+            Action::Probe(relay) => self.probe(&mut state, relay),
+            Action::GiveUp(relay) => self.give_up(&mut state, relay),
+            Action::ReleaseHeld(relay) => self.release_held(&mut state, relay),
         }
         let state = state.canonical();
         (state != *last).then_some(state)

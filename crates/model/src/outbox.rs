@@ -1,10 +1,9 @@
 //! PostgreSQL's side: producers, and the statements in src/outbox/sql.
 
-use outboxd::outbox::claim::Limits;
-
 use crate::{
     Action, Machine, Safeguard,
-    state::{Begun, Candidate, Due, Held, Key, Lane, Message, Phase, Row, State},
+    real::Limits,
+    state::{Begun, Candidate, Due, Held, Key, Lane, Message, Phase, Row, State, Waiting},
 };
 
 impl Machine {
@@ -24,7 +23,8 @@ impl Machine {
                 }
                 Phase::Committed | Phase::RolledBack => {}
             }
-            if message.waiting.is_some_and(|w| w.due == Due::Later) {
+            // With circuits all back-offs end together, see `round`.
+            if !self.scenario.circuits && message.waiting.is_some_and(|w| w.due == Due::Later) {
                 actions.push(Action::FallDue(row));
             }
         }
@@ -137,12 +137,17 @@ impl Machine {
             .take(limits.batch_size)
             .map(|row| {
                 let waiting = rows[usize::from(row)].waiting;
+                let says = |what: fn(&Waiting) -> bool| waiting.as_ref().is_some_and(what);
                 Candidate {
                     row,
                     key: rows[usize::from(row)].key,
                     filed: waiting.is_some(),
                     attempts: waiting.map_or(0, |w| w.attempts),
                     after: self.after(rows, row),
+                    probe: says(|w| w.probe),
+                    unmarkable: says(|w| w.unmarkable),
+                    was_held: says(|w| w.was_held),
+                    refused: false,
                     decided: None,
                 }
             })
@@ -157,7 +162,10 @@ impl Machine {
         let key = rows[usize::from(row)].key;
         (0..row).rev().find(|r| {
             let earlier = &rows[usize::from(*r)];
-            earlier.key == key && earlier.waiting.is_some()
+            let waits = earlier
+                .waiting
+                .is_some_and(|w| !w.was_held && !w.probe || self.has(Safeguard::HeldHoldsBack));
+            earlier.key == key && waits
         })
     }
 
@@ -171,13 +179,13 @@ impl Machine {
             .iter_mut()
             .filter(|m| m.key == key)
             .filter_map(|m| m.waiting.as_mut())
-            .filter(|w| w.due == Due::Behind)
             .take(at_once)
+            .filter(|w| w.due == Due::Behind)
             .for_each(|w| w.due = Due::Now);
     }
 }
 
-fn row(key: Key, phase: Phase) -> Message {
+pub fn row(key: Key, phase: Phase) -> Message {
     Message {
         key,
         phase,
@@ -189,5 +197,6 @@ fn row(key: Key, phase: Phase) -> Message {
         ready: 0,
         in_inbox: false,
         effects: 0,
+        by_hand: false,
     }
 }

@@ -1,27 +1,12 @@
 //! A worker of the relay: src/relay/worker.rs, with the real plan, decisions and settlement.
 
-use std::time::Duration;
-
-use outboxd::{
-    config::Ordering,
-    message::{Message, Position},
-    outbox::{
-        claim::{self, Claim, HeldLane, Limits},
-        ctid::Ctid,
-    },
-    outcome::{self, Answer, Outcome, RetryPolicy},
-    reason::Reason,
-    relay::plan::Plan,
-    settlement::{self, Cause, Settlement},
-};
-use uuid::Uuid;
-
 use crate::{
     Action, Machine, Safeguard,
     machine::Misreading,
+    real::{Answer, answer, limits},
     state::{
-        self, Candidate, Decided, Due, Held, Hold, Lane, Mark, Phase, Relay, Reply, Row, State,
-        Waiting, Work, small,
+        self, Candidate, Held, Hold, Lane, Memory, Phase, Process, Relay, Reply, Row, State, Work,
+        small,
     },
 };
 
@@ -29,10 +14,11 @@ impl Machine {
     pub(crate) fn relay_actions(&self, state: &State, actions: &mut Vec<Action>) {
         for (n, relay) in state.relays.iter().enumerate() {
             // Relays that do nothing are one.
-            if n > 0 && *relay == Relay::Idle && state.relays[n - 1] == Relay::Idle {
+            let idle = relay.task == Relay::Idle;
+            if n > 0 && idle && state.relays[n - 1] == *relay {
                 continue;
             }
-            match relay {
+            match &relay.task {
                 Relay::Idle if self.has(Safeguard::ReadAfterLock) => {
                     self.lock_actions(state, n, self.lanes_with_work(state), actions);
                 }
@@ -83,9 +69,10 @@ impl Machine {
             .iter()
             .flat_map(|lane| self.due(rows, *lane))
             .collect();
-        let limit = self.scenario.batch.div_ceil(2).min(due.len());
+        let messages = self.allowed(&state.relays[n].memory);
+        let limit = messages.div_ceil(2).min(due.len());
         for chosen in subsets(&due) {
-            if chosen.len() == limit {
+            if chosen.len() == limit && self.may_rehearse(state, n, held, &chosen) {
                 actions.push(Action::Read(n, chosen));
             }
         }
@@ -98,7 +85,9 @@ impl Machine {
             actions.push(Action::Fence(n));
         }
         if work.over {
-            actions.push(Action::Settle(n));
+            if self.may_settle(state, work) {
+                actions.push(Action::Settle(n));
+            }
             return;
         }
         if state.left.losses > 0 {
@@ -148,58 +137,66 @@ impl Machine {
     }
 
     pub(crate) fn look(&self, state: &mut State, n: usize) {
-        state.relays[n] = Relay::Looked(state.rows.clone());
+        state.relays[n].task = Relay::Looked(state.rows.clone());
     }
 
     /// sql/claim_lanes.sql. Its snapshot, and so its xmin, is older than the read's.
     pub(crate) fn lock(&self, state: &mut State, n: usize, lanes: Vec<Lane>) {
-        let before = match &state.relays[n] {
+        let before = match &state.relays[n].task {
             Relay::Looked(rows) => Some(rows.clone()),
             Relay::Idle | Relay::Locked(_) | Relay::Working(_) => None,
         };
-        state.relays[n] = Relay::Locked(self.held(state, lanes, before));
+        state.relays[n].task = Relay::Locked(self.held(state, lanes, before));
     }
 
     pub(crate) fn read_claim(&self, state: &mut State, n: usize, due: &[Row]) {
-        let Relay::Locked(held) = &state.relays[n] else {
+        let Relay::Locked(held) = &state.relays[n].task else {
             return;
         };
         let mut held = held.clone();
         let before = held.before.take();
         let rows = before.as_ref().unwrap_or(&state.rows);
-        let read = self.read(rows, due, &held, self.limits());
+        let messages = self.allowed(&state.relays[n].memory);
+        let read = self.read(rows, due, &held, limits(messages));
         let ahead: Vec<(Row, u8)> = read.iter().map(|c| (c.row, ahead(rows, c))).collect();
         for (row, ahead) in ahead {
             state.rows[usize::from(row)].ahead.get_or_insert(ahead);
         }
-        let mut work = Work {
+        let mut work = self.work(held, small(messages as i64), read);
+        self.rehearse(state, n, &mut work);
+        self.go_on(&mut state.relays[n].memory, &mut work, false);
+        state.relays[n].task = Relay::Working(work);
+    }
+
+    pub(crate) fn work(&self, held: Held, limit: u8, read: Vec<Candidate>) -> Work {
+        Work {
             held,
             hold: if self.has(Safeguard::OneTransaction) {
                 Hold::Open
             } else {
                 Hold::Released
             },
+            limit,
             read,
             wave: Vec::new(),
             answered: Vec::new(),
             over: false,
-        };
-        self.go_on(&mut work, false);
-        state.relays[n] = Relay::Working(work);
+        }
     }
 
     /// The confirm barrier: delivered = acked − returned.
     pub(crate) fn confirmed(&self, state: &mut State, n: usize, ends: bool) {
-        let Relay::Working(work) = &mut state.relays[n] else {
+        let Process { task, memory } = &mut state.relays[n];
+        let Relay::Working(work) = task else {
             return;
         };
         let answers = work.answered.iter().map(|reply| answer(*reply)).collect();
-        self.decide(work, answers);
-        self.go_on(work, ends);
+        self.decide(memory, work, answers);
+        self.go_on(memory, work, ends);
     }
 
     pub(crate) fn misread(&self, state: &mut State, n: usize, how: Misreading) {
-        let Relay::Working(work) = &mut state.relays[n] else {
+        let Relay::Working(work) = &mut state.relays[n].task else {
             return;
         };
         let mut answers: Vec<Answer> = work.answered.iter().map(|reply| answer(*reply)).collect();
@@ -214,18 +211,20 @@ impl Machine {
             }
         }
         self.leave_on_the_wire(state, n, unanswered);
-        let Relay::Working(work) = &mut state.relays[n] else {
+        let Process { task, memory } = &mut state.relays[n];
+        let Relay::Working(work) = task else {
             return;
         };
-        self.decide(work, answers);
-        self.go_on(work, false);
+        self.decide(memory, work, answers);
+        self.go_on(memory, work, false);
     }
 
     /// No complete answer: nothing is decided about the wave, and there is no other.
     pub(crate) fn lose(&self, state: &mut State, n: usize, sent: u8) {
         state.left.losses -= 1;
         self.leave_on_the_wire(state, n, sent);
-        let Relay::Working(work) = &mut state.relays[n] else {
+        let Process { task, memory } = &mut state.relays[n];
+        let Relay::Working(work) = task else {
             return;
         };
         let unanswered = if self.has(Safeguard::UnknownStays) {
@@ -234,16 +233,15 @@ impl Machine {
             Answer::Delivered
         };
         let answers = vec![unanswered; work.wave.len()];
-        self.decide(work, answers);
-        let (_, outcomes) = self.replay(work, true);
-        finish(work, outcomes);
+        self.decide(memory, work, answers);
+        self.end_claim(work);
     }
 
     pub(crate) fn crash(&self, state: &mut State, n: usize, sent: u8) {
         state.left.crashes -= 1;
         self.leave_on_the_wire(state, n, sent);
         if !self.has(Safeguard::LockDiesWithConnection) {
-            let held = match &state.relays[n] {
+            let held = match &state.relays[n].task {
                 Relay::Locked(held) => Some(held),
                 Relay::Working(work) if work.hold == Hold::Open => Some(&work.held),
                 Relay::Idle | Relay::Looked(_) | Relay::Working(_) => None,
@@ -252,11 +250,14 @@ impl Machine {
             state.orphaned.extend(lanes);
             state.orphaned.sort_unstable();
         }
-        state.relays[n] = Relay::Idle;
+        state.relays[n] = Process {
+            task: Relay::Idle,
+            memory: Memory::default(),
+        };
     }
 
     fn leave_on_the_wire(&self, state: &mut State, n: usize, sent: u8) {
-        let Relay::Working(work) = &state.relays[n] else {
+        let Relay::Working(work) = &state.relays[n].task else {
             return;
         };
         let unanswered = &work.wave[work.answered.len()..];
@@ -269,194 +270,8 @@ impl Machine {
     /// still goes on publishing, and learns of it at its settle.
     pub(crate) fn fence(&self, state: &mut State, n: usize) {
         state.left.crashes -= 1;
-        if let Relay::Working(work) = &mut state.relays[n] {
+        if let Relay::Working(work) = &mut state.relays[n].task {
             work.hold = Hold::Fenced;
-        }
-    }
-
-    fn decide(&self, work: &mut Work, answers: Vec<Answer>) {
-        for (i, answer) in work.wave.iter().zip(answers) {
-            let candidate = &mut work.read[usize::from(*i)];
-            let outcome = outcome::decide(
-                &answer,
-                candidate.attempts.into(),
-                &self.policy(),
-                &mut rand::rng(),
-            );
-            candidate.decided = Some(decided(&outcome));
-        }
-        work.wave.clear();
-        work.answered.clear();
-    }
-
-    /// The next wave, or the end of the claim.
-    fn go_on(&self, work: &mut Work, ends: bool) {
-        let (wave, outcomes) = self.replay(work, ends);
-        if wave.is_empty() {
-            finish(work, outcomes);
-        } else {
-            work.wave = wave;
-        }
-    }
-
-    /// Asks the real plan, from its beginning, for the first wave that is not decided. With `ends` it is not asked for
-    /// a further one.
-    fn replay(&self, work: &Work, ends: bool) -> (Vec<u8>, Vec<Outcome>) {
-        let candidates = self.candidates(work);
-        let mut outcomes = vec![Outcome::Untouched; candidates.len()];
-        let ordering = if self.has(Safeguard::StrictWaves) {
-            Ordering::Strict
-        } else {
-            Ordering::Pipelined
-        };
-        let mut plan = Plan::new(&candidates, &mut outcomes, ordering);
-        loop {
-            let all = work.read.iter().filter(|c| c.decided.is_some()).count();
-            let known = |i: &usize| work.read[*i].decided.map(real);
-            let before = outcomes.clone();
-            let wave = plan.next_wave(&candidates, &mut outcomes);
-            if wave.is_empty() {
-                return (Vec::new(), outcomes);
-            }
-            if !wave.iter().all(|i| work.read[*i].decided.is_some()) {
-                if ends && all > 0 {
-                    return (Vec::new(), before);
-                }
-                let wave = wave.into_iter().map(|i| small(i as i64)).collect();
-                return (wave, outcomes);
-            }
-            for i in &wave {
-                outcomes[*i] = known(i).unwrap_or(Outcome::Untouched);
-            }
-        }
-    }
-
-    fn candidates(&self, work: &Work) -> Vec<claim::Candidate> {
-        work.read.iter().map(|c| self.candidate(c)).collect()
-    }
-
-    pub(crate) fn candidate(&self, c: &Candidate) -> claim::Candidate {
-        claim::Candidate {
-            message: Message {
-                position: Position {
-                    lane: self.lane_of(c.key).into(),
-                    id: position(c.row),
-                },
-                message_id: Uuid::from_u128(c.row.into()),
-                aggregate_type: String::new(),
-                aggregate_id: None,
-                event_type: String::new(),
-                content_type: String::new(),
-                headers: None,
-                exchange: None,
-                routing_key: None,
-                created_at_us: 0,
-                attempts: c.attempts.into(),
-                replay: false,
-                body_size: 0,
-                body: None,
-            },
-            ctid: Ctid::default(),
-            key_hash: Some(c.key.into()),
-            filed: c.filed,
-            scheduled: false,
-            after: c.after.map(position),
-        }
-    }
-
-    pub(crate) fn claim_of(
-        &self,
-        held: &Held,
-        candidates: Vec<claim::Candidate>,
-        limits: Limits,
-    ) -> Claim {
-        let lanes = held.lanes.iter().zip(&held.marks);
-        Claim {
-            lanes: lanes
-                .zip(held.shares(limits))
-                .map(|((lane, mark), share)| HeldLane {
-                    lane: (*lane).into(),
-                    mark: mark.real(),
-                    share,
-                })
-                .collect(),
-            candidates,
-            orphans: Vec::new(),
-            own_tx: held.own_tx.into(),
-            xmin: held.xmin.into(),
-            drawn: held.drawn.into(),
-            now_us: 0,
-            limits,
-            cut_short: false,
-        }
-    }
-
-    /// One transaction, all or nothing. A COMMIT whose answer is lost is one of the two: this, or a crash before it.
-    pub(crate) fn settle(&self, state: &mut State, n: usize) {
-        let Relay::Working(mut work) = std::mem::replace(&mut state.relays[n], Relay::Idle) else {
-            return;
-        };
-        if work.hold == Hold::Fenced {
-            return;
-        }
-        if !self.has(Safeguard::XminBeforeRead) {
-            work.held.xmin = work.held.own_tx.min(state.xmin_without(work.held.own_tx));
-        }
-        if !self.has(Safeguard::DrawnBeforeTx) {
-            work.held.drawn = small(state.rows.len() as i64);
-        }
-        let claim = self.claim_of(&work.held, self.candidates(&work), self.limits());
-        let decided = work.read.iter().map(|c| c.decided);
-        let outcomes: Vec<Outcome> = decided
-            .map(|d| d.map_or(Outcome::Untouched, real))
-            .collect();
-        let written = settlement::settlement(&claim, &outcomes, 1);
-        self.write(state, &written);
-    }
-
-    /// src/outbox/settle.rs, its statements in their order.
-    pub(crate) fn write(&self, state: &mut State, written: &Settlement) {
-        let row = |p: &Position| (p.id - 1) as usize;
-        for sent in &written.sent {
-            state.rows[row(&sent.position)].sent = true;
-        }
-        for position in &written.unfile {
-            state.rows[row(position)].waiting = None;
-        }
-        for wait in &written.wait {
-            state.rows[row(&wait.position)].waiting = Some(Waiting {
-                due: match wait.cause {
-                    Cause::Retry | Cause::Scheduled => Due::Later,
-                    Cause::Behind => Due::Behind,
-                },
-                attempts: small(wait.attempts.into()),
-            });
-        }
-        for death in &written.dead {
-            state.rows[row(&death.position)].dead = true;
-        }
-        for (_, key) in &written.release {
-            self.release(state, small(*key), self.scenario.batch);
-        }
-        for (lane, mark) in &written.marks {
-            state.lanes[usize::from(small((*lane).into()))] = Mark::of(*mark);
-        }
-    }
-
-    pub(crate) fn limits(&self) -> Limits {
-        Limits {
-            fresh: self.scenario.batch,
-            batch_size: self.scenario.batch,
-            batch_bytes: u64::MAX,
-            max_payload_bytes: u64::MAX,
-        }
-    }
-
-    fn policy(&self) -> RetryPolicy {
-        RetryPolicy {
-            max_attempts: 2,
-            backoff_initial: Duration::from_secs(1),
-            backoff_max: Duration::from_secs(1),
         }
     }
 
@@ -485,69 +300,15 @@ impl Machine {
     }
 }
 
-fn position(row: Row) -> i64 {
-    i64::from(row) + 1
-}
-
 /// Bits of what stands before a message in a snapshot, see `state::Message`.
 fn ahead(rows: &[state::Message], candidate: &Candidate) -> u8 {
     (0..candidate.row)
         .filter(|r| {
             let earlier = &rows[usize::from(*r)];
-            earlier.key == candidate.key && earlier.phase == Phase::Committed
+            let in_order = !earlier.by_hand || earlier.waiting.is_some();
+            earlier.key == candidate.key && earlier.phase == Phase::Committed && in_order
         })
         .fold(0, |bits, r| bits | 1 << r)
-}
-
-fn finish(work: &mut Work, outcomes: Vec<Outcome>) {
-    for (candidate, outcome) in work.read.iter_mut().zip(&outcomes) {
-        candidate.decided = Some(decided(outcome));
-    }
-    work.over = true;
-}
-
-fn answer(reply: Reply) -> Answer {
-    match reply {
-        Reply::Ack => Answer::Delivered,
-        Reply::Return => Answer::Unroutable {
-            code: 312,
-            text: String::new(),
-        },
-        Reply::Nack => Answer::Nacked,
-    }
-}
-
-fn decided(outcome: &Outcome) -> Decided {
-    match outcome {
-        Outcome::Sent => Decided::Sent,
-        Outcome::Retry { attempts, .. } => Decided::Retry {
-            attempts: small((*attempts).into()),
-        },
-        Outcome::Dead { attempts, .. } => Decided::Dead {
-            attempts: small((*attempts).into()),
-        },
-        Outcome::Behind => Decided::Behind,
-        Outcome::Untouched => Decided::Untouched,
-    }
-}
-
-fn real(decided: Decided) -> Outcome {
-    match decided {
-        Decided::Sent => Outcome::Sent,
-        Decided::Retry { attempts } => Outcome::Retry {
-            reason: Reason::Unroutable,
-            attempts: attempts.into(),
-            delay: Duration::ZERO,
-            error: String::new(),
-        },
-        Decided::Dead { attempts } => Outcome::Dead {
-            reason: Reason::Unroutable,
-            attempts: attempts.into(),
-            error: String::new(),
-        },
-        Decided::Behind => Outcome::Behind,
-        Decided::Untouched => Outcome::Untouched,
-    }
 }
 
 fn subsets<T: Copy>(of: &[T]) -> Vec<Vec<T>> {

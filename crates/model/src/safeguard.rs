@@ -47,10 +47,40 @@ pub enum Safeguard {
     ClaimInTransaction,
     /// A delivery is acknowledged after the commit. Without it, before.
     AckAfterCommit,
+    /// An audit needs no sign. Without it, one begins when a file or the sequence was changed.
+    AuditsUnasked,
+    /// All of `outbox.message` is audited again and again. Without it, once.
+    AuditsAgain,
+    /// The audit files a message under the lock of its lane. Without it, beside a claim that has the message in hand.
+    AuditLocksLane,
+    /// It looks again under that lock. Without it, it files what it knew.
+    AuditLooksAgain,
+    /// It lets go what stands behind nobody.
+    AuditReleases,
+    /// After a settle that failed, a claim rehearses its marks before it publishes.
+    Rehearsal,
+    /// The claims after it know of it.
+    CautionKept,
+    /// And begin with one message, for what only the COMMIT shows.
+    CautionBeginsWithOne,
+    /// What was published in vain is rehearsed until it is settled, whatever other lanes mark.
+    SuspectsKept,
+    /// What could not be marked is rehearsed at its next attempt, whatever was marked meanwhile.
+    UnmarkableKept,
+    /// While a destination fails, its messages are held. Without it, each is tried again.
+    Circuit,
+    /// A relay looks for what another one held, or itself before it was started again.
+    FindHeld,
+    /// Whatever failed last. Without it, not while one message alone has failed.
+    FoundWhateverFailed,
+    /// A held message holds back what follows it in its key.
+    HeldHoldsBack,
+    /// The first success releases what is held.
+    SuccessReleases,
 }
 
 impl Safeguard {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 35] = [
         Self::LowWaterXmin,
         Self::DrawnBeforeTx,
         Self::XminBeforeRead,
@@ -71,6 +101,21 @@ impl Safeguard {
         Self::UniqueKey,
         Self::ClaimInTransaction,
         Self::AckAfterCommit,
+        Self::AuditsUnasked,
+        Self::AuditsAgain,
+        Self::AuditLocksLane,
+        Self::AuditLooksAgain,
+        Self::AuditReleases,
+        Self::Rehearsal,
+        Self::CautionKept,
+        Self::CautionBeginsWithOne,
+        Self::SuspectsKept,
+        Self::UnmarkableKept,
+        Self::Circuit,
+        Self::FindHeld,
+        Self::FoundWhateverFailed,
+        Self::HeldHoldsBack,
+        Self::SuccessReleases,
     ];
 
     /// Which invariant it is for.
@@ -84,10 +129,26 @@ impl Safeguard {
             | Self::ConfirmBarrier
             | Self::MatchById
             | Self::UnknownStays => Invariant::NoLoss,
-            Self::LaneLock | Self::OneTransaction | Self::ReadAfterLock => Invariant::FewDuplicates,
+            Self::LaneLock
+            | Self::OneTransaction
+            | Self::ReadAfterLock
+            | Self::Rehearsal
+            | Self::CautionKept
+            | Self::CautionBeginsWithOne
+            | Self::SuspectsKept
+            | Self::UnmarkableKept => Invariant::FewDuplicates,
+            Self::AuditLocksLane | Self::AuditLooksAgain => Invariant::FiledOnce,
+            Self::Circuit => Invariant::FewProbes,
             Self::CommittedRead => Invariant::NoGhost,
-            Self::HeldBackKey | Self::StrictWaves => Invariant::KeyOrder,
-            Self::LockDiesWithConnection | Self::Release => Invariant::Progress,
+            Self::HeldBackKey | Self::StrictWaves | Self::HeldHoldsBack => Invariant::KeyOrder,
+            Self::LockDiesWithConnection
+            | Self::Release
+            | Self::AuditsUnasked
+            | Self::AuditsAgain
+            | Self::AuditReleases
+            | Self::FindHeld
+            | Self::FoundWhateverFailed
+            | Self::SuccessReleases => Invariant::Progress,
             Self::Inbox | Self::UniqueKey | Self::ClaimInTransaction | Self::AckAfterCommit => {
                 Invariant::EffectOnce
             }
@@ -115,6 +176,18 @@ impl Safeguard {
             | Self::HeldBackKey
             | Self::StrictWaves
             | Self::Release => scenario::refusals(),
+            Self::AuditsUnasked
+            | Self::AuditsAgain
+            | Self::AuditLocksLane
+            | Self::AuditLooksAgain
+            | Self::AuditReleases => scenario::hidden_rows(),
+            Self::Rehearsal | Self::CautionKept => scenario::marks_that_fail(),
+            Self::CautionBeginsWithOne => scenario::commits_that_fail(),
+            Self::SuspectsKept => scenario::a_locked_row_beside_other_lanes(),
+            Self::UnmarkableKept => scenario::a_locked_row(),
+            Self::Circuit | Self::SuccessReleases => scenario::an_outage(),
+            Self::FindHeld | Self::HeldHoldsBack => scenario::a_restart(),
+            Self::FoundWhateverFailed => scenario::returns(),
         }
     }
 }

@@ -2,13 +2,9 @@
 
 use std::collections::HashMap;
 
-use outboxd::{
-    outbox::claim::Limits,
-    settlement::{self, Settlement},
-};
-
 use crate::{
     Action, Machine,
+    real::{Limits, Settlement, limits, settlement},
     state::{Lane, Row, Scout, State},
 };
 
@@ -76,7 +72,7 @@ impl Machine {
         let limits = Limits {
             fresh: held.lanes.len(),
             batch_size: usize::MAX,
-            ..self.limits()
+            ..limits(0)
         };
         let read = self.read(&state.rows, &due, &held, limits);
         let candidates = read.iter().map(|c| self.candidate(c)).collect();

@@ -2,7 +2,10 @@
 
 use crate::{
     Machine,
-    state::{Consumer, Due, Hold, Phase, Relay, State},
+    audit::Audit,
+    circuit::Circuit,
+    real::POLICY,
+    state::{Consumer, Due, Hold, Phase, Relay, Row, State, Waiting, Work},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +25,32 @@ pub enum Sighting {
     Redelivered,
     /// Two consumers with one message.
     DeliveredTwiceAtOnce,
+    /// Where nobody but the audit looks.
+    Stranded,
+    /// Somebody deleted what it stands behind.
+    Forlorn,
+    /// The audit knows of it, and it is settled or filed already.
+    AuditLate,
+    /// Its lane is held by a claim.
+    AuditWaits,
+    /// It waits for its mark.
+    Unmarkable,
+    /// A claim reads fewer messages after a settle that failed.
+    Cautious,
+    Held,
+    /// A held message was chosen to probe.
+    Probe,
+    /// Or for its last attempt.
+    Last,
+    Draining,
+    TwoOpen,
+    /// One relay holds, the other one knows nothing.
+    TwoViews,
+    HeldByNobody,
 }
 
 impl Sighting {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 24] = [
         Self::MarkMoved,
         Self::LateCommit,
         Self::TwoRelaysWork,
@@ -37,6 +62,19 @@ impl Sighting {
         Self::Dead,
         Self::Redelivered,
         Self::DeliveredTwiceAtOnce,
+        Self::Stranded,
+        Self::Forlorn,
+        Self::AuditLate,
+        Self::AuditWaits,
+        Self::Unmarkable,
+        Self::Cautious,
+        Self::Held,
+        Self::Probe,
+        Self::Last,
+        Self::Draining,
+        Self::TwoOpen,
+        Self::TwoViews,
+        Self::HeldByNobody,
     ];
 
     pub fn name(self) -> &'static str {
@@ -52,6 +90,19 @@ impl Sighting {
             Self::Dead => "a dead message",
             Self::Redelivered => "a redelivery",
             Self::DeliveredTwiceAtOnce => "one message at two consumers",
+            Self::Stranded => "a hidden message",
+            Self::Forlorn => "a message behind nobody",
+            Self::AuditLate => "a message known to the audit and settled",
+            Self::AuditWaits => "an audit beside a claim",
+            Self::Unmarkable => "a message that cannot be marked",
+            Self::Cautious => "a cautious claim with fewer messages",
+            Self::Held => "a held message",
+            Self::Probe => "a probe",
+            Self::Last => "a last attempt",
+            Self::Draining => "a destination that works again",
+            Self::TwoOpen => "two open circuits",
+            Self::TwoViews => "two views of a destination",
+            Self::HeldByNobody => "a held message that no relay knows of",
         }
     }
 
@@ -75,20 +126,65 @@ impl Sighting {
                 rows.dedup();
                 rows.len() < got(s).count()
             },
+            Self::Stranded => |m, s| !m.stranded(s).is_empty(),
+            Self::Forlorn => |m, s| m.forlorn(s).next().is_some(),
+            Self::AuditLate => |_, s| {
+                let settled = |row: &Row| {
+                    let m = &s.rows[usize::from(*row)];
+                    !m.is_pending() || m.waiting.is_some()
+                };
+                matches!(&s.audit, Audit::Holds(rows, _) if rows.iter().any(settled))
+            },
+            Self::AuditWaits => |m, s| {
+                let held = |row: &Row| s.is_locked(m.lane_of(s.rows[usize::from(*row)].key));
+                matches!(&s.audit, Audit::Knows(rows) if rows.iter().any(held))
+            },
+            Self::Unmarkable => |_, s| waiting(s).any(|w| w.unmarkable),
+            Self::Cautious => |m, s| working(s).any(|w| usize::from(w.limit) < m.scenario.batch),
+            Self::Held => |_, s| waiting(s).any(|w| matches!(w.due, Due::Held { .. })),
+            Self::Probe => |_, s| waiting(s).any(|w| w.probe),
+            Self::Last => |_, s| {
+                let last = |w: Waiting| u32::from(w.attempts) + 1 >= POLICY.max_attempts;
+                waiting(s).any(|w| w.probe && last(w))
+            },
+            Self::Draining => |_, s| views(s).any(|c| matches!(c, Circuit::Draining { .. })),
+            Self::TwoOpen => |_, s| views(s).filter(is_open).count() > 1,
+            Self::TwoViews => {
+                |_, s| views(s).any(|c| is_open(&c)) && views(s).any(|c| c == Circuit::Works)
+            }
+            Self::HeldByNobody => |_, s| {
+                let held = waiting(s).any(|w| matches!(w.due, Due::Held { .. }));
+                held && views(s).all(|c| c == Circuit::Works)
+            },
         }
     }
 }
 
-fn works(state: &State) -> impl Iterator<Item = Hold> {
-    state.relays.iter().filter_map(|relay| match relay {
-        Relay::Working(work) => Some(work.hold),
+fn working(state: &State) -> impl Iterator<Item = &Work> {
+    state.relays.iter().filter_map(|relay| match &relay.task {
+        Relay::Working(work) => Some(work),
         Relay::Idle | Relay::Looked(_) | Relay::Locked(_) => None,
     })
 }
 
+fn works(state: &State) -> impl Iterator<Item = Hold> {
+    working(state).map(|work| work.hold)
+}
+
+fn views(state: &State) -> impl Iterator<Item = Circuit> {
+    state.relays.iter().map(|relay| relay.memory.circuit)
+}
+
+fn is_open(circuit: &Circuit) -> bool {
+    matches!(circuit, Circuit::Open(_))
+}
+
+fn waiting(state: &State) -> impl Iterator<Item = Waiting> {
+    state.rows.iter().filter_map(|m| m.waiting)
+}
+
 fn waits(state: &State, due: Due) -> bool {
-    let mut waiting = state.rows.iter().filter_map(|m| m.waiting);
-    waiting.any(|w| w.due == due)
+    waiting(state).any(|w| w.due == due)
 }
 
 fn got(state: &State) -> impl Iterator<Item = usize> {

@@ -1,6 +1,11 @@
 //! What the database, the broker and the processes hold between two steps.
 
-use outboxd::outbox::{claim::Limits, low_water, share::shares};
+use crate::{
+    audit::Audit,
+    caution::Forbidden,
+    circuit::Circuit,
+    real::{Limits, low_water, shares},
+};
 
 pub type Key = u8;
 pub type Lane = u8;
@@ -20,11 +25,18 @@ pub struct State {
     /// `outbox.lane`.
     pub lanes: Vec<Mark>,
     pub next_tx: Tx,
-    pub relays: Vec<Relay>,
+    pub relays: Vec<Process>,
     /// Publishes still on their way to the broker, of each connection that is gone.
     pub wire: Vec<Vec<Row>>,
     pub scout: Scout,
+    pub audit: Audit,
+    /// Only without `AuditsAgain`: the only one is over.
+    pub audited: bool,
     pub consumers: Vec<Consumer>,
+    /// The destination takes nothing.
+    pub outage: bool,
+    /// `sent_at` cannot be written.
+    pub forbidden: Option<Forbidden>,
     /// Faults that may still happen.
     pub left: Faults,
     /// Lanes locked by nobody alive; only without `LockDiesWithConnection`.
@@ -58,6 +70,19 @@ pub struct Message {
     pub in_inbox: bool,
     /// How many times the business write was committed.
     pub effects: u8,
+    /// Somebody changed by hand what tells the relay of it, and no relay has settled or filed it since.
+    pub by_hand: bool,
+}
+
+impl Message {
+    pub fn is_pending(&self) -> bool {
+        self.phase == Phase::Committed && !self.sent && !self.dead
+    }
+
+    /// A relay has settled it, or filed it.
+    pub fn put_in_order(&mut self) {
+        self.by_hand = false;
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,6 +98,12 @@ pub enum Phase {
 pub struct Waiting {
     pub due: Due,
     pub attempts: u8,
+    /// `cause` is `probe`.
+    pub probe: bool,
+    /// `reason` is `unmarkable`.
+    pub unmarkable: bool,
+    /// `destination` is set: it was held.
+    pub was_held: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,6 +112,10 @@ pub enum Due {
     Later,
     /// `due_at` is NULL.
     Behind,
+    /// And so it is; with `failed_probes`.
+    Held {
+        failures: u8,
+    },
 }
 
 /// A lane's row.
@@ -111,6 +146,23 @@ impl Mark {
 
 pub fn small(n: i64) -> u8 {
     u8::try_from(n).expect("positions and transaction ids of a model are small")
+}
+
+/// A relay's process, with one worker. What it remembers dies with it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Process {
+    pub task: Relay,
+    pub memory: Memory,
+}
+
+/// What it knows from one claim to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Memory {
+    /// `Caution::limit`.
+    pub allowed: Option<u8>,
+    /// `Caution::suspects`, a bit a row.
+    pub suspects: u16,
+    pub circuit: Circuit,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -148,6 +200,8 @@ impl Held {
 pub struct Work {
     pub held: Held,
     pub hold: Hold,
+    /// Messages that it could read.
+    pub limit: u8,
     pub read: Vec<Candidate>,
     /// Candidates in flight, as they were published on the channel.
     pub wave: Vec<u8>,
@@ -155,6 +209,14 @@ pub struct Work {
     pub answered: Vec<Reply>,
     /// No further wave.
     pub over: bool,
+}
+
+impl Work {
+    /// What its settle marks.
+    pub fn sent(&self) -> impl Iterator<Item = Row> + '_ {
+        let sent = |c: &&Candidate| c.decided == Some(Decided::Sent);
+        self.read.iter().filter(sent).map(|c| c.row)
+    }
 }
 
 /// What has become of the claim's transaction.
@@ -175,6 +237,12 @@ pub struct Candidate {
     pub attempts: u8,
     /// `after_id`: the nearest earlier message of its key that waits.
     pub after: Option<Row>,
+    /// See `Waiting`.
+    pub probe: bool,
+    pub unmarkable: bool,
+    pub was_held: bool,
+    /// The rehearsal says that it cannot be marked: it was decided before the first wave.
+    pub refused: bool,
     pub decided: Option<Decided>,
 }
 
@@ -182,8 +250,9 @@ pub struct Candidate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Decided {
     Sent,
-    Retry { attempts: u8 },
+    Retry { attempts: u8, unmarkable: bool },
     Dead { attempts: u8 },
+    Held { attempts: u8, failures: u8 },
     Behind,
     Untouched,
 }
@@ -237,6 +306,14 @@ pub struct Faults {
     pub rollbacks: u8,
     /// Of a consumer: killed, or its connection lost while the handler goes on.
     pub consumers: u8,
+    /// Changes by hand that hide messages from the relay.
+    pub acts: u8,
+    /// Changes by hand that make marks impossible, and claims that find them so before they are taken back.
+    pub bans: u8,
+    pub refused_marks: u8,
+    /// Of the destination, and back-offs that pass before it works again.
+    pub outages: u8,
+    pub rounds: u8,
 }
 
 impl Faults {
@@ -280,7 +357,7 @@ impl State {
             Scout::Locked(held, _) => Some(held),
             Scout::Idle | Scout::Looked(_) => None,
         };
-        let relays = self.relays.iter().filter_map(|relay| match relay {
+        let relays = self.relays.iter().filter_map(|relay| match &relay.task {
             Relay::Locked(held) => Some(held),
             Relay::Working(work) if work.hold == Hold::Open => Some(&work.held),
             Relay::Idle | Relay::Looked(_) | Relay::Working(_) => None,
@@ -289,7 +366,9 @@ impl State {
     }
 
     pub fn is_locked(&self, lane: Lane) -> bool {
-        self.orphaned.contains(&lane) || self.claims().any(|held| held.lanes.contains(&lane))
+        self.orphaned.contains(&lane)
+            || self.audit.lanes().contains(&lane)
+            || self.claims().any(|held| held.lanes.contains(&lane))
     }
 
     /// Two states that differ only in the names of relays and consumers, or in how far apart transaction ids are, are
@@ -341,7 +420,7 @@ impl State {
         }
         self.lanes.iter_mut().for_each(|mark| of_mark(mark, &mut f));
         for relay in &mut self.relays {
-            match relay {
+            match &mut relay.task {
                 Relay::Locked(held) => of_held(held, &mut f),
                 Relay::Working(work) => of_held(&mut work.held, &mut f),
                 Relay::Idle | Relay::Looked(_) => {}

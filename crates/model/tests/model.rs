@@ -58,6 +58,85 @@ fn redelivery_to_two_consumers_breaks_nothing() {
     holds(scenario::end_to_end(), &seen);
 }
 
+#[test]
+fn messages_that_somebody_hides_are_sent() {
+    let seen = [
+        Sighting::Stranded,
+        Sighting::Forlorn,
+        Sighting::AuditLate,
+        Sighting::AuditWaits,
+    ];
+    holds(scenario::hidden_rows(), &seen);
+}
+
+#[test]
+fn rows_that_somebody_copies_back_are_sent() {
+    let seen = [
+        Sighting::Stranded,
+        Sighting::MarkMoved,
+        Sighting::AuditWaits,
+    ];
+    holds(scenario::copied_back(), &seen);
+}
+
+#[test]
+fn marks_that_fail_cost_a_batch_a_relay() {
+    let seen = [
+        Sighting::Duplicate,
+        Sighting::Unmarkable,
+        Sighting::Cautious,
+        Sighting::TwoRelaysWork,
+    ];
+    holds(scenario::marks_that_fail(), &seen);
+}
+
+#[test]
+fn commits_that_fail_cost_one_message_an_attempt() {
+    let seen = [Sighting::Duplicate, Sighting::Cautious];
+    holds(scenario::commits_that_fail(), &seen);
+}
+
+#[test]
+fn a_locked_row_costs_a_batch_a_relay() {
+    let seen = [Sighting::Unmarkable, Sighting::Behind, Sighting::Cautious];
+    holds(scenario::a_locked_row(), &seen);
+}
+
+#[test]
+fn a_locked_row_beside_other_lanes_costs_no_more() {
+    let seen = [Sighting::Unmarkable, Sighting::Cautious];
+    holds(scenario::a_locked_row_beside_other_lanes(), &seen);
+}
+
+#[test]
+fn a_destination_that_fails_is_probed() {
+    let seen = [Sighting::Held, Sighting::Probe, Sighting::Draining];
+    holds(scenario::an_outage(), &seen);
+}
+
+#[test]
+fn two_views_of_a_destination_break_nothing() {
+    let seen = [
+        Sighting::TwoOpen,
+        Sighting::TwoViews,
+        Sighting::Draining,
+        Sighting::Behind,
+    ];
+    holds(scenario::two_views(), &seen);
+}
+
+#[test]
+fn held_messages_outlive_their_relay() {
+    let seen = [Sighting::HeldByNobody, Sighting::Probe, Sighting::Behind];
+    holds(scenario::a_restart(), &seen);
+}
+
+#[test]
+fn held_messages_are_given_up_in_the_end() {
+    let seen = [Sighting::HeldByNobody, Sighting::Last, Sighting::Dead];
+    holds(scenario::returns(), &seen);
+}
+
 /// Each safeguard, and what is broken without it.
 macro_rules! without {
     ($($test:ident: $safeguard:ident breaks $invariant:ident;)*) => {
@@ -98,4 +177,19 @@ without! {
     a_check_without_the_unique_key_is_a_race: UniqueKey breaks EffectOnce;
     an_inbox_row_committed_before_the_effect_swallows_it: ClaimInTransaction breaks EffectOnce;
     an_ack_before_the_commit_swallows_the_effect: AckAfterCommit breaks EffectOnce;
+    an_audit_that_waits_for_a_sign_finds_nothing: AuditsUnasked breaks Progress;
+    what_is_hidden_after_the_only_audit_is_never_sent: AuditsAgain breaks Progress;
+    an_audit_without_the_lanes_lock_files_what_a_claim_settles: AuditLocksLane breaks FiledOnce;
+    an_audit_that_does_not_look_again_files_what_was_settled: AuditLooksAgain breaks FiledOnce;
+    what_stands_behind_a_deleted_row_waits_for_ever: AuditReleases breaks Progress;
+    without_a_rehearsal_each_attempt_is_a_duplicate: Rehearsal breaks FewDuplicates;
+    caution_that_is_forgotten_publishes_batch_after_batch: CautionKept breaks FewDuplicates;
+    what_only_the_commit_shows_repeats_whole_batches: CautionBeginsWithOne breaks FewDuplicates;
+    what_was_published_in_vain_is_published_in_vain_again: SuspectsKept breaks FewDuplicates;
+    a_row_that_was_unmarkable_is_published_in_vain: UnmarkableKept breaks FewDuplicates;
+    without_a_circuit_all_messages_are_tried_again: Circuit breaks FewProbes;
+    what_a_dead_relay_held_waits_for_ever: FindHeld breaks Progress;
+    a_failing_message_hides_the_held_ones: FoundWhateverFailed breaks Progress;
+    a_held_message_that_holds_nobody_back_is_overtaken: HeldHoldsBack breaks KeyOrder;
+    what_is_held_is_not_released_by_a_success: SuccessReleases breaks Progress;
 }

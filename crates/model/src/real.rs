@@ -1,0 +1,187 @@
+//! The relay's own code, in one place, and how the model's data become the relay's and come back.
+
+use std::time::Duration;
+
+pub use outbox_core::{
+    caution::Caution,
+    circuit,
+    claim::{Candidate, Claim, Ctid, HeldLane, Limits, Waited},
+    low_water,
+    message::{Message, Position},
+    outcome::{self, Answer, Outcome, RetryPolicy},
+    plan::{Ordering, Plan},
+    reason::Reason,
+    settlement::{self, Cause, Settlement},
+    share::shares,
+};
+pub use std::time::Instant;
+use uuid::Uuid;
+
+use crate::{
+    Machine,
+    state::{self, Decided, Held, Reply, Row, small},
+};
+
+/// Where everything goes, in a scenario with circuits.
+pub const DESTINATION: circuit::Destination = circuit::Destination(1);
+
+pub const POLICY: RetryPolicy = RetryPolicy {
+    max_attempts: 2,
+    backoff_initial: Duration::from_secs(1),
+    backoff_max: Duration::from_secs(1),
+};
+
+impl Machine {
+    pub(crate) fn candidate(&self, c: &state::Candidate) -> Candidate {
+        Candidate {
+            message: Message {
+                position: self.position(c.row, c.key),
+                message_id: Uuid::from_u128(c.row.into()),
+                aggregate_type: String::new(),
+                aggregate_id: None,
+                event_type: String::new(),
+                content_type: String::new(),
+                headers: None,
+                headers_size: 0,
+                exchange: None,
+                routing_key: None,
+                created_at_us: 0,
+                attempts: c.attempts.into(),
+                replay: false,
+                body_size: 0,
+                body: None,
+            },
+            ctid: Ctid::default(),
+            key_hash: Some(c.key.into()),
+            filed: c.filed,
+            scheduled: false,
+            after: c.after.map(id),
+            waited: Waited {
+                probe: c.probe,
+                unmarkable: c.unmarkable,
+                destination: c.was_held.then_some(DESTINATION),
+            },
+        }
+    }
+
+    pub(crate) fn position(&self, row: Row, key: state::Key) -> Position {
+        Position {
+            lane: self.lane_of(key).into(),
+            id: id(row),
+        }
+    }
+
+    pub(crate) fn claim_of(
+        &self,
+        held: &Held,
+        candidates: Vec<Candidate>,
+        limits: Limits,
+    ) -> Claim {
+        let lanes = held.lanes.iter().zip(&held.marks);
+        Claim {
+            lanes: lanes
+                .zip(held.shares(limits))
+                .map(|((lane, mark), share)| HeldLane {
+                    lane: (*lane).into(),
+                    mark: mark.real(),
+                    share,
+                })
+                .collect(),
+            candidates,
+            orphans: Vec::new(),
+            own_tx: held.own_tx.into(),
+            xmin: held.xmin.into(),
+            drawn: held.drawn.into(),
+            now_us: 0,
+            limits,
+            cut_short: false,
+        }
+    }
+}
+
+/// The position of a row.
+pub fn id(row: Row) -> i64 {
+    i64::from(row) + 1
+}
+
+pub fn limits(messages: usize) -> Limits {
+    Limits {
+        fresh: messages,
+        batch_size: messages,
+        batch_bytes: u64::MAX,
+        max_payload_bytes: u64::MAX,
+    }
+}
+
+pub fn answer(reply: Reply) -> Answer {
+    match reply {
+        Reply::Ack => Answer::Delivered,
+        Reply::Return => Answer::Unroutable {
+            code: 312,
+            text: String::new(),
+        },
+        Reply::Nack => Answer::Nacked,
+    }
+}
+
+pub fn decided(outcome: &Outcome) -> Decided {
+    match outcome {
+        Outcome::Sent => Decided::Sent,
+        Outcome::Retry {
+            attempts, reason, ..
+        } => Decided::Retry {
+            attempts: small((*attempts).into()),
+            unmarkable: *reason == Reason::Unmarkable,
+        },
+        Outcome::Dead { attempts, .. } => Decided::Dead {
+            attempts: small((*attempts).into()),
+        },
+        Outcome::Held { held, attempts } => Decided::Held {
+            attempts: small((*attempts).into()),
+            failures: small(held.failures.into()),
+        },
+        Outcome::Behind => Decided::Behind,
+        Outcome::Untouched => Decided::Untouched,
+    }
+}
+
+pub fn outcome(decided: Decided) -> Outcome {
+    match decided {
+        Decided::Sent => Outcome::Sent,
+        Decided::Retry {
+            attempts,
+            unmarkable,
+        } => Outcome::Retry {
+            reason: if unmarkable {
+                Reason::Unmarkable
+            } else {
+                Reason::Unroutable
+            },
+            attempts: attempts.into(),
+            delay: Duration::ZERO,
+            error: String::new(),
+        },
+        Decided::Dead { attempts } => Outcome::Dead {
+            reason: Reason::Unroutable,
+            attempts: attempts.into(),
+            error: String::new(),
+        },
+        Decided::Held { attempts, failures } => Outcome::Held {
+            held: circuit::Held {
+                destination: DESTINATION,
+                failures: failures.into(),
+                why: why(Reason::Unroutable),
+            },
+            attempts: attempts.into(),
+        },
+        Decided::Behind => Outcome::Behind,
+        Decided::Untouched => Outcome::Untouched,
+    }
+}
+
+pub fn why(reason: Reason) -> circuit::Why {
+    circuit::Why {
+        reason,
+        error: String::new(),
+    }
+}

@@ -2,7 +2,7 @@
 //! `failpoints` feature.
 //!
 //! `OUTBOXD_FAILPOINT=name=hang` prints `failpoint reached: name` to standard error and waits for ever there;
-//! `name=pause` waits for two seconds; `name=panic` panics; `name@3=hang` does so the third time.
+//! `name=until:FILE` waits there until the file exists; `name=panic` panics; `name@3=hang` does so the third time.
 
 #[cfg(not(feature = "failpoints"))]
 pub async fn reach(_: &'static str) {}
@@ -56,10 +56,14 @@ mod armed {
             "panic" => panic!("failpoint reached: {name}"),
             action => eprintln!("failpoint reached: {name} ({action})"),
         }
-        if armed.action == "pause" {
-            tokio::time::sleep(Duration::from_secs(2)).await;
-        } else {
-            std::future::pending::<()>().await;
+        match armed.action.strip_prefix("until:") {
+            Some(file) => {
+                while !std::path::Path::new(file).exists() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+            None if armed.action == "hang" => std::future::pending().await,
+            None => panic!("OUTBOXD_FAILPOINT: unknown action {:?}", armed.action),
         }
     }
 }

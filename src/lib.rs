@@ -6,26 +6,22 @@
 //! row -> outbox::claim -> Message -> envelope -> broker::publish -> answers -> outcome -> outbox::settle -> COMMIT
 //! ```
 //!
-//! - pure, no I/O: [`message`], [`route`], [`header`], [`envelope`], [`outcome`], [`backoff`], [`reason`], [`settlement`]
+//! - what is decided, pure: [`outbox_core`], a crate of its own
 //! - PostgreSQL, never lapin: [`outbox`]
 //! - RabbitMQ, never tokio-postgres: [`broker`]
-//! - both: [`relay`] (its worker is the only place where they meet)
-//! - around it: [`config`], [`admin`], [`telemetry`], [`cli`]
+//! - both: `relay` (its worker is the only place where they meet)
+//! - around it: [`config`], `file`, `admin`, `telemetry`, [`cli`]
+//!
+//! Public is what the program, its tests and `xtask` use; so the compiler tells what nobody uses.
 
-pub mod admin;
-pub mod backoff;
+mod admin;
 pub mod broker;
 pub mod cli;
 pub mod config;
-pub mod envelope;
+mod descriptors;
 mod failpoint;
-pub mod header;
-pub mod message;
+mod file;
 pub mod outbox;
-pub mod outcome;
-pub mod reason;
-pub mod relay;
-pub mod route;
-pub mod settlement;
+mod relay;
 pub mod telemetry;
-pub mod tls;
+mod tls;

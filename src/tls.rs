@@ -8,10 +8,14 @@ use std::{
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
+use crate::file::{self, Guard};
+
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("cannot read {}: {why}", path.display())]
     File { path: PathBuf, why: String },
+    #[error("{0}")]
+    Unreadable(String),
     #[error("no trusted root certificate was found on this system: set ca_file")]
     NoRoots,
     #[error("the certificate and key do not work together: {0}")]
@@ -111,7 +115,7 @@ fn expiry(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), TlsError>
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|e| TlsError::File {
+    PrivateKeyDer::from_pem_slice(&bytes(path)?).map_err(|e| TlsError::File {
         path: path.to_owned(),
         why: e.to_string(),
     })
@@ -143,11 +147,16 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         path: path.to_owned(),
         why,
     };
-    let certificates = CertificateDer::pem_file_iter(path)
-        .and_then(|found| found.collect::<Result<Vec<_>, _>>())
+    let certificates = CertificateDer::pem_slice_iter(&bytes(path)?)
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|e| file(e.to_string()))?;
     if certificates.is_empty() {
         return Err(file("it holds no PEM certificate".to_owned()));
     }
     Ok(certificates)
+}
+
+/// Whoever changes a certificate authority decides whom we trust.
+fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
+    file::read(path, file::MOST, Guard::Trusted).map_err(TlsError::Unreadable)
 }

@@ -1,10 +1,27 @@
 -- outboxd, inbox schema version 1: each business operation applied once, whatever the broker repeats.
 --
--- Plain SQL for any migration tool; it runs inside one transaction and needs CREATE on the database and nothing
--- else. It belongs into the *consumer's* database, beside the tables that the consumer changes. Privileges:
--- deploy/postgres/inbox_roles.sql.
+-- Plain SQL for any migration tool; it runs inside one transaction and needs CREATE on the database, or a schema of that
+-- name of its own, and nothing else. It belongs into the *consumer's* database, beside the tables that the consumer
+-- changes. Privileges: deploy/postgres/inbox_roles.sql.
 
-CREATE SCHEMA inbox;
+-- A name without its schema is looked for along search_path. Whoever may create in a schema of that path (on PostgreSQL 14
+-- everybody may, in public) could plant a function or an operator there that fits better than PostgreSQL's own. So this
+-- file looks in pg_catalog only; its last statement puts the caller's path back. What is looked up while a function
+-- runs carries its schema in its body, or the function carries a path of its own.
+-- Inside a transaction that is for the transaction only, as is the mark that tells so.
+SELECT pg_catalog.set_config('outboxd.search_path', pg_catalog.current_setting('search_path'), false);
+SELECT pg_catalog.set_config('outboxd.transaction', 'yes', true);
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp',
+                             pg_catalog.current_setting('outboxd.transaction') OPERATOR(pg_catalog.=) 'yes');
+
+-- A DBA may have made it for the role that runs this, which must own it.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'inbox') THEN
+        CREATE SCHEMA inbox;
+    END IF;
+END
+$$;
 COMMENT ON SCHEMA inbox IS 'Idempotent consumer: what was applied, in the transaction that applied it.';
 
 CREATE TABLE inbox.migration (
@@ -97,20 +114,42 @@ COMMENT ON COLUMN inbox.attempt.last_at IS 'When the last one failed.';
 -- their lengths: ('ab', 'c') and ('a', 'bc') are two things.
 CREATE FUNCTION inbox.fingerprint(type text, content_type text, body bytea) RETURNS bytea
     LANGUAGE sql STABLE PARALLEL SAFE
-    AS $$
-    SELECT sha256(
+    RETURN sha256(
         int8send(length(convert_to(coalesce(type, ''), 'UTF8'))) || convert_to(coalesce(type, ''), 'UTF8') ||
         int8send(length(convert_to(coalesce(content_type, ''), 'UTF8'))) || convert_to(coalesce(content_type, ''), 'UTF8') ||
-        int8send(length(coalesce(body, ''))) || coalesce(body, ''))
-$$;
+        int8send(length(coalesce(body, ''))) || coalesce(body, ''));
 COMMENT ON FUNCTION inbox.fingerprint(text, text, bytea) IS
     'SHA-256 over type, content type and raw body, each behind its length in bytes (8, big-endian); a missing one counts as empty.';
+
+-- A literal, or a parameter without a type, given for bytea is read as an escape: its backslashes would disappear. Beside
+-- this function PostgreSQL takes it for text. Bytes in hexadecimal are the one text that is likely not meant as such.
+CREATE FUNCTION inbox.bytes(given text) RETURNS bytea
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    AS $$
+BEGIN
+    IF pg_catalog.starts_with(given, E'\\x') THEN
+        RAISE EXCEPTION 'inbox: text that begins with a backslash and an x may be meant as bytes in hexadecimal'
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'Cast bytes to bytea, as in $3::bytea; for text say convert_to($3, ''UTF8'').';
+    END IF;
+    RETURN pg_catalog.convert_to(given, 'UTF8');
+END
+$$;
+COMMENT ON FUNCTION inbox.bytes(text) IS 'The UTF-8 bytes of a text; refused where it may be bytes in hexadecimal.';
+
+CREATE FUNCTION inbox.fingerprint(type text, content_type text, body text) RETURNS bytea
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN inbox.fingerprint(type, content_type, inbox.bytes(body));
+COMMENT ON FUNCTION inbox.fingerprint(text, text, text) IS
+    'The same of a body that is text: of its UTF-8 bytes. Give a body that is not UTF-8 as bytea.';
 
 -- Claims an operation in the caller's transaction. Exactly one of any number of concurrent callers is told `first`;
 -- the others wait until its transaction ends, and are then told `duplicate`, or `first` if it was rolled back.
 --
 -- The insert and the look are two statements: in one, a caller that waited would see neither its own row nor the
 -- one it waited for.
+--
+-- Names carry their schemas: a search_path of the function's own would cost 4 us a call.
 CREATE FUNCTION inbox.claim(
     consumer        text,
     idempotency_key text,
@@ -136,30 +175,32 @@ BEGIN
             INSERT INTO inbox.entity AS e (consumer, entity, position)
             VALUES (claim.consumer, claim.entity, claim.position_)
             ON CONFLICT (consumer, entity) DO UPDATE
-                SET position = excluded.position, applied_at = clock_timestamp()
-                WHERE e.position < excluded.position;
+                SET position = excluded.position, applied_at = pg_catalog.clock_timestamp()
+                WHERE e.position OPERATOR(pg_catalog.<) excluded.position;
             IF NOT FOUND THEN
-                UPDATE inbox.message m SET state = 'stale', recorded_at = clock_timestamp()
-                WHERE m.consumer = claim.consumer AND m.idempotency_key = claim.idempotency_key;
+                UPDATE inbox.message m SET state = 'stale', recorded_at = pg_catalog.clock_timestamp()
+                WHERE m.consumer OPERATOR(pg_catalog.=) claim.consumer
+                  AND m.idempotency_key OPERATOR(pg_catalog.=) claim.idempotency_key;
                 outcome := 'stale';
             END IF;
         END IF;
         RETURN;
     END IF;
     SELECT m.* INTO found_row FROM inbox.message m
-    WHERE m.consumer = claim.consumer AND m.idempotency_key = claim.idempotency_key;
+    WHERE m.consumer OPERATOR(pg_catalog.=) claim.consumer
+      AND m.idempotency_key OPERATOR(pg_catalog.=) claim.idempotency_key;
     IF NOT FOUND THEN
         -- Pruned between the two statements.
         RAISE EXCEPTION 'inbox.claim: % / % disappeared while it was claimed', claim.consumer, claim.idempotency_key
             USING ERRCODE = 'serialization_failure', HINT = 'Roll back and try again.';
     END IF;
     outcome := CASE
-        WHEN found_row.fingerprint <> claim.fingerprint THEN 'conflict'
-        WHEN found_row.state = 'begun' THEN 'in_doubt'
-        WHEN found_row.state = 'stale' THEN 'stale'
+        WHEN found_row.fingerprint OPERATOR(pg_catalog.<>) claim.fingerprint THEN 'conflict'
+        WHEN found_row.state OPERATOR(pg_catalog.=) 'begun' THEN 'in_doubt'
+        WHEN found_row.state OPERATOR(pg_catalog.=) 'stale' THEN 'stale'
         ELSE 'duplicate'
     END;
-    IF outcome = 'duplicate' THEN
+    IF outcome OPERATOR(pg_catalog.=) 'duplicate' THEN
         result := found_row.result;
         result_type := found_row.result_type;
     END IF;
@@ -175,8 +216,9 @@ CREATE FUNCTION inbox.complete(consumer text, idempotency_key text, result bytea
 #variable_conflict use_column
 BEGIN
     UPDATE inbox.message m
-    SET result = complete.result, result_type = complete.result_type, recorded_at = clock_timestamp()
-    WHERE m.consumer = complete.consumer AND m.idempotency_key = complete.idempotency_key AND m.state = 'applied';
+    SET result = complete.result, result_type = complete.result_type, recorded_at = pg_catalog.clock_timestamp()
+    WHERE m.consumer OPERATOR(pg_catalog.=) complete.consumer AND m.idempotency_key OPERATOR(pg_catalog.=) complete.idempotency_key
+      AND m.state OPERATOR(pg_catalog.=) 'applied';
     IF NOT FOUND THEN
         RAISE EXCEPTION 'inbox.complete: % / % was not claimed', complete.consumer, complete.idempotency_key
             USING ERRCODE = 'no_data_found', HINT = 'Call inbox.claim before, in the same transaction.';
@@ -185,6 +227,12 @@ END
 $$;
 COMMENT ON FUNCTION inbox.complete(text, text, bytea, text) IS
     'Stores the result of a claimed operation, in the same transaction; duplicates get it back.';
+
+CREATE FUNCTION inbox.complete(consumer text, idempotency_key text, result text, result_type text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE sql
+    RETURN inbox.complete(consumer, idempotency_key, inbox.bytes(result), result_type);
+COMMENT ON FUNCTION inbox.complete(text, text, text, text) IS 'The same with a result that is text; its UTF-8 bytes are stored.';
 
 -- External effects (a payment provider, an e-mail): the database cannot roll them back, so their beginning is
 -- committed before, and their outcome after. Whoever finds a beginning without an outcome is told so, and nothing is
@@ -198,6 +246,7 @@ CREATE FUNCTION inbox.begin_effect(
     OUT result_type text
 )
     LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
     AS $$
 #variable_conflict use_column
 DECLARE
@@ -233,6 +282,7 @@ COMMENT ON FUNCTION inbox.begin_effect(text, text, bytea) IS
 CREATE FUNCTION inbox.record_effect(consumer text, idempotency_key text, result bytea, result_type text DEFAULT NULL)
     RETURNS void
     LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
     AS $$
 #variable_conflict use_column
 BEGIN
@@ -250,9 +300,16 @@ $$;
 COMMENT ON FUNCTION inbox.record_effect(text, text, bytea, text) IS
     'Records the outcome of an external effect that was begun; also how a person settles one that is in doubt.';
 
+CREATE FUNCTION inbox.record_effect(consumer text, idempotency_key text, result text, result_type text DEFAULT NULL)
+    RETURNS void
+    LANGUAGE sql
+    RETURN inbox.record_effect(consumer, idempotency_key, inbox.bytes(result), result_type);
+COMMENT ON FUNCTION inbox.record_effect(text, text, text, text) IS 'The same with a result that is text; its UTF-8 bytes are stored.';
+
 CREATE FUNCTION inbox.abandon_effect(consumer text, idempotency_key text)
     RETURNS void
     LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
     AS $$
 #variable_conflict use_column
 BEGIN
@@ -273,9 +330,9 @@ CREATE FUNCTION inbox.fail(consumer text, idempotency_key text, error text) RETU
     LANGUAGE sql
     AS $$
     INSERT INTO inbox.attempt AS a (consumer, idempotency_key, last_error)
-    VALUES (fail.consumer, fail.idempotency_key, left(fail.error, 1000))
+    VALUES (fail.consumer, fail.idempotency_key, pg_catalog.left(fail.error, 1000))
     ON CONFLICT (consumer, idempotency_key) DO UPDATE
-        SET attempts = a.attempts + 1, last_error = excluded.last_error, last_at = clock_timestamp()
+        SET attempts = a.attempts OPERATOR(pg_catalog.+) 1, last_error = excluded.last_error, last_at = pg_catalog.clock_timestamp()
     RETURNING attempts
 $$;
 COMMENT ON FUNCTION inbox.fail(text, text, text) IS
@@ -285,13 +342,16 @@ CREATE FUNCTION inbox.forgive(consumer text, idempotency_key text) RETURNS void
     LANGUAGE sql
     AS $$
     DELETE FROM inbox.attempt a
-    WHERE a.consumer = forgive.consumer AND a.idempotency_key = forgive.idempotency_key
+    WHERE a.consumer OPERATOR(pg_catalog.=) forgive.consumer AND a.idempotency_key OPERATOR(pg_catalog.=) forgive.idempotency_key
 $$;
 COMMENT ON FUNCTION inbox.forgive(text, text) IS
     'Forgets the failed attempts of an operation, in the transaction that applies it in the end.';
 
+-- Behind a policy that hides rows, an error instead of an answer that leaves them out.
 CREATE FUNCTION inbox.prune(consumer text, older_than interval, max_rows integer DEFAULT 1000) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
     AS $$
 #variable_conflict use_column
 DECLARE
@@ -327,10 +387,19 @@ $$;
 COMMENT ON FUNCTION inbox.prune(text, interval, integer) IS
     'Forgets up to max_rows operations older than an age that must be longer than any redelivery takes; returns how many. Call it until it returns 0.';
 
+-- A function, since a view cannot refuse to be filtered by a policy: "nothing is in doubt" would be its answer.
+CREATE FUNCTION inbox.begun() RETURNS TABLE (consumer text, idempotency_key text, claimed_at timestamptz)
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
+    AS $$
+    SELECT m.consumer, m.idempotency_key, m.claimed_at FROM inbox.message m WHERE m.state = 'begun'
+$$;
+COMMENT ON FUNCTION inbox.begun() IS 'What inbox.in_doubt shows.';
+
 CREATE VIEW inbox.in_doubt AS
     SELECT consumer, idempotency_key, claimed_at AS begun_at, clock_timestamp() - claimed_at AS age
-    FROM inbox.message
-    WHERE state = 'begun';
+    FROM inbox.begun();
 COMMENT ON VIEW inbox.in_doubt IS 'External effects that were begun and never recorded: ask the provider, then record_effect or abandon_effect.';
 
 CREATE FUNCTION inbox.measure(
@@ -338,6 +407,7 @@ CREATE FUNCTION inbox.measure(
 )
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET row_security = off
     AS $$
     SELECT (SELECT count(*) FROM (SELECT 1 FROM inbox.message WHERE state = 'begun' LIMIT 10001) b),
            coalesce(extract(epoch FROM clock_timestamp()
@@ -354,3 +424,6 @@ COMMENT ON COLUMN inbox.status.oldest_in_doubt_age_seconds IS 'Age of the oldest
 COMMENT ON COLUMN inbox.status.failing IS 'Operations that failed at least once and were not applied since.';
 
 INSERT INTO inbox.migration (version, name) VALUES (1, 'inbox');
+
+SELECT pg_catalog.set_config('search_path', pg_catalog.current_setting('outboxd.search_path'),
+                             pg_catalog.current_setting('outboxd.transaction') OPERATOR(pg_catalog.=) 'yes');

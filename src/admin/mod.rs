@@ -1,16 +1,34 @@
 //! `/metrics`, `/livez`, `/readyz`.
+//!
+//! Anybody who reaches the port can be a bad client, so one connection is one request, each has a deadline, and there
+//! are never more than a fixed number: a newcomer takes the place of the oldest. Clients that say nothing thus never
+//! keep a health check out, nor take descriptors that the relay needs.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router, extract::State, http::StatusCode, http::header, response::IntoResponse,
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{AbortHandle, JoinSet},
+};
 
 use crate::relay::Readiness;
+
+/// To say what is asked for.
+const HEAD: Duration = Duration::from_secs(5);
+/// From the connect to the last byte of the answer.
+const WHOLE: Duration = Duration::from_secs(15);
+/// Of a request's head.
+const HEAD_BYTES: usize = 16 << 10;
 
 type Ask = Box<dyn Fn() -> Readiness + Send + Sync>;
 
@@ -35,12 +53,12 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
         .map_err(|source| BindError { address, source })
 }
 
-/// Serves until `stop`.
+/// Serves, with `most` connections at once.
 pub async fn serve(
     listener: TcpListener,
     metrics: PrometheusHandle,
     sources: Vec<Ask>,
-    stop: CancellationToken,
+    most: usize,
 ) {
     let upkeep = metrics.clone();
     let admin = Arc::new(Admin { metrics, sources });
@@ -56,13 +74,48 @@ pub async fn serve(
             upkeep.run_upkeep();
         }
     };
-    let serving = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned());
     tokio::select! {
-        result = serving => if let Err(error) = result {
-            tracing::error!(error = %error, "the admin listener ended");
-        },
+        () = accept(listener, routes, most) => {}
         () = folding => {}
     }
+}
+
+async fn accept(listener: TcpListener, routes: Router, most: usize) {
+    let mut open = JoinSet::new();
+    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::with_capacity(most);
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // The client is gone already, or the process has no descriptor left: neither ends the listener.
+            Err(error) => {
+                tracing::debug!(error = %error, "the admin port could not take a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        while open.try_join_next().is_some() {}
+        oldest_first.retain(|connection| !connection.is_finished());
+        while open.len() >= most {
+            if let Some(oldest) = oldest_first.pop_front() {
+                oldest.abort();
+            }
+            // Its descriptor is free before the next one is counted.
+            open.join_next().await;
+        }
+        oldest_first.push_back(open.spawn(one(stream, routes.clone())));
+    }
+}
+
+/// One request. The deadline ends a client that is slow to ask or to read.
+async fn one(stream: TcpStream, routes: Router) {
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(HEAD_BYTES)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    // What a client does wrong is its own affair; a log line for each would be one more way to flood.
+    let _ = tokio::time::timeout(WHOLE, serving).await;
 }
 
 async fn scrape(State(admin): State<Arc<Admin>>) -> impl IntoResponse {

@@ -3,6 +3,8 @@
 //! lapin's own connect has no handshake timeout, and an attempt that is given up leaves its I/O thread waiting on
 //! the socket. So the socket is opened here, a second handle on it is kept, and `Link`'s drop shuts it down: the
 //! thread then ends at once, whatever state the protocol is in.
+//!
+//! Every byte of the broker passes a guard before lapin parses it: one that nests its properties must not end the process.
 
 use std::{
     net::{Shutdown, TcpStream},
@@ -92,12 +94,15 @@ impl Link {
         let connecting = {
             let (socket, failure) = (socket.clone(), failure.clone());
             let (endpoint, timeout) = (endpoint.clone(), broker.connect_timeout);
+            let silence = broker.heartbeat * 2;
             // Boxed: it is large, and rare.
             Box::pin(Connection::connector(
                 amqp_uri(&endpoint, broker.heartbeat),
-                async_rs::Runtime::tokio_current(),
-                async move |_, _| match open(&endpoint, tls.as_ref(), timeout, &socket).await {
-                    Ok(stream) => Ok(stream),
+                amqp_guard::runtime(),
+                async move |_, _| match open(&endpoint, tls.as_ref(), timeout, silence, &socket)
+                    .await
+                {
+                    Ok(stream) => Ok(amqp_guard::guard(stream, amqp_guard::FRAME_MAX)),
                     Err(error) => {
                         let kind = error.kind();
                         *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
@@ -179,10 +184,6 @@ impl Link {
         self.state.clone()
     }
 
-    pub fn is_connected(&self) -> bool {
-        self.connection.status().connected()
-    }
-
     /// Largest frame that the broker takes, in bytes.
     pub fn frame_max(&self) -> u32 {
         self.connection.configuration().frame_max()
@@ -209,15 +210,16 @@ async fn open(
     endpoint: &BrokerEndpoint,
     tls: Option<&RustlsConnector>,
     timeout: Duration,
+    silence: Duration,
     socket: &Socket,
-) -> std::io::Result<AsyncTcpStream<<async_rs::Tokio as async_rs::traits::Reactor>::TcpStream>> {
+) -> std::io::Result<amqp_guard::Plain> {
     let work = async {
         let host = match &endpoint.host {
             Host::Name(name) => name.clone(),
             Host::Ip(ip) => ip.to_string(),
         };
         // Resolved at every connect: a re-pointed name is followed.
-        let runtime = async_rs::Runtime::tokio_current();
+        let runtime = amqp_guard::tokio();
         let addresses: Vec<_> = tokio::net::lookup_host((host.as_str(), endpoint.port))
             .await?
             .collect();
@@ -225,7 +227,7 @@ async fn open(
         for address in addresses {
             match AsyncTcpStream::connect(&runtime, address).await {
                 Ok(stream) => {
-                    let stream = keep_handle(stream, socket)?;
+                    let stream = keep_handle(stream, silence, socket)?;
                     return match tls {
                         Some(connector) => stream.into_rustls(connector, &host).await,
                         None => Ok(stream),
@@ -246,12 +248,11 @@ async fn open(
         })
 }
 
-type TokioStream = <async_rs::Tokio as async_rs::traits::Reactor>::TcpStream;
-
 fn keep_handle(
-    stream: AsyncTcpStream<TokioStream>,
+    stream: amqp_guard::Plain,
+    silence: Duration,
     socket: &Socket,
-) -> std::io::Result<AsyncTcpStream<TokioStream>> {
+) -> std::io::Result<amqp_guard::Plain> {
     if let AsyncTcpStream::Plain(plain) = &stream {
         let tcp = plain.get_ref();
         tcp.set_nodelay(true)?;
@@ -261,6 +262,8 @@ fn keep_handle(
             .with_interval(Duration::from_secs(5))
             .with_retries(3);
         socket2::SockRef::from(&handle).set_tcp_keepalive(&keepalive)?;
+        // With data on the way there are no keepalives; it is sent again for a quarter of an hour.
+        socket2::SockRef::from(&handle).set_tcp_user_timeout(Some(silence))?;
         *socket.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
     }
     Ok(stream)
@@ -288,6 +291,9 @@ fn amqp_uri(endpoint: &BrokerEndpoint, heartbeat: Duration) -> AMQPUri {
         vhost: endpoint.vhost.clone(),
         query: AMQPQueryString {
             heartbeat: Some(u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX)),
+            // lapin allocates 64 frames at once, by what the broker names if we name nothing: of one without a limit,
+            // 2^32 - 1 bytes each.
+            frame_max: Some(amqp_guard::FRAME_MAX),
             ..AMQPQueryString::default()
         },
     }

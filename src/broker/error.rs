@@ -34,6 +34,22 @@ pub enum BrokerError {
     Tls(#[from] crate::tls::TlsError),
 }
 
+impl BrokerError {
+    /// Waiting does not help: a person must change the configuration, the broker's or its permissions.
+    pub fn needs_a_person(&self) -> bool {
+        match self {
+            Self::Config(_) | Self::Tls(_) => true,
+            // Refused, not found, other than declared, no such virtual host.
+            Self::Amqp { source, .. } => closed_by_broker(source)
+                .is_some_and(|closed| matches!(closed.code, 403 | 404 | 406 | 530)),
+            Self::Timeout { .. }
+            | Self::Unreachable { .. }
+            | Self::Blocked(_)
+            | Self::Closed(_) => false,
+        }
+    }
+}
+
 /// The broker's own words for why it closed a channel or a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Closed {

@@ -1,11 +1,13 @@
 //! RabbitMQ. Nothing here knows PostgreSQL.
 
-pub mod connect;
+mod connect;
+mod destinations;
 mod error;
-pub mod publish;
-pub mod topology;
+mod publish;
+mod topology;
 pub mod uri;
 
-pub use connect::{Link, LinkState};
-pub use error::BrokerError;
-pub use publish::Publisher;
+pub(crate) use connect::{Link, LinkState};
+pub(crate) use error::BrokerError;
+pub use publish::properties;
+pub(crate) use publish::{Publisher, provoked};

@@ -9,46 +9,54 @@
 //! **One channel, one task.** Delivery tags are counted on both sides; publishes of two tasks on one channel would
 //! be counted in different orders. Each publish of a wave is polled once, in order, before any is awaited.
 //!
-//! **Culprits.** A missing exchange, a refused write or an impossible message closes the channel and takes the whole
-//! wave's answers with it. So the first message to an exchange that this link has not used yet goes alone, on a
-//! channel of its own. If a wave's channel closes all the same, its messages are published again one by one, and
-//! the one that closes the channel is the culprit; its neighbours get their own answers.
+//! **Culprits.** A missing exchange, a refused write or an impossible message closes the channel and takes with it the
+//! answers of all that was published on it. So what may be refused goes alone, on a channel of its own, up to sixteen at
+//! a time; what is known to be taken goes together ([`Destinations`]). If the channel of those closes all the same,
+//! they are published again, and what the broker named goes alone: each message pays for itself.
+//!
+//! **Twins.** A return names a message by its id, exchange and routing key. Two messages of a wave with all three in
+//! common go one after the other.
 //!
 //! **Failures.** After a timeout, a lost or a blocked connection, a publish may still be delivered. The answer is
 //! `Unknown`, the link is not used again, and the messages stay pending: duplicates, at most a batch.
 
-use std::{
-    collections::{HashMap, HashSet},
-    pin::Pin,
-    time::Duration,
-};
+use std::{collections::HashMap, pin::Pin, time::Duration};
 
+use futures_util::future::{join_all, try_join_all};
 use lapin::{
     BasicProperties, Channel, Confirmation, PublisherConfirm,
     options::BasicPublishOptions,
     types::{AMQPValue, FieldArray, FieldTable, ShortString},
 };
+use outbox_core::{envelope::Envelope, header::HeaderValue, outcome::Answer};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
     BrokerError, Link, LinkState,
+    destinations::{Destinations, Step, Unit},
     error::{Closed, closed_by_broker},
     topology,
 };
-use crate::{config::Broker, envelope::Envelope, failpoint, header::HeaderValue, outcome::Answer};
+use crate::{config::Broker, failpoint};
 
 pub struct Publisher {
     link: Link,
     channel: Channel,
     state: watch::Receiver<LinkState>,
     confirm_timeout: Duration,
-    /// Exchanges that this link has published to with an answer.
-    proven: HashSet<String>,
+    /// For what goes alone, beside `channel`. Opened as they are needed.
+    more: Vec<Channel>,
+    known: Destinations,
     /// One message at a time: the connection before this one was closed by what was published on it.
     cautious: bool,
     /// When this channel was first answered with a nack.
     nacked: Option<Instant>,
 }
+
+/// So many messages go alone at a time, each on a channel of its own.
+const WIDTH: usize = 16;
+
+const OPEN_MORE: &str = "open another channel";
 
 /// A channel that still nacks after this long is replaced.
 const REFUSED: Duration = Duration::from_secs(10);
@@ -72,8 +80,8 @@ enum Unanswered {
 const BLOCKED_GRACE: Duration = Duration::from_secs(1);
 
 impl Publisher {
-    /// Connects and sees that the broker takes publishes: during an alarm a new connection learns of it only by
-    /// publishing. Resolves once the broker answers; `Blocked` when it does not.
+    /// Connects and opens a channel. Whether the broker takes publishes is seen by [`Publisher::canary`]. `cautious`:
+    /// one message at a time, until [`Publisher::trust`].
     pub async fn connect(
         broker: &Broker,
         name: &str,
@@ -88,7 +96,8 @@ impl Publisher {
             channel,
             state,
             confirm_timeout,
-            proven: HashSet::new(),
+            more: Vec::new(),
+            known: Destinations::default(),
             cautious,
             nacked: None,
         })
@@ -99,8 +108,9 @@ impl Publisher {
         self.cautious = false;
     }
 
-    /// Publishes something that no queue can take, and waits for the broker to hand it back. Whatever it answers,
-    /// it reads what we publish. While an alarm is on, this waits for its end, and tells `report` of it.
+    /// Publishes something that no queue can take, and waits for the broker to hand it back: during an alarm a new
+    /// connection learns of it only by publishing. Whatever the broker answers, it reads what we publish. While an
+    /// alarm is on, this waits for its end, and tells `report` of it.
     pub async fn canary(&mut self, report: impl Fn(&LinkState)) -> Result<(), BrokerError> {
         let action = "first publish";
         let channel = self.link.confirm_channel(self.confirm_timeout).await?;
@@ -160,12 +170,13 @@ impl Publisher {
         topology::declare(&self.link, exchanges, self.confirm_timeout).await
     }
 
-    pub fn state(&self) -> watch::Receiver<LinkState> {
-        self.state.clone()
+    /// Exchanges that are not there, or that this user may not publish to. Publishes nothing that a queue could take.
+    pub async fn verify(&self, exchanges: &[String], declares: bool) -> Vec<BrokerError> {
+        topology::verify(&self.link, exchanges, declares, self.confirm_timeout).await
     }
 
-    pub fn is_usable(&self) -> bool {
-        self.link.is_connected() && *self.state.borrow() == LinkState::Open
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.state.clone()
     }
 
     pub fn frame_max(&self) -> u32 {
@@ -177,7 +188,8 @@ impl Publisher {
     }
 
     /// Publishes a wave and awaits every answer, until `deadline` at most: the claim's transaction must not outlive
-    /// the server's patience with it. The messages of a wave do not depend on each other.
+    /// the server's patience with it. Those with one key are published in their order; one that is not delivered holds
+    /// the others back no further than that. What was not reached by the deadline is `Unknown`, and nothing is lost.
     pub async fn publish(&mut self, wave: &[&Envelope], deadline: Instant) -> Published {
         let mut answers: Vec<Option<Answer>> = vec![None; wave.len()];
         let published = self.publish_wave(wave, deadline, &mut answers).await;
@@ -206,6 +218,7 @@ impl Publisher {
         // The connection goes on, whatever becomes of the old channel.
         let _ = tokio::time::timeout(Duration::from_secs(1), close).await;
         self.channel = self.link.confirm_channel(self.confirm_timeout).await?;
+        self.more.clear();
         self.nacked = None;
         Ok(())
     }
@@ -216,112 +229,144 @@ impl Publisher {
         deadline: Instant,
         answers: &mut [Option<Answer>],
     ) -> Result<(), BrokerError> {
-        self.prove_exchanges(wave, deadline, answers).await?;
-        let rest: Vec<usize> = (0..wave.len()).filter(|i| answers[*i].is_none()).collect();
-        if rest.is_empty() {
-            return Ok(());
-        }
-        if !self.cautious {
-            let envelopes: Vec<&Envelope> = rest.iter().map(|i| wave[*i]).collect();
-            match self.pipelined(&envelopes, deadline).await {
+        let mut refused: HashMap<Unit<'_>, Answer> = HashMap::new();
+        let mut closings = 0;
+        let mut singly = self.cautious;
+        let width = if self.cautious { 1 } else { WIDTH };
+        // What is left then stays pending. A step that the deadline cuts off would cost the connection.
+        let last = deadline.checked_sub(self.confirm_timeout);
+        let mut steps = 0;
+        while steps == 0 || last.is_some_and(|last| Instant::now() < last) {
+            steps += 1;
+            let Step { together, alone } =
+                Step::next(wave, answers, &self.known, &refused, singly, width);
+            if together.is_empty() && alone.is_empty() {
+                break;
+            }
+            let envelopes: Vec<&Envelope> = together.iter().map(|i| wave[*i]).collect();
+            // A cautious link knows only what it has published since: that goes alone, too.
+            match self.pipelined(&self.channel, &envelopes, deadline).await {
                 Ok(found) => {
-                    for (i, answer) in rest.into_iter().zip(found) {
+                    for (i, answer) in together.into_iter().zip(found) {
                         answers[i] = Some(answer);
                     }
-                    return Ok(());
                 }
                 Err(Unanswered::Lost(error)) => return Err(error),
                 Err(Unanswered::Channel(closed)) => {
                     tracing::warn!(
                         code = closed.code,
                         reason = %closed.text.escape_debug(),
-                        messages = rest.len(),
-                        "the broker closed the channel; publishing the batch one by one to find the message"
+                        messages = envelopes.len(),
+                        "the broker closed the channel; publishing the batch again to find the message"
                     );
-                    self.proven.clear();
                     self.channel = self.link.confirm_channel(self.confirm_timeout).await?;
+                    closings += 1;
+                    // Once more than what the broker says explains: then it is not believed.
+                    singly = !self.known.closed(&envelopes, &closed) || closings > 1;
+                    continue;
                 }
             }
-        }
-        for i in rest {
-            // What is left stays pending.
-            if Instant::now() >= deadline {
-                break;
-            }
-            answers[i] = Some(self.alone(wave[i], deadline).await?);
+            self.singly(wave, &alone, deadline, answers, &mut refused)
+                .await?;
         }
         Ok(())
     }
 
-    /// Publishes one message to each exchange that this link has not used yet, alone.
-    async fn prove_exchanges(
+    /// Each message on a channel of its own: whatever happens to the channel is this message's doing.
+    async fn singly<'a>(
         &mut self,
-        wave: &[&Envelope],
+        wave: &[&'a Envelope],
+        chosen: &[usize],
         deadline: Instant,
         answers: &mut [Option<Answer>],
+        refused: &mut HashMap<Unit<'a>, Answer>,
     ) -> Result<(), BrokerError> {
-        let mut refused: HashMap<&str, Closed> = HashMap::new();
-        for (i, envelope) in wave.iter().enumerate() {
-            let exchange = envelope.exchange.as_str();
-            if self.proven.contains(exchange) {
-                continue;
-            }
-            if let Some(closed) = refused.get(exchange) {
-                answers[i] = Some(refusal(closed));
-                continue;
-            }
-            let answer = self.alone(envelope, deadline).await?;
-            if let Answer::Refused { code, text } = &answer {
-                // 403 and 404 speak of the exchange; anything else of this message.
-                if matches!(code, 403 | 404) {
-                    refused.insert(
-                        exchange,
-                        Closed {
-                            code: *code,
-                            text: text.clone(),
-                            connection: false,
-                        },
-                    );
-                }
-            } else {
-                self.proven.insert(envelope.exchange.clone());
-            }
-            answers[i] = Some(answer);
+        if chosen.is_empty() {
+            return Ok(());
         }
-        Ok(())
-    }
+        // This wave's own channel waits for nothing now.
+        let mut channels = vec![self.channel.clone()];
+        let missing = (chosen.len() - 1).saturating_sub(self.more.len());
+        let opening = (0..missing).map(|_| self.link.confirm_channel(self.confirm_timeout));
+        let opened = try_join_all(opening).await.map_err(|error| match error {
+            BrokerError::Amqp { source, .. } => BrokerError::Amqp {
+                action: OPEN_MORE,
+                source,
+            },
+            other => other,
+        })?;
+        self.more.extend(opened);
+        channels.append(&mut self.more);
+        let each: Vec<[&Envelope; 1]> = chosen.iter().map(|i| [wave[*i]]).collect();
+        let publishing = each
+            .iter()
+            .zip(&channels)
+            .map(|(envelope, channel)| self.pipelined(channel, envelope, deadline));
+        let published = join_all(publishing).await;
 
-    /// One message, awaited: whatever happens to the channel is this message's doing.
-    async fn alone(
-        &mut self,
-        envelope: &Envelope,
-        deadline: Instant,
-    ) -> Result<Answer, BrokerError> {
-        match self.pipelined(&[envelope], deadline).await {
-            Ok(mut answers) => Ok(answers.pop().unwrap_or(Answer::Unknown)),
-            Err(Unanswered::Channel(closed)) => {
-                self.channel = self.link.confirm_channel(self.confirm_timeout).await?;
-                Ok(refusal(&closed))
-            }
-            // Published alone by a relay that knows one of these messages kills connections: this is the one.
-            Err(Unanswered::Lost(BrokerError::Amqp { source, .. }))
-                if self.cautious && closed_by_broker(&source).is_some_and(|c| is_offence(&c)) =>
-            {
-                let closed = closed_by_broker(&source).map(|c| refusal(&c));
-                Ok(closed.unwrap_or(Answer::Unknown))
-            }
-            Err(Unanswered::Lost(error)) => Err(error),
+        let mut lost = None;
+        let mut channels = channels.into_iter();
+        for ((place, i), (published, channel)) in chosen
+            .iter()
+            .enumerate()
+            .zip(published.into_iter().zip(&mut channels))
+        {
+            let envelope = wave[*i];
+            let closed = match published {
+                Ok(mut found) => {
+                    self.known.took(envelope);
+                    answers[*i] = found.pop();
+                    if place > 0 {
+                        self.more.push(channel);
+                    }
+                    continue;
+                }
+                Err(Unanswered::Channel(closed)) => {
+                    if place == 0 {
+                        match self.link.confirm_channel(self.confirm_timeout).await {
+                            Ok(channel) => self.channel = channel,
+                            Err(error) => lost = lost.or(Some(error)),
+                        }
+                    }
+                    closed
+                }
+                Err(Unanswered::Lost(BrokerError::Amqp { action, source })) => {
+                    // Published alone by a relay that knows one of these messages kills connections: this is the one.
+                    match closed_by_broker(&source) {
+                        Some(closed) if self.cautious && is_offence(&closed) => closed,
+                        _ => {
+                            lost = lost.or(Some(BrokerError::Amqp { action, source }));
+                            continue;
+                        }
+                    }
+                }
+                Err(Unanswered::Lost(error)) => {
+                    lost = lost.or(Some(error));
+                    continue;
+                }
+            };
+            let unit = self.known.refused(envelope, *i, &closed);
+            refused.insert(unit, refusal(&closed));
+            answers[*i] = Some(refusal(&closed));
+        }
+        self.more.extend(channels);
+        match lost {
+            None => Ok(()),
+            Some(error) => Err(error),
         }
     }
 
     async fn pipelined(
-        &mut self,
+        &self,
+        channel: &Channel,
         wave: &[&Envelope],
         deadline: Instant,
     ) -> Result<Vec<Answer>, Unanswered> {
+        if wave.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut state = self.state.clone();
-        let channel = self.channel.clone();
-        let answered = answers(&channel, wave);
+        let answered = answers(channel, wave);
         tokio::select! {
             biased;
             // 1. A complete wave counts, whatever happened to the connection after it.
@@ -340,6 +385,10 @@ impl Publisher {
 /// A close that was provoked by what we sent, as opposed to an operator or a shutdown.
 pub fn provoked(error: &BrokerError) -> bool {
     match error {
+        // Of a user who may have few channels: a cautious link has one.
+        BrokerError::Amqp {
+            action: OPEN_MORE, ..
+        } => true,
         BrokerError::Amqp { source, .. } => {
             closed_by_broker(source).is_some_and(|closed| is_offence(&closed))
         }
@@ -403,7 +452,7 @@ async fn answers(channel: &Channel, wave: &[&Envelope]) -> Result<Vec<Answer>, U
         }
     }
     let mut acked = Vec::with_capacity(wave.len());
-    let mut returned: HashMap<String, (u16, String)> = HashMap::new();
+    let mut returned: HashMap<(String, String, String), (u16, String)> = HashMap::new();
     for confirm in sent.into_iter().flatten() {
         let (ack, message) = match confirm.await.map_err(unanswered)? {
             Confirmation::Ack(message) => (true, message),
@@ -413,36 +462,37 @@ async fn answers(channel: &Channel, wave: &[&Envelope]) -> Result<Vec<Answer>, U
         };
         acked.push(ack);
         if let Some(message) = message {
-            let id = message
-                .properties
-                .message_id()
-                .as_ref()
-                .map(|id| id.as_str().to_owned());
+            let id = message.properties.message_id().as_ref();
+            let id = id.map(ToString::to_string).unwrap_or_default();
+            let (exchange, key) = (&message.delivery.exchange, &message.delivery.routing_key);
             returned.insert(
-                id.unwrap_or_default(),
+                (id, exchange.to_string(), key.to_string()),
                 (message.reply_code, message.reply_text.to_string()),
             );
         }
     }
-    Ok(wave
-        .iter()
-        .zip(acked)
-        .map(
-            |(envelope, ack)| match returned.get(&envelope.properties.message_id) {
-                Some((code, text)) => Answer::Unroutable {
-                    code: *code,
-                    text: text.clone(),
-                },
-                None if ack => Answer::Delivered,
-                None => Answer::Nacked,
+    let answer = |(envelope, ack): (&&Envelope, bool)| {
+        let returned = if returned.is_empty() {
+            None
+        } else {
+            let id = envelope.properties.message_id.clone();
+            returned.get(&(id, envelope.exchange.clone(), envelope.routing_key.clone()))
+        };
+        match returned {
+            Some((code, text)) => Answer::Unroutable {
+                code: *code,
+                text: text.clone(),
             },
-        )
-        .collect())
+            None if ack => Answer::Delivered,
+            None => Answer::Nacked,
+        }
+    };
+    Ok(wave.iter().zip(acked).map(answer).collect())
 }
 
 async fn send(channel: &Channel, envelope: &Envelope) -> Result<PublisherConfirm, lapin::Error> {
     let options = BasicPublishOptions {
-        mandatory: envelope.mandatory,
+        mandatory: envelope.mandatory && !is_direct_reply(envelope),
         ..BasicPublishOptions::default()
     };
     channel
@@ -454,6 +504,13 @@ async fn send(channel: &Channel, envelope: &Envelope) -> Result<PublisherConfirm
             properties(envelope),
         )
         .await
+}
+
+/// To a requester that waits on `amq.rabbitmq.reply-to`, which is no queue: before 4.2 RabbitMQ delivers such a message
+/// and hands it back as well, if it is mandatory. Delivered at most once, whether somebody still waits or not.
+/// <https://www.rabbitmq.com/docs/direct-reply-to>
+fn is_direct_reply(envelope: &Envelope) -> bool {
+    envelope.exchange.is_empty() && envelope.routing_key.starts_with("amq.rabbitmq.reply-to.")
 }
 
 fn refusal(closed: &Closed) -> Answer {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use lapin::{
-    ExchangeKind,
-    options::ExchangeDeclareOptions,
+    BasicProperties, ExchangeKind,
+    options::{BasicPublishOptions, ExchangeDeclareOptions, ExchangeUnbindOptions},
     types::{FieldTable, ShortString},
 };
 
-use super::{BrokerError, Link};
+use super::{BrokerError, Link, error::closed_by_broker};
 
 /// Declares durable topic exchanges. The default exchange and the broker's own (`amq.*`) exist already.
 /// <https://www.rabbitmq.com/docs/exchanges>
@@ -24,17 +24,130 @@ pub async fn declare(
     each(link, exchanges, options, "declare an exchange", within).await
 }
 
-/// Fails with the broker's words on the first exchange that does not exist.
+/// What stands in the way of publishing to each of these, in the broker's words. With `declares`, an exchange that is not
+/// there yet is none of it.
+///
+/// *Write* is asked for by unbinding the exchange from another one, which does not exist. The broker wants *write* on the
+/// one that is unbound, as for a publish, and looks at that before it looks at the other
+/// (<https://www.rabbitmq.com/docs/access-control#authorisation>). Nothing changes, and nothing is sent. Topic permissions
+/// are asked for by no method but a publish: they are not looked at.
 pub async fn verify(
     link: &Link,
     exchanges: &[String],
+    declares: bool,
+    within: Duration,
+) -> Vec<BrokerError> {
+    let mut faults = Vec::new();
+    for exchange in exchanges {
+        let name = ShortString::try_new(exchange.as_str()).unwrap_or_default();
+        let verified = if exchange.is_empty() {
+            may_publish_by_default(link, within).await
+        } else {
+            verify_one(link, &name, declares, within).await
+        };
+        match verified {
+            Ok(()) => {}
+            Err(error @ (BrokerError::Timeout { .. } | BrokerError::Closed(_))) => {
+                // Nobody answers any more: the others would only wait as long.
+                faults.push(error);
+                break;
+            }
+            Err(error) => faults.push(error),
+        }
+    }
+    faults
+}
+
+async fn verify_one(
+    link: &Link,
+    name: &ShortString,
+    declares: bool,
     within: Duration,
 ) -> Result<(), BrokerError> {
-    let options = ExchangeDeclareOptions {
+    // A refusal closes the channel, so each exchange has its own.
+    let channel = link.confirm_channel(within).await?;
+    let passive = ExchangeDeclareOptions {
         passive: true,
         ..ExchangeDeclareOptions::default()
     };
-    each(link, exchanges, options, "look for an exchange", within).await
+    let look = channel.exchange_declare(
+        name.clone(),
+        ExchangeKind::Topic,
+        passive,
+        FieldTable::default(),
+    );
+    match bounded("look for an exchange", within, look).await {
+        Err(BrokerError::Amqp { source, .. })
+            if declares && closed_by_broker(&source).is_some_and(|closed| closed.code == 404) =>
+        {
+            return Ok(());
+        }
+        looked => looked?,
+    }
+    if declares && !name.as_str().starts_with("amq.") {
+        // It is there: declaring it again changes nothing, and tells whether a relay could.
+        declare(link, &[name.to_string()], within).await?;
+    }
+    let nobody = nobodys_key();
+    let unbind = channel.exchange_unbind(
+        name.clone(),
+        nobody.clone(),
+        ShortString::default(),
+        ExchangeUnbindOptions::default(),
+        FieldTable::default(),
+    );
+    match bounded("ask for write permission on an exchange", within, unbind).await {
+        // What it complains of is the other one: that it does not exist, or that this user may not *read* it.
+        Err(BrokerError::Amqp { source, .. })
+            if closed_by_broker(&source)
+                .is_some_and(|closed| closed.text.contains(nobody.as_str())) =>
+        {
+            Ok(())
+        }
+        answered => answered,
+    }
+}
+
+/// The default exchange is bound to every queue under its name, and to nothing else.
+async fn may_publish_by_default(link: &Link, within: Duration) -> Result<(), BrokerError> {
+    let channel = link.confirm_channel(within).await?;
+    let publish = async {
+        let confirm = channel
+            .basic_publish(
+                ShortString::default(),
+                nobodys_key(),
+                BasicPublishOptions::default(),
+                b"",
+                BasicProperties::default(),
+            )
+            .await?;
+        confirm.await.map(drop)
+    };
+    bounded(
+        "ask for write permission on the default exchange",
+        within,
+        publish,
+    )
+    .await
+}
+
+fn nobodys_key() -> ShortString {
+    ShortString::try_new(format!("outboxd.check.{}", uuid::Uuid::new_v4())).unwrap_or_default()
+}
+
+async fn bounded(
+    action: &'static str,
+    within: Duration,
+    work: impl Future<Output = Result<(), lapin::Error>>,
+) -> Result<(), BrokerError> {
+    match tokio::time::timeout(within, work).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(source)) => Err(BrokerError::Amqp { action, source }),
+        Err(_) => Err(BrokerError::Timeout {
+            action,
+            after: within,
+        }),
+    }
 }
 
 async fn each(
@@ -52,16 +165,7 @@ async fn each(
         let name = ShortString::try_new(exchange.as_str()).unwrap_or_default();
         let declare =
             channel.exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default());
-        match tokio::time::timeout(within, declare).await {
-            Ok(Ok(())) => {}
-            Ok(Err(source)) => return Err(BrokerError::Amqp { action, source }),
-            Err(_) => {
-                return Err(BrokerError::Timeout {
-                    action,
-                    after: within,
-                });
-            }
-        }
+        bounded(action, within, declare).await?;
     }
     Ok(())
 }

@@ -9,7 +9,9 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use crate::{config::Secret, route::SHORT};
+use outbox_core::limits::SHORT;
+
+use crate::config::Secret;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {

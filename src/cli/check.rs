@@ -7,101 +7,301 @@ use std::{
 
 use super::{CliError, output};
 use crate::{
-    broker::{Link, topology},
+    broker::{BrokerError, LinkState, Publisher},
     config::{Config, Source},
-    outbox::{OutboxError, migrate, preflight, session::Session},
+    outbox::{
+        OutboxError, audit, migrate, parts, pooler, preflight, schema, session::Session, work,
+    },
     relay,
 };
 
+/// For how long `check --connect` looks for stranded messages.
+const AUDIT: Duration = Duration::from_secs(2);
+
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Also connects to both servers: schema version, privileges, exchanges
+    /// Also connect to both servers: schema, privileges, exchanges, and whether both accept writes
     #[arg(long)]
     connect: bool,
 }
 
 #[derive(clap::Args)]
 pub(super) struct HealthArgs {
-    /// Asks /livez instead: is the process there, ready or not
+    /// Ask /livez instead: exit code 0 when the process runs, ready or not
     #[arg(long)]
     live: bool,
 }
 
 pub(super) async fn check(args: &Args, config: &Config) -> Result<(), CliError> {
     output::line("configuration: ok")?;
-    if args.connect {
-        for source in &config.sources {
-            database(source).await?;
-            broker(config, source).await?;
+    if !args.connect {
+        return Ok(());
+    }
+    // All of them: whoever mends one should not come back for the next.
+    let mut faults = Faults::default();
+    for source in &config.sources {
+        let found = database(source).await;
+        report(source, "PostgreSQL", found, &mut faults)?;
+        let found = broker(config, source).await;
+        report(source, "RabbitMQ", found, &mut faults)?;
+    }
+    faults.into_result()
+}
+
+/// What was found at one server.
+#[derive(Default)]
+struct Findings {
+    /// Said when there is no fault.
+    ok: String,
+    warnings: Vec<String>,
+    faults: Faults,
+}
+
+#[derive(Default)]
+struct Faults {
+    texts: Vec<String>,
+    /// One of them at least stays until a person acts.
+    needs_a_person: bool,
+}
+
+impl Faults {
+    fn add(&mut self, text: impl Into<String>, needs_a_person: bool) {
+        self.texts.push(text.into());
+        self.needs_a_person |= needs_a_person;
+    }
+
+    fn into_result(self) -> Result<(), CliError> {
+        let text = self.texts.join("\n");
+        match (self.texts.is_empty(), self.needs_a_person) {
+            (true, _) => Ok(()),
+            (false, true) => Err(CliError::Setup(text)),
+            (false, false) => Err(CliError::Unavailable(text)),
         }
+    }
+}
+
+fn report(
+    source: &Source,
+    server: &str,
+    found: Findings,
+    faults: &mut Faults,
+) -> Result<(), CliError> {
+    let name = &source.name;
+    for warning in &found.warnings {
+        output::line(&format!("{name}: {server}: warning: {warning}"))?;
+    }
+    if found.faults.texts.is_empty() {
+        output::line(&format!("{name}: {server}: {}", found.ok))?;
+    }
+    for text in found.faults.texts {
+        faults.add(
+            format!("{name}: {server}: {text}"),
+            found.faults.needs_a_person,
+        );
     }
     Ok(())
 }
 
-/// Connects, and looks at schema version and privileges.
-pub(super) async fn database(source: &Source) -> Result<(), CliError> {
-    let session = Session::connect(&source.database, "outboxd/check").await?;
-    require_ready(&session).await?;
-    Ok(output::line(&format!(
-        "{}: PostgreSQL: ok, schema version {}",
-        source.name,
-        migrate::known()
-    ))?)
+async fn database(source: &Source) -> Findings {
+    let mut found = Findings::default();
+    if let Err(error) = examine(source, &mut found).await {
+        found.faults.add(error.to_string(), error.needs_a_person());
+    }
+    found
 }
 
-/// Encoding, privileges, schema version, tables and columns; what is missing is named with what mends it.
-pub(super) async fn require_ready(session: &Session) -> Result<(), CliError> {
+/// Connects, and looks at everything that a relay needs here.
+async fn examine(source: &Source, found: &mut Findings) -> Result<(), OutboxError> {
+    if let Some(why) = pooled(source).await {
+        found.faults.add(why, true);
+        return Ok(());
+    }
+    let session = Session::connect(&source.database, "outboxd/check").await?;
+    found.ok = format!("ok, schema version {}", schema::known());
+    if let Some(why) = preflight::is_read_only(&session).await? {
+        found.faults.add(why, true);
+    }
+    let state = setup(&session).await?;
+    for text in state.faults.into_iter().chain(state.doubts) {
+        found.faults.add(text, true);
+    }
+    for role in preflight::roles_shared_with_others(&session).await? {
+        found.warnings.push(format!(
+            "members of {role} have rights in the databases in brackets, too: roles belong to the whole server. Give each \
+             database roles of its own: outboxd sql --roles --producer NAME --relay NAME --monitor NAME"
+        ));
+    }
+    if !found.faults.texts.is_empty() {
+        return Ok(());
+    }
+    // What a policy hides is an error of a statement that reads.
+    work::find(&session, &[0]).await?;
+    // A count of what was not looked at would be a claim.
+    let seen = audit::glance(&session, AUDIT).await?;
+    let looked_at = if seen.looked_at == seen.pages {
+        "all messages".to_owned()
+    } else {
+        format!("{} of {} pages of messages", seen.looked_at, seen.pages)
+    };
+    if seen.stranded == 0 {
+        found.ok = format!("{}; audit of {looked_at}: none is stranded", found.ok);
+    } else {
+        found.warnings.push(format!(
+            "audit of {looked_at}: {} STRANDED: unsent, where no relay looks; a relay that runs files and sends them",
+            seen.stranded
+        ));
+    }
+    Ok(())
+}
+
+/// A pooler in transaction mode needs settings of its own. A server that is away is told of elsewhere.
+async fn pooled(source: &Source) -> Option<String> {
+    let database = &source.database;
+    if !database.prepared_statements && !database.listen {
+        return None;
+    }
+    let key = |key: &str| database.key(key);
+    matches!(pooler::is_between(database).await, Ok(true)).then(|| {
+        format!(
+            "{} leads to a pooler in transaction mode (PgBouncer, for example), which loses what belongs to a session: set {} = \
+             false and {} = false, or connect to PostgreSQL itself",
+            key("url"),
+            key("prepared_statements"),
+            key("listen")
+        )
+    })
+}
+
+/// For a relay that starts.
+pub(super) async fn require_direct(source: &Source) -> Result<(), CliError> {
+    match pooled(source).await {
+        Some(why) => Err(CliError::Setup(why)),
+        None => Ok(()),
+    }
+}
+
+/// What is wrong with the database's schema and this role's rights.
+#[derive(Default)]
+struct Setup {
+    /// A relay could not work, or not safely.
+    faults: Vec<String>,
+    /// Producers may miss it, or it is slower; a relay works.
+    doubts: Vec<String>,
+}
+
+/// Encoding, privileges, schema version, and each part of the schema; what is wrong is named with what mends it.
+async fn setup(session: &Session) -> Result<Setup, OutboxError> {
+    let mut setup = Setup::default();
     if preflight::is_without_encoding(session).await? {
-        return Err(CliError::Setup(
+        setup.faults.push(
             "the database's encoding is SQL_ASCII: PostgreSQL converts none of its text, and an event that is not UTF-8 \
              would hold up all events beside it. Keep the outbox in a database with ENCODING 'UTF8'"
                 .to_owned(),
-        ));
+        );
     }
     // Before the version, which a role without grants cannot read.
     let missing = preflight::missing_privileges(session).await?;
     if !missing.is_empty() {
-        return Err(CliError::Setup(format!(
+        setup.faults.push(format!(
             "this role may not do what a relay does. Run as the owner of schema outbox:\n  {};\n\
              or once for all: `outboxd sql --roles`, then GRANT outbox_relay to it",
             missing.join(";\n  ")
-        )));
+        ));
     }
     let version = migrate::require_known(session).await;
-    // For want of a column it may be unreadable: that is told with the rest.
-    match &version {
-        Ok(()) | Err(OutboxError::Database { .. }) => {}
-        Err(_) => return Ok(version?),
+    let different = preflight::differences(session).await?;
+    let (stopping, other): (Vec<_>, Vec<_>) =
+        different.iter().partition(|part| part.stops_a_relay());
+    let list = |parts: &[&parts::Difference]| {
+        let lines: Vec<String> = parts.iter().map(ToString::to_string).collect();
+        lines.join("\n  ")
+    };
+    match version {
+        Ok(()) => {}
+        // For want of a column or a grant it may be unreadable: that is told with the rest.
+        Err(OutboxError::Database { .. }) if !different.is_empty() || !missing.is_empty() => {}
+        Err(error @ (OutboxError::SchemaTooNew { .. } | OutboxError::SchemaTooOld { .. })) => {
+            setup.faults.push(error.to_string());
+            return Ok(setup);
+        }
+        Err(error) => return Err(error),
     }
-    let missing = preflight::missing_parts(session).await?;
-    if missing.is_empty() {
-        return Ok(version?);
+    let known = schema::known();
+    if !stopping.is_empty() {
+        setup.faults.push(format!(
+            "the database has outbox schema version {known}, and something of it was taken away or changed:\n  {}\n\
+             Put it back as `outboxd sql` defines it, as the owner of schema outbox, or restore the database",
+            list(&stopping)
+        ));
     }
-    Err(CliError::Setup(format!(
-        "the database has outbox schema version {}, and something of it was taken away or changed:\n  {}\n\
-         Put it back as `outboxd sql` defines it, as the owner of schema outbox, or restore the database",
-        migrate::known(),
-        missing.join("\n  ")
-    )))
+    if !other.is_empty() {
+        setup.doubts.push(format!(
+            "the database has outbox schema version {known}, and what producers use or speed needs was taken away or changed:\n  {}\n\
+             Put it back as `outboxd sql` defines it, as the owner of schema outbox",
+            list(&other)
+        ));
+    }
+    Ok(setup)
 }
 
-async fn broker(config: &Config, source: &Source) -> Result<(), CliError> {
-    let link = Link::connect(&source.broker, "outboxd/check").await?;
-    let exchanges = relay::exchanges(config).map_err(|e| CliError::Setup(e.to_string()))?;
-    if !source.broker.declare {
-        topology::verify(&link, &exchanges, source.broker.connect_timeout).await?;
+/// For a relay that starts: refuses what it cannot work with, and logs the rest.
+pub(super) async fn require_ready(session: &Session) -> Result<(), CliError> {
+    let setup = setup(session).await?;
+    for doubt in &setup.doubts {
+        tracing::warn!("{doubt}");
     }
-    link.close(Duration::from_secs(2)).await;
-    let what = if source.broker.declare {
+    if setup.faults.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Setup(setup.faults.join("\n")))
+}
+
+async fn broker(config: &Config, source: &Source) -> Findings {
+    let mut found = Findings::default();
+    let exchanges = match relay::exchanges(config) {
+        Ok(exchanges) => exchanges,
+        Err(error) => {
+            found.faults.add(error.to_string(), true);
+            return found;
+        }
+    };
+    let broker = &source.broker;
+    let within = broker.connect_timeout;
+    let mut publisher = match Publisher::connect(broker, "outboxd/check", within, false).await {
+        Ok(publisher) => publisher,
+        Err(error) => {
+            found.faults.add(error.to_string(), error.needs_a_person());
+            return found;
+        }
+    };
+    for error in publisher.verify(&exchanges, broker.declare).await {
+        found.faults.add(error.to_string(), error.needs_a_person());
+    }
+    // Last: nothing else is answered on a connection that the broker reads no more.
+    if let Err(error) = accepts_publishes(&mut publisher, within).await {
+        found.faults.add(error.to_string(), error.needs_a_person());
+    }
+    publisher.close(Duration::from_secs(2)).await;
+    let what = if broker.declare {
         "to be declared"
     } else {
         "there"
     };
-    Ok(output::line(&format!(
-        "{}: RabbitMQ: ok, exchanges {what}: {}",
-        source.name,
-        exchanges.join(", ")
-    ))?)
+    found.ok = format!("ok, exchanges {what}: {}", exchanges.join(", "));
+    found
+}
+
+/// During an alarm a new connection is told only when it publishes; what this publishes, no queue can take.
+async fn accepts_publishes(publisher: &mut Publisher, within: Duration) -> Result<(), BrokerError> {
+    let mut state = publisher.state();
+    tokio::select! {
+        answered = publisher.canary(|_| {}) => answered,
+        blocked = state.wait_for(|state| matches!(state, LinkState::Blocked(_))) => match blocked.as_deref() {
+            Ok(LinkState::Blocked(why)) => Err(BrokerError::Blocked(why.clone())),
+            _ => Err(BrokerError::Closed("its watcher ended".to_owned())),
+        },
+        () = tokio::time::sleep(within * 2) => Err(BrokerError::Timeout { action: "first publish", after: within * 2 }),
+    }
 }
 
 /// One HTTP request to this host's relay, for container health checks: such images have no curl.

@@ -3,7 +3,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use super::{CliError, output};
+use super::{CliError, output, values};
 use crate::{
     config::Source,
     outbox::status::{self, Status},
@@ -11,11 +11,11 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Lag above this is a warning, for example 60s
-    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    /// A lag above this is a warning, for example 60s
+    #[arg(long, default_value = "60s", value_parser = values::age)]
     warning: Duration,
-    /// Lag above this is critical, for example 5m
-    #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
+    /// A lag above this is critical, for example 5m
+    #[arg(long, default_value = "5m", value_parser = values::age)]
     critical: Duration,
 }
 

@@ -5,59 +5,61 @@ use std::time::Duration;
 use clap::Subcommand;
 use uuid::Uuid;
 
-use super::{CliError, output};
+use super::{CliError, output, values};
 use crate::{
     config::Source,
     outbox::{
-        dead::{self, Change, DeadMessage, Filter},
+        dead::{self, Change, Changed, DeadMessage, Filter, Pages},
         migrate,
         operation::Operation,
+        session::Session,
     },
 };
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Lists dead messages, the oldest first
+    /// List dead messages, the oldest first
     List {
         #[command(flatten)]
         filter: FilterArgs,
-        /// Shows at most so many
-        #[arg(long, default_value_t = 100)]
-        limit: u32,
+        /// Maximum number of messages to show [default: 100; with --json, all]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: Option<u32>,
         #[command(flatten)]
         json: output::Json,
     },
-    /// Shows one dead message, without its body
+    /// Show one dead message, without its body
     Show {
+        /// The message id
         message_id: Uuid,
         #[command(flatten)]
         json: output::Json,
     },
-    /// Publishes dead messages again, with all their attempts ahead of them
+    /// Publish dead messages again, with all their attempts ahead of them
     Redrive(ChangeArgs),
-    /// Deletes dead messages for good; they are recorded, not kept
+    /// Delete dead messages; outbox.operation keeps a record, not the messages
     Discard(ChangeArgs),
 }
 
 #[derive(clap::Args)]
 pub(super) struct FilterArgs {
-    /// Only these message ids
+    /// Select these message ids
     #[arg(value_name = "MESSAGE_ID")]
     message_ids: Vec<Uuid>,
-    /// Only this reason code; may be given several times
-    #[arg(long)]
+    /// Select this reason code; may be given several times
+    #[arg(long, value_parser = values::reason)]
     reason: Vec<String>,
-    /// Only this event type
-    #[arg(long = "type", value_name = "EVENT_TYPE")]
+    /// Select this event type
+    #[arg(long = "type", value_name = "EVENT_TYPE", value_parser = values::text)]
     event_type: Option<String>,
-    /// Only this aggregate type
-    #[arg(long, value_name = "TYPE")]
+    /// Select this aggregate type
+    #[arg(long, value_name = "TYPE", value_parser = values::text)]
     aggregate_type: Option<String>,
-    /// Only this aggregate id
-    #[arg(long = "key", value_name = "AGGREGATE_ID")]
+    /// Select this aggregate id
+    #[arg(long = "key", value_name = "AGGREGATE_ID", value_parser = values::text)]
     aggregate_id: Option<String>,
-    /// Only those dead for at least so long, for example 2h
-    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    /// Select messages that have been dead for at least this time, for example 2h
+    #[arg(long, value_name = "AGE", value_parser = values::age)]
     older_than: Option<Duration>,
 }
 
@@ -65,17 +67,17 @@ pub(super) struct FilterArgs {
 pub(super) struct ChangeArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// All dead messages; without it a filter is asked for
+    /// Select all dead messages; without it the command requires a filter
     #[arg(long)]
     all: bool,
-    /// Prints how many it would be, and changes nothing
+    /// Print how many messages it would change, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Why, for the record
-    #[arg(long, required_unless_present = "dry_run")]
+    /// Reason, for the record
+    #[arg(long, required_unless_present = "dry_run", value_parser = values::text)]
     why: Option<String>,
-    /// Who, for the record [default: the login name]
-    #[arg(long)]
+    /// Person, for the record [default: the login name]
+    #[arg(long, value_parser = values::text)]
     by: Option<String>,
     #[command(flatten)]
     json: output::Json,
@@ -136,16 +138,14 @@ pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliEr
         } => {
             let session = super::session(source).await?;
             migrate::require_known(&session).await?;
-            // One more than is shown, to know whether that is all.
-            let wanted = i64::from(*limit) + 1;
-            let mut found = dead::list(&session, &filter.filter(), wanted).await?;
-            let shown = usize::try_from(*limit).unwrap_or(usize::MAX);
-            let cut = found.len() > shown;
-            found.truncate(shown);
+            let filter = filter.filter();
             if json.json {
-                return Ok(output::json(&found)?);
+                list_json(&session, &filter, *limit).await?;
+            } else {
+                list(&session, &filter, limit.unwrap_or(100)).await?;
             }
-            list(&found, cut)
+            let missing = dead::not_dead(&session, &filter.message_ids).await?;
+            super::none_missing(&missing, NOT_DEAD)
         }
         Command::Show { message_id, json } => {
             let session = super::session(source).await?;
@@ -154,16 +154,15 @@ pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliEr
                 message_ids: vec![*message_id],
                 ..Filter::default()
             };
-            let found = dead::list(&session, &filter, 1).await?;
-            let Some(message) = found.first() else {
+            let Some(message) = dead::first(&session, &filter).await? else {
                 return Err(CliError::Failure(format!(
                     "no dead message has the id {message_id}"
                 )));
             };
             if json.json {
-                Ok(output::json(message)?)
+                Ok(output::json(&message)?)
             } else {
-                show(message)
+                show(&message)
             }
         }
         Command::Redrive(args) => change(args, source, Change::Redrive).await,
@@ -171,9 +170,49 @@ pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliEr
     }
 }
 
-/// `cut`: there are more than these.
-fn list(found: &[DeadMessage], cut: bool) -> Result<(), CliError> {
-    if found.is_empty() && !cut {
+const NOT_DEAD: &str = "no dead message has this id";
+
+/// All of them, or so many; in memory is a page of them.
+async fn list_json(session: &Session, filter: &Filter, limit: Option<u32>) -> Result<(), CliError> {
+    let mut left = limit.map_or(usize::MAX, |limit| limit as usize);
+    let mut array = output::Array::begin()?;
+    let mut pages = Pages::new(session, filter);
+    loop {
+        let page = pages.next().await?;
+        if page.is_empty() {
+            return Ok(array.end()?);
+        }
+        for message in &page {
+            if left == 0 {
+                array.end()?;
+                // Not on standard output, which is for the program that reads the array.
+                output::note(&format!(
+                    "the first {}; there are more: without --limit all are listed",
+                    limit.unwrap_or_default()
+                ));
+                return Ok(());
+            }
+            array.push(message)?;
+            left -= 1;
+        }
+    }
+}
+
+async fn list(session: &Session, filter: &Filter, limit: u32) -> Result<(), CliError> {
+    let limit = limit as usize;
+    // One more than is shown, to know whether that is all.
+    let mut found: Vec<DeadMessage> = Vec::new();
+    let mut pages = Pages::new(session, filter);
+    while found.len() <= limit {
+        let page = pages.next().await?;
+        if page.is_empty() {
+            break;
+        }
+        found.extend(page);
+    }
+    let cut = found.len() > limit;
+    found.truncate(limit);
+    if found.is_empty() {
         return Ok(output::line("no dead messages")?);
     }
     let rows: Vec<Vec<String>> = found
@@ -205,7 +244,7 @@ fn list(found: &[DeadMessage], cut: bool) -> Result<(), CliError> {
     if cut {
         output::line(&format!(
             "the first {}; there are more: --limit shows them",
-            found.len()
+            rows.len()
         ))?;
     }
     Ok(())
@@ -262,9 +301,9 @@ fn key(d: &DeadMessage) -> String {
 }
 
 async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<(), CliError> {
-    if args.filter.is_empty() && !args.all {
+    if args.filter.is_empty() != args.all {
         return Err(CliError::Usage(
-            "name message ids or a filter, or say --all".to_owned(),
+            "name message ids or a filter, or say --all, and not both".to_owned(),
         ));
     }
     let session = super::session(source).await?;
@@ -274,8 +313,10 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
         Change::Redrive => ("redrive", "redriven"),
         Change::Discard => ("discard", "discarded"),
     };
-    let count = if args.dry_run {
-        dead::count(&session, &filter).await?
+    // Before the change: afterwards none of them is dead.
+    let missing = dead::not_dead(&session, &filter.message_ids).await?;
+    let done = if args.dry_run {
+        dead::count(&session, &filter, change).await?
     } else {
         let operation = Operation {
             action,
@@ -285,11 +326,42 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
         };
         dead::change(&session, &filter, change, &operation).await?
     };
+    let Changed {
+        messages,
+        sent,
+        gone,
+    } = done;
     if args.json.json {
-        let report =
-            serde_json::json!({ "action": action, "messages": count, "dry_run": args.dry_run });
-        return Ok(output::json(&report)?);
+        output::json(&serde_json::json!({
+            "action": action, "messages": messages, "sent_meanwhile": sent, "without_message": gone,
+            "dry_run": args.dry_run, "not_dead": missing,
+        }))?;
+    } else {
+        let would = if args.dry_run { "would be " } else { "" };
+        output::line(&format!("{messages} messages {would}{verb}"))?;
+        if sent > 0 {
+            output::line(&format!(
+                "{sent} more had been marked as sent since they died: they are dead no more, and not published again"
+            ))?;
+        }
     }
-    let would = if args.dry_run { "would be " } else { "" };
-    Ok(output::line(&format!("{count} messages {would}{verb}"))?)
+    if gone == 0 {
+        return super::none_missing(&missing, NOT_DEAD);
+    }
+    let all = match change {
+        Change::Redrive => messages + sent + gone,
+        Change::Discard => messages,
+    };
+    let text = format!("{gone} of {all} have no message any more: it was deleted by hand");
+    match change {
+        Change::Discard => output::note(&text),
+        Change::Redrive => {
+            let text = format!("{text}. `outboxd dead discard` removes their records");
+            if messages + sent == 0 {
+                return Err(CliError::Failure(text));
+            }
+            output::note(&text);
+        }
+    }
+    super::none_missing(&missing, NOT_DEAD)
 }

@@ -6,13 +6,17 @@ mod dead;
 mod migrate;
 mod output;
 mod prune;
+mod reload;
 mod replay;
 mod run;
+mod signals;
 mod status;
+mod values;
 
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
+use uuid::Uuid;
 
 use crate::{
     broker::BrokerError,
@@ -28,44 +32,62 @@ struct Cli {
     /// Configuration file [default: config/outboxd.toml, if it is there]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Overrides one key of the configuration, for example --set relay.workers=8
+    /// Override one key of the configuration, for example --set relay.workers=8
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
-    /// Which [[source]] to act on, where the configuration has several
-    #[arg(long, global = true, value_name = "NAME")]
+    /// Name of the [[source]] to act on, if the configuration has several
+    #[arg(long, global = true, value_name = "NAME", value_parser = values::text)]
     source: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 ok, 1 failure, 2 usage, 69 a server is unavailable, 78 bad configuration. \
-                          check-lag answers as a monitoring plugin: 0 ok, 1 warning, 2 critical, 3 unknown.";
+                          check-lag has the codes of a monitoring plugin: 0 ok, 1 warning, 2 critical, 3 unknown.";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the relay until SIGTERM or SIGINT
+    /// Run the relay until SIGTERM or SIGINT
     Run,
-    /// Brings the outbox schema of the database up to date
+    /// Bring the schema of the database up to date
     Migrate(migrate::Args),
-    /// Prints the migrations as SQL, for other migration tools
+    /// Print the migrations as SQL, for other migration tools
     Sql(migrate::SqlArgs),
-    /// Validates the configuration; with --connect also asks both servers
+    /// Validate the configuration; with --connect also ask both servers
     Check(check::Args),
-    /// Asks the running relay's /readyz; exit code 0 when it is ready
+    /// Ask the running relay's /readyz; exit code 0 when the relay is ready
     Healthcheck(check::HealthArgs),
-    /// Shows what is pending, waiting and dead, the lag, and who is relaying
+    /// Show how many messages are pending, waiting and dead, the lag, and the relays
     Status(output::Json),
-    /// Compares the lag with two thresholds, for monitoring systems
+    /// Compare the lag with two thresholds, for monitoring systems
     CheckLag(check_lag::Args),
-    /// Lists and treats messages that were given up
+    /// List, redrive or discard dead messages
     #[command(subcommand)]
     Dead(dead::Command),
-    /// Publishes messages again that were sent before, under the same message ids
+    /// Publish sent messages again, under the same message ids
     Replay(replay::Args),
-    /// Deletes sent messages that are older than retention.sent, now
+    /// Delete sent messages that are older than retention.sent, now
     Prune(prune::Args),
-    /// Prints a completion script for a shell
+    /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
+}
+
+impl Command {
+    fn is_of_one_source(&self) -> bool {
+        match self {
+            Self::Migrate(_)
+            | Self::Status(_)
+            | Self::CheckLag(_)
+            | Self::Dead(_)
+            | Self::Replay(_)
+            | Self::Prune(_) => true,
+            Self::Run
+            | Self::Sql(_)
+            | Self::Check(_)
+            | Self::Healthcheck(_)
+            | Self::Completions { .. } => false,
+        }
+    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -83,6 +105,9 @@ pub(crate) enum CliError {
     /// Wrong, and only a change of configuration, schema or grants mends it.
     #[error("{0}")]
     Setup(String),
+    /// A server does not answer, or does not work for now.
+    #[error("{0}")]
+    Unavailable(String),
     #[error(transparent)]
     Outbox(#[from] OutboxError),
     #[error(transparent)]
@@ -103,26 +128,45 @@ impl CliError {
         match self {
             Self::Config(_) | Self::Setup(_) => 78,
             Self::Outbox(e) | Self::Migrate(MigrateError::Outbox(e)) => outbox_code(e),
-            Self::Broker(BrokerError::Config(_) | BrokerError::Tls(_)) => 78,
-            Self::Broker(_) => 69,
+            Self::Broker(e) if e.needs_a_person() => 78,
+            Self::Broker(_) | Self::Unavailable(_) => 69,
             Self::Usage(_) => 2,
             Self::Migrate(MigrateError::Edited { .. }) | Self::Failure(_) | Self::Output(_) => 1,
+            Self::Migrate(
+                MigrateError::Different { .. }
+                | MigrateError::Half { .. }
+                | MigrateError::NotOwner { .. }
+                | MigrateError::MayNotCreate { .. }
+                | MigrateError::ReadOnly(_),
+            ) => 78,
         }
     }
 }
 
 fn outbox_code(error: &OutboxError) -> u8 {
     match error {
-        OutboxError::Config(_) | OutboxError::Tls(_) => 78,
-        e if e.is_schema() => 78,
+        e if e.needs_a_person() => 78,
         e if e.is_statement_refused() => 1,
         _ => 69,
     }
 }
 
+/// Every command, for the page that lists them.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Parses, dispatches, and turns the result into an exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // To a monitoring system 2 means critical.
+        Err(error) if error.use_stderr() && asks_for_lag() => {
+            let text = error.to_string();
+            return check_lag::unknown(text.trim_start_matches("error: ").trim_end());
+        }
+        Err(error) => error.exit(),
+    };
     // What is not UTF-8 is not ours.
     let text = |(name, value): (OsString, OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -135,22 +179,24 @@ pub fn main() -> ExitCode {
         // Whoever reads us has read enough.
         Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("outboxd: {error}");
+            output::note(&error.to_string());
             ExitCode::from(error.code())
         }
     }
 }
 
+fn asks_for_lag() -> bool {
+    std::env::args_os().any(|arg| arg == "check-lag")
+}
+
 fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliError> {
-    let load = |needs: Needs| {
-        let options = LoadOptions {
-            file: cli.config.clone(),
-            env: env.clone(),
-            overrides: cli.set.clone(),
-            needs,
-        };
-        Config::load(options)
+    let options = |needs: Needs| LoadOptions {
+        file: cli.config.clone(),
+        env: env.clone(),
+        overrides: cli.set.clone(),
+        needs,
     };
+    let load = |needs: Needs| Config::load(options(needs));
     let database = Needs {
         database: true,
         broker: false,
@@ -160,6 +206,12 @@ fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliErr
         broker: true,
     };
     let done = |()| ExitCode::SUCCESS;
+    if cli.source.is_some() && !cli.command.is_of_one_source() {
+        return Err(CliError::Usage(
+            "--source is for commands that act on one database; this one does not take it"
+                .to_owned(),
+        ));
+    }
     match &cli.command {
         Command::Sql(args) => migrate::sql(args).map(done),
         Command::Completions { shell } => {
@@ -171,7 +223,7 @@ fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliErr
             );
             Ok(ExitCode::SUCCESS)
         }
-        Command::Run => run::run(load(both)?).map(done),
+        Command::Run => run::run(options(both)).map(done),
         Command::Check(args) => {
             let config = load(both)?;
             block_on(check::check(args, &config)).map(done)
@@ -255,4 +307,19 @@ fn operator(by: Option<&String>) -> String {
     by.cloned()
         .or_else(|| std::env::var("USER").ok().filter(|name| !name.is_empty()))
         .unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Ids that were typed and not found are told one by one, and the command fails: a script must not take them for done.
+fn none_missing(missing: &[Uuid], why: &str) -> Result<(), CliError> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for id in missing {
+        output::note(&format!("{id}: {why}"));
+    }
+    let of = if missing.len() == 1 { "id" } else { "ids" };
+    Err(CliError::Failure(format!(
+        "{} message {of} not found",
+        missing.len()
+    )))
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(super) struct Json {
-    /// Prints JSON
+    /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -15,6 +15,40 @@ pub(super) fn json(value: &impl Serialize) -> io::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, value)?;
     writeln!(out)
+}
+
+/// A JSON array that is never in memory as a whole.
+pub(super) struct Array {
+    empty: bool,
+}
+
+impl Array {
+    pub(super) fn begin() -> io::Result<Self> {
+        write!(io::stdout().lock(), "[")?;
+        Ok(Self { empty: true })
+    }
+
+    pub(super) fn push(&mut self, value: &impl Serialize) -> io::Result<()> {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        write!(out, "{}", if self.empty { "\n" } else { ",\n" })?;
+        self.empty = false;
+        serde_json::to_writer_pretty(&mut out, value)?;
+        out.flush()
+    }
+
+    pub(super) fn end(self) -> io::Result<()> {
+        writeln!(
+            io::stdout().lock(),
+            "{}]",
+            if self.empty { "" } else { "\n" }
+        )
+    }
+}
+
+/// On standard error, beside data on standard output.
+pub(super) fn note(text: &str) {
+    // Not eprintln!, which panics when nothing can be written there.
+    let _ = writeln!(io::stderr().lock(), "outboxd: {text}");
 }
 
 pub(super) fn line(text: &str) -> io::Result<()> {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::{CliError, output};
+use outbox_core::message::Lane;
+
+use super::{CliError, output, values};
 use crate::{
     config::{Retention, Source},
-    message::Lane,
     outbox::{
         migrate,
         operation::{self, Operation},
@@ -15,11 +16,11 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Deletes those sent longer ago than this [default: retention.sent]
-    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    /// Delete messages that were sent longer ago than this [default: retention.sent]
+    #[arg(long, value_name = "AGE", value_parser = values::age)]
     older_than: Option<Duration>,
-    /// Who, for the record [default: the login name]
-    #[arg(long)]
+    /// Person, for the record [default: the login name]
+    #[arg(long, value_parser = values::text)]
     by: Option<String>,
     #[command(flatten)]
     json: output::Json,
@@ -34,27 +35,30 @@ pub(super) async fn prune(
     migrate::require_known(&session).await?;
     let kept_for = args.older_than.unwrap_or(config.sent);
     let mut deleted: u64 = 0;
+    let mut stranded = false;
     for lane in 0..64 as Lane {
         let mut cursor = 0;
         loop {
             let step =
                 retention::prune_step(&session, lane, cursor, config.step_rows, kept_for).await?;
             deleted += step.deleted;
+            stranded |= step.stranded;
             cursor = step.cursor;
             if !step.more {
                 break;
             }
         }
     }
+    let selection = format!(
+        "sent more than {} ago",
+        humantime::format_duration(kept_for)
+    );
     if deleted > 0 {
         let operation = Operation {
             action: "prune",
             by: super::operator(args.by.as_ref()),
             why: "outboxd prune".to_owned(),
-            selection: format!(
-                "sent more than {} ago",
-                humantime::format_duration(kept_for)
-            ),
+            selection: selection.clone(),
         };
         operation::record(
             &session,
@@ -64,10 +68,17 @@ pub(super) async fn prune(
         )
         .await?;
     }
+    if stranded {
+        output::note(
+            "unsent messages lie where no relay looks (stranded); they are kept, and a relay that runs files and sends them",
+        );
+    }
     if args.json.json {
         return Ok(output::json(
-            &serde_json::json!({ "action": "prune", "messages": deleted }),
+            &serde_json::json!({ "action": "prune", "messages": deleted, "selection": selection }),
         )?);
     }
-    Ok(output::line(&format!("{deleted} sent messages deleted"))?)
+    Ok(output::line(&format!(
+        "{deleted} sent messages deleted: {selection}"
+    ))?)
 }

@@ -1,8 +1,13 @@
 //! `outboxd replay`.
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 
-use super::{CliError, output};
+use super::{
+    CliError, output,
+    values::{self, Moment},
+};
 use crate::{
     config::Source,
     outbox::{
@@ -14,99 +19,127 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Only these message ids
+    /// Select these message ids
     #[arg(value_name = "MESSAGE_ID")]
     message_ids: Vec<Uuid>,
-    /// Only messages created at or after this time, for example 2026-01-31T08:00:00Z
-    #[arg(long, value_name = "TIME")]
-    since: Option<String>,
-    /// Only messages created before this time
-    #[arg(long, value_name = "TIME")]
-    until: Option<String>,
-    /// Only this event type
-    #[arg(long = "type", value_name = "EVENT_TYPE")]
+    /// Select messages created at or after this time, for example 2026-01-31T08:00:00Z, or 2h for two hours ago
+    #[arg(long, value_name = "TIME", value_parser = values::moment)]
+    since: Option<Moment>,
+    /// Select messages created before this time
+    #[arg(long, value_name = "TIME", value_parser = values::moment)]
+    until: Option<Moment>,
+    /// Select this event type
+    #[arg(long = "type", value_name = "EVENT_TYPE", value_parser = values::text)]
     event_type: Option<String>,
-    /// Only this aggregate type
-    #[arg(long, value_name = "TYPE")]
+    /// Select this aggregate type
+    #[arg(long, value_name = "TYPE", value_parser = values::text)]
     aggregate_type: Option<String>,
-    /// Only this aggregate id
-    #[arg(long = "key", value_name = "AGGREGATE_ID")]
+    /// Select this aggregate id
+    #[arg(long = "key", value_name = "AGGREGATE_ID", value_parser = values::text)]
     aggregate_id: Option<String>,
-    /// Messages a second that fall due at most
-    #[arg(long, default_value_t = 500.0, value_name = "PER_SECOND")]
+    /// Maximum number of messages that fall due in a second
+    #[arg(long, default_value = "500", value_name = "PER_SECOND", value_parser = values::rate)]
     rate: f64,
-    /// Prints how many it would be, and changes nothing
+    /// Print how many messages it would replay, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Why, for the record
-    #[arg(long, required_unless_present = "dry_run")]
+    /// Reason, for the record
+    #[arg(long, required_unless_present = "dry_run", value_parser = values::text)]
     why: Option<String>,
-    /// Who, for the record [default: the login name]
-    #[arg(long)]
+    /// Person, for the record [default: the login name]
+    #[arg(long, value_parser = values::text)]
     by: Option<String>,
     #[command(flatten)]
     json: output::Json,
 }
 
 impl Args {
-    fn text(&self) -> String {
-        let mut parts: Vec<String> = self.message_ids.iter().map(ToString::to_string).collect();
-        let named = [
-            ("since", &self.since),
-            ("until", &self.until),
-            ("type", &self.event_type),
-            ("aggregate_type", &self.aggregate_type),
-            ("key", &self.aggregate_id),
-        ];
-        parts.extend(
-            named
-                .into_iter()
-                .filter_map(|(name, value)| value.as_ref().map(|v| format!("{name}={v}"))),
-        );
-        parts.join(" ")
+    fn is_empty(&self) -> bool {
+        self.message_ids.is_empty()
+            && self.since.is_none()
+            && self.until.is_none()
+            && self.event_type.is_none()
+            && self.aggregate_type.is_none()
+            && self.aggregate_id.is_none()
     }
 }
 
+/// As it goes into the record and the report: times in UTC.
+fn text(filter: &Filter) -> String {
+    let mut parts: Vec<String> = filter.message_ids.iter().map(ToString::to_string).collect();
+    let named = [
+        ("since", filter.since.map(|at| values::shown(at.into()))),
+        ("until", filter.until.map(|at| values::shown(at.into()))),
+        ("type", filter.event_type.clone()),
+        ("aggregate_type", filter.aggregate_type.clone()),
+        ("key", filter.aggregate_id.clone()),
+    ];
+    let given = named
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!("{name}={}", value?)));
+    parts.extend(given);
+    parts.join(" ")
+}
+
 pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError> {
-    let selection = args.text();
-    if selection.is_empty() {
+    if args.is_empty() {
         return Err(CliError::Usage(
             "name message ids, or a filter: --since, --until, --type, --aggregate-type, --key"
                 .to_owned(),
         ));
     }
-    if !(args.rate.is_finite() && args.rate > 0.0) {
-        return Err(CliError::Usage("--rate must be above 0".to_owned()));
-    }
     let session = super::session(source).await?;
     migrate::require_known(&session).await?;
+    let now = replay::now(&session).await?;
+    let (since, until) = (args.since.map(|m| m.by(now)), args.until.map(|m| m.by(now)));
+    if let (Some(since), Some(until)) = (since, until)
+        && since >= until
+    {
+        return Err(CliError::Usage(format!(
+            "--since {} is not before --until {}: that is no message",
+            values::shown(since),
+            values::shown(until)
+        )));
+    }
+    let asked: BTreeSet<Uuid> = args.message_ids.iter().copied().collect();
     let filter = Filter {
-        since: args.since.clone(),
-        until: args.until.clone(),
+        since: since.map(Into::into),
+        until: until.map(Into::into),
         aggregate_type: args.aggregate_type.clone(),
         aggregate_id: args.aggregate_id.clone(),
         event_type: args.event_type.clone(),
-        message_ids: args.message_ids.clone(),
+        message_ids: asked.iter().copied().collect(),
     };
+    let selection = text(&filter);
     let operation = Operation {
         action: "replay",
         by: super::operator(args.by.as_ref()),
         why: args.why.clone().unwrap_or_default(),
-        selection,
+        selection: selection.clone(),
     };
-    let count = replay::replay(&session, &filter, args.rate, args.dry_run, &operation).await?;
+    let done = replay::replay(&session, &filter, args.rate, args.dry_run, &operation).await?;
+    let count = done.messages;
+    let missing: Vec<Uuid> = asked.difference(&done.found).copied().collect();
     if args.json.json {
-        let report =
-            serde_json::json!({ "action": "replay", "messages": count, "dry_run": args.dry_run });
-        return Ok(output::json(&report)?);
+        let report = serde_json::json!({
+            "action": "replay",
+            "messages": count,
+            "dry_run": args.dry_run,
+            "since": since.map(values::shown),
+            "until": until.map(values::shown),
+            "not_found": missing,
+        });
+        output::json(&report)?;
+    } else if args.dry_run {
+        output::line(&format!("{count} messages would be replayed: {selection}"))?;
+    } else {
+        let seconds = count as f64 / args.rate;
+        output::line(&format!(
+            "{count} messages are replayed by the relay, over {seconds:.1} s: {selection}"
+        ))?;
     }
-    if args.dry_run {
-        return Ok(output::line(&format!(
-            "{count} messages would be replayed"
-        ))?);
-    }
-    let seconds = count as f64 / args.rate;
-    Ok(output::line(&format!(
-        "{count} messages are replayed by the relay, over {seconds:.1} s"
-    ))?)
+    super::none_missing(
+        &missing,
+        "no sent message that fits has this id, or it waits or is dead",
+    )
 }

@@ -3,48 +3,83 @@
 use std::{net::SocketAddr, process, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{CliError, check};
+use super::{
+    CliError, check,
+    reload::Reload,
+    signals::{Asked, Signals},
+};
 use crate::{
     admin,
-    config::Config,
+    config::{Config, LoadOptions},
+    descriptors,
     outbox::session::Session,
     relay,
     telemetry::{logs, metrics},
 };
 
-/// Configuration, logs and metrics are ready before the runtime starts; a bad one opens no socket.
-pub(super) fn run(config: Config) -> Result<(), CliError> {
-    logs::start(&config.log).map_err(|e| CliError::Setup(e.to_string()))?;
+/// Configuration, logs and metrics are ready before anything is connected; a bad one opens no connection.
+pub(super) fn run(options: LoadOptions) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::Failure(format!("cannot start the async runtime: {e}")))?;
+    // Taken first: from here on no signal ends the process by its default, or is lost.
+    let signals = {
+        let _runtime = runtime.enter();
+        Signals::new().map_err(|e| CliError::Failure(format!("cannot handle signals: {e}")))?
+    };
+    let config = Config::load(options.clone())?;
+    let level = logs::start(&config.log).map_err(|e| CliError::Setup(e.to_string()))?;
     let metrics = || metrics::install().map_err(|e| CliError::Failure(format!("metrics: {e}")));
     // Only with a listener: it folds the histograms' samples, which would else be kept for ever.
     let admin = match config.admin.listen {
         Some(address) => Some((address, metrics()?)),
         None => None,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| CliError::Failure(format!("cannot start the async runtime: {e}")))?;
     let grace = config.relay.shutdown_grace;
-    let result = runtime.block_on(relay(config, admin));
+    let stops = Stops {
+        signals,
+        reload: Reload::new(options, config.clone(), level),
+    };
+    let result = runtime.block_on(relay(config, stops, admin));
     // A task that hangs in a system call must not keep the process: its sockets close with it.
     runtime.shutdown_timeout(Duration::from_secs(1).min(grace));
     result
 }
 
+/// Waits to be stopped; whatever else a signal asks for is done meanwhile.
+struct Stops {
+    signals: Signals,
+    reload: Reload,
+}
+
+impl Stops {
+    async fn next(&mut self) {
+        loop {
+            match self.signals.next().await {
+                Asked::Stop => return,
+                Asked::Reload => self.reload.now().await,
+                Asked::Nothing(name) => {
+                    tracing::info!(signal = name, "this signal has no meaning here; going on");
+                }
+            }
+        }
+    }
+
+    /// A drain has no use for another configuration.
+    async fn again(&mut self) {
+        while self.signals.next().await != Asked::Stop {}
+    }
+}
+
 async fn relay(
     config: Config,
+    mut stops: Stops,
     admin: Option<(SocketAddr, PrometheusHandle)>,
 ) -> Result<(), CliError> {
-    // Taken first, so that a signal from here on is never lost.
-    let mut signals =
-        Signals::new().map_err(|e| CliError::Failure(format!("cannot handle signals: {e}")))?;
     let sources = relay::build(&config).map_err(|e| CliError::Setup(e.to_string()))?;
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
@@ -52,10 +87,11 @@ async fn relay(
     // A stop while a server does not answer the first questions is a stop.
     tokio::select! {
         biased;
-        () = signals.next() => return Ok(()),
+        () = stops.next() => return Ok(()),
         ready = preflight(&config) => ready?,
     }
     if let Some((address, metrics)) = admin {
+        let most = admin_connections(&config);
         let listener = admin::bind(address)
             .await
             .map_err(|e| CliError::Setup(e.to_string()))?;
@@ -65,12 +101,7 @@ async fn relay(
             .map(|s| Box::new(s.readiness()) as _)
             .collect();
         // Not stopped with the relay: a drain is worth watching. It ends with the process.
-        tokio::spawn(admin::serve(
-            listener,
-            metrics,
-            asks,
-            CancellationToken::new(),
-        ));
+        tokio::spawn(admin::serve(listener, metrics, asks, most));
     }
     for source in sources {
         tasks.spawn(source.run(stop.clone()));
@@ -83,14 +114,14 @@ async fn relay(
         "relay started"
     );
 
-    signals.next().await;
+    stops.next().await;
     tracing::info!(grace = ?config.relay.shutdown_grace, "stopping: claiming nothing new, settling what is published");
     stop.cancel();
     let drained = async { while tasks.join_next().await.is_some() {} };
     tokio::select! {
         biased;
         () = drained => tracing::info!("stopped"),
-        () = signals.next() => {
+        () = stops.again() => {
             tracing::warn!("second signal: leaving at once; what was in flight is published again");
             logs::flush();
             process::exit(1);
@@ -104,10 +135,26 @@ async fn relay(
     Ok(())
 }
 
+/// The admin port's share of the descriptors that this process may open.
+fn admin_connections(config: &Config) -> usize {
+    let allowed = descriptors::raise();
+    let needed = descriptors::needed(config.sources.len(), config.relay.workers);
+    let most = descriptors::for_admin(allowed, needed);
+    if allowed < needed + most as u64 {
+        tracing::warn!(
+            allowed,
+            needed = needed + most as u64,
+            "this process may open few files and sockets; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
+        );
+    }
+    most
+}
+
 /// What no waiting mends ends the start: a schema or a grant that is missing.
 /// A server that is away is waited for, by the relay itself.
 async fn preflight(config: &Config) -> Result<(), CliError> {
     for source in &config.sources {
+        check::require_direct(source).await?;
         match Session::connect(&source.database, "outboxd/start").await {
             Ok(session) => check::require_ready(&session).await?,
             Err(error) if outcome_is_final(&error) => return Err(error.into()),
@@ -122,25 +169,4 @@ async fn preflight(config: &Config) -> Result<(), CliError> {
 fn outcome_is_final(error: &crate::outbox::OutboxError) -> bool {
     use crate::outbox::OutboxError;
     matches!(error, OutboxError::Config(_) | OutboxError::Tls(_)) || error.is_schema()
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

@@ -15,15 +15,26 @@ use crate::{
 struct Report {
     #[serde(flatten)]
     status: Status,
+    /// Since all messages were last audited by a relay that lives.
+    audited_seconds_ago: Option<f64>,
+    /// Unsent messages below the mark that are known and not yet filed.
+    stranded: i64,
     relays: Vec<RelaySeen>,
 }
 
 pub(super) async fn status(json: output::Json, source: &Source) -> Result<(), CliError> {
     let session = super::session(source).await?;
     migrate::require_known(&session).await?;
+    let status = status::status(&session).await?;
+    let relays = status::relays(&session).await?;
     let report = Report {
-        status: status::status(&session).await?,
-        relays: status::relays(&session).await?,
+        status,
+        audited_seconds_ago: relays
+            .iter()
+            .filter_map(|r| r.audited_seconds_ago)
+            .reduce(f64::min),
+        stranded: relays.iter().map(|r| r.stranded).max().unwrap_or(0),
+        relays,
     };
     if json.json {
         return Ok(output::json(&report)?);
@@ -41,6 +52,14 @@ pub(super) async fn status(json: output::Json, source: &Source) -> Result<(), Cl
         "pending  {pending}{about}\ndue      {due}{about}\nwaiting  {waiting}\ndead     {dead}"
     ))?;
     output::line(&format!("lag      {oldest_due_age_seconds:.1} s"))?;
+    output::line(&format!(
+        "audit    {}, {} stranded and not yet filed",
+        report.audited_seconds_ago.map_or_else(
+            || "not yet whole by a relay that lives".to_owned(),
+            |s| format!("whole {s:.0} s ago")
+        ),
+        report.stranded
+    ))?;
     if report.relays.is_empty() {
         return Ok(output::line(
             "relays   none reported within the last minute",

@@ -4,7 +4,11 @@ use std::{path::PathBuf, time::Duration};
 
 use tokio_postgres::config::{Host, SslMode};
 
-use super::{ConfigError, Secret, secret};
+use super::{
+    ConfigError, Secret,
+    dsn::{self, Dsn},
+    secret,
+};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Database {
@@ -33,6 +37,19 @@ pub(super) enum Url {
     None,
 }
 
+impl Database {
+    /// For sessions that only look: they give up a lock that they wait for before the server's `deadlock_timeout` (a second)
+    /// looks for somebody to end. That could be a person's TRUNCATE or migration, which takes its tables in another order.
+    pub(crate) fn yielding(&self) -> Self {
+        Self {
+            lock_timeout: self.lock_timeout.min(YIELD),
+            ..self.clone()
+        }
+    }
+}
+
+const YIELD: Duration = Duration::from_millis(500);
+
 impl Url {
     pub(super) fn current(&self, section: &str) -> Result<Secret, ConfigError> {
         match self {
@@ -52,25 +69,30 @@ impl Url {
 }
 
 impl Database {
+    /// Full name of one of its keys, for messages.
+    pub fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.section)
+    }
+
     /// Where and how to connect now: files of secrets are read again. `get_ssl_mode` is `Disable`, `Prefer`, or
     /// `Require`, which verifies the chain and the host's name.
     pub fn current(&self) -> Result<tokio_postgres::Config, ConfigError> {
         let key = self.url.key(&self.section);
         let url = self.url.current(&self.section)?;
-        let (url, asked) = without_verify_modes(url.expose());
-        let problem = |problem: &str| ConfigError::new(key.clone(), problem);
-        // The parser's words could quote a part of a password that was not encoded.
-        let mut config: tokio_postgres::Config = url.parse().map_err(|_| {
-            problem(
-                "is not a PostgreSQL URL (postgres://user:password@host:5432/database?sslmode=verify-full) or \
-                 key=value text; in a URL, write a special character of a password as %XX",
-            )
-        })?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(problem("names no host"));
-        }
-        if config.get_user().is_none() {
-            return Err(problem("names no user"));
+        let refused = |problem: String| ConfigError::new(key.clone(), problem);
+        let Dsn {
+            mut config,
+            sslmode: asked,
+            pooled,
+        } = dsn::parse(url.expose(), &self.section).map_err(refused)?;
+        if let Some(parameter) = pooled
+            && self.prepared_statements
+        {
+            return Err(refused(format!(
+                "has {parameter}, so a pooler keeps no prepared statements; set {0}prepared_statements = false and \
+                 {0}listen = false with it",
+                self.section
+            )));
         }
         if let Some(path) = &self.password_file {
             let name = format!("{}password_file", self.section);
@@ -121,34 +143,6 @@ fn is_local(config: &tokio_postgres::Config) -> bool {
                     .is_ok_and(|ip| ip.is_loopback())
         }
     })
-}
-
-/// The driver knows `require` alone, which here always verifies: `verify-ca` and `verify-full` become it. Also
-/// returns the mode that was asked for.
-fn without_verify_modes(url: &str) -> (String, Option<String>) {
-    const NAME: &str = "sslmode=";
-    let mut from = 0;
-    while let Some(at) = url[from..].find(NAME).map(|at| from + at) {
-        from = at + NAME.len();
-        let starts_a_word =
-            at == 0 || url[..at].ends_with(['?', '&']) || url[..at].ends_with(char::is_whitespace);
-        if !starts_a_word {
-            continue;
-        }
-        let rest = &url[from..];
-        let end = rest
-            .find(|c: char| c == '&' || c.is_whitespace())
-            .unwrap_or(rest.len());
-        let mode = rest[..end].trim_matches('\'').to_owned();
-        if mode == "verify-ca" || mode == "verify-full" {
-            return (
-                format!("{}require{}", &url[..from], &rest[end..]),
-                Some(mode),
-            );
-        }
-        return (url.to_owned(), Some(mode));
-    }
-    (url.to_owned(), None)
 }
 
 #[cfg(test)]
@@ -221,11 +215,22 @@ mod tests {
 
     #[test]
     fn a_password_that_holds_sslmode_is_no_mode() {
-        let found = without_verify_modes("postgres://u:xsslmode=verify-full@h/db");
-        assert_eq!(
-            found,
-            ("postgres://u:xsslmode=verify-full@h/db".to_owned(), None)
+        let config = database("postgres://u:xsslmode=disable@db.example/db").current();
+        assert_eq!(config.unwrap().get_ssl_mode(), SslMode::Require);
+    }
+
+    #[test]
+    fn a_url_that_says_there_is_a_pooler_needs_the_settings_for_one() {
+        let mut pooled = database("postgres://u:p@localhost/db?pgbouncer=true");
+        let error = pooled.current().unwrap_err().to_string();
+        assert!(
+            error.starts_with("database.url: has pgbouncer=true")
+                && error.contains("database.prepared_statements = false"),
+            "{error}"
         );
+        pooled.prepared_statements = false;
+        pooled.listen = false;
+        assert!(pooled.current().is_ok());
     }
 
     #[test]
@@ -233,14 +238,14 @@ mod tests {
         for (url, says) in [
             (
                 "postgres://u:hunt er2@h/db?nope=1",
-                "is not a PostgreSQL URL",
+                "holds a space; write it as %20",
             ),
             ("user=u password=hunter2", "names no host"),
             ("postgres://h/hunter2", "names no user"),
-            ("mysql://u:hunter2@h/db", "is not a PostgreSQL URL"),
+            ("mysql://u:hunter2@h/db", "is a MySQL URL"),
             (
                 "postgres://u:hunter2@h/db?sslmode=allow",
-                "is not a PostgreSQL URL",
+                "has the parameter sslmode with another value than",
             ),
         ] {
             let error = database(url).current().unwrap_err().to_string();

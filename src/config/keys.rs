@@ -1,4 +1,4 @@
-//! Every key: its default, what it takes, what it is for. `docs/configuration.md` and `config/outboxd.toml` are
+//! Every key: its default, what it takes, what it is for. `docs/reference/configuration.md` and `config/outboxd.toml` are
 //! generated from this table (`cargo xtask docs`), and the reader takes the defaults from it.
 
 use std::fmt::Write;
@@ -35,30 +35,33 @@ const SECTIONS: &[(&str, &str)] = &[
     ),
     ("broker", "RabbitMQ. Also read from `AMQP_URL`."),
     ("relay", "Claim, publish, settle."),
-    ("routing", "Where messages go."),
-    ("retention", "How long sent messages are kept."),
+    ("routing", "Exchange and routing key of each message."),
+    ("retention", "Time that sent messages stay."),
     ("admin", "HTTP: /metrics, /livez, /readyz."),
     ("log", "Logs, on standard error."),
 ];
+
+/// The one key that a reload takes over (SIGHUP).
+pub const LOG_LEVEL: &str = "log.level";
 
 pub const KEYS: &[Key] = &[
     key(
         "database.url",
         None,
         "postgres:// URL or key=value text; secret",
-        "Where the outbox is. sslmode: `disable`, `prefer`, `require`, `verify-ca`, `verify-full`; from `require` on the chain and the host name are always verified. Without sslmode: plaintext to this host, verified TLS to any other. Several hosts and `target_session_attrs=read-write` are honoured.",
+        "The database with the outbox. sslmode: `disable`, `prefer`, `require`, `verify-ca`, `verify-full`; from `require` on the relay always verifies the chain and the host name. Without sslmode: plaintext to this host, verified TLS to any other. Several hosts and `target_session_attrs=read-write` work. The relay honours the parameters of libpq, platforms and ORMs, ignores those without a meaning here (a pool's, `schema`, `application_name`, keepalives: the relay has its own), and refuses the others by name and says what to write instead.",
     ),
     key(
         "database.url_file",
         None,
         "path",
-        "A file that holds the URL, read again at every connect.",
+        "File that holds the URL. The relay reads it at every connect.",
     ),
     key(
         "database.password_file",
         None,
         "path",
-        "A file that holds the password, read again at every connect, so that a rotated one needs no restart.",
+        "File that holds the password. The relay reads it at every connect, so a rotated password needs no restart.",
     ),
     key(
         "database.ca_file",
@@ -77,37 +80,37 @@ pub const KEYS: &[Key] = &[
         "database.connect_timeout",
         Some("\"5s\""),
         "100ms to 5m",
-        "Bound on reaching a host; twice this for the whole connect. Each of several hosts has its own time.",
+        "Maximum time to reach a host; the whole connect may take twice as long. Each of several hosts has its own time. A `connect_timeout` in the URL wins.",
     ),
     key(
         "database.statement_timeout",
         Some("\"30s\""),
         "100ms to 1h",
-        "The server ends a statement after this; the relay gives up on the connection 5 s later.",
+        "The server ends a statement after this time; the relay gives up the connection 5 s later.",
     ),
     key(
         "database.lock_timeout",
         Some("\"5s\""),
         "10ms to 1h",
-        "How long a statement waits for a lock, for example during a schema migration.",
+        "Maximum time that a statement waits for a lock, for example during a schema migration.",
     ),
     key(
         "database.idle_in_transaction_timeout",
         Some("\"60s\""),
         "1s to 1h; above relay.confirm_timeout",
-        "The server ends a claim that was silent for so long: a relay that stalled cannot hold its lanes.",
+        "The server ends a claim that is silent for this time, so a stalled relay cannot hold its lanes.",
     ),
     key(
         "database.prepared_statements",
         Some("true"),
         "true or false",
-        "Off behind PgBouncer in transaction mode.",
+        "Turn it off behind PgBouncer in transaction mode.",
     ),
     key(
         "database.listen",
         Some("true"),
         "true or false",
-        "Off behind PgBouncer in transaction mode: then the relay only polls.",
+        "Turn it off behind PgBouncer in transaction mode: the relay then only polls.",
     ),
     key(
         "database.allow_plaintext",
@@ -119,19 +122,19 @@ pub const KEYS: &[Key] = &[
         "broker.url",
         None,
         "amqp:// or amqps:// URL; secret",
-        "Where messages go. User and password are part of it (or `password_file`, or `auth = \"external\"`); without a path the virtual host is `/`.",
+        "The broker. The URL has user and password (or use `password_file`, or `auth = \"external\"`); without a path the virtual host is `/`.",
     ),
     key(
         "broker.url_file",
         None,
         "path",
-        "A file that holds the URL, read again at every connect.",
+        "File that holds the URL. The relay reads it at every connect.",
     ),
     key(
         "broker.password_file",
         None,
         "path",
-        "A file that holds the password, read again at every connect, so that a rotated one needs no restart.",
+        "File that holds the password. The relay reads it at every connect, so a rotated password needs no restart.",
     ),
     key(
         "broker.ca_file",
@@ -150,25 +153,25 @@ pub const KEYS: &[Key] = &[
         "broker.auth",
         Some("\"plain\""),
         "plain or external",
-        "`external`: the client certificate says who we are (SASL EXTERNAL).",
+        "`external`: the client certificate is the identity (SASL EXTERNAL).",
     ),
     key(
         "broker.connect_timeout",
         Some("\"5s\""),
         "100ms to 5m",
-        "Bound on TCP and TLS, and again on the AMQP handshake.",
+        "Maximum time for TCP and TLS, and again for the AMQP handshake.",
     ),
     key(
         "broker.heartbeat",
         Some("\"10s\""),
         "5s to 10m",
-        "A broker that is silent for two of these is given up.",
+        "The relay gives up a broker that is silent for two of these.",
     ),
     key(
         "broker.declare",
         Some("false"),
         "true or false",
-        "Declares the configured exchanges (durable, topic) at every connect. For development; elsewhere topology has an owner.",
+        "The relay declares the configured exchanges (durable, topic) at every connect. For development; in production the topology has an owner.",
     ),
     key(
         "broker.allow_plaintext",
@@ -180,97 +183,97 @@ pub const KEYS: &[Key] = &[
         "relay.workers",
         Some("4"),
         "1 to 64",
-        "Each has one connection to either server. Two are enough to overlap publishing and settling.",
+        "Each worker has one connection to PostgreSQL and one to RabbitMQ. Two workers are enough to overlap publishing and settling.",
     ),
     key(
         "relay.batch_size",
         Some("500"),
         "1 to 10000",
-        "Messages in one claim. A crash repeats `workers × batch_size` messages at most.",
+        "Maximum number of messages in one claim. A crash repeats at most `workers × batch_size` messages.",
     ),
     key(
         "relay.batch_bytes",
         Some("\"16MiB\""),
         "1KiB to 1GiB; at least max_payload_bytes",
-        "Bytes of bodies in one claim.",
+        "Maximum bytes of bodies in one claim.",
     ),
     key(
         "relay.max_payload_bytes",
         Some("\"8MiB\""),
         "1 to 512MiB",
-        "A larger body is dead with reason `payload_too_large`. RabbitMQ 4 has a limit of its own: 16 MiB.",
+        "A message with a larger body is dead with reason `payload_too_large`. RabbitMQ 4 has a limit of its own: 16 MiB.",
     ),
     key(
         "relay.poll_interval",
         Some("\"1s\""),
         "10ms to 1h",
-        "How often a sleeping relay looks for itself, whatever it was told.",
+        "Maximum time between polls when idle, even without a notification.",
     ),
     key(
         "relay.confirm_timeout",
         Some("\"30s\""),
         "100ms to 30m; below database.idle_in_transaction_timeout",
-        "Without the broker's answer for so long, the connection is discarded and the batch stays pending.",
+        "Maximum time to wait for the broker's answer. After it the relay discards the connection, and the batch stays pending.",
     ),
     key(
         "relay.max_attempts",
         Some("20"),
         "1 to 1000000",
-        "Attempts before a message is dead. With the default back-off, the last is about half an hour after the first, an hour at most.",
+        "Attempts before a message is dead. With the default back-off, the last attempt is about half an hour after the first, and an hour at most.",
     ),
     key(
         "relay.backoff_initial",
         Some("\"1s\""),
         "1ms to 1h",
-        "Ceiling of the first delay; it doubles with every attempt. The delay is drawn between zero and the ceiling.",
+        "Ceiling of the first delay; the ceiling doubles with every attempt. The relay draws the delay between zero and the ceiling.",
     ),
     key(
         "relay.backoff_max",
         Some("\"5m\""),
         "1ms to 7d; at least backoff_initial",
-        "Ceiling of every delay.",
+        "Maximum of any delay.",
     ),
     key(
         "relay.ordering",
         Some("\"strict\""),
         "strict or pipelined",
-        "`strict`: the next message of a key is published when the one before it is confirmed. `pipelined`: faster for a hot key; a nack can break its order.",
+        "`strict`: the relay publishes the next message of a key when the one before it is confirmed. `pipelined`: faster for a hot key; a message that is not delivered does not hold back the messages behind it.",
     ),
     key(
         "relay.shutdown_grace",
         Some("\"40s\""),
         "100ms to 1h; above confirm_timeout",
-        "After SIGTERM, how long what is published may take to be settled.",
+        "After SIGTERM, maximum time to settle the messages that are already published.",
     ),
     key(
         "relay.app_id",
         Some("\"outboxd\""),
         "1 to 255 bytes",
-        "The AMQP app_id of every message: name the service that wrote it.",
+        "AMQP app_id of every message: the name of the service that writes them.",
     ),
     key(
         "routing.exchange",
         Some("\"events\""),
         "at most 255 bytes",
-        "Exchange of messages that name none.",
+        "Exchange of messages whose row names no exchange.",
     ),
     key(
         "routing.routing_key",
         Some("\"{aggregate_type}.{event_type}\""),
         "pattern",
-        "Routing key of messages that name none. Placeholders: `{aggregate_type}`, `{aggregate_id}`, `{event_type}`.",
+        "Routing key of messages whose row names no routing key. Placeholders: `{aggregate_type}`, `{aggregate_id}`, `{event_type}`.",
     ),
     key(
         "routing.allowed_exchanges",
         None,
         "list",
-        "When set: a row that names an exchange outside this list and the configured ones is dead with reason `exchange_not_allowed`.",
+        "Exchanges that a row may name besides the configured ones; a row that names another is dead with reason `exchange_not_allowed`. Not set: a row may name any exchange but the default exchange `\"\"`, by which it reaches every queue.",
     ),
     key(
         "routing.mandatory",
         Some("true"),
         "true or false",
-        "A message that no queue takes comes back, and is tried again. Off: it is gone, as RabbitMQ does it by default.",
+        "RabbitMQ returns a message that no queue takes, and the relay tries it again. Off: such a message is lost, which is RabbitMQ's default. An answer by direct reply-to is never mandatory.",
     ),
     key(
         "routing.format",
@@ -288,19 +291,19 @@ pub const KEYS: &[Key] = &[
         "routing.routes",
         Some("[]"),
         "[[routing.routes]] tables",
-        "Exceptions to the above; the first that fits wins. Each has `aggregate_type` and `event_type` (exact, or a beginning followed by `*`), and `exchange`, `routing_key`, `mandatory`.",
+        "Exceptions to the keys above; the first match wins. Each has `aggregate_type` and `event_type` (exact, or a beginning followed by `*`), and `exchange`, `routing_key`, `mandatory`, and `allowed_exchanges` (the exchanges that its rows may name besides `exchange`, in place of the list above).",
     ),
     key(
         "retention.sent",
         Some("\"7d\""),
         "0s to 10y",
-        "How long sent messages are kept for replay and audit. `0s`: the settle deletes them.",
+        "Time that sent messages stay, for replay and audit. `0s`: the settle deletes them.",
     ),
     key(
         "retention.step_rows",
         Some("1000"),
         "1 to 100000",
-        "Rows that one step of the pruning looks at.",
+        "Rows that one step of pruning reads.",
     ),
     key(
         "retention.interval",
@@ -312,7 +315,7 @@ pub const KEYS: &[Key] = &[
         "admin.listen",
         Some("\"127.0.0.1:9464\""),
         "address:port, or off",
-        "Where HTTP is served. `/metrics` and `/readyz` need no password, hence loopback by default.",
+        "Address of the HTTP server. `/metrics` and `/readyz` need no password, hence loopback by default.",
     ),
     key(
         "admin.allow_non_loopback",
@@ -324,13 +327,13 @@ pub const KEYS: &[Key] = &[
         "log.format",
         Some("\"auto\""),
         "auto, human or json",
-        "`auto`: human on a terminal, else JSON.",
+        "`auto`: human on a terminal, JSON elsewhere.",
     ),
     key(
-        "log.level",
+        LOG_LEVEL,
         Some("\"info\""),
         "error, warn, info, debug, trace, or a tracing filter",
-        "For example `info,outboxd::relay=debug`.",
+        "For example `info,outboxd::relay=debug`. SIGHUP applies a change without a restart.",
     ),
 ];
 
@@ -343,6 +346,7 @@ pub const ROUTE_KEYS: &[&str] = &[
     "exchange",
     "routing_key",
     "mandatory",
+    "allowed_exchanges",
 ];
 
 pub fn find(name: &str) -> Option<&'static Key> {
@@ -354,7 +358,7 @@ fn of(section: &str) -> impl Iterator<Item = &'static Key> {
         .filter(move |key| key.name.split('.').next() == Some(section))
 }
 
-/// `docs/configuration.md`.
+/// `docs/reference/configuration.md`.
 pub fn reference() -> String {
     let mut text = String::from(REFERENCE_HEAD);
     for (section, meaning) in SECTIONS {
@@ -397,7 +401,7 @@ pub fn example() -> String {
 }
 
 const EXAMPLE_HEAD: &str = "\
-# outboxd: every key, at its default. Generated; docs/configuration.md has the same as tables.
+# outboxd: every key, at its default. Generated; docs/reference/configuration.md has the same as tables.
 # Read from config/outboxd.toml or --config FILE. The environment (OUTBOXD__RELAY__WORKERS=8) and
 # --set relay.workers=8 win over this file.
 ";
@@ -405,28 +409,29 @@ const EXAMPLE_HEAD: &str = "\
 const REFERENCE_HEAD: &str = "\
 # Configuration
 
-Generated from the code by `cargo xtask docs`; checked by the tests.
+`cargo xtask docs` generates this page from the code; a test compares the two.
 
-Later wins: defaults, then `config/outboxd.toml` (or `--config FILE`), then `DATABASE_URL` and `AMQP_URL`, then the
-environment, then `--set KEY=VALUE`. The environment variable of a key is `OUTBOXD__` and the key in capitals with `__`
-for its dots: `relay.batch_size` is `OUTBOXD__RELAY__BATCH_SIZE`. Names with a single `_` after `OUTBOXD` are left alone:
-Kubernetes puts some there.
+The relay reads these in order, and a later one wins: defaults, `config/outboxd.toml` (or `--config FILE`), `DATABASE_URL` and
+`AMQP_URL`, the environment, `--set KEY=VALUE`. The environment variable of a key is `OUTBOXD__` and the key in capitals with
+`__` for its dots: `relay.batch_size` is `OUTBOXD__RELAY__BATCH_SIZE`. The relay ignores names with a single `_` after
+`OUTBOXD`: Kubernetes sets some.
 
 - An unknown key, a value out of range or a contradiction ends the start with exit code 78 and names every key at fault.
 - Durations have units: `250ms`, `5s`, `7d`, `1h 30m`. Sizes are bytes, or have `KiB`, `MiB`, `GiB`.
 - Lists in the environment are separated by commas.
-- A secret is given as a value or as a file, not both. The file must not be empty or readable by everybody; one newline at
-  its end is ignored.
-- `outboxd check` validates all of it without opening a connection; `outboxd check --connect` also asks both servers.
+- Give a secret as a value or as a file, not both. The file must not be empty, open to everybody or writable by its group. The
+  relay ignores one newline at its end, and refuses pipes, devices and files of an unlikely size.
+- SIGHUP reads the configuration again: the relay applies `log.level`, and its log names the keys that wait for a restart.
+- `outboxd check` validates the configuration without a connection; `outboxd check --connect` also asks both servers.
 ";
 
 const REFERENCE_TAIL: &str = "
 ## Several databases
 
-With `[[source]]` tables one process relays several databases, each with its own workers and connections; what fails in
-one does not touch the others. A source has a `name`, its own `database` and `broker` keys, and takes those it leaves out
-from the sections above, URLs and secrets of the same server aside. Metrics then carry a label `source`, and commands that
-act on one database take `--source NAME`.
+With `[[source]]` tables one process relays several databases, each with its own workers and connections. A failure in one does
+not affect the others. A source has a `name` and its own `database` and `broker` keys. It takes the keys that it leaves out from
+the sections above, except URLs and secrets of the same server. Metrics then carry a label `source`, and commands that act on
+one database take `--source NAME`.
 
 ```toml
 [[source]]

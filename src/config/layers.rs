@@ -2,15 +2,19 @@
 
 use std::{
     collections::BTreeMap,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
 use config::{Environment, File, FileFormat, Map, Source as _, Value, ValueKind};
 
 use super::{ConfigError, LoadOptions};
+use crate::file::{self, Guard};
 
 const DEFAULT_FILE: &str = "config/outboxd.toml";
 const PREFIX: &str = "OUTBOXD";
+/// A hundred times the file that holds every key.
+const MOST: u64 = 1 << 20;
 
 /// A value, and where it was found.
 #[derive(Debug, Clone)]
@@ -26,10 +30,11 @@ pub(super) type Values = BTreeMap<String, Found>;
 pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
     let mut values = Values::new();
     let mut problems = Vec::new();
+    // One that is there and cannot be looked at is not passed over: the defaults would be somebody else's settings.
     let file = options.file.or_else(|| {
-        Path::new(DEFAULT_FILE)
-            .exists()
-            .then(|| PathBuf::from(DEFAULT_FILE))
+        let absent = std::fs::metadata(DEFAULT_FILE)
+            .is_err_and(|e| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory));
+        (!absent).then(|| PathBuf::from(DEFAULT_FILE))
     });
     if let Some(path) = file {
         match file_values(&path) {
@@ -96,7 +101,8 @@ pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
 
 fn file_values(path: &Path) -> Result<Map<String, Value>, ConfigError> {
     let named = |problem: String| ConfigError::new(path.display().to_string(), problem);
-    let text = std::fs::read_to_string(path).map_err(|e| named(format!("cannot be read: {e}")))?;
+    let bytes = file::read(path, MOST, Guard::Trusted).map_err(named)?;
+    let text = String::from_utf8(bytes).map_err(|_| named("is not UTF-8 text".to_owned()))?;
     // Parsed once before, for the position alone: a parse error that quotes the line could show a password.
     if let Err(error) = text.parse::<toml::Table>() {
         let at = error.span().map_or(0, |span| span.start);

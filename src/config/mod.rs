@@ -9,8 +9,11 @@
 
 mod broker;
 mod database;
+mod dsn;
+mod given;
 pub mod keys;
 mod layers;
+mod log;
 mod reader;
 mod secret;
 mod sections;
@@ -19,14 +22,17 @@ mod tests;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-pub use broker::{Broker, BrokerAuth};
-pub use database::Database;
-pub use secret::Secret;
-
-use crate::{
+use outbox_core::{
     envelope::EnvelopeOptions,
+    plan::Ordering,
     route::{RoutingRules, Rule},
 };
+
+pub use broker::{Broker, BrokerAuth};
+pub use database::Database;
+pub use given::Changes;
+pub use log::{LogError, log_filter};
+pub use secret::Secret;
 
 /// One thing that is wrong, for the person who must mend it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +106,8 @@ pub struct Config {
     pub retention: Retention,
     pub admin: Admin,
     pub log: Log,
+    /// As it was given, to compare a later one with.
+    given: given::Given,
 }
 
 /// A database to relay from, and the broker to relay to.
@@ -109,12 +117,6 @@ pub struct Source {
     pub name: String,
     pub database: Database,
     pub broker: Broker,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ordering {
-    Strict,
-    Pipelined,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -144,7 +146,7 @@ pub struct Routing {
     pub exchange: String,
     pub routing_key: String,
     pub mandatory: bool,
-    /// `None`: a row may name any exchange.
+    /// `None`: a row may name any exchange but the default one.
     pub allowed_exchanges: Option<Vec<String>>,
     pub routes: Vec<Rule>,
     pub format: MessageFormat,
@@ -186,12 +188,24 @@ impl Config {
         if !problems.is_empty() {
             return Err(ConfigErrors(problems));
         }
+        let given = given::Given::of(&values);
         let mut reader = reader::Reader::new(values);
         let config = sections::config(&mut reader, needs);
         match (config, reader.finish()) {
-            (Some(config), problems) if problems.is_empty() => Ok(config),
+            (Some(config), problems) if problems.is_empty() => Ok(Self { given, ..config }),
             (_, problems) => Err(ConfigErrors(problems)),
         }
+    }
+
+    /// What is different in `newer`, by key.
+    pub fn changes(&self, newer: &Self) -> Changes {
+        self.given.changes(&newer.given)
+    }
+
+    /// Takes over what needs no restart: the log's level, and what the files hold, which every connect reads again.
+    pub fn adopt(&mut self, newer: &Self) {
+        self.log.level.clone_from(&newer.log.level);
+        self.given.adopt(&newer.given, &[keys::LOG_LEVEL]);
     }
 }
 

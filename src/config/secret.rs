@@ -1,6 +1,8 @@
 //! Text that must not be seen, and the files that hold it.
 
-use std::{fmt, os::unix::fs::MetadataExt, path::Path};
+use std::{fmt, path::Path};
+
+use crate::file::{self, Guard};
 
 /// Neither `Debug` nor `Display` shows it, and it cannot be serialised.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -22,17 +24,13 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A URL or a password is far shorter.
+const MOST: u64 = 64 << 10;
+
 /// Reads a secret. One newline at its end is not part of it. The error names the file, never what it holds.
 pub(super) fn read_file(path: &Path) -> Result<Secret, String> {
     let name = path.display();
-    let metadata = std::fs::metadata(path).map_err(|e| format!("cannot read {name}: {e}"))?;
-    if metadata.mode() & 0o007 != 0 {
-        return Err(format!(
-            "{name} is open to everybody (mode {:o}); chmod o= {name}",
-            metadata.mode() & 0o777
-        ));
-    }
-    let bytes = std::fs::read(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+    let bytes = file::read(path, MOST, Guard::Secret)?;
     let text = String::from_utf8(bytes).map_err(|_| format!("{name} is not UTF-8 text"))?;
     let text = text
         .strip_suffix('\n')
@@ -75,6 +73,16 @@ mod tests {
     fn an_empty_missing_or_open_file_is_refused_without_being_quoted() {
         let problem = |file: &tempfile::NamedTempFile| read_file(file.path()).unwrap_err();
         assert!(problem(&file("\n", 0o600)).ends_with("is empty"));
+        let group = problem(&file("hunter2", 0o660));
+        assert!(
+            group.contains("can be changed by its group (mode 660); chmod g-w"),
+            "{group}"
+        );
+        let long = problem(&file(&"hunter2".repeat(10_000), 0o600));
+        assert!(
+            long.contains("more than 65536 bytes") && !long.contains("hunter2"),
+            "{long}"
+        );
         for mode in [0o644, 0o604, 0o602] {
             let open = problem(&file("hunter2", mode));
             assert!(

@@ -2,17 +2,19 @@
 
 use std::{collections::HashSet, net::IpAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
+use outbox_core::{
+    plan::Ordering,
+    route::{Router, RoutingRules, Rule},
+};
+
 use super::{
-    Admin, Broker, BrokerAuth, Config, Database, Log, LogFormat, MessageFormat, Needs, Ordering,
-    Relay, Retention, Routing, Source,
+    Admin, Broker, BrokerAuth, Config, Database, Log, LogFormat, MessageFormat, Needs, Relay,
+    Retention, Routing, Source,
     database::Url,
     keys::{ROUTE_KEYS, SOURCE_NAME},
     reader::{Reader, Scope},
 };
-use crate::{
-    route::{Router, RoutingRules, Rule},
-    tls,
-};
+use crate::tls;
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -41,6 +43,7 @@ pub(super) fn config(reader: &mut Reader, needs: Needs) -> Option<Config> {
         retention,
         admin,
         log,
+        given: Default::default(),
     })
 }
 
@@ -354,7 +357,15 @@ fn routing(reader: &mut Reader) -> Option<Routing> {
 
 fn rule(reader: &mut Reader, index: usize) -> Rule {
     let key = |name: &str| format!("routing.routes.{index}.{name}");
-    let [aggregate_type, event_type, exchange, routing_key, mandatory] = ROUTE_KEYS else {
+    let [
+        aggregate_type,
+        event_type,
+        exchange,
+        routing_key,
+        mandatory,
+        allowed_exchanges,
+    ] = ROUTE_KEYS
+    else {
         return Rule::default();
     };
     Rule {
@@ -363,6 +374,7 @@ fn rule(reader: &mut Reader, index: usize) -> Rule {
         exchange: reader.own_text(&key(exchange)),
         routing_key: reader.own_text(&key(routing_key)),
         mandatory: reader.item_flag(&key(mandatory)),
+        allowed_exchanges: reader.list(&key(allowed_exchanges)),
     }
 }
 
@@ -393,7 +405,7 @@ fn log(reader: &mut Reader) -> Option<Log> {
     if !level.is_ascii() {
         let problem = "holds characters that are not ASCII; write for example info,outboxd=debug";
         reader.problem("log.level", problem.to_owned());
-    } else if let Err(error) = crate::telemetry::logs::filter(&level) {
+    } else if let Err(error) = super::log::log_filter(&level) {
         reader.problem("log.level", error.to_string());
     }
     Some(Log { format, level })

@@ -95,7 +95,7 @@ fn the_shipped_file_holds_the_defaults_and_is_generated() {
 
 #[test]
 fn the_reference_is_generated() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/configuration.md");
     assert_eq!(
         std::fs::read_to_string(file).unwrap(),
         keys::reference(),

@@ -9,84 +9,20 @@ use tokio_postgres::{
 };
 use uuid::Uuid;
 
-use super::{
-    OutboxError,
-    ctid::Ctid,
+use outbox_core::{
+    circuit::Destination,
+    claim::{Candidate, Claim, HeldLane, Limits, Orphan, Waited, fitting},
     low_water::{Candidate as MarkCandidate, Mark},
-    session::{Params, Query, Session},
+    message::{Lane, Message, Position},
     share::shares,
 };
-use crate::message::{Lane, Message, Position};
 
-/// How much one claim may read.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// New messages, shared among the lanes.
-    pub fresh: usize,
-    /// Messages in all.
-    pub batch_size: usize,
-    /// Bytes of bodies in all. The first message is taken whatever its size.
-    pub batch_bytes: u64,
-    /// A body above this is refused without being fetched.
-    pub max_payload_bytes: u64,
-}
-
-impl Limits {
-    /// As many bodies of this size as a batch has messages fit into a batch's bytes.
-    fn small_body(&self) -> u64 {
-        let fair = self.batch_bytes / self.batch_size.max(1) as u64;
-        fair.min(self.max_payload_bytes)
-    }
-}
-
-/// A lane held by this claim until it commits.
-#[derive(Debug, Clone, Copy)]
-pub struct HeldLane {
-    pub lane: Lane,
-    pub mark: Mark,
-    /// New messages that this claim reads of it, at most.
-    pub share: usize,
-}
-
-/// A message of a held lane.
-#[derive(Debug)]
-pub struct Candidate {
-    pub message: Message,
-    pub ctid: Ctid,
-    pub key_hash: Option<i64>,
-    /// Came from `outbox.waiting`.
-    pub filed: bool,
-    /// Its `available_at` lies ahead: to be filed, not published.
-    pub scheduled: bool,
-    /// Nearest earlier message of its key that waits and holds it back.
-    pub after: Option<i64>,
-}
-
-/// A filed message that is in `outbox.message` no more.
-#[derive(Debug, Clone, Copy)]
-pub struct Orphan {
-    pub position: Position,
-    pub key_hash: Option<i64>,
-}
-
-/// What a claim holds. Open until `settle::commit`, or until the session rolls back or dies.
-#[derive(Debug)]
-pub struct Claim {
-    pub lanes: Vec<HeldLane>,
-    pub candidates: Vec<Candidate>,
-    /// Filed, but the message itself is gone (deleted by hand): to be forgotten.
-    pub orphans: Vec<Orphan>,
-    pub own_tx: i64,
-    pub xmin: i64,
-    /// The last position of all lanes that was drawn before `own_tx` was assigned.
-    pub drawn: i64,
-    /// The database's clock when the claim began, microseconds since the Unix epoch.
-    pub now_us: i64,
-    pub limits: Limits,
-    /// Messages were read and left out: their bodies would not fit, or were gone. So the numbers of those that are left
-    /// do not tell whether the read stopped at a limit, and the mark must not pass the last of them.
-    pub cut_short: bool,
-}
+use super::{
+    OutboxError,
+    ctid::Tid,
+    row::get,
+    session::{Params, Query, Session},
+};
 
 const CLAIM_LANES: Query = Query {
     action: "claim lanes",
@@ -119,8 +55,11 @@ const BODIES: Query = Query {
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
 };
 
+/// Statements that read messages: what fails there may be one row's fault (`outbox::unreadable`).
+pub const READS: [&str; 2] = [READ.action, BODIES.action];
+
 /// What `sql/read.sql` selects. Looked up by number: by name, each of them in each row is a search through all names.
-const COLUMNS: [&str; 22] = [
+const COLUMNS: [&str; 25] = [
     "filed",
     "lane",
     "id",
@@ -135,7 +74,7 @@ const COLUMNS: [&str; 22] = [
     "event_type",
     "content_type",
     "headers",
-    "long_headers",
+    "headers_size",
     "exchange",
     "routing_key",
     "created_at",
@@ -143,6 +82,9 @@ const COLUMNS: [&str; 22] = [
     "payload",
     "binary_payload",
     "after_id",
+    "probe",
+    "unmarkable",
+    "destination",
 ];
 
 /// Its number; one that is not selected does not compile.
@@ -178,6 +120,12 @@ macro_rules! field {
     };
 }
 
+/// The locks that the settle will need, taken before anything is published. Somebody else's SHARE lock (CREATE INDEX holds
+/// one) lets a claim read and would stop its settle: all of its messages would be published again and again.
+/// NOWAIT: a relay that never waits for a table while it holds lanes is in no deadlock, with a TRUNCATE for example.
+pub(super) const LOCK_TABLES: &str = "LOCK TABLE outbox.message, outbox.lane, outbox.waiting, outbox.dead \
+                           IN ROW EXCLUSIVE MODE NOWAIT";
+
 /// Begins a transaction and holds those of `lanes` that nobody else holds. `None`, and no transaction, when all
 /// are held elsewhere, or marks had to be taken back first.
 pub async fn claim(
@@ -187,7 +135,10 @@ pub async fn claim(
 ) -> Result<Option<Claim>, OutboxError> {
     // Sent together: one round trip.
     let params: Params<'_> = &[&lanes];
-    let (begun, rows) = tokio::join!(session.begin(), session.query(&CLAIM_LANES, params));
+    let (begun, rows) = tokio::join!(
+        session.begin_with(LOCK_TABLES),
+        session.query(&CLAIM_LANES, params)
+    );
     begun?;
     let rows = rows?;
     let Some(first) = rows.first() else {
@@ -258,7 +209,7 @@ async fn take_back_marks(session: &Session, held: &[HeldLane]) -> Result<bool, O
         drawn,
         "the sequence outbox.message_id_seq stands below positions that were settled: it was restarted, or copied without \
          its value. New events are sent, but may come before older ones of their key; set it above all positions: \
-         docs/operations.md, \"Copies that are not physical\""
+         docs/operating/failover.md, \"Copies that are not physical\""
     );
     Ok(true)
 }
@@ -304,19 +255,6 @@ async fn read(
     ];
     session.each(&READ, params, take).await?;
     Ok((candidates, orphans))
-}
-
-/// How many of the first messages fit into a batch; one always does. A body above the limit is never fetched.
-fn fitting(candidates: &[Candidate], limits: Limits) -> usize {
-    let mut bytes: u64 = 0;
-    let fits = |size: u64| {
-        if size <= limits.max_payload_bytes {
-            bytes = bytes.saturating_add(size);
-        }
-        bytes <= limits.batch_bytes
-    };
-    let sizes = candidates.iter().map(|c| c.message.body_size);
-    sizes.map(fits).take_while(|fits| *fits).count().max(1)
 }
 
 /// Fetches the bodies that were too large to come along with their rows.
@@ -375,10 +313,8 @@ fn candidate(row: &Row, position: Position, message_id: Uuid) -> Result<Candidat
             aggregate_id: field!(row, "aggregate_id")?,
             event_type: field!(row, "event_type")?,
             content_type: field!(row, "content_type")?,
-            headers: match field!(row, "headers" as Option<JsonText>)? {
-                Some(short) => Some(short.0),
-                None => field!(row, "long_headers")?,
-            },
+            headers: field!(row, "headers" as Option<JsonText>)?.map(|text| text.0),
+            headers_size: u64::try_from(field!(row, "headers_size" as i32)?).unwrap_or(0),
             exchange: field!(row, "exchange")?,
             routing_key: field!(row, "routing_key")?,
             created_at_us: micros(field!(row, "created_at")?),
@@ -387,39 +323,17 @@ fn candidate(row: &Row, position: Position, message_id: Uuid) -> Result<Candidat
             body_size: u64::try_from(field!(row, "body_size" as i32)?).unwrap_or(0),
             body: body.map(|b| b.0),
         },
-        ctid: field!(row, "place")?,
+        ctid: field!(row, "place" as Tid)?.0,
         key_hash: field!(row, "key_hash")?,
         filed: field!(row, "filed")?,
         scheduled: field!(row, "scheduled")?,
         after: field!(row, "after_id")?,
+        waited: Waited {
+            probe: field!(row, "probe")?,
+            unmarkable: field!(row, "unmarkable")?,
+            destination: field!(row, "destination" as Option<i64>)?.map(Destination),
+        },
     })
-}
-
-impl Claim {
-    /// For each held lane: did the read stop at a limit, so that more may be there?
-    pub fn exhausted(&self) -> HashMap<Lane, bool> {
-        let cut =
-            self.cut_short || self.candidates.len() + self.orphans.len() >= self.limits.batch_size;
-        let mut fresh: HashMap<Lane, usize> = HashMap::new();
-        let mut due: HashMap<Lane, usize> = HashMap::new();
-        for c in &self.candidates {
-            *(if c.filed { &mut due } else { &mut fresh })
-                .entry(c.message.position.lane)
-                .or_default() += 1;
-        }
-        let full = |n: Option<&usize>, limit: usize| n.is_some_and(|n| *n >= limit);
-        let due_limit = self.limits.batch_size.div_ceil(2);
-        let due_cut = self.candidates.iter().filter(|c| c.filed).count() >= due_limit;
-        self.lanes
-            .iter()
-            .map(|l| {
-                (
-                    l.lane,
-                    !cut && !due_cut && !full(fresh.get(&l.lane), l.share),
-                )
-            })
-            .collect()
-    }
 }
 
 /// A body as the server sent it: `json` and `bytea` alike are their bytes, never decoded.
@@ -452,98 +366,5 @@ fn micros(at: SystemTime) -> i64 {
     match at.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
         Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |us| -us),
-    }
-}
-
-pub(super) fn get<'a, T: FromSql<'a>, I: RowIndex + Display>(
-    row: &'a Row,
-    column: I,
-) -> Result<T, OutboxError> {
-    row.try_get(column).map_err(|source| OutboxError::Database {
-        action: "decode a row",
-        source,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::message::sample;
-
-    const LIMITS: Limits = Limits {
-        fresh: 10,
-        batch_size: 10,
-        batch_bytes: 100,
-        max_payload_bytes: 60,
-    };
-
-    fn candidate(lane: Lane, body_size: u64) -> Candidate {
-        let mut message = Message {
-            body_size,
-            ..sample()
-        };
-        message.position.lane = lane;
-        Candidate {
-            message,
-            ctid: Ctid::default(),
-            key_hash: None,
-            filed: false,
-            scheduled: false,
-            after: None,
-        }
-    }
-
-    fn fits(sizes: &[u64]) -> usize {
-        let candidates: Vec<Candidate> = sizes.iter().map(|size| candidate(1, *size)).collect();
-        fitting(&candidates, LIMITS)
-    }
-
-    /// Lane 1 may read eight new messages, lane 2 three: rounded up, one more than the batch may have.
-    fn exhausted(of_one: usize, of_two: usize, cut_short: bool) -> [bool; 2] {
-        let lane = |lane, share| HeldLane {
-            lane,
-            mark: Mark {
-                low_water: 0,
-                candidate: None,
-            },
-            share,
-        };
-        let lanes = [vec![1; of_one], vec![2; of_two]].concat();
-        let claim = Claim {
-            lanes: vec![lane(1, 8), lane(2, 3)],
-            candidates: lanes.into_iter().map(|lane| candidate(lane, 1)).collect(),
-            orphans: Vec::new(),
-            cut_short,
-            own_tx: 0,
-            xmin: 0,
-            drawn: 0,
-            now_us: 0,
-            limits: LIMITS,
-        };
-        let exhausted = claim.exhausted();
-        [exhausted[&1], exhausted[&2]]
-    }
-
-    #[test]
-    fn a_lane_is_exhausted_when_it_had_less_than_its_share() {
-        assert_eq!(exhausted(0, 0, false), [true, true]);
-        assert_eq!(exhausted(7, 2, false), [true, true]);
-        assert_eq!(exhausted(6, 3, false), [true, false]);
-        assert_eq!(exhausted(8, 0, false), [false, true]);
-        assert_eq!(exhausted(8, 2, false), [false, false], "the batch is full");
-        assert_eq!(
-            exhausted(7, 2, true),
-            [false, false],
-            "large bodies are left"
-        );
-    }
-
-    #[test]
-    fn a_batch_ends_before_the_body_that_does_not_fit_and_never_before_the_first() {
-        assert_eq!(fits(&[40, 60, 0, 0]), 4);
-        assert_eq!(fits(&[40, 60, 1, 0]), 2);
-        assert_eq!(fits(&[50, 60, 10]), 1);
-        // Too large for anybody: refused, and never fetched.
-        assert_eq!(fits(&[1000, 50, 1000, 50]), 4);
     }
 }

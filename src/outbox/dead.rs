@@ -1,19 +1,19 @@
 //! Dead messages: listed, redriven, discarded. Every change is recorded in `outbox.operation`, in its own
 //! transaction: who, when, why, and which messages.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use outbox_core::message::Lane;
 use serde::Serialize;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::{
     OutboxError,
-    claim::get,
     operation::{self, Operation},
+    row::get,
     session::{Query, Session},
 };
-use crate::message::Lane;
 
 /// Which dead messages; an empty filter means all of them.
 #[derive(Debug, Clone, Default)]
@@ -43,37 +43,51 @@ pub struct DeadMessage {
     pub exchange: Option<String>,
     pub routing_key: Option<String>,
     pub body_size: i64,
+    #[serde(skip)]
+    place: Place,
 }
 
-const FILTER_TYPES: [Type; 7] = [
-    Type::TEXT_ARRAY,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::FLOAT8,
-    Type::UUID_ARRAY,
-    Type::INT8,
-];
+/// Where a page ended.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    died_at: SystemTime,
+    lane: Lane,
+    id: i64,
+}
+
 const LIST: Query = Query {
     action: "list dead messages",
     sql: include_str!("sql/dead_list.sql"),
-    types: &FILTER_TYPES,
+    types: &[
+        Type::TEXT_ARRAY,
+        Type::TEXT,
+        Type::TEXT,
+        Type::TEXT,
+        Type::FLOAT8,
+        Type::UUID_ARRAY,
+        Type::INT8,
+        Type::TIMESTAMPTZ,
+        Type::INT2,
+        Type::INT8,
+    ],
 };
 const TAKE: Query = Query {
     action: "take dead messages",
     sql: include_str!("sql/dead_take.sql"),
-    types: &FILTER_TYPES,
+    types: &[
+        Type::TEXT_ARRAY,
+        Type::TEXT,
+        Type::TEXT,
+        Type::TEXT,
+        Type::FLOAT8,
+        Type::UUID_ARRAY,
+        Type::INT8,
+        Type::BOOL,
+    ],
 };
 const COUNT: Query = Query {
     action: "count dead messages",
-    sql: "SELECT count(*) AS n FROM outbox.dead d \
-          LEFT JOIN outbox.message m ON m.lane = d.lane AND m.id = d.id \
-          WHERE (cardinality($1::text[]) = 0 OR d.reason = ANY ($1)) \
-            AND ($2::text IS NULL OR m.aggregate_type = $2) \
-            AND ($3::text IS NULL OR m.aggregate_id = $3) \
-            AND ($4::text IS NULL OR m.event_type = $4) \
-            AND ($5::double precision IS NULL OR d.died_at <= clock_timestamp() - $5 * interval '1 second') \
-            AND (cardinality($6::uuid[]) = 0 OR d.message_id = ANY ($6))",
+    sql: include_str!("sql/dead_count.sql"),
     types: &[
         Type::TEXT_ARRAY,
         Type::TEXT,
@@ -82,6 +96,12 @@ const COUNT: Query = Query {
         Type::FLOAT8,
         Type::UUID_ARRAY,
     ],
+};
+/// A message that is no longer in the lane where it died may be in the hands of that lane's holder.
+const HOLD: Query = Query {
+    action: "hold the lanes of messages that moved",
+    sql: "SELECT l.lane FROM outbox.lane l WHERE l.lane = ANY ($1::smallint[]) ORDER BY l.lane FOR UPDATE",
+    types: &[Type::INT2_ARRAY],
 };
 const REDRIVE: Query = Query {
     action: "redrive dead messages",
@@ -99,12 +119,55 @@ const DISCARD: Query = Query {
 /// Messages changed in one transaction at most.
 const STEP: i64 = 1000;
 
-pub async fn list(
+/// Rows in memory at once.
+const PAGE: i64 = 200;
+
+/// The oldest first, page by page.
+pub struct Pages<'a> {
+    session: &'a Session,
+    filter: &'a Filter,
+    after: Option<Place>,
+    done: bool,
+}
+
+impl<'a> Pages<'a> {
+    pub fn new(session: &'a Session, filter: &'a Filter) -> Self {
+        Self {
+            session,
+            filter,
+            after: None,
+            done: false,
+        }
+    }
+
+    /// Empty at the end.
+    pub async fn next(&mut self) -> Result<Vec<DeadMessage>, OutboxError> {
+        if self.done {
+            return Ok(Vec::new());
+        }
+        let page = page(self.session, self.filter, self.after, PAGE).await?;
+        self.after = page.last().map(|last| last.place);
+        self.done = page.len() < usize::try_from(PAGE).unwrap_or(usize::MAX);
+        Ok(page)
+    }
+}
+
+/// The oldest that fits.
+pub async fn first(session: &Session, filter: &Filter) -> Result<Option<DeadMessage>, OutboxError> {
+    Ok(page(session, filter, None, 1).await?.pop())
+}
+
+async fn page(
     session: &Session,
     filter: &Filter,
-    limit: i64,
+    after: Option<Place>,
+    rows: i64,
 ) -> Result<Vec<DeadMessage>, OutboxError> {
     let seconds = filter.dead_for.map(|d| d.as_secs_f64());
+    let (died_at, lane, id) = match after {
+        Some(place) => (Some(place.died_at), place.lane, place.id),
+        None => (None, 0, 0),
+    };
     let rows = session
         .query(
             &LIST,
@@ -115,15 +178,19 @@ pub async fn list(
                 &filter.event_type,
                 &seconds,
                 &filter.message_ids,
-                &limit,
+                &rows,
+                &died_at,
+                &lane,
+                &id,
             ],
         )
         .await?;
     rows.iter()
         .map(|row| {
+            let position = get(row, "position")?;
             Ok(DeadMessage {
                 message_id: get(row, "message_id")?,
-                position: get(row, "position")?,
+                position,
                 reason: get(row, "reason")?,
                 attempts: get(row, "attempts")?,
                 last_error: get(row, "last_error")?,
@@ -137,12 +204,49 @@ pub async fn list(
                 exchange: get(row, "exchange")?,
                 routing_key: get(row, "routing_key")?,
                 body_size: get(row, "body_size")?,
+                place: Place {
+                    died_at: get(row, "died")?,
+                    lane: get(row, "lane")?,
+                    id: position,
+                },
             })
         })
         .collect()
 }
 
-pub async fn count(session: &Session, filter: &Filter) -> Result<i64, OutboxError> {
+const NOT_DEAD: Query = Query {
+    action: "look for dead messages",
+    sql: "SELECT DISTINCT asked.id FROM unnest($1::uuid[]) AS asked (id) \
+          WHERE NOT EXISTS (SELECT FROM outbox.dead d WHERE d.message_id = asked.id) ORDER BY asked.id",
+    types: &[Type::UUID_ARRAY],
+};
+
+/// Those that no dead message has.
+pub async fn not_dead(session: &Session, ids: &[Uuid]) -> Result<Vec<Uuid>, OutboxError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = session.query(&NOT_DEAD, &[&ids]).await?;
+    rows.iter().map(|row| get(row, "id")).collect()
+}
+
+/// What a change of dead messages did, or would do.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Changed {
+    /// Redriven, or discarded.
+    pub messages: i64,
+    /// Had been marked as sent since they died: their record is removed, and nothing is published.
+    pub sent: i64,
+    /// Have no message any more: somebody has deleted it. A discard removes their record, a redrive leaves it.
+    pub gone: i64,
+}
+
+/// What a change would find.
+pub async fn count(
+    session: &Session,
+    filter: &Filter,
+    change: Change,
+) -> Result<Changed, OutboxError> {
     let seconds = filter.dead_for.map(|d| d.as_secs_f64());
     let rows = session
         .query(
@@ -157,7 +261,18 @@ pub async fn count(session: &Session, filter: &Filter) -> Result<i64, OutboxErro
             ],
         )
         .await?;
-    rows.first().map_or(Ok(0), |row| get(row, "n"))
+    let Some(row) = rows.first() else {
+        return Ok(Changed::default());
+    };
+    let (all, gone): (i64, i64) = (get(row, "n")?, get(row, "gone")?);
+    Ok(Changed {
+        messages: match change {
+            Change::Redrive => all - gone,
+            Change::Discard => all,
+        },
+        sent: 0,
+        gone,
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,19 +281,19 @@ pub enum Change {
     Discard,
 }
 
-/// Changes every dead message that fits the filter, in bounded transactions. Returns how many.
+/// Changes every dead message that fits the filter, in bounded transactions.
 pub async fn change(
     session: &Session,
     filter: &Filter,
     change: Change,
     operation: &Operation,
-) -> Result<i64, OutboxError> {
-    let mut total = 0;
+) -> Result<Changed, OutboxError> {
+    let mut total = Changed::default();
     loop {
         session.begin().await?;
         let done = step(session, filter, change, operation).await;
-        let taken = match done {
-            Ok(taken) => taken,
+        let (taken, changed) = match done {
+            Ok(done) => done,
             Err(error) => {
                 // The first error is the one to report; a lost connection rolls back by itself.
                 let _ = session.rollback().await;
@@ -186,19 +301,26 @@ pub async fn change(
             }
         };
         session.commit().await?;
-        total += taken;
+        total.messages += changed.messages;
+        total.sent += changed.sent;
+        total.gone += changed.gone;
         if taken < STEP {
-            return Ok(total);
+            break;
         }
     }
+    if change == Change::Redrive {
+        total.gone = count(session, filter, change).await?.gone;
+    }
+    Ok(total)
 }
 
+/// How many records were taken, and what came of it.
 async fn step(
     session: &Session,
     filter: &Filter,
     change: Change,
     operation: &Operation,
-) -> Result<i64, OutboxError> {
+) -> Result<(i64, Changed), OutboxError> {
     let seconds = filter.dead_for.map(|d| d.as_secs_f64());
     let rows = session
         .query(
@@ -211,27 +333,61 @@ async fn step(
                 &seconds,
                 &filter.message_ids,
                 &STEP,
+                &(change == Change::Discard),
             ],
         )
         .await?;
+    let taken = i64::try_from(rows.len()).unwrap_or(i64::MAX);
     if rows.is_empty() {
-        return Ok(0);
+        return Ok((0, Changed::default()));
     }
     let mut lanes: Vec<Lane> = Vec::with_capacity(rows.len());
     let mut ids: Vec<i64> = Vec::with_capacity(rows.len());
     let mut replays: Vec<bool> = Vec::with_capacity(rows.len());
     let mut message_ids: Vec<Uuid> = Vec::with_capacity(rows.len());
+    let mut moved_to: Vec<Lane> = Vec::new();
+    let mut gone = 0;
     for row in &rows {
-        lanes.push(get(row, "lane")?);
+        message_ids.push(get(row, "message_id")?);
+        let Some(lane) = get::<Option<Lane>, _>(row, "now_in")? else {
+            gone += 1;
+            continue;
+        };
+        if lane != get::<Lane, _>(row, "lane")? {
+            moved_to.push(lane);
+        }
+        lanes.push(lane);
         ids.push(get(row, "id")?);
         replays.push(get(row, "replay")?);
-        message_ids.push(get(row, "message_id")?);
     }
-    match change {
-        Change::Redrive => session.execute(&REDRIVE, &[&lanes, &ids, &replays]).await?,
-        Change::Discard => session.execute(&DISCARD, &[&lanes, &ids]).await?,
+    if !moved_to.is_empty() {
+        session.query(&HOLD, &[&moved_to]).await?;
+    }
+    let changed = match change {
+        Change::Redrive => {
+            let filed = session.query(&REDRIVE, &[&lanes, &ids, &replays]).await?;
+            message_ids = filed
+                .iter()
+                .map(|row| get(row, "message_id"))
+                .collect::<Result<_, _>>()?;
+            let messages = i64::try_from(message_ids.len()).unwrap_or(i64::MAX);
+            Changed {
+                messages,
+                sent: taken - messages,
+                gone: 0,
+            }
+        }
+        Change::Discard => {
+            session.execute(&DISCARD, &[&lanes, &ids]).await?;
+            Changed {
+                messages: taken,
+                sent: 0,
+                gone,
+            }
+        }
     };
-    let taken = i64::try_from(rows.len()).unwrap_or(i64::MAX);
-    operation::record(session, operation, taken, &message_ids).await?;
-    Ok(taken)
+    if changed.messages > 0 {
+        operation::record(session, operation, changed.messages, &message_ids).await?;
+    }
+    Ok((taken, changed))
 }

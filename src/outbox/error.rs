@@ -4,13 +4,18 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
+use super::session::SET_UP;
 use crate::config::ConfigError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OutboxError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("PostgreSQL ({action}): {}{}", describe(source), remedy(source))]
+    #[error(
+        "PostgreSQL ({action}): {}{}",
+        describe(source),
+        remedy(action, source)
+    )]
     Database {
         action: &'static str,
         source: tokio_postgres::Error,
@@ -25,6 +30,12 @@ pub enum OutboxError {
     ReadOnly { action: &'static str },
     #[error("PostgreSQL ({action}): {why}")]
     Unusable { action: &'static str, why: String },
+    /// The UPDATE went through and changed nothing.
+    #[error(
+        "PostgreSQL (mark sent): {messages} of the rows that were confirmed are not marked, the first at position {position}: \
+         a trigger or a rule on outbox.message keeps its rows as they are. Drop it, or let it pass UPDATEs of sent_at"
+    )]
+    NotMarked { messages: usize, position: i64 },
     #[error("TLS to PostgreSQL: {0}")]
     Tls(#[from] crate::tls::TlsError),
     #[error(
@@ -52,6 +63,7 @@ impl OutboxError {
                     && !is_fatal(source)
                     && source.code() != Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
             }
+            Self::NotMarked { .. } => true,
             Self::Config(_)
             | Self::ReadOnly { .. }
             | Self::Timeout { .. }
@@ -60,6 +72,27 @@ impl OutboxError {
             | Self::SchemaTooNew { .. }
             | Self::SchemaTooOld { .. } => false,
         }
+    }
+
+    /// Another session holds a lock that this one needs.
+    pub fn is_lock(&self) -> bool {
+        matches!(self, Self::Database { source, .. } if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+    }
+
+    /// The server has no connection left for us: for this role, this database, or at all.
+    pub fn is_short_of_connections(&self) -> bool {
+        matches!(self, Self::Database { source, .. } if source.code() == Some(&SqlState::TOO_MANY_CONNECTIONS))
+    }
+
+    /// A time-out that the server has for everybody may be the cause: a statement or the session was ended.
+    pub(super) fn is_impatience(&self) -> bool {
+        matches!(self, Self::Database { source, .. }
+            if source.is_closed() || source.code() == Some(&SqlState::QUERY_CANCELED) || is_fatal(source) && is_timeout(source))
+    }
+
+    /// A prepared statement that is somebody else's, or is gone.
+    pub fn is_of_a_pooler(&self) -> bool {
+        matches!(self, Self::Database { source, .. } if pooled(source))
     }
 
     /// The schema is not the one this program knows. Waiting alone does not mend it; a migration does.
@@ -75,10 +108,35 @@ impl OutboxError {
                 )
             ),
             Self::Config(_)
+            | Self::NotMarked { .. }
             | Self::ReadOnly { .. }
             | Self::Timeout { .. }
             | Self::Unusable { .. }
             | Self::Tls(_) => false,
+        }
+    }
+}
+
+impl OutboxError {
+    /// Waiting does not help: a person must change the configuration, the server's or the schema.
+    pub fn needs_a_person(&self) -> bool {
+        match self {
+            Self::Config(_) | Self::Tls(_) => true,
+            Self::Database { source, .. } => {
+                self.is_schema()
+                    || pooled(source)
+                    || matches!(
+                        source.code(),
+                        Some(
+                            &SqlState::INVALID_PASSWORD
+                                | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+                                | &SqlState::INVALID_CATALOG_NAME
+                                | &SqlState::INSUFFICIENT_PRIVILEGE
+                        )
+                    )
+            }
+            Self::ReadOnly { .. } | Self::Timeout { .. } | Self::Unusable { .. } => false,
+            Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } | Self::NotMarked { .. } => true,
         }
     }
 }
@@ -92,11 +150,39 @@ fn is_fatal(error: &tokio_postgres::Error) -> bool {
     })
 }
 
+fn is_timeout(error: &tokio_postgres::Error) -> bool {
+    // idle_session_timeout, idle_in_transaction_session_timeout, transaction_timeout
+    error
+        .code()
+        .is_some_and(|code| ["57P05", "25P03", "25P04"].contains(&code.code()))
+}
+
+fn pooled(error: &tokio_postgres::Error) -> bool {
+    matches!(
+        error.code(),
+        Some(&SqlState::DUPLICATE_PSTATEMENT | &SqlState::INVALID_SQL_STATEMENT_NAME)
+    )
+}
+
+/// By the name of the server's function: its words are translated.
+fn is_row_security(error: &tokio_postgres::Error) -> bool {
+    error
+        .as_db_error()
+        .is_some_and(|db| db.routine() == Some("check_enable_rls"))
+}
+
 /// The driver prints `db error`; the cause is one level down.
 fn describe(error: &tokio_postgres::Error) -> String {
     use std::error::Error;
     if let Some(db) = error.as_db_error() {
-        return format!("{} (SQLSTATE {})", db.message(), db.code().code());
+        let text = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+        // Its detail names what is in the way, and holds nothing of a row.
+        return match db.detail() {
+            Some(detail) if *db.code() == SqlState::INVALID_COLUMN_REFERENCE => {
+                format!("{text}: {detail}")
+            }
+            _ => text,
+        };
     }
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -110,10 +196,26 @@ fn describe(error: &tokio_postgres::Error) -> String {
     text
 }
 
-const READ_ONLY: &str = ". This server is read-only: list every host in database.url with target_session_attrs=read-write";
+const READ_ONLY: &str = ". This server is read-only: list every host in database.url with target_session_attrs=read-write; \
+                         or default_transaction_read_only is on for it, the database or the role: set it off";
+
+/// What a pooler in transaction mode needs.
+pub const POOLER: &str = ". database.url leads to a pooler in transaction mode: set database.prepared_statements = false and \
+                          database.listen = false, or connect to PostgreSQL itself";
 
 /// What the person at the keyboard can do, where the server's own text does not say.
-fn remedy(error: &tokio_postgres::Error) -> &'static str {
+fn remedy(action: &str, error: &tokio_postgres::Error) -> &'static str {
+    if is_row_security(error) {
+        return ". Row level security would hide rows of it from this role, and they would never be sent: ALTER TABLE outbox.… \
+                DISABLE ROW LEVEL SECURITY, or ALTER ROLE … BYPASSRLS for this role";
+    }
+    if pooled(error) {
+        return POOLER;
+    }
+    if action == SET_UP && error.as_db_error().is_some() && !is_fatal(error) {
+        return ". The relay's session needs this setting: connect to PostgreSQL itself, or through a pooler that lets a session \
+                set it";
+    }
     match error.code() {
         Some(
             &SqlState::INVALID_SCHEMA_NAME
@@ -131,11 +233,16 @@ fn remedy(error: &tokio_postgres::Error) -> &'static str {
         }
         Some(&SqlState::INVALID_CATALOG_NAME) => ". Check the database name in database.url",
         Some(&SqlState::TOO_MANY_CONNECTIONS) => {
-            ". Raise max_connections, or lower relay.workers (a relay uses one connection a worker and two more)"
+            ". Raise max_connections or the CONNECTION LIMIT of the role or the database, or lower relay.workers (a relay uses \
+             one connection a worker and three more, and works with two)"
         }
         Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => READ_ONLY,
         Some(&SqlState::LOCK_NOT_AVAILABLE) => {
             ". Another session holds a lock on the outbox, a migration perhaps"
+        }
+        // An UPDATE of a table whose publication filters rows by a column that is not in its replica identity.
+        Some(&SqlState::INVALID_COLUMN_REFERENCE) => {
+            ". Publish the outbox's tables without a row filter, or without UPDATE and DELETE"
         }
         _ => "",
     }

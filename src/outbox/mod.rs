@@ -1,21 +1,29 @@
 //! The outbox in PostgreSQL. Nothing here knows RabbitMQ.
 
-pub mod claim;
-pub mod ctid;
-pub mod dead;
+pub(crate) mod audit;
+pub(crate) mod blockers;
+pub(crate) mod claim;
+pub(crate) mod ctid;
+pub(crate) mod dead;
 mod error;
+pub(crate) mod held;
 mod hosts;
-pub mod low_water;
-pub mod migrate;
-pub mod operation;
-pub mod preflight;
-pub mod replay;
-pub mod retention;
+pub(crate) mod migrate;
+pub(crate) mod operation;
+pub mod parts;
+pub(crate) mod pooler;
+pub(crate) mod preflight;
+pub(crate) mod rehearsal;
+pub(crate) mod replay;
+pub(crate) mod retention;
+mod row;
+pub mod schema;
 pub mod session;
-pub mod settle;
-pub mod share;
-pub mod status;
-pub mod wake;
-pub mod work;
+mod settings;
+pub(crate) mod settle;
+pub(crate) mod status;
+pub(crate) mod unreadable;
+pub(crate) mod wake;
+pub(crate) mod work;
 
 pub use error::OutboxError;

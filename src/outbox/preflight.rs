@@ -3,7 +3,9 @@
 
 use super::{
     OutboxError,
-    claim::get,
+    parts::{self, Difference},
+    row::get,
+    schema::OUTBOX,
     session::{Query, Session},
 };
 
@@ -13,9 +15,16 @@ const MISSING: Query = Query {
     types: &[],
 };
 
-const LOST: Query = Query {
-    action: "check the schema",
-    sql: include_str!("sql/missing_parts.sql"),
+const WRITABLE: Query = Query {
+    action: "check whether transactions may write",
+    sql: "SELECT pg_catalog.pg_is_in_recovery() AS standby, \
+                 pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on' AS read_only",
+    types: &[],
+};
+
+const SHARED: Query = Query {
+    action: "check who has rights elsewhere",
+    sql: include_str!("sql/shared_roles.sql"),
     types: &[],
 };
 
@@ -37,10 +46,48 @@ pub async fn missing_privileges(session: &Session) -> Result<Vec<String>, Outbox
     words(session, &MISSING).await
 }
 
-/// Tables, columns and properties of the schema version that is recorded, and that somebody has taken away or changed
-/// since.
+/// What the schema version that is recorded has, and what somebody has taken away or changed since.
+pub async fn differences(session: &Session) -> Result<Vec<Difference>, OutboxError> {
+    let here = parts::here(session, OUTBOX.name).await?;
+    Ok(parts::differences(&parts::expected(&OUTBOX), &here))
+}
+
+/// Those of them without which a relay fails, or loses a message's place.
 pub async fn missing_parts(session: &Session) -> Result<Vec<String>, OutboxError> {
-    words(session, &LOST).await
+    let found = differences(session).await?;
+    Ok(found
+        .iter()
+        .filter(|part| part.stops_a_relay())
+        .map(ToString::to_string)
+        .collect())
+}
+
+/// Why a relay's transactions could not write here; `None` when they can.
+pub async fn is_read_only(session: &Session) -> Result<Option<&'static str>, OutboxError> {
+    session.begin().await?;
+    let rows = session.query(&WRITABLE, &[]).await;
+    session.rollback().await?;
+    let Some(row) = rows?.pop() else {
+        return Ok(None);
+    };
+    Ok(if get(&row, "standby")? {
+        Some(
+            "this server is a standby, where a relay can write nothing: name the primary in database.url, or every host with \
+             target_session_attrs=read-write",
+        )
+    } else if get(&row, "read_only")? {
+        Some(
+            "transactions are read-only here (default_transaction_read_only, set for the server, the database or the role): \
+             find out who wants it so, and ALTER … RESET default_transaction_read_only",
+        )
+    } else {
+        None
+    })
+}
+
+/// Roles without a login that have rights on this outbox, members, and rights in other databases; with those databases.
+pub async fn roles_shared_with_others(session: &Session) -> Result<Vec<String>, OutboxError> {
+    words(session, &SHARED).await
 }
 
 async fn words(session: &Session, query: &Query) -> Result<Vec<String>, OutboxError> {

@@ -2,23 +2,24 @@
 //! header. They wait in `outbox.waiting` like any other message that is not due yet; a rate spaces their due times,
 //! and a replay never holds back, nor waits for, what is new.
 
+use std::{collections::BTreeSet, time::SystemTime};
+
+use outbox_core::message::Lane;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::{
     OutboxError,
-    claim::get,
     operation::{self, Operation},
+    row::get,
     session::{Query, Session},
 };
-use crate::message::Lane;
 
 /// Which sent messages. At least one condition is asked for by the command.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// Times as PostgreSQL reads them, RFC 3339 for one.
-    pub since: Option<String>,
-    pub until: Option<String>,
+    pub since: Option<SystemTime>,
+    pub until: Option<SystemTime>,
     pub aggregate_type: Option<String>,
     pub aggregate_id: Option<String>,
     pub event_type: Option<String>,
@@ -32,8 +33,8 @@ const STEP: Query = Query {
         Type::INT2,
         Type::INT8,
         Type::INT8,
-        Type::TEXT,
-        Type::TEXT,
+        Type::TIMESTAMPTZ,
+        Type::TIMESTAMPTZ,
         Type::TEXT,
         Type::TEXT,
         Type::TEXT,
@@ -44,9 +45,32 @@ const STEP: Query = Query {
     ],
 };
 
+const NOW: Query = Query {
+    action: "ask for the time",
+    sql: "SELECT clock_timestamp() AS now",
+    types: &[],
+};
+
+/// By the clock that also wrote `created_at`.
+pub async fn now(session: &Session) -> Result<SystemTime, OutboxError> {
+    let rows = session.query(&NOW, &[]).await?;
+    rows.first()
+        .map_or_else(|| Ok(SystemTime::now()), |row| get(row, "now"))
+}
+
+/// What a replay chose.
+#[derive(Debug, Default)]
+pub struct Replayed {
+    pub messages: i64,
+    /// Those of the filter's message ids that were found.
+    pub found: BTreeSet<Uuid>,
+}
+
 /// Rows looked at in one transaction.
 const ROWS: i64 = 5000;
 const LANES: Lane = 64;
+/// Message ids of one record.
+const LISTED: usize = 1000;
 
 /// Files the messages, or counts them with `dry_run`. `per_second`: at most so many of them fall due in a second.
 pub async fn replay(
@@ -55,9 +79,9 @@ pub async fn replay(
     per_second: f64,
     dry_run: bool,
     operation: &Operation,
-) -> Result<i64, OutboxError> {
+) -> Result<Replayed, OutboxError> {
     let between = 1.0 / per_second;
-    let mut total: i64 = 0;
+    let mut all = Replayed::default();
     for lane in 0..LANES {
         let mut cursor: i64 = 0;
         loop {
@@ -67,7 +91,7 @@ pub async fn replay(
                 filter,
                 lane,
                 cursor,
-                total as f64 * between,
+                all.messages as f64 * between,
                 between,
                 dry_run,
                 operation,
@@ -82,20 +106,23 @@ pub async fn replay(
                 }
             };
             session.commit().await?;
-            total += found.chosen;
+            all.messages += found.chosen;
+            all.found.extend(found.message_ids);
             match found.cursor {
                 Some(next) if found.looked >= ROWS => cursor = next,
                 _ => break,
             }
         }
     }
-    Ok(total)
+    Ok(all)
 }
 
 struct Found {
     cursor: Option<i64>,
     looked: i64,
     chosen: i64,
+    /// When the filter names some: those.
+    message_ids: Vec<Uuid>,
 }
 
 #[allow(clippy::too_many_arguments, reason = "the parameters of one statement")]
@@ -133,16 +160,23 @@ async fn step(
             cursor: None,
             looked: 0,
             chosen: 0,
+            message_ids: Vec::new(),
         });
     };
     let chosen: i64 = get(row, "chosen")?;
     let message_ids: Vec<Uuid> = get(row, "message_ids")?;
     if chosen > 0 && !dry_run {
-        operation::record(session, operation, chosen, &message_ids).await?;
+        let listed = &message_ids[..message_ids.len().min(LISTED)];
+        operation::record(session, operation, chosen, listed).await?;
     }
     Ok(Found {
         cursor: get(row, "cursor")?,
         looked: get(row, "looked")?,
         chosen,
+        message_ids: if filter.message_ids.is_empty() {
+            Vec::new()
+        } else {
+            message_ids
+        },
     })
 }

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
+use outbox_core::message::Lane;
 use tokio_postgres::types::Type;
 
 use super::{
     OutboxError,
-    claim::get,
+    row::get,
     session::{Query, Session},
 };
-use crate::message::Lane;
 
 const PRUNE_LANE: Query = Query {
     action: "prune sent messages",
@@ -26,6 +26,8 @@ pub struct Step {
     pub cursor: i64,
     /// More may be old enough.
     pub more: bool,
+    /// It passed over unsent rows that are filed nowhere.
+    pub stranded: bool,
 }
 
 /// Looks at up to `rows` rows of a lane above `cursor`. The cursor is the caller's, so that deleted rows that the
@@ -48,6 +50,7 @@ pub async fn prune_step(
             deleted: 0,
             cursor,
             more: false,
+            stranded: false,
         });
     };
     let looked: i64 = get(row, "looked")?;
@@ -57,5 +60,6 @@ pub async fn prune_step(
         deleted: u64::try_from(deleted).unwrap_or(0),
         cursor: next,
         more: looked >= i64::from(rows) && next > cursor,
+        stranded: get(row, "stranded")?,
     })
 }

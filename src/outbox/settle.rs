@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
+use outbox_core::{
+    message::{Lane, Position},
+    settlement::{Sent, Settlement},
+};
 use tokio_postgres::types::Type;
 
 use super::{
     OutboxError,
-    ctid::Ctid,
+    ctid::Tid,
+    row::get,
     session::{Query, Session},
 };
-use crate::{
-    failpoint,
-    message::{Lane, Position},
-    settlement::{Sent, Settlement},
-};
+use crate::failpoint;
 
 /// What becomes of a row once it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,11 @@ const DELETE_SENT: Query = Query {
     sql: include_str!("sql/delete_sent.sql"),
     types: &[Type::TID_ARRAY, Type::INT8_ARRAY],
 };
+const UNMARKED: Query = Query {
+    action: "look for rows that were not marked",
+    sql: include_str!("sql/unmarked.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+};
 const DELETE_MOVED: Query = Query {
     action: "delete sent rows that moved",
     sql: include_str!("sql/delete_moved.sql"),
@@ -60,6 +66,8 @@ const WAIT: Query = Query {
         Type::INT4_ARRAY,
         Type::TEXT_ARRAY,
         Type::TEXT_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
     ],
 };
 const BURY: Query = Query {
@@ -99,14 +107,19 @@ pub async fn settle(
     released_at_once: usize,
 ) -> Result<(), OutboxError> {
     // Their order matters only between the removals from outbox.waiting and the release; all are one transaction.
-    tokio::try_join!(
-        mark_sent(session, &settlement.sent, keep),
-        unfile(session, &settlement.unfile),
-        wait(session, settlement),
-        bury(session, settlement),
-        release(session, &settlement.release, released_at_once),
-        advance(session, settlement),
-    )?;
+    // Boxed: six statements at once are large. Biased: the first one that fails makes the others fail, and is the one to say.
+    Box::pin(async {
+        tokio::try_join!(
+            biased;
+            mark_sent(session, &settlement.sent, keep),
+            unfile(session, &settlement.unfile),
+            wait(session, settlement),
+            bury(session, settlement),
+            release(session, &settlement.release, released_at_once),
+            advance(session, settlement),
+        )
+    })
+    .await?;
     failpoint::reach("settle.before_commit").await;
     session.commit().await?;
     failpoint::reach("settle.after_commit").await;
@@ -125,16 +138,25 @@ async fn mark_sent(session: &Session, sent: &[Sent], keep: Keep) -> Result<(), O
         Keep::Marked => (&MARK_SENT, &MARK_MOVED),
         Keep::Deleted => (&DELETE_SENT, &DELETE_MOVED),
     };
-    let (ctids, ids): (Vec<Ctid>, Vec<i64>) = sent.iter().map(|s| (s.ctid, s.position.id)).unzip();
-    let mut marked = session.execute(query, &[&ctids, &ids]).await?;
+    let (tids, ids): (Vec<Tid>, Vec<i64>) =
+        sent.iter().map(|s| (Tid(s.ctid), s.position.id)).unzip();
+    let mut marked = session.execute(query, &[&tids, &ids]).await?;
     if marked != sent.len() as u64 {
         // Nobody but a person writes to a row that is pending: a payload mended by hand, for example.
         let lanes: Vec<Lane> = sent.iter().map(|s| s.position.lane).collect();
         marked += session.execute(moved, &[&lanes, &ids]).await?;
     }
     if marked != sent.len() as u64 {
-        // The lane's lock forbids that another relay did it. They are confirmed all the same, so the rest stays.
-        tracing::error!(
+        // Deleted or marked by hand: nothing is left to mark. But one that is still there would be published again and again.
+        let lanes: Vec<Lane> = sent.iter().map(|s| s.position.lane).collect();
+        let left = session.query(&UNMARKED, &[&lanes, &ids]).await?;
+        if let Some(first) = left.first() {
+            return Err(OutboxError::NotMarked {
+                messages: left.len(),
+                position: get(first, "id")?,
+            });
+        }
+        tracing::warn!(
             confirmed = sent.len(),
             marked,
             "rows changed under a held lane: were they deleted or marked by hand?"
@@ -163,10 +185,27 @@ async fn wait(session: &Session, settlement: &Settlement) -> Result<(), OutboxEr
     let attempts: Vec<i32> = wait.iter().map(|w| saturated(w.attempts)).collect();
     let reasons: Vec<Option<&str>> = wait.iter().map(|w| w.reason.map(|r| r.as_str())).collect();
     let errors: Vec<Option<&str>> = wait.iter().map(|w| w.error.as_deref()).collect();
+    let (destinations, probes): (Vec<Option<i64>>, Vec<Option<i32>>) = wait
+        .iter()
+        .map(|w| match w.held_for {
+            Some((destination, failures)) => (Some(destination.0), Some(saturated(failures))),
+            None => (None, None),
+        })
+        .unzip();
     session
         .execute(
             &WAIT,
-            &[&lanes, &ids, &causes, &delays, &attempts, &reasons, &errors],
+            &[
+                &lanes,
+                &ids,
+                &causes,
+                &delays,
+                &attempts,
+                &reasons,
+                &errors,
+                &destinations,
+                &probes,
+            ],
         )
         .await
         .map(drop)

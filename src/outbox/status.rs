@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::{
     OutboxError,
-    claim::get,
+    row::get,
     session::{Query, Session},
 };
 
@@ -28,6 +28,10 @@ pub struct RelaySeen {
     pub workers: i32,
     pub state: String,
     pub seen_seconds_ago: f64,
+    /// Since it last audited all messages; `None` before the first time.
+    pub audited_seconds_ago: Option<f64>,
+    /// Unsent messages below the mark that it knows of and has not filed yet.
+    pub stranded: i64,
 }
 
 const STATUS: Query = Query {
@@ -37,8 +41,11 @@ const STATUS: Query = Query {
 };
 const RELAYS: Query = Query {
     action: "read outbox.relay",
-    sql: "SELECT instance, host, version, workers, state, \
-                 extract(epoch FROM clock_timestamp() - seen_at)::double precision AS age \
+    // A role that may write there may write anything.
+    sql: "SELECT left(instance, 200) AS instance, left(host, 200) AS host, left(version, 50) AS version, workers, \
+                 left(state, 50) AS state, \
+                 extract(epoch FROM clock_timestamp() - seen_at)::double precision AS age, \
+                 extract(epoch FROM clock_timestamp() - audited_at)::double precision AS audited, stranded \
           FROM outbox.relay WHERE seen_at > clock_timestamp() - interval '1 minute' ORDER BY instance",
     types: &[],
 };
@@ -85,6 +92,8 @@ pub async fn relays(session: &Session) -> Result<Vec<RelaySeen>, OutboxError> {
                 workers: get(row, "workers")?,
                 state: get(row, "state")?,
                 seen_seconds_ago: get(row, "age")?,
+                audited_seconds_ago: get(row, "audited")?,
+                stranded: get(row, "stranded")?,
             })
         })
         .collect()

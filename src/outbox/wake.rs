@@ -11,6 +11,9 @@
 //! nobody slept, in a transaction that held the lock shared, so that we could not have taken it before its end; or
 //! after we took it, so that it notifies. Hence: take the lock, *then* look once more, then sleep.
 //!
+//! **Floods.** Whoever may connect may notify on this channel, and a listening connection hears all of it. So the lock is
+//! held and the channel heard on a connection of their own (`relay::listener`), and nothing that must go on waits for it.
+//!
 //! **Failures.** A lost connection frees the lock with it, and a lost notification costs at most `poll_interval`:
 //! polling is the truth, this only makes it early. Behind PgBouncer in transaction mode there is no session to
 //! hold the lock or to listen: set `database.listen = false`.
@@ -20,7 +23,7 @@ use tokio_postgres::types::Type;
 
 use super::{
     OutboxError,
-    claim::get,
+    row::get,
     session::{Query, Session},
 };
 
@@ -37,6 +40,21 @@ const GET_UP: Query = Query {
     sql: "SELECT pg_advisory_unlock($1) AS up",
     types: &[Type::INT8],
 };
+
+/// A listener that never reads keeps every notification of the cluster. When the queue is full, a commit that notifies
+/// fails, so nobody is to notify long before.
+const FILLING: Query = Query {
+    action: "look at the notification queue",
+    sql: "SELECT pg_notification_queue_usage() > 0.25 AS filling",
+    types: &[],
+};
+
+pub async fn is_queue_filling(session: &Session) -> Result<bool, OutboxError> {
+    match session.query(&FILLING, &[]).await?.first() {
+        Some(row) => get(row, "filling"),
+        None => Ok(false),
+    }
+}
 
 pub async fn listen(session: &Session) -> Result<(), OutboxError> {
     session.batch("listen", "LISTEN outbox_wake").await

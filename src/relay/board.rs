@@ -8,15 +8,14 @@ use std::{
     time::Duration,
 };
 
+use outbox_core::message::Lane;
 use tokio::{sync::Notify, time::Instant};
-
-use crate::message::Lane;
 
 pub const LANES: usize = 64;
 
 /// Most lanes one claim takes with a backlog, so that other relays find lanes too. More lanes in a batch also mean more
 /// keys, and fewer messages of one key that wait for each other. No divisor of `LANES`: those of one claim would stay
-/// together, and what a claim shares among its lanes would not keep them up with all others (`outbox::share`).
+/// together, and what a claim shares among its lanes would not keep them up with all others (`outbox_core::share`).
 const LANES_PER_CLAIM: usize = 15;
 /// And without one. A claim costs the servers the same for one message as for thirty, so few large claims leave them
 /// room; but lanes of one claim wait for its slowest confirm.
@@ -359,10 +358,10 @@ mod tests {
     use std::{collections::VecDeque, pin::pin};
 
     use futures_util::{FutureExt, poll};
+    use outbox_core::share::shares;
     use tokio::time::advance;
 
     use super::*;
-    use crate::outbox::share::shares;
 
     #[tokio::test]
     async fn the_longest_unserved_lane_comes_first_and_no_lane_is_lent_twice() {

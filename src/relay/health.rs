@@ -5,6 +5,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::time::{Duration, Instant};
+
 use crate::telemetry::metrics;
 
 /// One source's health. Workers report their broker links, the scout reports the database.
@@ -18,7 +20,21 @@ pub struct Health {
 struct State {
     database: Option<Result<(), String>>,
     links: BTreeMap<usize, LinkReport>,
+    /// What is wrong with the schema.
+    schema: Option<String>,
     stopping: bool,
+    /// Since when, and why, messages cannot be marked.
+    cannot_mark: Option<(Instant, String)>,
+}
+
+/// While there is anything to mark, it is tried again sooner than that.
+const TROUBLE: Duration = Duration::from_secs(30);
+
+impl State {
+    fn cannot_mark(&self) -> Option<&str> {
+        let (last, why) = self.cannot_mark.as_ref()?;
+        (last.elapsed() < TROUBLE).then_some(why)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +51,12 @@ pub struct Readiness {
     pub source: String,
     pub ready: bool,
     pub database: String,
+    pub schema: String,
     pub broker: String,
     pub blocked: bool,
+    /// Why messages cannot be marked as sent; nothing is published then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cannot_mark: Option<String>,
 }
 
 impl Health {
@@ -61,6 +81,12 @@ impl Health {
         self.state().database = Some(Err(why));
     }
 
+    /// `fault`: what the start would have refused.
+    pub fn schema(&self, fault: Option<String>) {
+        metrics::schema_ok(&self.source, fault.is_none());
+        self.state().schema = fault;
+    }
+
     pub fn link(&self, worker: usize, report: LinkReport) {
         let mut state = self.state();
         state.links.insert(worker, report);
@@ -75,6 +101,40 @@ impl Health {
         drop(state);
         metrics::dependency_up(&self.source, "rabbitmq", up);
         metrics::broker_blocked(&self.source, blocked);
+    }
+
+    /// Messages cannot be marked as sent. The first time it is said.
+    pub fn cannot_mark(&self, why: &str) {
+        let mut state = self.state();
+        let news = state.cannot_mark().is_none();
+        state.cannot_mark = Some((Instant::now(), why.to_owned()));
+        drop(state);
+        metrics::can_mark(&self.source, false);
+        if news {
+            tracing::error!(
+                source = self.source,
+                why,
+                "messages cannot be marked as sent, so they are not published"
+            );
+        }
+    }
+
+    /// Messages were marked.
+    pub fn marked(&self) {
+        if self.state().cannot_mark.take().is_some() {
+            metrics::can_mark(&self.source, true);
+            tracing::info!(source = self.source, "messages are marked as sent again");
+        }
+    }
+
+    /// With nothing left to mark nobody says that it can be done.
+    pub fn forget_old_trouble(&self) {
+        let mut state = self.state();
+        if state.cannot_mark.is_some() && state.cannot_mark().is_none() {
+            state.cannot_mark = None;
+            drop(state);
+            metrics::can_mark(&self.source, true);
+        }
     }
 
     pub fn stopping(&self) {
@@ -103,13 +163,21 @@ impl Health {
             });
             why.unwrap_or_else(|| "connecting".to_owned())
         };
-        let ready = matches!(state.database, Some(Ok(()))) && up && !blocked && !state.stopping;
+        let cannot_mark = state.cannot_mark().map(str::to_owned);
+        let ready = matches!(state.database, Some(Ok(())))
+            && state.schema.is_none()
+            && up
+            && !blocked
+            && cannot_mark.is_none()
+            && !state.stopping;
         Readiness {
             source: self.source.clone(),
             ready,
             database,
+            schema: state.schema.clone().unwrap_or_else(|| "ok".to_owned()),
             broker,
             blocked,
+            cannot_mark,
         }
     }
 
@@ -124,6 +192,8 @@ impl Health {
             .any(|l| matches!(l, LinkReport::Blocked(_)))
         {
             "blocked"
+        } else if state.cannot_mark().is_some() {
+            "cannot_mark"
         } else if state.links.values().any(|l| *l == LinkReport::Up) {
             "publishing"
         } else if state.links.values().all(|l| *l == LinkReport::Connecting) {

@@ -3,17 +3,20 @@
 
 use std::{sync::Arc, time::Duration};
 
+use outbox_core::{circuit::Task, message::Lane};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    audit::Audit,
     board::LANES,
-    worker::{Shared, reconnect_delay},
+    inspection::Inspection,
+    seats::Rank,
+    shared::{Shared, reconnect_delay},
 };
 use crate::{
     config::Retention,
-    message::Lane,
-    outbox::{OutboxError, migrate, retention, session::Session, status},
+    outbox::{OutboxError, blockers, held, migrate, retention, session::Session, status},
     telemetry::metrics,
 };
 
@@ -26,6 +29,16 @@ const GAUGES: u32 = 100;
 const SLOW_GAUGES: u32 = 5;
 /// But they are no older than this and a reading: alerts depend on them.
 const GAUGES_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
+/// Between two looks at the circuits, while some destination fails.
+const CIRCUITS_EVERY: Duration = Duration::from_millis(100);
+/// Between two looks for messages that another process held.
+const HELD_EVERY: Duration = Duration::from_secs(10);
+/// Destinations found in one look.
+const HELD_AT_ONCE: i32 = 1000;
+/// Messages that one step gives up.
+const GIVE_UP_AT_ONCE: i64 = 1000;
+/// From this lag on it is asked whether somebody's locks are the reason.
+const SUSPICIOUS_LAG_S: f64 = 15.0;
 const BEAT_EVERY: Duration = Duration::from_secs(10);
 /// Rows passed over because they were dead or waiting are looked at again after this long.
 const RESTART_PRUNING_EVERY: Duration = Duration::from_secs(3600);
@@ -36,10 +49,19 @@ const PRUNING_BESIDE_BACKLOG: u32 = 7;
 
 pub async fn run(shared: Arc<Shared>, retention: Retention, host: String, stop: CancellationToken) {
     let mut failures: u32 = 0;
+    // It survives a lost connection: an audit of a large table takes hours.
+    let mut audit = Audit::new();
     while !stop.is_cancelled() {
-        match keep_house(&shared, &retention, &host, &stop, &mut failures).await {
-            Ok(()) => return,
+        let kept = keep_house(&shared, &retention, &host, &stop, &mut failures, &mut audit);
+        match Box::pin(kept).await {
+            // It was asked to stop, or gave its connection to somebody who is more important.
+            Ok(()) => {}
+            Err(error) if error.is_short_of_connections() => {
+                metrics::outbox_unknown(shared.health.source());
+                shared.refused(Rank::HOUSEKEEPER, &error);
+            }
             Err(error) => {
+                shared.silence.note(&error);
                 failures = failures.saturating_add(1);
                 metrics::outbox_unknown(shared.health.source());
                 tracing::warn!(
@@ -63,11 +85,16 @@ async fn keep_house(
     host: &str,
     stop: &CancellationToken,
     failures: &mut u32,
+    audit: &mut Audit,
 ) -> Result<(), OutboxError> {
     let name = format!("{}/housekeeper", shared.instance);
     let connecting = async {
-        let session = Session::connect(&shared.source.database, &name).await?;
-        migrate::require_known(&session).await?;
+        let database = &shared.source.database;
+        let session = shared
+            .seats
+            .connect(Rank::HOUSEKEEPER, database, &name, None)
+            .await?;
+        migrate::require_usable(&session).await?;
         Ok::<_, OutboxError>(session)
     };
     let session = tokio::select! {
@@ -82,8 +109,14 @@ async fn keep_house(
     // A new relay prunes soon: a fleet that restarts often must prune as well.
     let mut prune_at = Instant::now();
     let mut pruning = Pruning::new();
+    let mut held_at = Instant::now();
+    let mut inspection = Inspection::new();
+    audit.reconnected();
     while !stop.is_cancelled() {
         let source = shared.health.source();
+        // Before the gauges: they can't be read where something is missing.
+        let inspect_at = inspection.step(&session, shared).await?;
+        let audit_at = audit.step(&session, shared).await?;
         if Instant::now() >= gauges_at {
             let asked = Instant::now();
             let state = status::status(&session).await?;
@@ -96,7 +129,16 @@ async fn keep_house(
                 state.dead,
             );
             gauges_at = Instant::now() + pause;
+            shared.health.forget_old_trouble();
+            if state.oldest_due_age_seconds > SUSPICIOUS_LAG_S {
+                name_blockers(shared, &session).await?;
+            }
         }
+        if Instant::now() >= held_at {
+            find_held(shared, &session).await?;
+            held_at = Instant::now() + HELD_EVERY;
+        }
+        work_circuits(shared, &session).await?;
         if Instant::now() >= beat_at {
             status::beat(
                 &session,
@@ -106,11 +148,12 @@ async fn keep_house(
                 shared.health.word(),
             )
             .await?;
+            audit.report(&session, shared).await?;
             beat_at = Instant::now() + BEAT_EVERY;
         }
         if Instant::now() >= prune_at {
             let asked = Instant::now();
-            let more = pruning.step(&session, retention, source).await?;
+            let more = pruning.step(&session, retention, shared).await?;
             let pause = if more {
                 let board = &shared.board;
                 pruning_pause(asked.elapsed(), board.is_worked(), board.has_backlog())
@@ -119,12 +162,71 @@ async fn keep_house(
             };
             prune_at = Instant::now() + pause;
         }
+        let mut next = gauges_at.min(beat_at).min(prune_at).min(held_at);
+        next = next.min(inspect_at).min(audit_at);
+        if !shared.circuits().is_empty() {
+            next = next.min(Instant::now() + CIRCUITS_EVERY);
+        }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep_until(gauges_at.min(beat_at).min(prune_at)) => {}
+            () = session.wanted() => {
+                metrics::outbox_unknown(source);
+                return Ok(());
+            }
+            error = shared.silence.watch(&session, shared.source.database.connect_timeout) => return Err(error),
+            () = tokio::time::sleep_until(next) => {}
         }
     }
     status::leave(&session, &shared.instance).await
+}
+
+/// Lanes and tables that somebody else holds are no error to a claim: it finds nothing free.
+async fn name_blockers(shared: &Shared, session: &Session) -> Result<(), OutboxError> {
+    let found = blockers::find(session, &[]).await?;
+    if !found.is_empty() {
+        let why = format!("locked by {}", blockers::text(&found));
+        shared.health.cannot_mark(&why);
+    }
+    Ok(())
+}
+
+/// Messages that another relay held, or this one before it was started again.
+async fn find_held(shared: &Shared, session: &Session) -> Result<(), OutboxError> {
+    for held in held::destinations(session, HELD_AT_ONCE).await? {
+        let mut circuits = shared.circuits();
+        circuits.found(held, Instant::now().into_std(), &mut rand::rng());
+    }
+    Ok(())
+}
+
+/// What is due of held messages: probes, last attempts, releases.
+async fn work_circuits(shared: &Shared, session: &Session) -> Result<(), OutboxError> {
+    let now = Instant::now().into_std();
+    let tasks = shared.circuits().tasks(now, &mut rand::rng());
+    for task in tasks {
+        match task {
+            Task::Probe(destination, after) => {
+                let chosen = held::probe(session, destination, after).await?;
+                shared
+                    .circuits()
+                    .probed(destination, chosen, Instant::now().into_std());
+            }
+            Task::GiveUp(destination, failed_probes) => {
+                let enough = shared.policy.max_attempts;
+                while held::give_up(session, destination, failed_probes, enough, GIVE_UP_AT_ONCE)
+                    .await?
+                    == GIVE_UP_AT_ONCE.unsigned_abs()
+                {}
+            }
+            Task::Release(destination, rows) => {
+                let released = held::release(session, destination, rows).await?;
+                shared.circuits().released(destination, rows, released);
+            }
+        }
+    }
+    let open = shared.circuits().open();
+    metrics::failing_destinations(shared.health.source(), open);
+    Ok(())
 }
 
 /// After two readings that took so long. A server that stood still once does not make the gauges old.
@@ -169,7 +271,7 @@ impl Pruning {
         &mut self,
         session: &Session,
         retention: &Retention,
-        source: &str,
+        shared: &Shared,
     ) -> Result<bool, OutboxError> {
         if self.lane == 0 {
             self.more = false;
@@ -182,7 +284,10 @@ impl Pruning {
         let step = retention::prune_step(session, lane, *cursor, rows, retention.sent).await?;
         *cursor = step.cursor;
         self.more |= step.more;
-        metrics::pruned(source, step.deleted);
+        if step.stranded {
+            shared.hints.alarm();
+        }
+        metrics::pruned(shared.health.source(), step.deleted);
         self.lane = (self.lane + 1) % LANES;
         Ok(self.lane != 0 || self.more)
     }

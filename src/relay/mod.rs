@@ -1,31 +1,44 @@
-//! The relay: for each source, workers that claim, publish and settle, a scout that finds them work, and a
-//! housekeeper. One stop token goes down; every task is owned and restarted by its supervisor.
+//! The relay: for each source, workers that claim, publish and settle, a scout that finds them work, a listener that
+//! lets it sleep, and a housekeeper. One stop token goes down; every task is owned and restarted by its supervisor.
 
-mod batch;
+mod audit;
 pub mod board;
 pub mod health;
 mod housekeeper;
-pub mod plan;
+mod inspection;
+mod listener;
+mod publishing;
 mod scout;
+mod seats;
+mod shared;
+mod silence;
+mod timed_out;
 mod worker;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use outbox_core::{
+    backoff,
+    circuit::Circuits,
+    envelope::{EnvelopeBuilder, EnvelopeOptions},
+    outcome::RetryPolicy,
+    route::{RouteError, Router, RoutingRules},
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backoff,
     config::{Config, Retention},
-    envelope::{EnvelopeBuilder, EnvelopeOptions},
     outbox::settle::Keep,
-    outcome::RetryPolicy,
-    route::{RouteError, Router, RoutingRules},
     telemetry::metrics,
 };
 
 pub use health::{Health, Readiness};
-use worker::Shared;
+use shared::Shared;
 
 /// A built relay of one source; nothing runs yet.
 pub struct SourceRelay {
@@ -52,6 +65,11 @@ pub fn build(config: &Config) -> Result<Vec<SourceRelay>, RouteError> {
         .map(|source| {
             let relay = &config.relay;
             let router = router(config)?;
+            let policy = RetryPolicy {
+                max_attempts: relay.max_attempts,
+                backoff_initial: relay.backoff_initial,
+                backoff_max: relay.backoff_max,
+            };
             let shared = Shared {
                 exchanges: router.exchanges(),
                 source: source.clone(),
@@ -62,13 +80,16 @@ pub fn build(config: &Config) -> Result<Vec<SourceRelay>, RouteError> {
                     Keep::Marked
                 },
                 builder: EnvelopeBuilder::new(router, EnvelopeOptions::from(config)),
-                policy: RetryPolicy {
-                    max_attempts: relay.max_attempts,
-                    backoff_initial: relay.backoff_initial,
-                    backoff_max: relay.backoff_max,
-                },
+                policy,
+                circuits: Mutex::new(Circuits::new(policy)),
+                caution: Mutex::default(),
                 board: board::Board::default(),
+                hints: audit::Hints::default(),
                 health: Health::new(&source.name),
+                sleep: Default::default(),
+                seats: Default::default(),
+                silence: Default::default(),
+                timed_out: Default::default(),
                 instance: format!("outboxd/{host}/{}", std::process::id()),
             };
             metrics::start_at_zero(&source.name);
@@ -107,6 +128,15 @@ impl SourceRelay {
             stop.clone(),
             move || scout::run(Arc::clone(&shared), task_stop.clone()),
         ));
+        if self.shared.source.database.listen {
+            let (shared, task_stop) = (Arc::clone(&self.shared), stop.clone());
+            tasks.spawn(supervised(
+                "listener",
+                Arc::clone(&self.shared),
+                stop.clone(),
+                move || listener::run(Arc::clone(&shared), task_stop.clone()),
+            ));
+        }
         let (shared, task_stop, retention, host) = (
             Arc::clone(&self.shared),
             stop.clone(),

@@ -5,24 +5,28 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, time::Instant};
+use outbox_core::{
+    claim::Limits,
+    message::Lane,
+    settlement::{self, Settlement},
+};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     board::LANES,
-    worker::{Shared, reconnect_delay},
+    seats::Rank,
+    shared::{Shared, reconnect_delay},
+    silence,
 };
 use crate::{
-    message::Lane,
     outbox::{
-        OutboxError,
-        claim::{self, Limits},
-        migrate,
+        OutboxError, audit, claim, migrate,
         session::Session,
         settle, wake,
         work::{self, Work},
     },
-    settlement::{self, Settlement},
+    telemetry::metrics,
 };
 
 /// Between two polls while there is traffic.
@@ -53,6 +57,10 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         if let Err(error) = result {
             failures = failures.saturating_add(1);
             let source = shared.health.source();
+            shared.silence.note(&error);
+            if error.is_short_of_connections() {
+                shared.seats.refuse(Rank::SCOUT);
+            }
             shared.health.database_down(error.to_string());
             if error.is_schema() {
                 tracing::error!(source, failures, error = %error, "the outbox cannot be read; backing off");
@@ -69,40 +77,54 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
 
 async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
     let database = &shared.source.database;
-    let (sender, mut notified) = mpsc::channel(1);
     let name = format!("{}/scout", shared.instance);
-    let session = Session::connect_with_notifications(database, &name, Some(sender)).await?;
-    migrate::require_known(&session).await?;
-    if database.listen {
-        wake::listen(&session).await?;
-    }
-    shared.health.database_up();
-    *failures = 0;
+    let connecting = shared.seats.connect(Rank::SCOUT, database, &name, None);
+    let session = connecting.await?;
+    migrate::require_usable(&session).await?;
+    let mut up = false;
 
     let longest = shared.relay.poll_interval;
     let mut pause = BUSY_POLL;
     let mut idle_since = Instant::now();
-    let mut asleep = false;
+    let mut sleeping = shared.sleep.asleep();
+    let mut filling = false;
+    let mut fell = shared.silence.subscribe();
     // What the last two took.
     let mut looks = [Duration::ZERO; 2];
     // When the next step of tidying is due; None when there is nothing to tidy.
     let mut tidy_due = Some(Instant::now() + TIDY_AFTER);
     let mut tidied_at: Option<Instant> = None;
     loop {
+        // Before looking: what was committed before we fell asleep did not notify.
+        let mut asleep = *sleeping.borrow_and_update();
+        let looked_at = Instant::now();
         let lanes = shared.board.to_look_at();
         let shares = shared.board.has_working_peer();
         let work = if lanes.is_empty() {
             Work::default()
         } else {
-            let asked = Instant::now();
-            let work = work::find(&session, &lanes).await?;
-            looks = [looks[1], asked.elapsed()];
+            let within = database.connect_timeout;
+            let work = tokio::select! {
+                work = work::find(&session, &lanes) => work?,
+                // Not a whole time-out after the others.
+                () = silence::doubt(&mut fell, within) => {
+                    let action = "look for work";
+                    return Err(OutboxError::Timeout { action, after: within });
+                }
+            };
+            fell.mark_unchanged();
+            looks = [looks[1], looked_at.elapsed()];
+            if !work.missing.is_empty() {
+                put_back(&session, shared, &work.missing).await?;
+            }
             work
         };
-        if asleep && !work.lanes.is_empty() {
-            wake::get_up(&session).await?;
-            asleep = false;
+        if !up {
+            // Only now: it may connect, and not read.
+            shared.health.database_up();
+            (up, *failures) = (true, 0);
         }
+        let found = !work.lanes.is_empty();
         // Lanes that nobody takes, because the broker is away, are no reason to hurry.
         if shared.board.offer(work.lanes) || shared.board.is_worked() || shares {
             pause = BUSY_POLL.min(longest);
@@ -113,13 +135,22 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
             pause = (pause * 2).min(longest);
         }
 
-        if !asleep && database.listen && idle_since.elapsed() >= DROWSY && shared.board.is_quiet() {
-            asleep = wake::try_sleep(&session).await?;
-            if asleep {
-                // What was committed before the lock was ours did not notify: look again before sleeping.
-                continue;
+        let drowsy = idle_since.elapsed() >= DROWSY && shared.board.is_quiet();
+        if database.listen && !found && (asleep || drowsy) {
+            let was_filling = filling;
+            filling = wake::is_queue_filling(&session).await?;
+            if filling && !was_filling {
+                tracing::warn!(
+                    source = shared.health.source(),
+                    "the server's notification queue is filling up: some session listens and does not read (query in \
+                     docs/operating/security.md). The relay stays awake, so that producers need not notify"
+                );
             }
         }
+        asleep &= !found && !filling;
+        shared
+            .sleep
+            .want(database.listen && !filling && !found && (asleep || drowsy));
         if tidy_due.is_some_and(|due| Instant::now() >= due) {
             tidy_due = match Box::pin(tidy(&session)).await? {
                 Tidied::Partly => Some(Instant::now() + TIDY_STEP),
@@ -143,7 +174,10 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
         let nap = tidy_due.map_or(nap, |due| {
             nap.min(due.saturating_duration_since(Instant::now()))
         });
-        let nap = nap.max(least_nap(looks));
+        let least = least_nap(looks);
+        let nap = nap.max(least);
+        // Whoever may connect may notify: that does not make us look more often than work does.
+        let earliest = looked_at + least.max(BUSY_POLL);
         tokio::select! {
             biased;
             () = session.closed() => {
@@ -151,10 +185,30 @@ async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
                 return Err(OutboxError::Unusable { action: "wait for work", why });
             }
             // Only a sleeper polls at once: while awake, a notification is for another relay that sleeps.
-            Some(()) = notified.recv() => pause = BUSY_POLL.min(longest),
+            () = async {
+                shared.sleep.heard().await;
+                tokio::time::sleep_until(earliest).await;
+            } => pause = BUSY_POLL.min(longest),
+            Ok(()) = sleeping.changed() => {}
             () = tokio::time::sleep(nap) => {}
         }
     }
+}
+
+/// Lanes that somebody has deleted, or truncated. Without them their messages would be nobody's.
+async fn put_back(session: &Session, shared: &Shared, missing: &[Lane]) -> Result<(), OutboxError> {
+    let source = shared.health.source();
+    let lanes = audit::add_lanes(session, missing).await?;
+    if lanes > 0 {
+        metrics::lanes_restored(source, lanes);
+        tracing::error!(
+            source,
+            lanes,
+            "rows of outbox.lane were missing; they are put back, and their lanes are read from the beginning"
+        );
+        shared.hints.alarm();
+    }
+    Ok(())
 }
 
 /// After two looks that took so long. Whatever it costs, looking is a small part of the work; but a server that stood still
@@ -165,7 +219,7 @@ fn least_nap(looks: [Duration; 2]) -> Duration {
 }
 
 /// After a burst, lets the marks catch up with what was settled, so that idle polls read nothing twice and retention
-/// may delete. It takes two claims to move a mark (see `outbox::low_water`); this is one of them.
+/// may delete. It takes two claims to move a mark (see `outbox_core::low_water`); this is one of them.
 async fn tidy(session: &Session) -> Result<Tidied, OutboxError> {
     let untidy = work::untidy(session).await?;
     if untidy.is_empty() {
@@ -178,8 +232,15 @@ async fn tidy(session: &Session) -> Result<Tidied, OutboxError> {
         batch_bytes: u64::MAX,
         max_payload_bytes: 0,
     };
-    let Some(claim) = claim::claim(session, &lanes, limits).await? else {
-        return Ok(Tidied::Held);
+    let claim = match claim::claim(session, &lanes, limits).await {
+        Ok(Some(claim)) => claim,
+        Ok(None) => return Ok(Tidied::Held),
+        // Somebody has locked a table for a moment (a TRUNCATE, CREATE INDEX): marks can wait.
+        Err(error) if error.is_lock() => {
+            session.rollback().await?;
+            return Ok(Tidied::Held);
+        }
+        Err(error) => return Err(error),
     };
     let settlement = Settlement {
         marks: settlement::tidied(&claim, &untidy),

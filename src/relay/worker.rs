@@ -9,53 +9,34 @@ use std::{
     time::Duration,
 };
 
+use outbox_core::{
+    batch::BatchLimit,
+    circuit::Task,
+    claim::{Claim, Limits},
+    low_water,
+    message::{Lane, Position},
+    outcome::Outcome,
+    reason::Reason,
+    settlement,
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use super::{
-    batch::BatchLimit,
-    board::{Board, Found, Taken},
-    health::{Health, LinkReport},
-    plan::Plan,
+    board::{Found, Taken},
+    health::LinkReport,
+    publishing::publish_claim,
+    seats::{Rank, Seated},
+    shared::{Shared, reconnect_delay},
+    silence,
 };
 use crate::{
-    backoff,
-    broker::{BrokerError, LinkState, Publisher, publish},
-    config::{Relay, Source},
-    envelope::{Envelope, EnvelopeBuilder},
+    broker::{BrokerError, LinkState, Publisher, provoked},
     failpoint,
-    message::Lane,
-    outbox::{
-        OutboxError,
-        claim::{self, Claim, Limits},
-        low_water, migrate,
-        session::Session,
-        settle::{self, Keep},
-    },
-    outcome::{self, Answer, Outcome, RetryPolicy},
-    reason::Reason,
-    settlement,
+    outbox::{OutboxError, blockers, claim, held, migrate, session::Session, settle, unreadable},
     telemetry::metrics,
 };
-
-/// A lane is not held longer than this for the sake of one key's long chain.
-const WAVES: Duration = Duration::from_secs(1);
-
-/// What every worker of a source shares.
-pub struct Shared {
-    pub source: Source,
-    pub relay: Relay,
-    pub keep: Keep,
-    /// To be declared at every connect, with `broker.declare`.
-    pub exchanges: Vec<String>,
-    pub builder: EnvelopeBuilder,
-    pub policy: RetryPolicy,
-    pub board: Board,
-    pub health: Health,
-    /// Name of this process in `pg_stat_activity`, `outbox.relay` and the broker's connection list.
-    pub instance: String,
-}
 
 #[derive(Debug, thiserror::Error)]
 enum WorkError {
@@ -63,14 +44,21 @@ enum WorkError {
     Outbox(#[from] OutboxError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// Both servers are well, and trying again at once would help nobody.
+    #[error("{0}")]
+    CannotMark(String),
+    #[error("a more important task of this relay needs the connection to PostgreSQL")]
+    GaveWay,
 }
 
 struct Worker {
     shared: Arc<Shared>,
     number: usize,
     stop: CancellationToken,
-    session: Option<Session>,
+    session: Option<Seated>,
     publisher: Option<Publisher>,
+    /// Sessions of this relay that died without a word.
+    fell: watch::Receiver<u64>,
     limit: BatchLimit,
     /// The last connection was closed by something that this worker published on it.
     cautious: bool,
@@ -81,6 +69,7 @@ struct Worker {
 pub async fn run(shared: Arc<Shared>, number: usize, stop: CancellationToken) {
     let limit = BatchLimit::new(shared.relay.batch_size);
     let mut worker = Worker {
+        fell: shared.silence.subscribe(),
         shared,
         limit,
         number,
@@ -120,6 +109,12 @@ impl Worker {
                 let why = "the server closed the connection".to_owned();
                 return Err(OutboxError::Unusable { action: "wait for work", why }.into());
             }
+            () = session.wanted() => return Err(WorkError::GaveWay),
+            // 3. Nor on a session that may be dead.
+            () = silence::suspicion(&mut self.fell) => {
+                session.probe(shared.source.database.connect_timeout).await?;
+                return Ok(());
+            }
             taken = shared.board.take() => taken,
         };
         let result = Box::pin(cycle(&shared, session, publisher, &mut self.limit, taken)).await;
@@ -139,8 +134,9 @@ impl Worker {
         let name = format!("{}/{}", shared.instance, self.number);
         if self.session.is_none() {
             let connecting = async {
-                let session = Session::connect(&shared.source.database, &name).await?;
-                migrate::require_known(&session).await?;
+                let (rank, database) = (Rank::worker(self.number), &shared.source.database);
+                let session = shared.seats.connect(rank, database, &name, None).await?;
+                migrate::require_usable(&session).await?;
                 Ok::<_, OutboxError>(session)
             };
             self.session = tokio::select! {
@@ -170,6 +166,7 @@ impl Worker {
             let publisher = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Ok(false),
+                () = wanted(self.session.as_ref()) => return Err(WorkError::GaveWay),
                 publisher = connecting => publisher?,
             };
             tracing::info!(
@@ -185,9 +182,13 @@ impl Worker {
 
     /// Drops what can no longer be trusted, says so once, and backs off.
     async fn fail(&mut self, error: WorkError) {
+        if self.gives_way(&error) {
+            return;
+        }
         self.failures = self.failures.saturating_add(1);
         let source = self.shared.health.source();
         match &error {
+            WorkError::GaveWay => return,
             WorkError::Outbox(e) => {
                 // The server refused a statement (a lock time-out, a deadlock): the connection itself is good.
                 let mended = e.is_statement_refused()
@@ -198,10 +199,20 @@ impl Worker {
                 if !mended {
                     self.session = None;
                 }
+                self.name_blockers(e).await;
                 tracing::warn!(source, worker = self.number, failures = self.failures, error = %e, "PostgreSQL failed; backing off");
             }
+            WorkError::CannotMark(why) => {
+                tracing::warn!(
+                    source,
+                    worker = self.number,
+                    failures = self.failures,
+                    why,
+                    "nothing is published; backing off"
+                );
+            }
             WorkError::Broker(e) => {
-                self.cautious = publish::provoked(e);
+                self.cautious = provoked(e);
                 self.publisher = None;
                 let report = match e {
                     BrokerError::Blocked(why) => LinkReport::Blocked(why.clone()),
@@ -213,8 +224,47 @@ impl Worker {
         }
         tokio::select! {
             () = self.stop.cancelled() => {}
+            () = wanted(self.session.as_ref()) => {}
             () = tokio::time::sleep(reconnect_delay(self.failures)) => {}
         }
+    }
+
+    /// Somebody holds a lock that the claim needs: who, for the person who must act.
+    async fn name_blockers(&self, error: &OutboxError) {
+        let Some(session) = self.session.as_ref().filter(|_| error.is_lock()) else {
+            return;
+        };
+        let why = match blockers::find(session, &[]).await {
+            Ok(found) if !found.is_empty() => format!("locked by {}", blockers::text(&found)),
+            Ok(_) | Err(_) => error.to_string(),
+        };
+        self.shared.health.cannot_mark(&why);
+    }
+
+    /// With fewer connections than wanted this worker may have to do without. True when there is no more to say.
+    fn gives_way(&mut self, error: &WorkError) -> bool {
+        let rank = Rank::worker(self.number);
+        let report = match error {
+            WorkError::GaveWay => LinkReport::Connecting,
+            WorkError::Outbox(e) if e.is_short_of_connections() && rank.is_needed() => {
+                self.shared.seats.refuse(rank);
+                LinkReport::Down(e.to_string())
+            }
+            WorkError::Outbox(e) if e.is_short_of_connections() => {
+                self.shared.refused(rank, e);
+                LinkReport::Connecting
+            }
+            WorkError::Outbox(e) => {
+                self.shared.silence.note(e);
+                return false;
+            }
+            WorkError::Broker(_) | WorkError::CannotMark(_) => return false,
+        };
+        // The broker's, too: it may be short of them as well, and another worker have one here.
+        (self.session, self.publisher) = (None, None);
+        let said = matches!(report, LinkReport::Connecting);
+        self.shared.health.link(self.number, report);
+        said
     }
 
     async fn close(self) {
@@ -224,14 +274,12 @@ impl Worker {
     }
 }
 
-/// A server that is back is used within seconds, and one that is away is not stormed.
-pub fn reconnect_delay(failures: u32) -> Duration {
-    backoff::delay(
-        failures,
-        Duration::from_millis(200),
-        Duration::from_secs(3),
-        &mut rand::rng(),
-    )
+/// A more important task needs this worker's connection to PostgreSQL. Also while the broker is away: that can be long.
+async fn wanted(session: Option<&Seated>) {
+    match session {
+        Some(session) => session.wanted().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// One claim, from its lanes to its commit. `Some` when the broker was lost on the way: what was confirmed before
@@ -245,21 +293,31 @@ async fn cycle(
 ) -> Result<Option<BrokerError>, WorkError> {
     let source = shared.health.source();
     let began = Instant::now();
-    let limits = Limits {
-        fresh: limit.get(),
-        batch_size: limit.get(),
-        batch_bytes: shared.relay.batch_bytes,
-        max_payload_bytes: shared.relay.max_payload_bytes,
+    let allowed = shared.caution().limit();
+    let messages = allowed.map_or(limit.get(), |n| n.min(limit.get()));
+    // One message alone: a read failed, and this may be the one to blame.
+    let lanes = match (limit.is_collapsed(), taken.lanes()) {
+        (true, [first, ..]) => std::slice::from_ref(first),
+        (_, all) => all,
     };
-    let span = info_span!("claim", source, lanes = taken.lanes().len());
-    let Some(mut claim) = claim::claim(session, taken.lanes(), limits)
+    let span = info_span!("claim", source, lanes = lanes.len());
+    let claimed = claim::claim(session, lanes, limits(shared, messages))
         .instrument(span)
-        .await?
-    else {
+        .await;
+    let claimed = match claimed {
+        Err(error) if error.is_about_a_row() => {
+            session.rollback().await?;
+            return Box::pin(unreadable(shared, session, limit, taken, error)).await;
+        }
+        claimed => claimed?,
+    };
+    let Some(mut claim) = claimed else {
         taken.give_back(|_| Found::Peer);
         return Ok(None);
     };
     limit.learn(claim.candidates.len(), claim.cut_short);
+    let read = claim.candidates.iter().map(|c| c.message.position);
+    shared.timed_out.cleared(read);
     failpoint::reach("claim.after").await;
     if !claim.candidates.is_empty() {
         metrics::claimed(source, began.elapsed(), claim.candidates.len());
@@ -267,16 +325,15 @@ async fn cycle(
 
     let publishing = Instant::now();
     let span = info_span!("publish", source, messages = claim.candidates.len());
-    let deadline = began
-        + shared
-            .source
-            .database
-            .idle_in_transaction_timeout
-            .mul_f64(0.8);
-    let (outcomes, lost) = publish_claim(shared, publisher, &mut claim, deadline)
+    let idle_limit = shared.source.database.idle_in_transaction_timeout;
+    let deadline = began + idle_limit.mul_f64(0.8);
+    let cautious = allowed.is_some();
+    let decided = publish_claim(shared, session, publisher, &mut claim, cautious, deadline)
         .instrument(span)
-        .await;
-    if outcomes.contains(&Outcome::Sent) {
+        .await?;
+    let (outcomes, lost) = (decided.outcomes, decided.lost);
+    let sent = outcomes.iter().filter(|o| **o == Outcome::Sent).count();
+    if sent > 0 {
         metrics::confirmed(source, publishing.elapsed());
     }
     failpoint::reach("confirm.before_settle").await;
@@ -287,18 +344,30 @@ async fn cycle(
         session.rollback().await?;
     } else {
         let span = info_span!("settle", source, sent = written.sent.len());
-        settle::settle(session, &written, shared.keep, shared.relay.batch_size)
-            .instrument(span)
-            .await?;
+        let settled = settle::settle(session, &written, shared.keep, shared.relay.batch_size);
+        let settled = Box::pin(settled.instrument(span)).await;
+        if let Err(error) = settled {
+            // They were published, and are pending as before.
+            if sent > 0 {
+                let published = positions(&claim, &outcomes, |o| *o == Outcome::Sent);
+                shared.cannot_mark(published, &error.to_string());
+            }
+            return Err(error.into());
+        }
+        if sent > 0 {
+            shared.caution().marked(sent, shared.relay.batch_size);
+            shared.health.marked();
+        }
+        let filed = positions(&claim, &outcomes, |o| *o != Outcome::Untouched);
+        shared.caution().settled(filed);
         metrics::settled(source, settling.elapsed());
-        record(
-            source,
-            &claim,
-            &outcomes,
-            publishing.duration_since(began),
-            publishing,
-        );
+        let claimed_in = publishing.duration_since(began);
+        record(source, &claim, &outcomes, claimed_in, publishing);
+        shared
+            .hints
+            .moved(claim.orphans.iter().map(|o| o.position.id));
     }
+    release_held(shared, session).await?;
 
     let worked: HashSet<Lane> = claim
         .candidates
@@ -308,11 +377,97 @@ async fn cycle(
     let settled = lost.is_none() && outcomes.iter().any(|o| *o != Outcome::Untouched);
     let exhausted = claim.exhausted();
     // A lane that had something is read until it has nothing; one that a broken link left alone waits for the scout.
+    let asked: HashSet<Lane> = lanes.iter().copied().collect();
     taken.give_back(|lane| {
+        if !asked.contains(&lane) {
+            return Found::Unread;
+        }
         let exhausted = exhausted.get(&lane).copied();
         found(exhausted, settled, worked.contains(&lane))
     });
+    if outcomes.iter().any(is_unmarkable) && sent == 0 {
+        let why = "none of the claim's messages can be marked as sent".to_owned();
+        return Err(WorkError::CannotMark(why));
+    }
     Ok(lost)
+}
+
+fn positions(
+    claim: &Claim,
+    outcomes: &[Outcome],
+    of: impl Fn(&Outcome) -> bool,
+) -> impl Iterator<Item = Position> {
+    let with_outcomes = claim.candidates.iter().zip(outcomes);
+    with_outcomes
+        .filter(move |(_, outcome)| of(outcome))
+        .map(|(candidate, _)| candidate.message.position)
+}
+
+fn limits(shared: &Shared, messages: usize) -> Limits {
+    Limits {
+        fresh: messages,
+        batch_size: messages,
+        batch_bytes: shared.relay.batch_bytes,
+        max_payload_bytes: shared.relay.max_payload_bytes,
+    }
+}
+
+fn is_unmarkable(outcome: &Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::Retry {
+            reason: Reason::Unmarkable,
+            ..
+        }
+    )
+}
+
+/// A claim's read failed, and not for want of a server: from now on one message at a time, until one fails alone. That one
+/// is given up. A time-out must happen twice to the same message: a server that stood still once is not its fault.
+async fn unreadable(
+    shared: &Shared,
+    session: &Session,
+    limit: &mut BatchLimit,
+    taken: Taken<'_>,
+    error: OutboxError,
+) -> Result<Option<BrokerError>, WorkError> {
+    let source = shared.health.source();
+    let alone = limit.is_collapsed();
+    limit.collapse();
+    let Some(lane) = taken.lanes().first().copied().filter(|_| alone) else {
+        tracing::warn!(source, error = %error, "a claim cannot be read; reading one message at a time to find the one to blame");
+        taken.give_back(|_| Found::Unread);
+        return Ok(None);
+    };
+    let Some(position) = unreadable::first(session, lane).await? else {
+        // Nothing is there to blame, or another relay has the lane: no reason to hurry.
+        return Err(error.into());
+    };
+    if error.may_be_the_servers() && !shared.timed_out.again(position) {
+        return Err(error.into());
+    }
+    if Box::pin(unreadable::bury(session, position, &error.to_string())).await? {
+        metrics::dead_lettered(source, Reason::Unreadable.as_str());
+        tracing::error!(
+            source, position = position.id, lane, reason = Reason::Unreadable.as_str(), error = %error,
+            "given up; see `outboxd dead show`"
+        );
+    }
+    taken.give_back(|_| Found::Unread);
+    Ok(None)
+}
+
+/// Destinations that work again get their held messages back, as fast as those before them go out.
+async fn release_held(shared: &Shared, session: &Session) -> Result<(), OutboxError> {
+    let releases = shared.circuits().releases();
+    for task in releases {
+        let Task::Release(destination, rows) = task else {
+            continue;
+        };
+        let released = held::release(session, destination, rows).await?;
+        shared.circuits().released(destination, rows, released);
+    }
+    Ok(())
 }
 
 /// Of a lane that was asked for. `exhausted`: nothing was left to read; `None` when it was not held.
@@ -324,75 +479,6 @@ fn found(exhausted: Option<bool>, settled: bool, worked: bool) -> Found {
         Some(_) => Found::Nothing,
         None => Found::Peer,
     }
-}
-
-/// Publishes a claim's messages, wave by wave, and decides the outcome of each.
-async fn publish_claim(
-    shared: &Shared,
-    publisher: &mut Publisher,
-    claim: &mut Claim,
-    deadline: Instant,
-) -> (Vec<Outcome>, Option<BrokerError>) {
-    let source = shared.health.source();
-    let frame_max = publisher.frame_max();
-    let mut outcomes = vec![Outcome::Untouched; claim.candidates.len()];
-    let mut plan = Plan::new(&claim.candidates, &mut outcomes, shared.relay.ordering);
-    let mut envelopes: Vec<Option<Envelope>> = Vec::with_capacity(claim.candidates.len());
-    for (candidate, outcome) in claim.candidates.iter_mut().zip(&mut outcomes) {
-        if candidate.scheduled || *outcome == Outcome::Behind {
-            envelopes.push(None);
-            continue;
-        }
-        match shared.builder.build(&mut candidate.message, frame_max) {
-            Ok(envelope) => envelopes.push(Some(envelope)),
-            Err(refusal) => {
-                metrics::publish_failed(source, refusal.reason.as_str(), 1);
-                let answer = Answer::Rejected(refusal);
-                *outcome = outcome::decide(
-                    &answer,
-                    candidate.message.attempts,
-                    &shared.policy,
-                    &mut rand::rng(),
-                );
-                envelopes.push(None);
-            }
-        }
-    }
-
-    let began = Instant::now();
-    let mut lost = None;
-    loop {
-        let wave = plan.next_wave(&claim.candidates, &mut outcomes);
-        if wave.is_empty() || lost.is_some() || Instant::now() >= deadline {
-            break;
-        }
-        let batch: Vec<&Envelope> = wave.iter().filter_map(|i| envelopes[*i].as_ref()).collect();
-        let published = publisher.publish(&batch, deadline).await;
-        lost = published.lost;
-        for (i, answer) in wave.into_iter().zip(published.answers) {
-            let attempts = claim.candidates[i].message.attempts;
-            count(source, &answer, lost.as_ref());
-            outcomes[i] = outcome::decide(&answer, attempts, &shared.policy, &mut rand::rng());
-            // Sent: its body is not needed any more. A long chain must not hold the whole batch in memory twice.
-            envelopes[i] = None;
-        }
-        if began.elapsed() > WAVES {
-            break;
-        }
-    }
-    (outcomes, lost)
-}
-
-fn count(source: &str, answer: &Answer, lost: Option<&BrokerError>) {
-    let reason = match (answer.reason(), lost) {
-        (Some(reason), _) => reason.as_str(),
-        (None, Some(BrokerError::Timeout { .. })) if *answer == Answer::Unknown => {
-            "confirm_timeout"
-        }
-        (None, Some(_)) if *answer == Answer::Unknown => "connection_lost",
-        (None, _) => return,
-    };
-    metrics::publish_failed(source, reason, 1);
 }
 
 /// After the commit, so that nothing is counted that was rolled back.
@@ -419,7 +505,9 @@ fn record(
         let (id, position) = (message.message_id, message.position.id);
         match outcome {
             Outcome::Sent => {
-                latencies.push((confirmed_us - message.created_at_us).max(0) as f64 / 1e6)
+                // created_at may be "-infinity".
+                let latency_us = confirmed_us.saturating_sub(message.created_at_us);
+                latencies.push(latency_us.max(0) as f64 / 1e6);
             }
             Outcome::Retry {
                 reason,
@@ -449,6 +537,7 @@ fn record(
                     "given up; see `outboxd dead show`"
                 );
             }
+            Outcome::Held { held, .. } => metrics::retried(source, held.why.reason.as_str()),
             Outcome::Behind | Outcome::Untouched => {}
         }
     }

@@ -2,35 +2,26 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Log, LogError, LogFormat, log_filter};
 
-#[derive(Debug, thiserror::Error)]
-#[error("\"{level}\" is not a level (error, warn, info, debug, trace) or a filter: {source}")]
-pub struct LogError {
-    level: String,
-    source: tracing_subscriber::filter::ParseError,
-}
+/// Changes what is logged while the program runs.
+pub struct Level(reload::Handle<EnvFilter, Registry>);
 
-/// lapin logs a returned message with its payload at WARN; no payload ever goes to a log.
-const SILENCED: &str = "lapin=off,amq_protocol=off";
-
-/// What `log.level` lets through.
-pub fn filter(level: &str) -> Result<EnvFilter, LogError> {
-    let checked = |text: String| {
-        EnvFilter::builder().parse(text).map_err(|source| LogError {
-            level: level.to_owned(),
-            source,
-        })
-    };
-    checked(level.to_owned())?;
-    checked(format!("{level},{SILENCED}"))
+impl Level {
+    pub fn set(&self, level: &str) -> Result<(), LogError> {
+        // It fails only when the subscriber is gone, and nothing is logged any more.
+        let _ = self.0.reload(log_filter(level)?);
+        Ok(())
+    }
 }
 
 /// Starts logging to standard error.
-pub fn start(log: &Log) -> Result<(), LogError> {
-    let filter = filter(&log.level)?;
+pub fn start(log: &Log) -> Result<Level, LogError> {
+    let (filter, level) = reload::Layer::new(log_filter(&log.level)?);
     let json = match log.format {
         LogFormat::Json => true,
         LogFormat::Human => false,
@@ -59,7 +50,7 @@ pub fn start(log: &Log) -> Result<(), LogError> {
             )
             .try_init()
     };
-    Ok(())
+    Ok(Level(level))
 }
 
 /// Lets the last lines out before the process ends; a blocked standard error costs a second, not the exit.
@@ -67,8 +58,8 @@ pub fn flush() {
     sink::flush(std::time::Duration::from_secs(1));
 }
 
-/// Standard error behind a bounded queue and a thread of its own: when whoever reads it stops reading, lines are
-/// dropped and counted, and the relay keeps flowing.
+/// Standard error behind a bounded queue and a thread of its own: when nobody reads it, or the disk under it is full,
+/// lines are dropped and counted, and the relay keeps flowing.
 mod sink {
     use std::{
         io::{self, Write},
@@ -77,11 +68,16 @@ mod sink {
             atomic::{AtomicU64, Ordering},
             mpsc::{SyncSender, TrySendError, sync_channel},
         },
+        time::Duration,
     };
 
     use tracing_subscriber::fmt::MakeWriter;
 
+    use crate::telemetry::metrics;
+
     const LINES: usize = 4096;
+    /// Another process may have made the same terminal or pipe non-blocking.
+    const AGAIN: Duration = Duration::from_millis(20);
 
     static LOST: AtomicU64 = AtomicU64::new(0);
     static QUEUE: OnceLock<Option<SyncSender<Item>>> = OnceLock::new();
@@ -98,7 +94,7 @@ mod sink {
     #[derive(Clone, Copy)]
     pub(super) struct Sink;
 
-    pub(super) fn flush(within: std::time::Duration) {
+    pub(super) fn flush(within: Duration) {
         let Some(Some(queue)) = QUEUE.get() else {
             return;
         };
@@ -115,23 +111,14 @@ mod sink {
                 let thread = std::thread::Builder::new()
                     .name("log".to_owned())
                     .spawn(move || {
+                        let mut out = Lines::new(io::stderr());
                         for item in lines {
-                            let line = match item {
-                                Item::Line(line) => line,
+                            match item {
+                                Item::Line(line) => write(&mut out, &line),
                                 Item::Flush(done) => {
                                     let _ = done.try_send(());
-                                    continue;
                                 }
-                            };
-                            let lost = LOST.swap(0, Ordering::Relaxed);
-                            let mut out = io::stderr().lock();
-                            if lost > 0 {
-                                let _ = writeln!(
-                                    out,
-                                    "{lost} log lines were dropped: standard error was not read"
-                                );
                             }
-                            let _ = out.write_all(&line);
                         }
                     });
                 thread.is_ok().then_some(sender)
@@ -139,14 +126,75 @@ mod sink {
             .as_ref()
     }
 
+    /// First how many are missing, so that a gap shows where it is.
+    fn write(out: &mut Lines<impl Write>, line: &[u8]) {
+        let lost = LOST.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let gap = format!(
+                "{lost} log lines were dropped: standard error was not read, or its disk was full\n"
+            );
+            if out.line(gap.as_bytes()).is_err() {
+                LOST.fetch_add(lost, Ordering::Relaxed);
+            }
+        }
+        if out.line(line).is_err() {
+            drop_one();
+        }
+    }
+
+    fn drop_one() {
+        LOST.fetch_add(1, Ordering::Relaxed);
+        metrics::log_line_dropped();
+    }
+
+    /// Whole lines: after one that was cut off by a full disk, the next one begins on a line of its own.
+    pub(super) struct Lines<W> {
+        out: W,
+        torn: bool,
+    }
+
+    impl<W: Write> Lines<W> {
+        pub(super) fn new(out: W) -> Self {
+            Self { out, torn: false }
+        }
+
+        pub(super) fn line(&mut self, line: &[u8]) -> io::Result<()> {
+            if self.torn {
+                self.all(b"\n")?;
+                self.torn = false;
+            }
+            self.all(line)
+        }
+
+        #[cfg(test)]
+        pub(super) fn out_mut(&mut self) -> &mut W {
+            &mut self.out
+        }
+
+        fn all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+            let whole = bytes.len();
+            while !bytes.is_empty() {
+                match self.out.write(bytes) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(n) => bytes = &bytes[n..],
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(AGAIN),
+                    Err(e) => {
+                        self.torn |= bytes.len() < whole;
+                        return Err(e);
+                    }
+                }
+            }
+            Ok(())
+        }
+    }
+
     impl Write for Sink {
         fn write(&mut self, line: &[u8]) -> io::Result<usize> {
             match queue().map(|queue| queue.try_send(Item::Line(line.to_vec()))) {
                 Some(Ok(())) => {}
-                Some(Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) => {
-                    LOST.fetch_add(1, Ordering::Relaxed);
-                }
-                None => io::stderr().write_all(line)?,
+                Some(Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) => drop_one(),
+                None => write(&mut Lines::new(io::stderr()), line),
             }
             Ok(line.len())
         }
@@ -162,5 +210,48 @@ mod sink {
         fn make_writer(&'a self) -> Self::Writer {
             *self
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+
+    use super::sink::Lines;
+
+    /// Has room for so many bytes.
+    struct Disk {
+        room: usize,
+        holds: Vec<u8>,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let n = bytes.len().min(self.room);
+            if n == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.room -= n;
+            self.holds.extend(&bytes[..n]);
+            Ok(n)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_after_one_that_a_full_disk_cut_off_begins_on_its_own() {
+        let mut out = Lines::new(Disk {
+            room: 10,
+            holds: Vec::new(),
+        });
+        assert!(out.line(b"first\n").is_ok());
+        assert!(out.line(b"second\n").is_err(), "cut off after `seco`");
+        assert!(out.line(b"third\n").is_err());
+        out.out_mut().room = 100;
+        assert!(out.line(b"fourth\n").is_ok());
+        assert_eq!(out.out_mut().holds, b"first\nseco\nfourth\n");
     }
 }

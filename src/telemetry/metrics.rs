@@ -26,6 +26,14 @@ pub const LAST_PUBLISH: &str = "outbox_last_publish_timestamp_seconds";
 pub const BUILD_INFO: &str = "outbox_build_info";
 pub const WORKER_RESTARTS: &str = "outbox_worker_restarts_total";
 pub const PRUNED: &str = "outbox_pruned_total";
+pub const FAILING_DESTINATIONS: &str = "outbox_failing_destinations";
+pub const CAN_MARK: &str = "outbox_can_mark";
+pub const LOG_LINES_DROPPED: &str = "outbox_log_lines_dropped_total";
+pub const STRANDED_TOTAL: &str = "outbox_stranded_messages_total";
+pub const STRANDED: &str = "outbox_stranded_messages";
+pub const AUDITED: &str = "outbox_audit_last_completed_timestamp_seconds";
+pub const SCHEMA_OK: &str = "outbox_schema_ok";
+pub const LANES_RESTORED: &str = "outbox_lanes_restored_total";
 
 /// From a round trip on one machine to the confirm timeout.
 const STAGE_BUCKETS: [f64; 14] = [
@@ -51,10 +59,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         .install_recorder()?;
     describe();
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    counter!(LOG_LINES_DROPPED).increment(0);
     Ok(handle)
 }
 
-fn describe() {
+pub fn describe() {
     describe_gauge!(
         PENDING,
         "Messages committed, and neither sent nor dead. Derived above 10,000."
@@ -100,6 +109,38 @@ fn describe() {
         "Workers that ended unexpectedly and were started again."
     );
     describe_counter!(PRUNED, "Sent messages deleted by retention.");
+    describe_gauge!(
+        FAILING_DESTINATIONS,
+        "Destinations (exchange and routing key) to which everything fails: their messages are held."
+    );
+    describe_gauge!(
+        CAN_MARK,
+        "0 while messages cannot be marked as sent, and are therefore not published; else 1."
+    );
+    describe_counter!(
+        LOG_LINES_DROPPED,
+        "Log lines that standard error did not take: nobody reads it, or its disk is full."
+    );
+    describe_counter!(
+        STRANDED_TOTAL,
+        "Unsent messages that the audit found where no relay looks, and filed to be sent."
+    );
+    describe_gauge!(
+        STRANDED,
+        "Stranded messages that are known and not yet filed: their lanes are held."
+    );
+    describe_gauge!(
+        AUDITED,
+        "When this relay's last audit of all messages ended, in seconds since the epoch."
+    );
+    describe_gauge!(
+        SCHEMA_OK,
+        "1 while schema and privileges are as the start wants them, else 0."
+    );
+    describe_counter!(
+        LANES_RESTORED,
+        "Rows of outbox.lane that were missing and were put back."
+    );
 }
 
 fn labels(source: &str, more: &[(&'static str, &'static str)]) -> Vec<Label> {
@@ -118,7 +159,9 @@ pub fn start_at_zero(source: &str) {
     counter!(PUBLISHED, labels(source, &[])).increment(0);
     counter!(WORKER_RESTARTS, labels(source, &[])).increment(0);
     counter!(PRUNED, labels(source, &[])).increment(0);
-    for reason in crate::reason::Reason::ALL {
+    counter!(LANES_RESTORED, labels(source, &[])).increment(0);
+    stranded(source, 0, 0);
+    for reason in outbox_core::reason::Reason::ALL {
         let labels = labels(source, &[("reason", reason.as_str())]);
         counter!(PUBLISH_FAILURES, labels.clone()).increment(0);
         counter!(RETRIES, labels.clone()).increment(0);
@@ -127,6 +170,16 @@ pub fn start_at_zero(source: &str) {
     dependency_up(source, "postgresql", false);
     dependency_up(source, "rabbitmq", false);
     broker_blocked(source, false);
+    failing_destinations(source, 0);
+    can_mark(source, true);
+}
+
+pub fn failing_destinations(source: &str, open: usize) {
+    gauge!(FAILING_DESTINATIONS, labels(source, &[])).set(open as f64);
+}
+
+pub fn can_mark(source: &str, can: bool) {
+    gauge!(CAN_MARK, labels(source, &[])).set(if can { 1.0 } else { 0.0 });
 }
 
 pub fn dependency_up(source: &str, dependency: &'static str, up: bool) {
@@ -173,10 +226,15 @@ pub fn published(source: &str, latencies_s: &[f64]) {
     for latency in latencies_s {
         histogram.record(*latency);
     }
-    let now = SystemTime::now()
+    gauge!(LAST_PUBLISH, labels(source, &[])).set(now());
+}
+
+/// Seconds since the Unix epoch.
+fn now() -> f64 {
+    SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    gauge!(LAST_PUBLISH, labels(source, &[])).set(now.as_secs_f64());
+        .unwrap_or_default()
+        .as_secs_f64()
 }
 
 pub fn settled(source: &str, took: Duration) {
@@ -201,4 +259,27 @@ pub fn worker_restarted(source: &str) {
 
 pub fn pruned(source: &str, rows: u64) {
     counter!(PRUNED, labels(source, &[])).increment(rows);
+}
+
+/// Of the process: no source has its own log.
+pub fn log_line_dropped() {
+    counter!(LOG_LINES_DROPPED).increment(1);
+}
+
+/// So many were filed just now, and so many are known and not filed.
+pub fn stranded(source: &str, filed: u64, known: usize) {
+    counter!(STRANDED_TOTAL, labels(source, &[])).increment(filed);
+    gauge!(STRANDED, labels(source, &[])).set(known as f64);
+}
+
+pub fn audited(source: &str) {
+    gauge!(AUDITED, labels(source, &[])).set(now());
+}
+
+pub fn schema_ok(source: &str, ok: bool) {
+    gauge!(SCHEMA_OK, labels(source, &[])).set(if ok { 1.0 } else { 0.0 });
+}
+
+pub fn lanes_restored(source: &str, lanes: u64) {
+    counter!(LANES_RESTORED, labels(source, &[])).increment(lanes);
 }

@@ -1,16 +1,35 @@
--- $1 reasons, $2 aggregate type, $3 aggregate id, $4 event type, $5 dead for at least (s), $6 message ids, $7 rows
-SELECT d.message_id, d.reason, d.attempts, d.last_error, d.replay, d.id AS position,
-       to_char(d.died_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS died_at,
+-- A page, the oldest first. $1 reasons, $2 aggregate type, $3 aggregate id, $4 event type, $5 dead for at least (s),
+-- $6 message ids, $7 rows, $8 died at, $9 lane and $10 position of the last row of the page before; none: NULL, 0, 0.
+-- Anybody's text may have hundreds of megabytes, so what is shown of one is bounded: a character has up to four bytes,
+-- and to ask for a text's bytes does not read it.
+SELECT d.message_id, left(d.reason, 100) AS reason, d.attempts, d.replay, d.lane, d.id AS position,
+       d.died_at AS died, to_char(d.died_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS died_at,
        to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created_at,
-       m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.exchange, m.routing_key,
-       coalesce(octet_length(m.binary_payload), octet_length(m.payload::text), 0)::bigint AS body_size
+       CASE WHEN octet_length(d.last_error) > 16000 THEN left(d.last_error, 4000) || '...' ELSE d.last_error END
+           AS last_error,
+       CASE WHEN octet_length(t.aggregate_type) > 4000 THEN left(t.aggregate_type, 1000) || '...'
+            ELSE t.aggregate_type END AS aggregate_type,
+       CASE WHEN octet_length(t.aggregate_id) > 4000 THEN left(t.aggregate_id, 1000) || '...'
+            ELSE t.aggregate_id END AS aggregate_id,
+       CASE WHEN octet_length(t.event_type) > 4000 THEN left(t.event_type, 1000) || '...'
+            ELSE t.event_type END AS event_type,
+       CASE WHEN octet_length(t.content_type) > 4000 THEN left(t.content_type, 1000) || '...'
+            ELSE t.content_type END AS content_type,
+       CASE WHEN octet_length(t.exchange) > 4000 THEN left(t.exchange, 1000) || '...'
+            ELSE t.exchange END AS exchange,
+       CASE WHEN octet_length(t.routing_key) > 4000 THEN left(t.routing_key, 1000) || '...'
+            ELSE t.routing_key END AS routing_key,
+       coalesce(m.body_size, 0)::bigint AS body_size
 FROM outbox.dead d
 LEFT JOIN outbox.message m ON m.lane = d.lane AND m.id = d.id
+-- The texts of one that cannot be read would fail the whole page.
+LEFT JOIN outbox.message t ON t.lane = m.lane AND t.id = m.id AND d.reason <> 'unreadable'
 WHERE (cardinality($1::text[]) = 0 OR d.reason = ANY ($1))
   AND ($2::text IS NULL OR m.aggregate_type = $2)
   AND ($3::text IS NULL OR m.aggregate_id = $3)
   AND ($4::text IS NULL OR m.event_type = $4)
   AND ($5::double precision IS NULL OR d.died_at <= clock_timestamp() - $5 * interval '1 second')
   AND (cardinality($6::uuid[]) = 0 OR d.message_id = ANY ($6))
-ORDER BY d.died_at, d.id
+  AND (d.died_at, d.lane, d.id) > (coalesce($8::timestamptz, '-infinity'), $9::smallint, $10::bigint)
+ORDER BY d.died_at, d.lane, d.id
 LIMIT $7

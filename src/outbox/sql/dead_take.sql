@@ -1,14 +1,23 @@
--- Locks and removes up to $7 dead messages; what happens to them is the caller's.
+-- Locks and removes up to $7 dead messages, and says where each is now; what happens to them is the caller's. One that is
+-- no longer where it was filed is looked for in every lane: its key was corrected. One that is nowhere stays, unless $8.
 WITH chosen AS (
-    SELECT d.lane, d.id
+    SELECT d.lane, d.id, coalesce(m.lane, moved.lane) AS now_in
     FROM outbox.dead d
-    LEFT JOIN outbox.message m ON m.lane = d.lane AND m.id = d.id
+    LEFT JOIN outbox.message m ON m.lane = d.lane AND m.id = d.id AND m.message_id = d.message_id
+    LEFT JOIN LATERAL (
+        SELECT o.lane, o.message_id, o.aggregate_type, o.aggregate_id, o.event_type
+        FROM generate_series(0, 63) AS every (lane)
+        JOIN outbox.message o ON o.lane = every.lane::smallint AND o.id = d.id AND o.message_id = d.message_id
+        WHERE m.id IS NULL
+        LIMIT 1
+    ) moved ON true
     WHERE (cardinality($1::text[]) = 0 OR d.reason = ANY ($1))
-      AND ($2::text IS NULL OR m.aggregate_type = $2)
-      AND ($3::text IS NULL OR m.aggregate_id = $3)
-      AND ($4::text IS NULL OR m.event_type = $4)
+      AND ($2::text IS NULL OR coalesce(m.aggregate_type, moved.aggregate_type) = $2)
+      AND ($3::text IS NULL OR coalesce(m.aggregate_id, moved.aggregate_id) = $3)
+      AND ($4::text IS NULL OR coalesce(m.event_type, moved.event_type) = $4)
       AND ($5::double precision IS NULL OR d.died_at <= clock_timestamp() - $5 * interval '1 second')
       AND (cardinality($6::uuid[]) = 0 OR d.message_id = ANY ($6))
+      AND ($8::boolean OR coalesce(m.lane, moved.lane) IS NOT NULL)
     ORDER BY d.id
     LIMIT $7
     FOR UPDATE OF d SKIP LOCKED
@@ -16,4 +25,4 @@ WITH chosen AS (
 DELETE FROM outbox.dead d
 USING chosen c
 WHERE d.lane = c.lane AND d.id = c.id
-RETURNING d.lane, d.id, d.message_id, d.replay
+RETURNING d.lane, d.id, d.message_id, d.replay, c.now_in

@@ -36,5 +36,10 @@ WITH mark AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM step) AS looked,
        (SELECT count(*) FROM gone) AS deleted,
+       -- The audit's part: unsent, at or below the mark, and filed nowhere.
+       EXISTS (SELECT FROM step s
+               WHERE s.unsent
+                 AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = $1 AND w.id = s.id OFFSET 0)
+                 AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = $1 AND d.id = s.id OFFSET 0)) AS stranded,
        -- Up to the first row that is only too young; dead and waiting ones are passed over.
        coalesce((SELECT min(id) - 1 FROM step WHERE NOT unsent AND NOT old), (SELECT max(id) FROM step), $2) AS cursor

@@ -2,12 +2,12 @@
 -- A statement of its own after the locks: its snapshot must show what the lane's last holder committed.
 -- $1 lanes, $2 their marks, $3 how many new messages of each, $4 messages in all, $5 due ones among them,
 -- $6 bytes of a body that comes along; larger ones are fetched by bodies.sql, or never
--- Every row passes each level of this once, and none of them may keep it (docs/performance.md): no window function, and
+-- Every row passes each level of this once, and none of them may keep it (docs/internals/experiments.md): no window function, and
 -- statement_timestamp(), because a volatile function would have the WITH queries written down first.
 -- OFFSET 0 keeps each look into the exceptions an index probe: PostgreSQL would else hash all of outbox.waiting for it,
 -- with the plan of a day when it was small.
--- The text of json is fetched whole to be measured. One that is longer than a page is stored outside its row, and when it
--- is not compressed either, the bytes stored are the bytes of its text.
+-- No size is measured here: body_size and headers_size were counted at the insert. To measure compressed json is to
+-- decompress it.
 WITH lane AS MATERIALIZED (
     -- With nothing filed above the mark, no message needs a look into the exceptions.
     SELECT u.lane,
@@ -21,12 +21,9 @@ WITH lane AS MATERIALIZED (
     FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS u (lane, low_water, share)
 ), due AS (
     SELECT true AS filed, l.some_blocking, w.lane, w.id, w.key_hash, w.attempts, w.replay, false AS scheduled,
+           w.cause = 'probe' AS probe, coalesce(w.reason = 'unmarkable', false) AS unmarkable, w.destination,
            m.ctid AS place, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers,
-           m.exchange, m.routing_key, m.created_at, m.payload, m.binary_payload,
-           coalesce(octet_length(m.binary_payload),
-                    CASE WHEN pg_column_size(m.payload) > 32768 AND pg_column_compression(m.payload) IS NULL
-                         THEN pg_column_size(m.payload) ELSE octet_length(m.payload::text) END,
-                    0) AS body_size
+           m.exchange, m.routing_key, m.created_at, m.payload, m.binary_payload, m.body_size, m.headers_size
     FROM lane l
     CROSS JOIN LATERAL (
         SELECT * FROM outbox.waiting w
@@ -34,20 +31,18 @@ WITH lane AS MATERIALIZED (
         ORDER BY w.due_at
         LIMIT $5
     ) w
-    LEFT JOIN outbox.message m ON m.lane = w.lane AND m.id = w.id
+    -- One that somebody has marked as sent meanwhile is forgotten, like one that is gone.
+    LEFT JOIN outbox.message m ON m.lane = w.lane AND m.id = w.id AND (m.sent_at IS NULL OR w.replay)
     LIMIT $5
 ), fresh AS (
     SELECT false AS filed, l.some_blocking, m.lane, m.id, outbox.key_hash(m.aggregate_type, m.aggregate_id) AS key_hash,
            0 AS attempts, false AS replay, coalesce(m.available_at > statement_timestamp(), false) AS scheduled,
+           false AS probe, false AS unmarkable, NULL::bigint AS destination,
            m.place, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers, m.exchange,
-           m.routing_key, m.created_at, m.payload, m.binary_payload, m.body_size
+           m.routing_key, m.created_at, m.payload, m.binary_payload, m.body_size, m.headers_size
     FROM lane l
     CROSS JOIN LATERAL (
-        SELECT m.*, m.ctid AS place,
-               coalesce(octet_length(m.binary_payload),
-                        CASE WHEN pg_column_size(m.payload) > 32768 AND pg_column_compression(m.payload) IS NULL
-                             THEN pg_column_size(m.payload) ELSE octet_length(m.payload::text) END,
-                        0) AS body_size
+        SELECT m.*, m.ctid AS place
         FROM outbox.message m
         WHERE m.lane = l.lane
           AND m.id > l.low_water
@@ -70,10 +65,8 @@ SELECT filed, lane, id, place, key_hash, attempts, replay, scheduled, message_id
            AS aggregate_id,
        CASE WHEN octet_length(event_type) <= 255 THEN event_type ELSE left(event_type, 256) END AS event_type,
        CASE WHEN octet_length(content_type) <= 255 THEN content_type ELSE left(content_type, 256) END AS content_type,
-       -- Their text would be a sixth of what a row costs.
-       CASE WHEN pg_column_size(headers) <= 1024 AND pg_column_compression(headers) IS NULL THEN headers END AS headers,
-       CASE WHEN pg_column_size(headers) > 1024 OR pg_column_compression(headers) IS NOT NULL
-            THEN left(headers::text, 131073) END AS long_headers,
+       -- Longer ones are refused by their size (envelope.rs).
+       CASE WHEN headers_size <= 131072 THEN headers END AS headers, coalesce(headers_size, 0) AS headers_size,
        left(exchange, 256) AS exchange, left(routing_key, 256) AS routing_key,
        created_at, body_size,
        CASE WHEN body_size <= $6 THEN payload END AS payload,
@@ -82,5 +75,6 @@ SELECT filed, lane, id, place, key_hash, attempts, replay, scheduled, message_id
            SELECT max(b.id) FROM outbox.waiting b
            WHERE b.lane = found.lane AND b.key_hash = found.key_hash AND b.id < found.id
              AND NOT b.replay AND b.cause <> 'scheduled'
-       ) END AS after_id
+       ) END AS after_id,
+       probe, unmarkable, destination
 FROM found

@@ -10,4 +10,4 @@ CROSS JOIN LATERAL (
     ORDER BY b.id
     LIMIT $3
 ) next
-WHERE w.lane = next.lane AND w.id = next.id AND w.due_at IS NULL
+WHERE w.lane = next.lane AND w.id = next.id AND w.due_at IS NULL AND w.cause <> 'held'

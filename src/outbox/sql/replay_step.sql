@@ -7,8 +7,8 @@ WITH step AS (
     SELECT s.*, row_number() OVER (ORDER BY s.id) - 1 AS n
     FROM step s
     WHERE s.sent_at IS NOT NULL
-      AND ($4::text IS NULL OR s.created_at >= $4::timestamptz)
-      AND ($5::text IS NULL OR s.created_at < $5::timestamptz)
+      AND ($4::timestamptz IS NULL OR s.created_at >= $4)
+      AND ($5::timestamptz IS NULL OR s.created_at < $5)
       AND ($6::text IS NULL OR s.aggregate_type = $6)
       AND ($7::text IS NULL OR s.aggregate_id = $7)
       AND ($8::text IS NULL OR s.event_type = $8)
@@ -27,4 +27,5 @@ SELECT (SELECT max(id) FROM step) AS cursor,
        (SELECT count(*) FROM step) AS looked,
        (SELECT count(*) FROM chosen) AS chosen,
        (SELECT count(*) FROM filed) AS filed,
-       (SELECT coalesce(array_agg(message_id ORDER BY n), '{}') FROM chosen WHERE n < 1000) AS message_ids
+       (SELECT coalesce(array_agg(message_id ORDER BY n), '{}') FROM chosen
+         WHERE n < 1000 OR cardinality($9::uuid[]) > 0) AS message_ids

@@ -1,15 +1,17 @@
 -- Files messages as waiting, or moves those that were. Due times come from the database's clock.
--- $1 lane, $2 id, $3 cause, $4 delay in ms, $5 attempts, $6 reason, $7 error
+-- $1 lane, $2 id, $3 cause, $4 delay in ms, $5 attempts, $6 reason, $7 error, $8 destination, $9 its failed probes
 INSERT INTO outbox.waiting AS w
-       (lane, id, message_id, key_hash, cause, due_at, due_since, attempts, reason, last_error)
+       (lane, id, message_id, key_hash, cause, due_at, due_since, attempts, reason, last_error, destination, failed_probes)
 SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id), s.cause,
-       CASE s.cause WHEN 'scheduled' THEN m.available_at
-                    WHEN 'behind' THEN NULL
-                    ELSE clock_timestamp() + s.delay_ms * interval '1 millisecond' END,
-       greatest(m.created_at, m.available_at), s.attempts, s.reason, s.error
-FROM unnest($1::smallint[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::text[])
-     AS s (lane, id, cause, delay_ms, attempts, reason, error)
+       CASE WHEN s.cause = 'scheduled' THEN m.available_at
+            WHEN s.cause IN ('behind', 'held') THEN NULL
+            ELSE clock_timestamp() + s.delay_ms * interval '1 millisecond' END,
+       greatest(m.created_at, m.available_at), s.attempts, s.reason, s.error, s.destination, s.failed_probes
+FROM unnest($1::smallint[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::text[],
+            $8::bigint[], $9::integer[])
+     AS s (lane, id, cause, delay_ms, attempts, reason, error, destination, failed_probes)
 JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
 ON CONFLICT (lane, id) DO UPDATE
 SET cause = excluded.cause, due_at = excluded.due_at, attempts = excluded.attempts,
-    reason = coalesce(excluded.reason, w.reason), last_error = coalesce(excluded.last_error, w.last_error)
+    reason = coalesce(excluded.reason, w.reason), last_error = coalesce(excluded.last_error, w.last_error),
+    destination = excluded.destination, failed_probes = excluded.failed_probes

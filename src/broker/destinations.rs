@@ -1,0 +1,487 @@
+//! What a link knows of exchanges and routing keys, and which messages of a wave go next. No I/O.
+//!
+//! A refusal closes the channel, and with it goes every answer that was still to come. So what may be refused goes alone:
+//! the first message to an exchange; and, once a topic permission has refused a routing key of an exchange, the first
+//! message to each of its keys. What was taken once goes together with others.
+//!
+//! 404 speaks of the exchange. 403 speaks of the exchange ("access to exchange") or of one routing key ("access to topic",
+//! <https://www.rabbitmq.com/docs/access-control#topic-authorisation>). Anything else speaks of one message.
+
+use std::collections::{HashMap, HashSet};
+
+use outbox_core::{envelope::Envelope, outcome::Answer};
+
+use super::error::Closed;
+
+/// Keys of an exchange that are remembered; then it is asked anew.
+const KEYS: usize = 10_000;
+
+/// RabbitMQ cuts a text where AMQP's short string ends.
+const CUT: usize = 250;
+
+/// What a refusal refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Unit<'a> {
+    Exchange(&'a str),
+    Key(&'a str, &'a str),
+    /// By its place in the wave.
+    Message(usize),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum SpeaksOf {
+    Exchange,
+    Key,
+    Message,
+}
+
+/// RabbitMQ 3.10 says "access to …", 3.13 and 4 say "write access to …".
+fn speaks_of(code: u16, text: &str) -> SpeaksOf {
+    let text = text.strip_prefix("ACCESS_REFUSED - ").unwrap_or(text);
+    let text = text.strip_prefix("write ").unwrap_or(text);
+    match code {
+        404 => SpeaksOf::Exchange,
+        403 if text.starts_with("access to topic '") => SpeaksOf::Key,
+        403 if text.starts_with("access to exchange '")
+            || text.starts_with("cannot publish to internal exchange '") =>
+        {
+            SpeaksOf::Exchange
+        }
+        _ => SpeaksOf::Message,
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Destinations {
+    /// Exchanges that answered for a message.
+    exchanges: HashMap<String, Option<Keys>>,
+}
+
+/// Of an exchange that refused a key.
+#[derive(Debug, Default)]
+struct Keys {
+    taken: HashSet<String>,
+    refused: HashSet<String>,
+}
+
+impl Destinations {
+    /// What must be asked before this message can go together with others.
+    fn unproven<'a>(&self, envelope: &'a Envelope) -> Option<Unit<'a>> {
+        let (exchange, key) = (envelope.exchange.as_str(), envelope.routing_key.as_str());
+        match self.exchanges.get(exchange) {
+            None => Some(Unit::Exchange(exchange)),
+            Some(Some(keys)) if !keys.taken.contains(key) => Some(Unit::Key(exchange, key)),
+            Some(_) => None,
+        }
+    }
+
+    fn refused_before(&self, envelope: &Envelope) -> bool {
+        let keys = self.exchanges.get(&envelope.exchange);
+        matches!(keys, Some(Some(keys)) if keys.refused.contains(&envelope.routing_key))
+    }
+
+    /// The broker answered for this message without closing its channel.
+    pub(super) fn took(&mut self, envelope: &Envelope) {
+        let keys = self.exchanges.entry(envelope.exchange.clone()).or_default();
+        if let Some(keys) = keys {
+            keys.refused.remove(&envelope.routing_key);
+            remember(&mut keys.taken, &envelope.routing_key);
+        }
+    }
+
+    /// This message, alone on its channel, closed it. Returns what else is refused with it.
+    pub(super) fn refused<'a>(
+        &mut self,
+        envelope: &'a Envelope,
+        place: usize,
+        closed: &Closed,
+    ) -> Unit<'a> {
+        match speaks_of(closed.code, &closed.text) {
+            SpeaksOf::Exchange => {
+                self.exchanges.remove(&envelope.exchange);
+                Unit::Exchange(&envelope.exchange)
+            }
+            SpeaksOf::Key => {
+                // Its exchange was found, and may be written to.
+                let keys = self.exchanges.entry(envelope.exchange.clone()).or_default();
+                let keys = keys.get_or_insert_default();
+                keys.taken.remove(&envelope.routing_key);
+                remember(&mut keys.refused, &envelope.routing_key);
+                Unit::Key(&envelope.exchange, &envelope.routing_key)
+            }
+            SpeaksOf::Message => Unit::Message(place),
+        }
+    }
+
+    /// One of these closed the channel of them all. `false`: nothing is known that would tell them apart.
+    pub(super) fn closed(&mut self, together: &[&Envelope], closed: &Closed) -> bool {
+        let exchanges: HashSet<&str> = together.iter().map(|e| e.exchange.as_str()).collect();
+        let named = |name: &&str| {
+            let shown = if name.is_empty() { "amq.default" } else { name };
+            closed.text.contains(&format!("exchange '{shown}'"))
+        };
+        // A key can hold the name of another exchange; so all that are named are meant.
+        let mut meant: Vec<&str> = exchanges.iter().copied().filter(named).collect();
+        if meant.is_empty() || closed.text.len() >= CUT {
+            meant = exchanges.into_iter().collect();
+        }
+        match speaks_of(closed.code, &closed.text) {
+            SpeaksOf::Exchange => {
+                for exchange in meant {
+                    self.exchanges.remove(exchange);
+                }
+                true
+            }
+            SpeaksOf::Key => {
+                for exchange in meant {
+                    // Those that were taken before, too: a permission may have changed.
+                    self.exchanges
+                        .insert(exchange.to_owned(), Some(Keys::default()));
+                }
+                true
+            }
+            SpeaksOf::Message => false,
+        }
+    }
+}
+
+fn remember(keys: &mut HashSet<String>, key: &str) {
+    if keys.len() >= KEYS {
+        keys.clear();
+    }
+    if !keys.contains(key) {
+        keys.insert(key.to_owned());
+    }
+}
+
+/// What of a wave goes next.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Step {
+    /// On one channel, in this order.
+    pub together: Vec<usize>,
+    /// After those; each on a channel of its own.
+    pub alone: Vec<usize>,
+}
+
+impl Step {
+    /// Of the messages without an answer; those whose destination was refused in this wave get theirs here. A message
+    /// does not go before an earlier one of its key, and no two that a return could not tell apart go together.
+    /// `singly`: nothing goes together. Of those that go alone there are `width` at most, those first whose key was
+    /// never refused: however many are, the others are not held up.
+    pub(super) fn next(
+        wave: &[&Envelope],
+        answers: &mut [Option<Answer>],
+        known: &Destinations,
+        refused: &HashMap<Unit<'_>, Answer>,
+        singly: bool,
+        width: usize,
+    ) -> Self {
+        let mut step = Self::default();
+        let mut behind: HashSet<&str> = HashSet::new();
+        let mut asked: HashSet<Unit<'_>> = HashSet::new();
+        let mut returnable: HashSet<(&str, &str, &str)> = HashSet::with_capacity(wave.len());
+        for (i, envelope) in wave.iter().enumerate() {
+            let key = envelope.key();
+            if answers[i].is_some() || key.is_some_and(|key| behind.contains(key)) {
+                continue;
+            }
+            let exchange = envelope.exchange.as_str();
+            let routing_key = envelope.routing_key.as_str();
+            let answer = refused
+                .get(&Unit::Exchange(exchange))
+                .or_else(|| refused.get(&Unit::Key(exchange, routing_key)));
+            if let Some(answer) = answer {
+                answers[i] = Some(answer.clone());
+                continue;
+            }
+            let unproven = known
+                .unproven(envelope)
+                .or_else(|| singly.then_some(Unit::Message(i)));
+            let id = envelope.properties.message_id.as_str();
+            match unproven {
+                None if returnable.insert((id, exchange, routing_key)) => {
+                    step.together.push(i);
+                    continue;
+                }
+                Some(unit) if asked.insert(unit) => step.alone.push(i),
+                _ => {}
+            }
+            behind.extend(key);
+        }
+        step.alone.sort_by_key(|i| known.refused_before(wave[*i]));
+        step.alone.truncate(width);
+        step
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use outbox_core::{envelope::Properties, header::HeaderValue};
+
+    use super::*;
+
+    fn envelope(id: u8, exchange: &str, routing_key: &str, key: Option<&str>) -> Envelope {
+        let key = key.map(|key| ("outbox-key".to_owned(), HeaderValue::String(key.to_owned())));
+        Envelope {
+            exchange: exchange.to_owned(),
+            routing_key: routing_key.to_owned(),
+            mandatory: true,
+            properties: Properties {
+                message_id: id.to_string(),
+                type_: String::new(),
+                content_type: String::new(),
+                timestamp_s: 0,
+                app_id: String::new(),
+                correlation_id: None,
+            },
+            headers: key.into_iter().collect(),
+            body: Vec::new(),
+        }
+    }
+
+    fn closed(code: u16, text: &str) -> Closed {
+        Closed {
+            code,
+            text: text.to_owned(),
+            connection: false,
+        }
+    }
+
+    /// As the servers write them: 3.10 and 4.1.
+    #[test]
+    fn a_refusal_speaks_of_the_exchange_the_key_or_the_message() {
+        for (code, text, expected) in [
+            (
+                403,
+                "ACCESS_REFUSED - access to exchange 'closed' in vhost '/' refused for user 'relay'",
+                SpeaksOf::Exchange,
+            ),
+            (
+                403,
+                "ACCESS_REFUSED - write access to exchange 'closed' in vhost '/' refused for user 'relay'",
+                SpeaksOf::Exchange,
+            ),
+            (
+                403,
+                "ACCESS_REFUSED - cannot publish to internal exchange 'x' in vhost '/'",
+                SpeaksOf::Exchange,
+            ),
+            (
+                403,
+                "ACCESS_REFUSED - access to topic 'k' in exchange 'x' in vhost '/' refused for user 'relay'",
+                SpeaksOf::Key,
+            ),
+            (
+                403,
+                "ACCESS_REFUSED - write access to topic 'k' in exchange 'x' in vhost '/' refused for user 'relay'",
+                SpeaksOf::Key,
+            ),
+            (
+                403,
+                "ACCESS_REFUSED - access to exchange 'access to topic ''",
+                SpeaksOf::Exchange,
+            ),
+            (
+                403,
+                "ACCESS_REFUSED - something that a plugin says",
+                SpeaksOf::Message,
+            ),
+            (
+                404,
+                "NOT_FOUND - no exchange 'x' in vhost '/'",
+                SpeaksOf::Exchange,
+            ),
+            (
+                406,
+                "PRECONDITION_FAILED - message size 2000 is larger than max size 1000",
+                SpeaksOf::Message,
+            ),
+        ] {
+            assert_eq!(speaks_of(code, text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_names_another_exchange_misleads_nobody() {
+        let mut known = Destinations::default();
+        let culprit = envelope(1, "real", "in exchange 'other'", None);
+        let other = envelope(2, "other", "k", None);
+        known.took(&culprit);
+        known.took(&other);
+        let text = "ACCESS_REFUSED - access to topic 'in exchange 'other'' in exchange 'real' in vhost '/' refused for user 'relay'";
+        assert!(known.closed(&[&culprit, &other], &closed(403, text)));
+        assert_eq!(
+            known.unproven(&culprit),
+            Some(Unit::Key("real", "in exchange 'other'"))
+        );
+        let long = format!("{}{}", &text[..62], "x".repeat(200));
+        known.took(&culprit);
+        known.took(&other);
+        known.closed(&[&culprit, &other], &closed(403, &long));
+        assert!(known.unproven(&culprit).is_some());
+    }
+
+    #[test]
+    fn keys_that_were_never_refused_are_asked_first() {
+        let wave: Vec<Envelope> = (0..10)
+            .map(|n| envelope(n, "x", &format!("k{n}"), None))
+            .collect();
+        let wave: Vec<&Envelope> = wave.iter().collect();
+        let mut known = Destinations::default();
+        for (i, envelope) in wave.iter().enumerate().take(8) {
+            known.refused(envelope, i, &refuse("x", &format!("k{i}")));
+        }
+        let mut answers = vec![None; wave.len()];
+        let step = Step::next(&wave, &mut answers, &known, &HashMap::new(), false, 3);
+        assert_eq!(
+            step,
+            Step {
+                together: vec![],
+                alone: vec![8, 9, 0]
+            }
+        );
+    }
+
+    fn refuse(exchange: &str, key: &str) -> Closed {
+        let text = format!(
+            "ACCESS_REFUSED - access to topic '{key}' in exchange '{exchange}' in vhost '/' refused for user 'u'"
+        );
+        closed(403, &text)
+    }
+
+    /// A broker: key k1 and k2 of x are refused, exchange `none` is missing, the message with the id 9 is impossible.
+    fn fate(envelope: &Envelope) -> Option<Closed> {
+        match (envelope.exchange.as_str(), envelope.routing_key.as_str()) {
+            _ if envelope.properties.message_id == "9" => {
+                Some(closed(406, "PRECONDITION_FAILED - size"))
+            }
+            ("none", _) => Some(closed(404, "NOT_FOUND - no exchange 'none' in vhost '/'")),
+            ("x", key @ ("k1" | "k2")) => Some(refuse("x", key)),
+            _ => None,
+        }
+    }
+
+    fn refusal(closed: &Closed) -> Answer {
+        Answer::Refused {
+            code: closed.code,
+            text: closed.text.clone(),
+        }
+    }
+
+    /// What `Publisher` does with the steps, against that broker. Returns the answers, what the broker took in its
+    /// order, and how often it closed a channel.
+    fn published(
+        wave: &[&Envelope],
+        known: &mut Destinations,
+        width: usize,
+    ) -> (Vec<Option<Answer>>, Vec<usize>, usize) {
+        let mut answers = vec![None; wave.len()];
+        let (mut refused, mut taken, mut closings, mut bulk) = (HashMap::new(), Vec::new(), 0, 0);
+        let mut singly = false;
+        for _ in 0..10 * (wave.len() + 1) {
+            let step = Step::next(wave, &mut answers, known, &refused, singly, width);
+            if step == Step::default() {
+                return (answers, taken, closings);
+            }
+            assert!(step.alone.len() <= width);
+            let culprit = step.together.iter().position(|i| fate(wave[*i]).is_some());
+            if let Some(at) = culprit {
+                taken.extend(&step.together[..at]);
+                let together: Vec<&Envelope> = step.together.iter().map(|i| wave[*i]).collect();
+                closings += 1;
+                bulk += 1;
+                singly = !known.closed(&together, &fate(together[at]).unwrap()) || bulk > 1;
+                continue;
+            }
+            for i in &step.together {
+                taken.push(*i);
+                answers[*i] = Some(Answer::Delivered);
+            }
+            for i in step.alone {
+                match fate(wave[i]) {
+                    None => {
+                        known.took(wave[i]);
+                        taken.push(i);
+                        answers[i] = Some(Answer::Delivered);
+                    }
+                    Some(closed) => {
+                        closings += 1;
+                        let unit = known.refused(wave[i], i, &closed);
+                        refused.insert(unit, refusal(&closed));
+                        answers[i] = Some(refusal(&closed));
+                    }
+                }
+            }
+        }
+        panic!("it does not end");
+    }
+
+    fn envelopes() -> impl Strategy<Value = Vec<Envelope>> {
+        let one = (
+            0..12_u8,
+            prop::sample::select(vec!["x", "y", "none", ""]),
+            prop::sample::select(vec!["k0", "k1", "k2", "k3"]),
+            prop::option::of(prop::sample::select(vec!["a", "b"])),
+        );
+        prop::collection::vec(
+            one.prop_map(|(id, exchange, key, order)| envelope(id, exchange, key, order)),
+            0..40,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn every_message_has_its_own_answer_in_order_and_few_channels_are_closed(
+            waves in prop::collection::vec(envelopes(), 1..4), width in 1_usize..5,
+        ) {
+            let mut known = Destinations::default();
+            for wave in &waves {
+                let wave: Vec<&Envelope> = wave.iter().collect();
+                let (answers, taken, closings) = published(&wave, &mut known, width);
+                let mut culprits: HashSet<String> = HashSet::new();
+                for (i, (envelope, answer)) in wave.iter().zip(answers).enumerate() {
+                    match (fate(envelope), answer.unwrap()) {
+                        (None, answer) => prop_assert_eq!(answer, Answer::Delivered),
+                        // Impossible, and to an exchange that is refused: either is true.
+                        (Some(closed), Answer::Refused { code, .. }) => {
+                            prop_assert!(code == closed.code || envelope.properties.message_id == "9");
+                            culprits.insert(if closed.code == 406 { i.to_string() } else { closed.text });
+                        }
+                        (Some(_), answer) => prop_assert!(false, "{:?}", answer),
+                    }
+                }
+                prop_assert!(closings <= culprits.len() + 2, "{} {:?}", closings, culprits);
+                for key in ["a", "b"] {
+                    let of_key = |i: &&usize| wave[**i].key() == Some(key);
+                    let mut first: Vec<usize> = Vec::new();
+                    for i in taken.iter().filter(of_key) {
+                        if !first.contains(i) {
+                            first.push(*i);
+                        }
+                    }
+                    prop_assert!(first.is_sorted(), "{:?}", first);
+                }
+            }
+        }
+
+        #[test]
+        fn no_two_go_together_that_a_return_could_not_tell_apart(wave in envelopes()) {
+            let wave: Vec<&Envelope> = wave.iter().collect();
+            let mut known = Destinations::default();
+            for envelope in &wave {
+                known.took(envelope);
+            }
+            let mut answers = vec![None; wave.len()];
+            let step = Step::next(&wave, &mut answers, &known, &HashMap::new(), false, 16);
+            let names: HashSet<_> = step
+                .together
+                .iter()
+                .map(|i| (&wave[*i].properties.message_id, &wave[*i].exchange, &wave[*i].routing_key))
+                .collect();
+            prop_assert_eq!(names.len(), step.together.len());
+            prop_assert!(wave.is_empty() || !names.is_empty());
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What people type behind a flag: read strictly, and refused with what would be right.
+
+use std::time::{Duration, SystemTime};
+
+use outbox_core::reason::Reason;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// A point in time, as it was typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moment {
+    At(OffsetDateTime),
+    /// Before now, by the database's clock.
+    Ago(Duration),
+}
+
+impl Moment {
+    pub(super) fn by(self, now: SystemTime) -> OffsetDateTime {
+        match self {
+            Self::At(at) => at,
+            Self::Ago(ago) => OffsetDateTime::from(now) - ago,
+        }
+    }
+}
+
+/// In UTC, for reports and the record.
+pub(super) fn shown(at: OffsetDateTime) -> String {
+    at.to_offset(time::UtcOffset::UTC)
+        .format(&Rfc3339)
+        .unwrap_or_else(|_| at.unix_timestamp().to_string())
+}
+
+/// RFC 3339, or a duration before now. A time without a zone is refused: the server's zone, this machine's and the
+/// person's may all differ, and the wrong hours would be chosen without a word.
+pub(super) fn moment(text: &str) -> Result<Moment, String> {
+    let text = text.trim();
+    let mut iso = text.to_uppercase();
+    if iso.as_bytes().get(10) == Some(&b' ') {
+        iso.replace_range(10..11, "T");
+    }
+    let parse = |text: &str| OffsetDateTime::parse(text, &Rfc3339);
+    if let Ok(at) = parse(&iso) {
+        return Ok(Moment::At(at));
+    }
+    for rest in ["Z", ":00Z", "T00:00:00Z"] {
+        let zoned = format!("{iso}{rest}");
+        if parse(&zoned).is_ok() {
+            return Err(format!(
+                "has no time zone: write {zoned} for UTC, or end it with an offset, as in {}",
+                zoned.replace('Z', "+02:00")
+            ));
+        }
+    }
+    match humantime::parse_duration(text) {
+        Ok(ago) if ago <= MOST => Ok(Moment::Ago(ago)),
+        _ => Err(
+            "must be a time with its zone, as 2026-01-31T08:00:00Z or 2026-01-31T09:00:00+01:00, or how long ago, as 2h"
+                .to_owned(),
+        ),
+    }
+}
+
+/// A century; the database's intervals end somewhere, too.
+const MOST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+pub(super) fn age(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text.trim()) {
+        Ok(age) if age <= MOST => Ok(age),
+        _ => Err("must be a duration up to 100 years, for example 90s, 2h or 7d".to_owned()),
+    }
+}
+
+/// Messages a second.
+pub(super) fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if (0.001..=1e6).contains(&rate) => Ok(rate),
+        _ => Err("must be a number from 0.001 to 1000000".to_owned()),
+    }
+}
+
+/// A variable of a script that is empty chooses nothing; it is more likely a mistake.
+pub(super) fn text(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("is empty".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn reason(text: &str) -> Result<String, String> {
+    if Reason::ALL.iter().any(|reason| reason.as_str() == text) {
+        return Ok(text.to_owned());
+    }
+    let codes = Reason::ALL.iter().map(|reason| reason.as_str());
+    let near = codes
+        .clone()
+        .map(|code| {
+            (
+                strsim::damerau_levenshtein(&text.to_lowercase(), code),
+                code,
+            )
+        })
+        .min()
+        .filter(|(distance, code)| *distance <= 3.max(code.len() / 4))
+        .map(|(_, code)| format!("did you mean {code}? "))
+        .unwrap_or_default();
+    Err(format!(
+        "is no reason code; {near}There are {}",
+        codes.collect::<Vec<_>>().join(", ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_a_zone_or_is_refused_with_the_cure() {
+        for (typed, utc) in [
+            ("2026-01-31T08:00:00Z", "2026-01-31T08:00:00Z"),
+            ("2026-01-31t08:00:00z", "2026-01-31T08:00:00Z"),
+            ("2026-01-31 09:00:00.5+01:00", "2026-01-31T08:00:00.5Z"),
+            ("2026-01-31T02:30:00-05:30", "2026-01-31T08:00:00Z"),
+        ] {
+            let at = moment(typed).unwrap().by(SystemTime::UNIX_EPOCH);
+            assert_eq!(shown(at), utc, "{typed}");
+        }
+        for (typed, cure) in [
+            ("2026-01-31T08:00:00", "write 2026-01-31T08:00:00Z for UTC"),
+            (
+                "2026-01-31 08:00:00.25",
+                "write 2026-01-31T08:00:00.25Z for UTC",
+            ),
+            ("2026-01-31T08:00", "write 2026-01-31T08:00:00Z for UTC"),
+            ("2026-01-31", "write 2026-01-31T00:00:00Z for UTC"),
+            ("yesterday", "must be a time with its zone"),
+            ("now", "must be a time with its zone"),
+            ("1769846400", "must be a time with its zone"),
+            ("2026-02-30T08:00:00Z", "must be a time with its zone"),
+            ("31.01.2026 08:00", "must be a time with its zone"),
+            ("-2h", "must be a time with its zone"),
+            ("999999999y", "must be a time with its zone"),
+            ("", "must be a time with its zone"),
+            ("é", "must be a time with its zone"),
+        ] {
+            let problem = moment(typed).unwrap_err();
+            assert!(problem.contains(cure), "{typed}: {problem}");
+        }
+    }
+
+    #[test]
+    fn how_long_ago_is_told_by_the_clock_that_is_given() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(7200);
+        let at = moment("1h 30m").unwrap().by(now);
+        assert_eq!(shown(at), "1970-01-01T00:30:00Z");
+    }
+
+    #[test]
+    fn numbers_are_finite_and_in_their_range() {
+        for typed in ["inf", "NaN", "-1", "0", "1e300", "1e-300", "x", ""] {
+            assert!(rate(typed).is_err(), "{typed}");
+        }
+        assert_eq!(rate("0.5"), Ok(0.5));
+        for typed in ["-5s", "5", "1000y", "99999999999999999999s", ""] {
+            assert!(age(typed).is_err(), "{typed}");
+        }
+        assert_eq!(age("0s"), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn an_unknown_reason_is_answered_with_the_codes_and_the_nearest_one() {
+        assert_eq!(reason("unroutable"), Ok("unroutable".to_owned()));
+        let problem = reason("unrouteable").unwrap_err();
+        assert!(
+            problem.contains("did you mean unroutable?") && problem.contains("no_route"),
+            "{problem}"
+        );
+        let problem = reason("zzzzzzzzzzzzzz").unwrap_err();
+        assert!(!problem.contains("did you mean"), "{problem}");
+    }
+}

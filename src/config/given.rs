@@ -1,0 +1,97 @@
+//! Which keys two configurations differ in: a reload says what it took over, and what waits for a restart.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use config::ValueKind;
+use sha2::{Digest, Sha256};
+
+use super::{keys, layers::Values};
+use crate::file;
+
+/// Fingerprints, because a value may be a secret: of what is given for a key other than its default, and of the
+/// files that keys name.
+#[derive(Clone, PartialEq, Default)]
+pub(super) struct Given {
+    values: BTreeMap<String, Fingerprint>,
+    files: BTreeMap<String, Fingerprint>,
+}
+
+type Fingerprint = [u8; 32];
+
+/// What a reload found, by key.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Have another value.
+    pub keys: Vec<String>,
+    /// Name the same file, which holds something else.
+    pub files: Vec<String>,
+}
+
+impl Given {
+    pub fn of(values: &Values) -> Self {
+        let mut given = Self::default();
+        for (key, found) in values {
+            let text = match &found.kind {
+                ValueKind::Array(items) if items.is_empty() => "[]".to_owned(),
+                kind => kind.to_string(),
+            };
+            let default = keys::find(key).and_then(|known| known.default);
+            if default.is_none_or(|default| default.trim_matches('"') != text) {
+                given.values.insert(key.clone(), hash(text.as_bytes()));
+            }
+            if key.ends_with("_file")
+                && let Ok(bytes) = file::read(Path::new(&text), file::MOST, file::Guard::Any)
+            {
+                given.files.insert(key.clone(), hash(&bytes));
+            }
+        }
+        given
+    }
+
+    pub fn changes(&self, newer: &Self) -> Changes {
+        let keys = differing(&self.values, &newer.values);
+        let mut files = differing(&self.files, &newer.files);
+        files.retain(|key| !keys.contains(key));
+        Changes { keys, files }
+    }
+
+    /// From here on `keys`, and what the files hold, are as in `newer`.
+    pub fn adopt(&mut self, newer: &Self, keys: &[&str]) {
+        for key in keys {
+            match newer.values.get(*key) {
+                Some(value) => self.values.insert((*key).to_owned(), *value),
+                None => self.values.remove(*key),
+            };
+        }
+        for (key, value) in &newer.files {
+            if let Some(known) = self.files.get_mut(key) {
+                *known = *value;
+            }
+        }
+    }
+}
+
+fn differing(
+    one: &BTreeMap<String, Fingerprint>,
+    other: &BTreeMap<String, Fingerprint>,
+) -> Vec<String> {
+    let mut keys: Vec<String> = one
+        .keys()
+        .chain(other.keys().filter(|key| !one.contains_key(*key)))
+        .filter(|key| one.get(*key) != other.get(*key))
+        .cloned()
+        .collect();
+    keys.sort();
+    keys
+}
+
+fn hash(bytes: &[u8]) -> Fingerprint {
+    Sha256::digest(bytes).into()
+}
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A short secret could be found from its fingerprint.
+        f.write_str("[fingerprints]")
+    }
+}

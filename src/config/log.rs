@@ -1,0 +1,25 @@
+//! What `log.level` may hold.
+
+use tracing_subscriber::EnvFilter;
+
+#[derive(Debug, thiserror::Error)]
+#[error("\"{level}\" is not a level (error, warn, info, debug, trace) or a filter: {source}")]
+pub struct LogError {
+    level: String,
+    source: tracing_subscriber::filter::ParseError,
+}
+
+/// lapin logs a returned message with its payload at WARN; no payload ever goes to a log.
+const SILENCED: &str = "lapin=off,amq_protocol=off";
+
+/// What `log.level` lets through.
+pub fn log_filter(level: &str) -> Result<EnvFilter, LogError> {
+    let checked = |text: String| {
+        EnvFilter::builder().parse(text).map_err(|source| LogError {
+            level: level.to_owned(),
+            source,
+        })
+    };
+    checked(level.to_owned())?;
+    checked(format!("{level},{SILENCED}"))
+}

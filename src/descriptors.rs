@@ -1,0 +1,57 @@
+//! How many files and sockets this process may have open, and how many of them the admin port gets.
+//!
+//! The limit is one for all of the process: without a share of its own, clients of the admin port take what the relay
+//! needs to connect again.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// More than any configuration needs.
+const ENOUGH: u64 = 65_536;
+/// Connections of the admin port at once; each takes one descriptor.
+const ADMIN: u64 = 32;
+/// So that health checks are answered on the tightest system too.
+const ADMIN_LEAST: u64 = 4;
+
+/// Raises the soft limit towards the hard one, and returns what is allowed now. Nothing here uses select(), which is
+/// why the soft limit is low on most systems.
+pub fn raise() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 1024;
+    };
+    let wanted = hard.min(ENOUGH);
+    if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() {
+        return wanted;
+    }
+    soft
+}
+
+/// What the relay itself may have open at once: a worker has a connection to either server, and may open the next one
+/// before the last is gone; a source has four more. The rest is files that are read, name resolution, and the runtime.
+pub fn needed(sources: usize, workers: usize) -> u64 {
+    let sources = sources as u64;
+    32 + sources * (4 * workers as u64 + 8)
+}
+
+/// The admin port's share.
+pub fn for_admin(allowed: u64, needed: u64) -> usize {
+    allowed.saturating_sub(needed).clamp(ADMIN_LEAST, ADMIN) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_admin_port_gets_what_the_relay_leaves_and_never_much() {
+        assert_eq!(for_admin(65_536, needed(1, 4)), 32);
+        assert_eq!(for_admin(needed(1, 4) + 10, needed(1, 4)), 10);
+        assert_eq!(for_admin(16, needed(1, 4)), 4);
+    }
+
+    #[test]
+    fn the_soft_limit_is_raised_to_what_the_hard_one_allows() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert!(raise() >= hard.min(ENOUGH));
+        assert!(getrlimit(Resource::RLIMIT_NOFILE).unwrap().0 >= hard.min(ENOUGH));
+    }
+}

@@ -1,0 +1,329 @@
+//! The audit: finds unsent messages that no claim will ever look at, and files them so that they are sent.
+//!
+//! **Why.** A mark (`low_water`) makes whatever lies at or below it invisible. Producers can't write there; people and
+//! their tools can: a sequence that is restarted or cached, rows that are copied back, a truncated table of exceptions,
+//! `sent_at` taken back, a key that is corrected. Nothing else would ever tell.
+//!
+//! **Authority.** A message is *stranded* when it is unsent, at or below its lane's mark, and neither waiting nor dead.
+//! A settle moves marks and rows in one transaction, so what one snapshot shows as stranded is stranded. It is filed by
+//! the holder of its lane, as everything is, and looked at again under that lock.
+//!
+//! **Failures.** A crash rolls the filing back, and the next audit finds the row again. Nothing about it is kept anywhere
+//! but in the rows themselves.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use outbox_core::{
+    claim::Ctid,
+    message::{Lane, Position},
+};
+use tokio_postgres::{error::SqlState, types::Type};
+
+use super::{
+    OutboxError,
+    claim::LOCK_TABLES,
+    ctid::Tid,
+    row::get,
+    session::{Query, Session},
+};
+
+const SIGNS: Query = Query {
+    action: "look for signs of changed tables",
+    sql: include_str!("sql/audit_signs.sql"),
+    types: &[],
+};
+const SIZE: Query = Query {
+    action: "measure the tables to audit",
+    sql: include_str!("sql/audit_size.sql"),
+    types: &[],
+};
+const WALK: Query = Query {
+    action: "audit messages",
+    sql: include_str!("sql/audit_walk.sql"),
+    types: &[Type::TID, Type::TID],
+};
+const RELEASE: Query = Query {
+    action: "audit waiting messages",
+    sql: include_str!("sql/audit_release.sql"),
+    types: &[Type::TID, Type::TID],
+};
+const FIND: Query = Query {
+    action: "look for messages that moved",
+    sql: include_str!("sql/audit_find.sql"),
+    types: &[Type::INT8_ARRAY],
+};
+const HOLD: Query = Query {
+    action: "hold lanes to file stranded messages",
+    sql: include_str!("sql/audit_hold.sql"),
+    types: &[Type::INT2_ARRAY],
+};
+const HOLD_ONE: Query = Query {
+    action: "wait for a lane to file stranded messages",
+    sql: include_str!("sql/audit_hold_one.sql"),
+    types: &[Type::INT2],
+};
+const FILE: Query = Query {
+    action: "file stranded messages",
+    sql: include_str!("sql/audit_file.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+};
+const RECORD: Query = Query {
+    action: "report the audit to outbox.relay",
+    sql: include_str!("sql/audit_record.sql"),
+    types: &[Type::TEXT, Type::BOOL, Type::INT8],
+};
+const ADD_LANES: Query = Query {
+    action: "put back missing lanes",
+    sql: include_str!("sql/add_lanes.sql"),
+    types: &[Type::INT2_ARRAY],
+};
+const TRY_LEAD: Query = Query {
+    action: "take the audit",
+    sql: "SELECT pg_try_advisory_lock($1) AS leads",
+    types: &[Type::INT8],
+};
+
+/// One relay keeps auditing; the ASCII bytes of `obxaudit`.
+const AUDITOR: i64 = 0x6f62_7861_7564_6974;
+
+/// What tells that marks and messages may no longer fit together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signs {
+    /// The tables' and the sequence's files: TRUNCATE, RESTART and rewrites change them.
+    files: Option<String>,
+    /// CACHE, INCREMENT and CYCLE of the sequence.
+    properties: Option<String>,
+    drawn: i64,
+}
+
+impl Signs {
+    /// `self` is what was seen before `now`.
+    pub fn alarm(&self, now: &Self) -> bool {
+        self.files != now.files || self.properties != now.properties || now.drawn < self.drawn
+    }
+}
+
+pub async fn signs(session: &Session) -> Result<Signs, OutboxError> {
+    let rows = session.query(&SIGNS, &[]).await?;
+    let row = rows.first().ok_or(OutboxError::Unusable {
+        action: SIGNS.action,
+        why: "no row was returned".to_owned(),
+    })?;
+    Ok(Signs {
+        files: get(row, "files")?,
+        properties: get(row, "properties")?,
+        drawn: get(row, "drawn")?,
+    })
+}
+
+/// Which of the two tables is walked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    Message,
+    Waiting,
+}
+
+/// Pages of both tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Size {
+    pub message: u32,
+    pub waiting: u32,
+}
+
+pub async fn size(session: &Session) -> Result<Size, OutboxError> {
+    let rows = session.query(&SIZE, &[]).await?;
+    let Some(row) = rows.first() else {
+        return Ok(Size::default());
+    };
+    let pages = |n: i64| u32::try_from(n).unwrap_or(u32::MAX);
+    Ok(Size {
+        message: pages(get(row, "message")?),
+        waiting: pages(get(row, "waiting")?),
+    })
+}
+
+/// Where a page begins: no row has line 0.
+fn page(block: u32) -> Tid {
+    Tid(Ctid { block, line: 0 })
+}
+
+/// Stranded messages on the pages from `from` up to, and without, `to`.
+pub async fn walk(session: &Session, from: u32, to: u32) -> Result<Vec<Position>, OutboxError> {
+    let rows = session.query(&WALK, &[&page(from), &page(to)]).await?;
+    rows.iter().map(position).collect()
+}
+
+/// Lets go what waits for what is no more, on these pages of `outbox.waiting`. Returns how many.
+pub async fn release(session: &Session, from: u32, to: u32) -> Result<u64, OutboxError> {
+    session.execute(&RELEASE, &[&page(from), &page(to)]).await
+}
+
+/// Those of these ids that are stranded, wherever they are now.
+pub async fn find(session: &Session, ids: &[i64]) -> Result<Vec<Position>, OutboxError> {
+    let rows = session.query(&FIND, &[&ids]).await?;
+    rows.iter().map(position).collect()
+}
+
+fn position(row: &tokio_postgres::Row) -> Result<Position, OutboxError> {
+    Ok(Position {
+        lane: get(row, "lane")?,
+        id: get(row, "id")?,
+    })
+}
+
+/// What became of stranded messages.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Filed {
+    pub filed: u64,
+    /// Their lanes were held by somebody else.
+    pub left: Vec<Position>,
+}
+
+/// Files them, of every lane that nobody holds.
+pub async fn file(session: &Session, found: &[Position]) -> Result<Filed, OutboxError> {
+    let lanes: Vec<Lane> = found
+        .iter()
+        .map(|p| p.lane)
+        .collect::<BTreeSet<Lane>>()
+        .into_iter()
+        .collect();
+    transaction(session, found, &HOLD, &lanes, &[&lanes]).await
+}
+
+/// Files those of one lane, and waits for it a moment: a lane with a backlog is never free for long.
+pub async fn file_lane(
+    session: &Session,
+    lane: Lane,
+    found: &[Position],
+) -> Result<Filed, OutboxError> {
+    transaction(session, found, &HOLD_ONE, &[lane], &[&lane]).await
+}
+
+async fn transaction(
+    session: &Session,
+    found: &[Position],
+    hold: &Query,
+    lanes: &[Lane],
+    params: super::session::Params<'_>,
+) -> Result<Filed, OutboxError> {
+    if lanes.is_empty() {
+        return Ok(Filed::default());
+    }
+    let filing = async {
+        // A lane is waited for a second at most.
+        let begin = format!("{LOCK_TABLES}; SET LOCAL lock_timeout = '1s'");
+        session.begin_with(&begin).await?;
+        let rows = session.query(hold, params).await?;
+        let held: BTreeSet<Lane> = rows
+            .iter()
+            .map(|row| get(row, "lane"))
+            .collect::<Result<_, _>>()?;
+        let (now, left): (Vec<Position>, Vec<Position>) =
+            found.iter().partition(|p| held.contains(&p.lane));
+        let lanes: Vec<Lane> = now.iter().map(|p| p.lane).collect();
+        let ids: Vec<i64> = now.iter().map(|p| p.id).collect();
+        let filed = session.execute(&FILE, &[&lanes, &ids]).await?;
+        session.commit().await?;
+        Ok(Filed { filed, left })
+    };
+    match filing.await {
+        Ok(filed) => Ok(filed),
+        // Somebody truncates or migrates, or holds the lane: later.
+        Err(error) if is_locked(&error) => {
+            session.rollback().await?;
+            Ok(Filed {
+                filed: 0,
+                left: found.to_vec(),
+            })
+        }
+        Err(error) => {
+            // The first error is the one to report; a lost connection rolls back by itself.
+            let _ = session.rollback().await;
+            Err(error)
+        }
+    }
+}
+
+fn is_locked(error: &OutboxError) -> bool {
+    matches!(error, OutboxError::Database { source, .. }
+        if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+}
+
+/// True from now on, for as long as the session lives: no other relay has the audit.
+pub async fn try_lead(session: &Session) -> Result<bool, OutboxError> {
+    match session.query(&TRY_LEAD, &[&AUDITOR]).await?.first() {
+        Some(row) => get(row, "leads"),
+        None => Ok(false),
+    }
+}
+
+/// For people, in `outbox.relay`. `whole`: an audit of everything has just ended.
+pub async fn record(
+    session: &Session,
+    instance: &str,
+    whole: bool,
+    stranded: usize,
+) -> Result<(), OutboxError> {
+    let stranded = i64::try_from(stranded).unwrap_or(i64::MAX);
+    session
+        .execute(&RECORD, &[&instance, &whole, &stranded])
+        .await
+        .map(drop)
+}
+
+/// Puts back lanes that are not in `outbox.lane`. Returns how many were.
+pub async fn add_lanes(session: &Session, lanes: &[Lane]) -> Result<u64, OutboxError> {
+    session.execute(&ADD_LANES, &[&lanes]).await
+}
+
+/// What a bounded look at the table found.
+#[derive(Debug, Clone, Copy)]
+pub struct Glance {
+    pub looked_at: u32,
+    pub pages: u32,
+    pub stranded: usize,
+}
+
+/// Looks at pages from the beginning for so long, and files nothing.
+pub async fn glance(session: &Session, within: Duration) -> Result<Glance, OutboxError> {
+    const PAGES: u32 = 512;
+    let began = Instant::now();
+    let pages = size(session).await?.message;
+    let (mut page, mut stranded) = (0, 0);
+    while page < pages && began.elapsed() < within {
+        let to = page.saturating_add(PAGES);
+        stranded += walk(session, page, to).await?.len();
+        page = to;
+    }
+    Ok(Glance {
+        looked_at: page.min(pages),
+        pages,
+        stranded,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signs(files: &str, properties: &str, drawn: i64) -> Signs {
+        Signs {
+            files: Some(files.to_owned()),
+            properties: Some(properties.to_owned()),
+            drawn,
+        }
+    }
+
+    #[test]
+    fn what_changed_behind_the_marks_is_an_alarm_and_new_positions_are_none() {
+        let before = signs("message=1", "1 1 f", 100);
+        assert!(!before.alarm(&signs("message=1", "1 1 f", 100)));
+        assert!(!before.alarm(&signs("message=1", "1 1 f", 101)));
+        assert!(before.alarm(&signs("message=1", "1 1 f", 99)));
+        assert!(before.alarm(&signs("message=2", "1 1 f", 200)));
+        assert!(before.alarm(&signs("message=1", "50 1 f", 200)));
+    }
+}

@@ -1,0 +1,72 @@
+//! Who keeps the relay from writing: sessions of others that hold a lock in its way.
+
+use outbox_core::message::{Lane, Position};
+use tokio_postgres::types::Type;
+
+use super::{
+    OutboxError,
+    row::get,
+    session::{Query, Session},
+};
+
+const BLOCKERS: Query = Query {
+    action: "look for blocking sessions",
+    sql: include_str!("sql/blockers.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+};
+
+#[derive(Debug)]
+pub struct Blocker {
+    pub pid: i32,
+    pub user: String,
+    pub application: String,
+    /// `None`: this role may not see it.
+    pub state: Option<String>,
+    pub transaction_seconds: f64,
+    /// One of the locks, for a person.
+    pub what: String,
+}
+
+/// The longest transactions first; at most five. `rows`: messages that could not be locked.
+pub async fn find(session: &Session, rows: &[Position]) -> Result<Vec<Blocker>, OutboxError> {
+    let (lanes, ids): (Vec<Lane>, Vec<i64>) = rows.iter().map(|p| (p.lane, p.id)).unzip();
+    let found = session.query(&BLOCKERS, &[&lanes, &ids]).await?;
+    found
+        .iter()
+        .map(|row| {
+            Ok(Blocker {
+                pid: get(row, "pid")?,
+                user: get(row, "usename")?,
+                application: get(row, "application")?,
+                state: get(row, "state")?,
+                transaction_seconds: get(row, "seconds")?,
+                what: get(row, "what")?,
+            })
+        })
+        .collect()
+}
+
+pub fn text(blockers: &[Blocker]) -> String {
+    let one = |b: &Blocker| {
+        let user = b.user.escape_debug();
+        let application = b.application.escape_debug();
+        // Of another role's session a relay may see no more than that.
+        let since = match &b.state {
+            Some(state) => format!(
+                ", {state}, in its transaction for {:.0} s",
+                b.transaction_seconds
+            ),
+            None => String::new(),
+        };
+        format!(
+            "pid {} (user {user}, application \"{application}\"{since}) with {}",
+            b.pid,
+            b.what.escape_debug()
+        )
+    };
+    let all: Vec<String> = blockers.iter().map(one).collect();
+    format!(
+        "{}; end that transaction, or the session with pg_terminate_backend(pid)",
+        all.join("; ")
+    )
+}

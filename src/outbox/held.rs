@@ -1,0 +1,91 @@
+//! Held messages: their destination fails, and they wait in `outbox.waiting` without a due time (`outbox_core::circuit`). Each step
+//! is one statement of bounded size; rows that somebody else has locked are left to that one.
+
+use outbox_core::{
+    circuit::{Destination, Held, Why},
+    reason::Reason,
+};
+use tokio_postgres::types::Type;
+
+use super::{
+    OutboxError,
+    row::get,
+    session::{Query, Session},
+};
+
+const PROBE: Query = Query {
+    action: "probe a destination",
+    sql: include_str!("sql/held_probe.sql"),
+    types: &[Type::INT8, Type::INT8],
+};
+const GIVE_UP: Query = Query {
+    action: "give up held messages",
+    sql: include_str!("sql/held_give_up.sql"),
+    types: &[Type::INT8, Type::INT4, Type::INT4, Type::INT8],
+};
+const RELEASE: Query = Query {
+    action: "release held messages",
+    sql: include_str!("sql/held_release.sql"),
+    types: &[Type::INT8, Type::INT8],
+};
+const DESTINATIONS: Query = Query {
+    action: "look for held messages",
+    sql: include_str!("sql/held_destinations.sql"),
+    types: &[Type::INT4],
+};
+
+/// Makes one due, and returns its position; `None` when none is held.
+pub async fn probe(
+    session: &Session,
+    destination: Destination,
+    after: i64,
+) -> Result<Option<i64>, OutboxError> {
+    let rows = session.query(&PROBE, &[&destination.0, &after]).await?;
+    rows.first().map(|row| get(row, "id")).transpose()
+}
+
+/// Makes those due for the last time that have failed often enough. Returns how many, at most `rows`.
+pub async fn give_up(
+    session: &Session,
+    destination: Destination,
+    failed_probes: u32,
+    max_attempts: u32,
+    rows: i64,
+) -> Result<u64, OutboxError> {
+    let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let (probes, attempts) = (int(failed_probes), int(max_attempts));
+    session
+        .execute(&GIVE_UP, &[&destination.0, &probes, &attempts, &rows])
+        .await
+}
+
+/// Makes the first `rows` due; returns how many there were.
+pub async fn release(
+    session: &Session,
+    destination: Destination,
+    rows: usize,
+) -> Result<usize, OutboxError> {
+    let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+    let released = session.execute(&RELEASE, &[&destination.0, &rows]).await?;
+    Ok(usize::try_from(released).unwrap_or(usize::MAX))
+}
+
+/// Destinations for which messages are held, at most `most`, as of the first message of each.
+pub async fn destinations(session: &Session, most: i32) -> Result<Vec<Held>, OutboxError> {
+    let rows = session.query(&DESTINATIONS, &[&most]).await?;
+    rows.iter()
+        .map(|row| {
+            let reason: Option<String> = get(row, "reason")?;
+            let error: Option<String> = get(row, "last_error")?;
+            let reason = reason.and_then(|word| Reason::from_word(&word));
+            Ok(Held {
+                destination: Destination(get(row, "destination")?),
+                failures: u32::try_from(get::<i32, _>(row, "failed_probes")?).unwrap_or(0),
+                why: Why {
+                    reason: reason.unwrap_or(Reason::BrokerRefused),
+                    error: error.unwrap_or_default(),
+                },
+            })
+        })
+        .collect()
+}

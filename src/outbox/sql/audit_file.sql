@@ -1,0 +1,14 @@
+-- Files stranded messages of lanes held, to be published in the order of their positions. A statement of its own after the
+-- locks: what was found may have been sent or filed since, and the mark may have moved. $1 lanes, $2 ids
+INSERT INTO outbox.waiting (lane, id, message_id, key_hash, cause, due_at, due_since)
+SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id),
+       CASE WHEN m.available_at > statement_timestamp() THEN 'scheduled' ELSE 'stranded' END,
+       CASE WHEN m.available_at > statement_timestamp() THEN m.available_at
+            ELSE statement_timestamp() + row_number() OVER (ORDER BY m.id) * interval '1 microsecond' END,
+       greatest(least(m.created_at, statement_timestamp()), m.available_at)
+FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, id)
+JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
+JOIN outbox.lane l ON l.lane = m.lane
+WHERE m.sent_at IS NULL AND m.id <= l.low_water
+  AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0)
+ON CONFLICT (lane, id) DO NOTHING

@@ -1,0 +1,8 @@
+-- Which of these ids are stranded, in whatever lane: 64 probes of the index for each. $1 ids
+SELECT m.lane, m.id
+FROM unnest($1::bigint[]) AS s (id)
+CROSS JOIN outbox.lane l
+JOIN outbox.message m ON m.lane = l.lane AND m.id = s.id
+WHERE m.sent_at IS NULL AND m.id <= l.low_water
+  AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id OFFSET 0)
+  AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0)

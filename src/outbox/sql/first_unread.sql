@@ -1,0 +1,14 @@
+-- Where the message stands that a claim of this lane reads first, without reading anything of it. $1 lane, $2 its mark
+SELECT id FROM (
+    (SELECT w.id, 0 AS turn FROM outbox.waiting w
+      WHERE w.lane = $1 AND w.due_at <= statement_timestamp()
+      ORDER BY w.due_at LIMIT 1)
+    UNION ALL
+    (SELECT m.id, 1 AS turn FROM outbox.message m
+      WHERE m.lane = $1 AND m.id > $2 AND m.sent_at IS NULL
+        AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id OFFSET 0)
+        AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0)
+      ORDER BY m.id LIMIT 1)
+) first
+ORDER BY turn
+LIMIT 1

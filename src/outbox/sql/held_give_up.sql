@@ -1,0 +1,14 @@
+-- Held messages that have failed often enough are tried one last time: their own attempts, and the probes that failed since
+-- they were held. $1 destination, $2 failed probes by now, $3 attempts that are enough, $4 rows
+WITH chosen AS (
+    SELECT w.lane, w.id FROM outbox.waiting w
+    WHERE w.cause = 'held' AND w.due_at IS NULL AND w.destination = $1
+      AND w.attempts + greatest($2 - w.failed_probes, 0) >= $3
+    ORDER BY w.id
+    LIMIT $4
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE outbox.waiting w
+SET cause = 'probe', due_at = clock_timestamp(), attempts = greatest(w.attempts, $3 - 1)
+FROM chosen c
+WHERE w.lane = c.lane AND w.id = c.id

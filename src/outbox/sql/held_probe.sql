@@ -1,0 +1,23 @@
+-- Makes one held message of a destination due, as its probe: the next one after a position, or else the first, so that
+-- they take turns. $1 destination, $2 position
+WITH chosen AS (
+    SELECT later.lane, later.id FROM (
+        SELECT w.lane, w.id FROM outbox.waiting w
+        WHERE w.cause = 'held' AND w.due_at IS NULL AND w.destination = $1 AND w.id > $2
+        ORDER BY w.id LIMIT 1
+        FOR UPDATE SKIP LOCKED
+    ) later
+    UNION ALL
+    SELECT any_.lane, any_.id FROM (
+        SELECT w.lane, w.id FROM outbox.waiting w
+        WHERE w.cause = 'held' AND w.due_at IS NULL AND w.destination = $1
+        ORDER BY w.id LIMIT 1
+        FOR UPDATE SKIP LOCKED
+    ) any_
+    LIMIT 1
+)
+UPDATE outbox.waiting w
+SET cause = 'probe', due_at = clock_timestamp()
+FROM chosen c
+WHERE w.lane = c.lane AND w.id = c.id
+RETURNING w.id

@@ -1,0 +1,5 @@
+-- Which of these messages are there and not marked. $1 lanes, $2 ids
+SELECT m.lane, m.id
+FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, id)
+JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
+WHERE m.sent_at IS NULL

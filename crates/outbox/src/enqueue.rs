@@ -24,13 +24,16 @@ pub enum EnqueueError {
 
 /// One statement for any number of events, in their order. The two payloads, headers and times travel as text:
 /// a producer needs no type support of the driver for them.
+/// Types carry their schema: nobody's type of the same name stands in for one. `unnest` of several arrays is always
+/// PostgreSQL's own.
 const INSERT: &str = "\
     INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload, binary_payload, \
                                 content_type, headers, exchange, routing_key, available_at) \
-    SELECT e.message_id, e.aggregate_type, e.aggregate_id, e.event_type, e.payload::json, e.binary_payload, \
-           e.content_type, e.headers::json, e.exchange, e.routing_key, e.available_at \
-    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[], \
-                $9::text[], $10::text[], $11::timestamptz[]) WITH ORDINALITY \
+    SELECT e.message_id, e.aggregate_type, e.aggregate_id, e.event_type, e.payload::pg_catalog.json, e.binary_payload, \
+           e.content_type, e.headers::pg_catalog.json, e.exchange, e.routing_key, e.available_at \
+    FROM unnest($1::pg_catalog.uuid[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], \
+                $5::pg_catalog.text[], $6::pg_catalog.bytea[], $7::pg_catalog.text[], $8::pg_catalog.text[], \
+                $9::pg_catalog.text[], $10::pg_catalog.text[], $11::pg_catalog.timestamptz[]) WITH ORDINALITY \
          AS e (message_id, aggregate_type, aggregate_id, event_type, payload, binary_payload, content_type, headers, \
                exchange, routing_key, available_at, n) \
     ORDER BY e.n";

@@ -3,16 +3,13 @@
 
 use std::{fmt, time::SystemTime};
 
+use outbox_core::{
+    header,
+    limits::{self, HEADER_LEVELS, HEADERS_TEXT, NotShort, SHORT},
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
-
-/// Longest AMQP short string, in bytes.
-const SHORT: usize = 255;
-/// Longest JSON text of the headers, in bytes: more cannot fit a frame of RabbitMQ's default size.
-const HEADERS: usize = 131_072;
-/// Levels of nesting in the headers; the object itself is the first.
-const LEVELS: usize = 4;
 
 /// Something that happened to one aggregate.
 #[derive(Clone, PartialEq)]
@@ -46,13 +43,13 @@ pub enum EventError {
     ReservedHeader { name: String },
     #[error("a header name is empty")]
     EmptyHeaderName,
-    #[error("the header \"{name}\" is nested deeper than {LEVELS} levels")]
+    #[error("the header \"{name}\" is nested deeper than {HEADER_LEVELS} levels")]
     TooDeep { name: String },
     #[error("the header \"{name}\" holds a number that AMQP cannot carry; send it as a string")]
     NumberOutOfRange { name: String },
     #[error("correlation_id is not a string")]
     CorrelationIdNotText,
-    #[error("the headers have {bytes} bytes of JSON; {HEADERS} fit")]
+    #[error("the headers have {bytes} bytes of JSON; {HEADERS_TEXT} fit")]
     HeadersTooLarge { bytes: usize },
     #[error("the body is not JSON: {0}")]
     NotJson(String),
@@ -190,7 +187,7 @@ impl Event {
             }
         }
         match self.headers_json() {
-            Some(text) if text.len() > HEADERS => {
+            Some(text) if text.len() > HEADERS_TEXT => {
                 Err(EventError::HeadersTooLarge { bytes: text.len() })
             }
             _ => Ok(()),
@@ -221,48 +218,48 @@ impl fmt::Debug for Event {
 }
 
 fn check_short(field: &str, text: &str) -> Result<(), EventError> {
-    if text.len() > SHORT {
-        return Err(EventError::TooLong {
-            field: field.to_owned(),
+    let field = || field.to_owned();
+    limits::short(text).map_err(|problem| match problem {
+        NotShort::TooLong => EventError::TooLong {
+            field: field(),
             bytes: text.len(),
-        });
-    }
-    check_clean(field, text)
+        },
+        NotShort::ControlCharacter => EventError::ControlCharacter { field: field() },
+    })
 }
 
 fn check_clean(field: &str, text: &str) -> Result<(), EventError> {
-    if text.contains(char::is_control) {
-        return Err(EventError::ControlCharacter {
-            field: field.to_owned(),
-        });
+    if limits::is_clean(text) {
+        return Ok(());
     }
-    Ok(())
+    Err(EventError::ControlCharacter {
+        field: field.to_owned(),
+    })
 }
 
 fn check_header(name: &str, value: &Value) -> Result<(), EventError> {
     check_header_name(name)?;
-    if name.starts_with("x-") || name == "CC" || name == "BCC" || name.starts_with("outbox-") {
+    if header::is_reserved(name) {
         return Err(EventError::ReservedHeader {
             name: name.to_owned(),
         });
     }
-    check_value(name, value, LEVELS - 1)
+    check_value(name, value, HEADER_LEVELS - 1)
 }
 
 fn check_header_name(name: &str) -> Result<(), EventError> {
     if name.is_empty() {
         return Err(EventError::EmptyHeaderName);
     }
-    if name.len() > SHORT {
-        return Err(EventError::TooLong {
+    limits::short(name).map_err(|problem| match problem {
+        NotShort::TooLong => EventError::TooLong {
             field: "a header name".to_owned(),
             bytes: name.len(),
-        });
-    }
-    check_clean(
-        &format!("the header name \"{}\"", name.escape_debug()),
-        name,
-    )
+        },
+        NotShort::ControlCharacter => EventError::ControlCharacter {
+            field: format!("the header name \"{}\"", name.escape_debug()),
+        },
+    })
 }
 
 /// `name`: the header that the value belongs to.
@@ -272,19 +269,12 @@ fn check_value(name: &str, value: &Value, levels_left: usize) -> Result<(), Even
     };
     match value {
         Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
-        Value::Number(number) => {
-            // With or without serde_json's arbitrary precision: an i64, or a finite double that was written as one.
-            let fits = number.is_i64()
-                || (!number.is_u64()
-                    && number.to_string().contains(['.', 'e', 'E'])
-                    && number.as_f64().is_some_and(f64::is_finite));
-            if fits {
-                return Ok(());
-            }
-            Err(EventError::NumberOutOfRange {
+        Value::Number(number) => match header::number(number) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(EventError::NumberOutOfRange {
                 name: name.to_owned(),
-            })
-        }
+            }),
+        },
         Value::Array(items) => {
             let levels = levels_left.checked_sub(1).ok_or_else(too_deep)?;
             items

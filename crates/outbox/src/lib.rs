@@ -14,7 +14,8 @@
 //! # }
 //! ```
 //!
-//! Needs the role `outbox_producer` and nothing else. Shares no code with the relay: the schema is their contract.
+//! Needs the role `outbox_producer` and nothing else. Of the relay it knows the rules for a row (`outbox-core`), so that
+//! what the relay would refuse is refused here; the schema is their contract.
 
 #[cfg(feature = "consumer")]
 pub mod consumer;

@@ -28,6 +28,8 @@ pub(crate) const MESSAGES: Counted = Counted {
     dead_letters: &[
         "attempts_exhausted",
         "conflict",
+        "headers_invalid",
+        "headers_unreadable",
         "in_doubt",
         "message_id_invalid",
         "rejected",

@@ -42,7 +42,7 @@ func parse(body []byte, into any) error {
 
 // isFirst says whether to go on. What is a duplicate, or stale, is done.
 func isFirst(ctx context.Context, tx pgx.Tx, claim, key string, message amqp.Delivery, guard ...any) (bool, error) {
-	sql := "SELECT outcome FROM inbox." + claim + "('payments', $1, inbox.fingerprint($2, $3, $4)"
+	sql := "SELECT outcome FROM inbox." + claim + "('payments', $1, inbox.fingerprint($2, $3, $4::bytea)"
 	for n := range guard {
 		sql += fmt.Sprintf(", $%d", n+5)
 	}
@@ -63,7 +63,7 @@ func done(ctx context.Context, tx pgx.Tx, how, key string, result map[string]any
 	if err != nil {
 		return err
 	}
-	sql := "SELECT inbox." + how + "('payments', $1, $2, 'application/json'), inbox.forgive('payments', $1)"
+	sql := "SELECT inbox." + how + "('payments', $1, $2::bytea, 'application/json'), inbox.forgive('payments', $1)"
 	_, err = tx.Exec(ctx, sql, key, body)
 	return err
 }

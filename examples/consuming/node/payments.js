@@ -55,7 +55,7 @@ async function transaction(db, work) {
 /** Whether to go on. What is a duplicate, or stale, is done. */
 async function isFirst(db, claim, key, { properties, content }, guard = []) {
   const more = guard.map((_, i) => `, $${i + 5}`).join("");
-  const sql = `SELECT outcome FROM inbox.${claim}('payments', $1, inbox.fingerprint($2, $3, $4)${more})`;
+  const sql = `SELECT outcome FROM inbox.${claim}('payments', $1, inbox.fingerprint($2, $3, $4::bytea)${more})`;
   const { rows } = await db.query(sql, [key, properties.type, properties.contentType, content, ...guard]);
   const { outcome } = rows[0];
   if (outcome === "conflict" || outcome === "in_doubt") throw new Dead(outcome, `inbox.${claim} said ${outcome}`);
@@ -64,7 +64,7 @@ async function isFirst(db, claim, key, { properties, content }, guard = []) {
 
 /** `how` is `complete`, or `record_effect`. */
 async function done(db, how, key, result) {
-  const sql = `SELECT inbox.${how}('payments', $1, $2, 'application/json'), inbox.forgive('payments', $1)`;
+  const sql = `SELECT inbox.${how}('payments', $1, $2::bytea, 'application/json'), inbox.forgive('payments', $1)`;
   await db.query(sql, [key, Buffer.from(JSON.stringify(result))]);
 }
 

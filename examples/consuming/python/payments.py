@@ -48,7 +48,7 @@ def is_first(db: psycopg.Connection, claim: str, key: str, message, *guard) -> b
     """Whether to go on. What is a duplicate, or stale, is done."""
     kind, content_type, body = message
     outcome = db.execute(
-        f"SELECT outcome FROM inbox.{claim}('payments', %s, inbox.fingerprint(%s, %s, %b)"
+        f"SELECT outcome FROM inbox.{claim}('payments', %s, inbox.fingerprint(%s, %s, %b::bytea)"
         + ", %s" * len(guard) + ")",
         (key, kind, content_type, body, *guard),
     ).fetchone()[0]
@@ -59,7 +59,7 @@ def is_first(db: psycopg.Connection, claim: str, key: str, message, *guard) -> b
 
 def complete(db: psycopg.Connection, key: str, result: dict) -> None:
     db.execute(
-        "SELECT inbox.complete('payments', %s, %s, 'application/json'), inbox.forgive('payments', %s)",
+        "SELECT inbox.complete('payments', %s, %s::bytea, 'application/json'), inbox.forgive('payments', %s)",
         (key, json.dumps(result).encode(), key),
     )
 
@@ -104,7 +104,7 @@ def payment_requested(db, key, message, headers) -> None:
                 "INSERT INTO charge (order_id, cents, provider_id) VALUES (%s, %s, %s)", (order, cents, provider_id)
             )
             db.execute(
-                "SELECT inbox.record_effect('payments', %s, %s, 'application/json'), inbox.forgive('payments', %s)",
+                "SELECT inbox.record_effect('payments', %s, %s::bytea, 'application/json'), inbox.forgive('payments', %s)",
                 (key, json.dumps({"order": order, "charge": provider_id}).encode(), key),
             )
     finally:

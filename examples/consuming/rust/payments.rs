@@ -1,4 +1,5 @@
-//! Applies payment messages, each once, whatever the broker repeats. Run as many copies as you like.
+//! Applies payment messages, each once, whatever the broker repeats. Run as many copies as you like: each
+//! message is applied once. The order of a key is kept within a copy; over copies only with a single active consumer.
 //!
 //! The runner of the crate `outbox` does what is around the handlers: claim → handler → commit → ack, retries, dead
 //! letters, reconnects and the stop.

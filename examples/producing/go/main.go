@@ -36,7 +36,7 @@ func placeOrder(ctx context.Context, conn *pgx.Conn, orderID string, totalCents 
 			return err
 		}
 		_, err := tx.Exec(ctx,
-			"SELECT outbox.enqueue_binary('order', $1, 'receipt_printed', $2, 'text/plain')",
+			"SELECT outbox.enqueue_binary('order', $1, 'receipt_printed', $2::bytea, 'text/plain')",
 			orderID, receipt)
 		return err
 	})

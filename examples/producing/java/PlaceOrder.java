@@ -21,7 +21,7 @@ public class PlaceOrder {
                      "INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload, headers)"
                      + " VALUES (?, 'order', ?, 'placed', ?::json, ?::json)");
              PreparedStatement binary = connection.prepareStatement(
-                     "SELECT outbox.enqueue_binary('order', ?, 'receipt_printed', ?, 'text/plain')")) {
+                     "SELECT outbox.enqueue_binary('order', ?, 'receipt_printed', ?::bytea, 'text/plain')")) {
             order.setString(1, orderId);
             order.setInt(2, totalCents);
             order.executeUpdate();

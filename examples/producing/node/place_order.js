@@ -21,7 +21,7 @@ export async function placeOrder(pool, orderId, totalCents, traceparent) {
        VALUES ($1, 'order', $2, 'placed', $3, $4)`,
       [messageId, orderId, body, headers],
     );
-    await client.query("SELECT outbox.enqueue_binary('order', $1, 'receipt_printed', $2, 'text/plain')", [
+    await client.query("SELECT outbox.enqueue_binary('order', $1, 'receipt_printed', $2::bytea, 'text/plain')", [
       orderId,
       receipt,
     ]);

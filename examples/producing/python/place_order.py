@@ -23,7 +23,7 @@ def place_order(conn: psycopg.Connection, order_id: str, total_cents: int, trace
             (message_id, order_id, body, headers),
         )
         conn.execute(
-            "SELECT outbox.enqueue_binary('order', %s, 'receipt_printed', %s, 'text/plain')",
+            "SELECT outbox.enqueue_binary('order', %s, 'receipt_printed', %s::bytea, 'text/plain')",
             (order_id, receipt),
         )
     return message_id

@@ -32,7 +32,7 @@ pub(super) struct Fresh {
 impl<H: Handler> Process<'_, H> {
     /// The operation of a message that may take part.
     pub fn fresh(&self, message: &Message) -> Option<Operation> {
-        if message.redelivered || self.skips(message) {
+        if message.redelivered || self.skips(message) || self.unreadable(message).is_some() {
             return None;
         }
         self.handler.operation(message).ok()
@@ -60,6 +60,7 @@ impl<H: Handler> Worker<H> {
     ) -> Result<Rest, ConsumerError> {
         let shared = self.shared.clone();
         let process = Process::of(&shared);
+        // `fresh` is counted as one that is tried beside others, so until it is dropped no suspect begins.
         let settled = Arc::clone(&self.settled);
         let mut rest = Rest::default();
         let Session { client, statements } = match self.connected(session).await {

@@ -28,14 +28,16 @@ pub(super) struct Reason {
 pub(super) struct DeadLetters {
     channel: Mutex<Channel>,
     queue: String,
+    frame_max: usize,
 }
 
 impl DeadLetters {
     /// `channel` must be in confirm mode.
-    pub fn new(channel: Channel, queue: &str) -> Self {
+    pub fn new(channel: Channel, queue: &str, frame_max: u32) -> Self {
         Self {
             channel: Mutex::new(channel),
             queue: queue.to_owned(),
+            frame_max: usize::try_from(frame_max).unwrap_or(usize::MAX),
         }
     }
 
@@ -52,7 +54,7 @@ impl DeadLetters {
             ..BasicPublishOptions::default()
         };
         let name = ShortString::try_new(self.queue.as_str()).unwrap_or_default();
-        let properties = marked(message.properties(), reason);
+        let properties = marked(message.properties(), reason, self.frame_max);
         let channel = self.channel.lock().await;
         let publish = async {
             let confirm = channel.basic_publish(
@@ -76,32 +78,139 @@ impl DeadLetters {
     }
 }
 
-/// The message's own properties and the reason, without what would act again on the copy.
-fn marked(properties: &BasicProperties, reason: &Reason) -> BasicProperties {
-    let mut headers = FieldTable::default();
-    for (name, value) in properties.headers().iter().flatten() {
-        // Extra queues: the broker has served them with the original.
-        if !["CC", "BCC"].contains(&name.as_str()) {
-            headers.insert(name.clone(), value.clone());
+/// The message's own properties and the reason, without what would act again on the copy; as much of it as fits into a
+/// frame. Headers that do not fit would close the connection, and the message would come again, and close it again.
+fn marked(properties: &BasicProperties, reason: &Reason, frame_max: usize) -> BasicProperties {
+    let kept = without_expiration_and_user(properties).with_delivery_mode(2);
+    let room = frame_max.saturating_sub(size_without_headers(&kept));
+    let own = properties.headers().iter().flatten();
+    // Extra queues: the broker has served them with the original.
+    let own = own.filter(|(name, _)| !["CC", "BCC", REMOVED].contains(&name.as_str()));
+    let own: Vec<_> = own.map(|(n, v)| (n.clone(), v.clone())).collect();
+    kept.with_headers(fitted(own, reason, room))
+}
+
+/// Bytes of the content header's frame, but for the headers and their length.
+/// <https://www.rabbitmq.com/docs/specification>
+fn size_without_headers(properties: &BasicProperties) -> usize {
+    // Type, channel, size and end of the frame; class, weight, size of the body and flags.
+    const FRAME: usize = 1 + 2 + 4 + 1;
+    const FIXED: usize = 2 + 2 + 8 + 2;
+    let texts = [
+        properties.content_type(),
+        properties.content_encoding(),
+        properties.correlation_id(),
+        properties.reply_to(),
+        properties.expiration(),
+        properties.message_id(),
+        properties.kind(),
+        properties.user_id(),
+        properties.app_id(),
+        properties.cluster_id(),
+    ];
+    let texts = texts.into_iter().flatten();
+    FRAME
+        + FIXED
+        + texts.map(|text| 1 + text.as_str().len()).sum::<usize>()
+        + properties.delivery_mode().map_or(0, |_| 1)
+        + properties.priority().map_or(0, |_| 1)
+        + properties.timestamp().map_or(0, |_| 8)
+}
+
+/// The message's own headers and the reason, in `room` bytes: our diagnostics give way first, then the largest of the
+/// message's. What was left out is said.
+fn fitted(mut own: Vec<(ShortString, AMQPValue)>, reason: &Reason, room: usize) -> FieldTable {
+    let mut error: String = reason.error.chars().take(MAX_ERROR).collect();
+    own.retain(|(name, _)| !OURS.contains(&name.as_str()));
+    own.sort_by_key(|(name, value)| entry_size(name.as_str(), value));
+    let mut removed = Vec::new();
+    loop {
+        let mut table = FieldTable::default();
+        let mut add = |name: &str, value| {
+            table.insert(name.into(), value);
+        };
+        add(CODE, AMQPValue::LongString(reason.code.into()));
+        add(ATTEMPTS, AMQPValue::LongLongInt(i64::from(reason.attempts)));
+        if !error.is_empty() {
+            add(ERROR, AMQPValue::LongString(error.as_str().into()));
+        }
+        if !removed.is_empty() {
+            add(REMOVED, AMQPValue::LongString(named(&removed).into()));
+        }
+        for (name, value) in &own {
+            table.insert(name.clone(), value.clone());
+        }
+        let above = table_size(&table).saturating_sub(room);
+        if above == 0 {
+            return table;
+        }
+        if !error.is_empty() {
+            let mut end = error.len().saturating_sub(above);
+            while !error.is_char_boundary(end) {
+                end -= 1;
+            }
+            error.truncate(end);
+        } else if let Some((name, _)) = own.pop() {
+            removed.push(name);
+        } else {
+            // Ours alone fit into any frame that AMQP allows.
+            return table;
         }
     }
-    let error: String = reason.error.chars().take(MAX_ERROR).collect();
-    for (name, value) in [
-        (
-            "outbox-dead-reason",
-            AMQPValue::LongString(reason.code.into()),
-        ),
-        (
-            "outbox-dead-attempts",
-            AMQPValue::LongLongInt(i64::from(reason.attempts)),
-        ),
-        ("outbox-dead-error", AMQPValue::LongString(error.into())),
-    ] {
-        headers.insert(name.into(), value);
+}
+
+const CODE: &str = "outbox-dead-reason";
+const ATTEMPTS: &str = "outbox-dead-attempts";
+const ERROR: &str = "outbox-dead-error";
+/// How many of the message's headers were left out, and their names.
+const REMOVED: &str = "outbox-dead-removed";
+const OURS: [&str; 4] = [CODE, ATTEMPTS, ERROR, REMOVED];
+/// Of the names of what was left out, in bytes.
+const NAMES: usize = 200;
+
+fn named(removed: &[ShortString]) -> String {
+    let mut names = String::new();
+    for name in removed {
+        let separator = if names.is_empty() { "" } else { ", " };
+        if names.len() + separator.len() + name.as_str().len() > NAMES {
+            names += ", …";
+            break;
+        }
+        names += separator;
+        names += name.as_str();
     }
-    without_expiration_and_user(properties)
-        .with_delivery_mode(2)
-        .with_headers(headers)
+    format!("{}: {names}", removed.len())
+}
+
+fn entry_size(name: &str, value: &AMQPValue) -> usize {
+    1 + name.len() + 1 + value_size(value)
+}
+
+/// Bytes on the wire, its own length included: <https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>.
+fn table_size(table: &FieldTable) -> usize {
+    let entries = table.inner().iter();
+    let entries = entries.map(|(name, value)| entry_size(name.as_str(), value));
+    4 + entries.sum::<usize>()
+}
+
+/// No deeper than the guard of the connection lets through.
+fn value_size(value: &AMQPValue) -> usize {
+    match value {
+        AMQPValue::Void => 0,
+        AMQPValue::Boolean(_) | AMQPValue::ShortShortInt(_) | AMQPValue::ShortShortUInt(_) => 1,
+        AMQPValue::ShortInt(_) | AMQPValue::ShortUInt(_) => 2,
+        AMQPValue::LongInt(_) | AMQPValue::LongUInt(_) | AMQPValue::Float(_) => 4,
+        AMQPValue::DecimalValue(_) => 5,
+        AMQPValue::LongLongInt(_) | AMQPValue::Double(_) | AMQPValue::Timestamp(_) => 8,
+        AMQPValue::ShortString(text) => 1 + text.as_str().len(),
+        AMQPValue::LongString(text) => 4 + text.as_bytes().len(),
+        AMQPValue::ByteArray(bytes) => 4 + bytes.as_slice().len(),
+        AMQPValue::FieldArray(items) => {
+            let items = items.as_slice().iter();
+            4 + items.map(|item| 1 + value_size(item)).sum::<usize>()
+        }
+        AMQPValue::FieldTable(table) => table_size(table),
+    }
 }
 
 /// Rebuilt, since lapin's properties cannot be unset. The dead-letter queue would drop what expires, after it was
@@ -132,6 +241,13 @@ fn without_expiration_and_user(properties: &BasicProperties) -> BasicProperties 
 
 #[cfg(test)]
 mod tests {
+    use amq_protocol::frame::{AMQPContentHeader, AMQPFrame, gen_frame};
+    use lapin::types::DecimalValue;
+    use proptest::{
+        collection::{btree_map, vec},
+        prelude::*,
+    };
+
     use super::*;
 
     #[test]
@@ -168,6 +284,129 @@ mod tests {
         headers.insert("outbox-dead-attempts".into(), AMQPValue::LongLongInt(2));
         headers.insert("outbox-dead-error".into(), text("why"));
         let expected = plain.with_delivery_mode(2).with_headers(headers);
-        assert_eq!(marked(&original, &reason), expected);
+        assert_eq!(marked(&original, &reason, 131_072), expected);
+    }
+
+    /// As the broker gets it.
+    fn frame_size(properties: &BasicProperties) -> usize {
+        let header = AMQPContentHeader {
+            class_id: 60,
+            body_size: 0,
+            properties: properties.clone(),
+        };
+        let buffer = vec![0_u8; 400_000];
+        let (_, size) = gen_frame(&AMQPFrame::Header(1, header))(buffer.into())
+            .unwrap()
+            .into_inner();
+        usize::try_from(size).unwrap()
+    }
+
+    fn text(length: usize) -> AMQPValue {
+        AMQPValue::LongString("x".repeat(length).into())
+    }
+
+    fn value() -> impl Strategy<Value = AMQPValue> {
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(AMQPValue::Boolean),
+            any::<i8>().prop_map(AMQPValue::ShortShortInt),
+            any::<u8>().prop_map(AMQPValue::ShortShortUInt),
+            any::<i16>().prop_map(AMQPValue::ShortInt),
+            any::<u16>().prop_map(AMQPValue::ShortUInt),
+            any::<i32>().prop_map(AMQPValue::LongInt),
+            any::<u32>().prop_map(AMQPValue::LongUInt),
+            any::<i64>().prop_map(AMQPValue::LongLongInt),
+            any::<u64>().prop_map(AMQPValue::Timestamp),
+            any::<f32>().prop_map(AMQPValue::Float),
+            any::<f64>().prop_map(AMQPValue::Double),
+            Just(AMQPValue::DecimalValue(DecimalValue { scale: 1, value: 2 })),
+            Just(AMQPValue::Void),
+            (0_usize..3000).prop_map(text),
+            (0_usize..3000).prop_map(|n| AMQPValue::ByteArray(vec![7; n].into())),
+        ];
+        leaf.prop_recursive(4, 20, 5, |inner| {
+            prop_oneof![
+                vec(inner.clone(), 0..5).prop_map(|items| AMQPValue::FieldArray(items.into())),
+                btree_map("[a-z]{0,9}", inner, 0..5).prop_map(|entries| {
+                    let mut table = FieldTable::default();
+                    for (name, value) in entries {
+                        table.insert(name.into(), value);
+                    }
+                    AMQPValue::FieldTable(table)
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_dead_letter_fits_into_a_frame_and_says_what_it_lost(
+            own in btree_map("[a-zä]{1,40}", value(), 0..12),
+            error in ".{0,1500}",
+            id in "[a-z]{1,255}",
+            frame_max in 4096_usize..12_000,
+        ) {
+            let mut headers = FieldTable::default();
+            for (name, value) in &own {
+                headers.insert(short(name), value.clone());
+            }
+            let original = BasicProperties::default()
+                .with_message_id(short(&id))
+                .with_type("t".repeat(255).into())
+                .with_priority(1)
+                .with_headers(headers.clone());
+            let reason = Reason { code: "rejected", attempts: 7, error: error.clone() };
+            let whole = marked(&original, &reason, 1_000_000);
+            let dead = marked(&original, &reason, frame_max);
+            prop_assert!(frame_size(&dead) <= frame_max);
+            prop_assert_eq!(frame_size(&whole) <= frame_max, dead == whole, "nothing is cut without need");
+            prop_assert_eq!(dead.message_id(), original.message_id());
+            let left = dead.headers().clone().unwrap();
+            prop_assert_eq!(&left.inner()[CODE], &AMQPValue::LongString("rejected".into()));
+            prop_assert_eq!(&left.inner()[ATTEMPTS], &AMQPValue::LongLongInt(7));
+            let lost = own.keys().filter(|name| !left.contains_key(name.as_str())).count();
+            let said = left.inner().get(REMOVED).map(|said| match said {
+                AMQPValue::LongString(said) => said.to_string(),
+                _ => String::new(),
+            });
+            prop_assert_eq!(lost > 0, said.is_some());
+            let counted = format!("{lost}: ");
+            prop_assert!(said.is_none_or(|said| said.starts_with(counted.as_str())));
+            prop_assert!(lost == 0 || !left.contains_key(ERROR), "ours give way first");
+        }
+    }
+
+    /// To the byte.
+    #[test]
+    fn headers_that_fill_a_frame_to_the_last_byte_are_kept() {
+        let reason = Reason {
+            code: "rejected",
+            attempts: 1,
+            error: String::new(),
+        };
+        let of = |length| {
+            let mut headers = FieldTable::default();
+            headers.insert("large".into(), text(length));
+            headers.insert("small".into(), AMQPValue::Void);
+            marked(
+                &BasicProperties::default().with_headers(headers),
+                &reason,
+                131_072,
+            )
+        };
+        let spare = 131_072 - frame_size(&of(0));
+        let full = of(spare);
+        assert_eq!(frame_size(&full), 131_072);
+        assert!(full.headers().as_ref().unwrap().contains_key("large"));
+        let cut = of(spare + 1);
+        let left = cut.headers().clone().unwrap();
+        assert!(left.contains_key("small") && !left.contains_key("large"));
+        assert_eq!(
+            left.inner()[REMOVED],
+            AMQPValue::LongString("1: large".into())
+        );
+    }
+
+    fn short(text: &str) -> ShortString {
+        ShortString::try_new(text).unwrap()
     }
 }

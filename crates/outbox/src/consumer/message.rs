@@ -2,7 +2,7 @@
 
 use lapin::{Acker, BasicProperties, message::Delivery, types::AMQPValue};
 
-use crate::inbox::{Operation, OperationError};
+use crate::inbox::{Operation, OperationError, fingerprint};
 
 /// A message from the broker.
 #[derive(Debug, Clone)]
@@ -29,6 +29,20 @@ impl Message {
     /// `None` when it has none: then it is dead-lettered, and not guessed about.
     pub fn message_id(&self) -> Option<&str> {
         self.properties.message_id().as_ref().map(|id| id.as_str())
+    }
+
+    /// What its deliveries are counted under: the message id, or what it consists of. No code of the service is asked,
+    /// since it is counted before any runs.
+    pub(super) fn name(&self) -> String {
+        match self.operation() {
+            Ok(operation) => operation.key().to_owned(),
+            Err(_) => {
+                let hash = fingerprint(self.type_(), self.content_type(), &self.body);
+                hash.iter().fold("unnamed:".to_owned(), |name, byte| {
+                    name + &format!("{byte:02x}")
+                })
+            }
+        }
     }
 
     pub fn type_(&self) -> &str {
@@ -63,15 +77,46 @@ impl Message {
         self.properties.headers().as_ref()?.inner().get(name)
     }
 
+    /// What the guard of the connection left out of the headers, since it could not be read.
+    pub(super) fn removed(&self) -> Option<String> {
+        let said = self.header(amqp_guard::REMOVED)?;
+        Some(match said {
+            AMQPValue::LongString(text) => text.to_string(),
+            _ => String::new(),
+        })
+    }
+
+    /// A header that a relay writes and did not write like this: whoever did would otherwise get around the order of a key,
+    /// the stale guard or the replay policy, without a word.
+    pub(super) fn invalid_header(&self) -> Option<&'static str> {
+        let is_there = |name| self.header(name).is_some();
+        [
+            ("outbox-key", is_there("outbox-key") && self.key().is_none()),
+            (
+                "outbox-position",
+                is_there("outbox-position") && self.position().is_none(),
+            ),
+            (
+                "outbox-replay",
+                !matches!(
+                    self.header("outbox-replay"),
+                    None | Some(AMQPValue::Boolean(_))
+                ),
+            ),
+        ]
+        .into_iter()
+        .find_map(|(name, invalid)| invalid.then_some(name))
+    }
+
     /// The key whose order is kept; `None`: no order.
     pub fn key(&self) -> Option<String> {
         self.text_header("outbox-key")
     }
 
-    /// Its place in the outbox it came from.
+    /// Its place in the outbox it came from; above 0.
     pub fn position(&self) -> Option<i64> {
         match self.header("outbox-position")? {
-            AMQPValue::LongLongInt(position) => Some(*position),
+            AMQPValue::LongLongInt(position) => Some(*position).filter(|position| *position > 0),
             _ => None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rand::RngExt;
+use outbox_core::{backoff, limits::SHORT};
 
 /// What becomes of messages that are published again on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,10 @@ pub struct ConsumerOptions {
     /// or by a policy: from RabbitMQ 4.0 on, a quorum queue has a `delivery-limit` of 20 where nothing else is said, and
     /// drops a message above it where no exchange takes it.
     pub declare: bool,
+    /// Declares `queue` with a single active consumer: of several copies of the service one consumes, and another takes over
+    /// when it is gone. That is what keeps the order of a key over copies; the runner keeps it within one. Only with
+    /// `declare`; a queue that is declared elsewhere needs `x-single-active-consumer: true` as an argument.
+    pub single_active_consumer: bool,
     /// How long the inbox remembers.
     pub retention: Duration,
     /// The longest that a message may come late: queue TTLs, outages, replays. Retention must be longer.
@@ -67,28 +71,25 @@ impl ConsumerOptions {
             backoff_max: Duration::from_secs(60),
             replay: ReplayPolicy::Accept,
             declare: false,
+            single_active_consumer: false,
             retention: Duration::from_secs(14 * 24 * 3600),
             redelivery_horizon: Duration::from_secs(7 * 24 * 3600),
         }
     }
 
-    /// How long to wait after so many failures in a row. Full jitter: what failed together does not come back
-    /// together.
+    /// How long to wait after so many failures in a row.
     pub(super) fn backoff(&self, failures: u32) -> Duration {
-        self.ceiling(failures)
-            .mul_f64(rand::rng().random_range(0.0..=1.0))
-    }
-
-    fn ceiling(&self, failures: u32) -> Duration {
-        let doubled = self
-            .backoff_initial
-            .checked_mul(1 << failures.saturating_sub(1).min(31));
-        doubled.unwrap_or(self.backoff_max).min(self.backoff_max)
+        backoff::delay(
+            failures,
+            self.backoff_initial,
+            self.backoff_max,
+            &mut rand::rng(),
+        )
     }
 
     pub fn check(&self) -> Result<(), OptionsError> {
         let bad = |option, problem| Err(OptionsError { option, problem });
-        let name = |text: &str| !text.is_empty() && text.len() <= 255;
+        let name = |text: &str| !text.is_empty() && text.len() <= SHORT;
         if !name(&self.queue) {
             return bad("queue", "must have 1 to 255 bytes");
         }
@@ -96,6 +97,12 @@ impl ConsumerOptions {
             return bad(
                 "dead_letter_queue",
                 "must have 1 to 255 bytes and be another queue",
+            );
+        }
+        if self.single_active_consumer && !self.declare {
+            return bad(
+                "single_active_consumer",
+                "is an argument of a queue that `declare` declares; declare it elsewhere with x-single-active-consumer",
             );
         }
         if self.prefetch == 0 {
@@ -131,24 +138,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_back_off_doubles_to_its_ceiling_and_never_overflows() {
-        let mut options = ConsumerOptions::new("payments");
-        options.backoff_initial = Duration::from_millis(100);
-        options.backoff_max = Duration::from_secs(1);
-        let ceilings: Vec<u128> = [0, 1, 2, 3, 4, 5, 40, u32::MAX]
-            .map(|failures| options.ceiling(failures).as_millis())
-            .into();
-        assert_eq!(ceilings, [100, 100, 200, 400, 800, 1000, 1000, 1000]);
-        options.backoff_initial = Duration::MAX;
-        options.backoff_max = Duration::MAX;
-        assert_eq!(options.ceiling(9), Duration::MAX);
-        for failures in 0..9 {
-            options.backoff_max = Duration::from_secs(1);
-            assert!(options.backoff(failures) <= Duration::from_secs(1));
-        }
-    }
-
-    #[test]
     fn bad_options_are_named() {
         let option = |change: fn(&mut ConsumerOptions)| {
             let mut options = ConsumerOptions::new("payments");
@@ -160,6 +149,10 @@ mod tests {
         assert_eq!(
             option(|o| o.dead_letter_queue = o.queue.clone()),
             Some("dead_letter_queue")
+        );
+        assert_eq!(
+            option(|o| o.single_active_consumer = true),
+            Some("single_active_consumer")
         );
         assert_eq!(option(|o| o.prefetch = 0), Some("prefetch"));
         assert_eq!(option(|o| o.handlers = 0), Some("handlers"));

@@ -22,6 +22,11 @@ use crate::{
 /// For what the database does around the handler, in all. A claim also waits for a handler that holds the same key.
 pub(super) const DATABASE: Duration = Duration::from_secs(10);
 
+/// What an attempt is counted with before it is made. Left standing, it says that the attempt did not end.
+pub(super) const UNENDED: &str = "delivered again: an attempt before did not end";
+/// How often a message is counted beside others before it is tried alone.
+const SUSPICIOUS: u32 = 1;
+
 /// What to do with the delivery.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -68,20 +73,22 @@ impl<'a, H: Handler> Process<'a, H> {
         message: &Message,
         attempts: &mut u32,
     ) -> Verdict {
+        if let Some((code, error)) = self.unreadable(message) {
+            return self.dead(code, 0, error);
+        }
         if self.skips(message) {
             metrics::message(self.inbox.consumer(), "replay_skipped");
             return Verdict::Ack;
         }
-        let operation = match self.handler.operation(message) {
-            Ok(operation) => operation,
-            Err(error) => return self.dead("message_id_invalid", 0, error.to_string()),
-        };
         // A message that kills its consumer never gets to count its failure. So a redelivered one is counted before
-        // it is tried; that it may never have been tried before makes this a limit, and not a number of failures. Once
-        // a delivery: how often the database could not be asked says nothing about the message.
-        if message.redelivered && *attempts == 0 {
-            let error = "delivered again: an attempt before did not end";
-            match self.counted(&session.client, operation.key(), error).await {
+        // any code of the service sees it; that it may never have been tried before makes this a limit, and not a number
+        // of failures. Once a delivery: how often the database could not be asked says nothing about the message.
+        let counted = message.redelivered && *attempts == 0;
+        if counted {
+            match self
+                .counted(&session.client, &message.name(), UNENDED)
+                .await
+            {
                 Ok(n) if n > self.options.max_attempts => {
                     let error = "delivered again and again: it may kill its consumer".to_owned();
                     return self.dead("attempts_exhausted", n, error);
@@ -90,14 +97,91 @@ impl<'a, H: Handler> Process<'a, H> {
                 Err(error) => return self.unknown(error),
             }
         }
+        let operation = match self.handler.operation(message) {
+            Ok(operation) => operation,
+            Err(error) => return self.dead("message_id_invalid", 0, error.to_string()),
+        };
         let limit = self.limit();
         let attempt = self.attempt(session, message, &operation, *attempts > 0);
         let ended = match tokio::time::timeout(limit, attempt).await {
             Ok(ended) => ended,
             Err(_) => Err(Attempt::no_answer(limit)),
         };
-        self.conclude(&session.client, message, &operation, ended, *attempts)
+        let client = &session.client;
+        if counted && let Some(verdict) = self.survived(client, message, &operation, &ended).await {
+            return verdict;
+        }
+        self.conclude(client, message, &operation, ended, *attempts)
             .await
+    }
+
+    /// The attempt that was counted before it was made has ended: it no longer speaks against the message. A failure is
+    /// the one that was counted, and not one more. What could not be written only costs a try alone.
+    async fn survived(
+        &self,
+        client: &Client,
+        message: &Message,
+        operation: &Operation,
+        ended: &Result<Outcome, Attempt>,
+    ) -> Option<Verdict> {
+        let name = message.name();
+        match ended {
+            Ok(Outcome::First) => None,
+            Ok(Outcome::Duplicate | Outcome::Stale) => {
+                let forgiven = self.inbox.forgive_in(client, &name);
+                let _ = tokio::time::timeout(DATABASE, forgiven).await;
+                None
+            }
+            Err(Attempt::Failed(error)) => {
+                let replaced = self.inbox.ended_with(client, &name, error);
+                match tokio::time::timeout(DATABASE, replaced).await {
+                    Ok(Ok(n)) if name == operation.key() => {
+                        Some(self.after(n, error.clone(), "failed"))
+                    }
+                    _ => None,
+                }
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Whether a message that came again is to be tried alone, and how often it was counted.
+    pub async fn suspicion(
+        &self,
+        client: &Client,
+        message: &Message,
+    ) -> Result<Option<u32>, String> {
+        // Tried alone at least once before it is given up.
+        let limit = SUSPICIOUS.min(self.options.max_attempts - 1);
+        let name = message.name();
+        let counted = self.inbox.attempts_ending_with(client, &name, UNENDED);
+        match tokio::time::timeout(DATABASE, counted).await {
+            Ok(Ok(n)) => Ok((n >= limit).then_some(n)),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {DATABASE:?}")),
+        }
+    }
+
+    /// A message was given up; that it may have killed its consumer is over. What could not be written only costs a
+    /// start with one message at a time.
+    pub async fn given_up(&self, client: &Client, message: &Message, reason: &Reason) {
+        let said = format!("dead-lettered ({}): {}", reason.code, reason.error);
+        let name = message.name();
+        let replaced = self.inbox.ended_with(client, &name, &said);
+        let _ = tokio::time::timeout(DATABASE, replaced).await;
+    }
+
+    /// Why a message is given up before it is looked at: its key, its position or its replay mark may not be what they were.
+    pub fn unreadable(&self, message: &Message) -> Option<(&'static str, String)> {
+        if let Some(removed) = message.removed() {
+            let why = format!("nested too deep, unreadable or too large, and left out: {removed}");
+            return Some(("headers_unreadable", why));
+        }
+        let name = message.invalid_header()?;
+        Some((
+            "headers_invalid",
+            format!("{name} is not what a relay writes"),
+        ))
     }
 
     pub fn skips(&self, message: &Message) -> bool {
@@ -215,6 +299,10 @@ impl<'a, H: Handler> Process<'a, H> {
             .await?;
         if was_counted && applied.outcome == Outcome::First {
             self.inbox.forgive(&transaction, operation.key()).await?;
+            let name = message.name();
+            if name != operation.key() {
+                self.inbox.forgive(&transaction, &name).await?;
+            }
         }
         self.end(statements, &transaction, operation, &applied)
             .await?;
@@ -253,6 +341,8 @@ impl<'a, H: Handler> Process<'a, H> {
 
     /// Stores the result and ends the transaction, in one round trip.
     ///
+    /// What is acknowledged is gone from the broker, so its effect must be on disk here.
+    ///
     /// PostgreSQL answers COMMIT with success also where a statement failed before and the handler went on, and rolls
     /// back: the message would be acknowledged, and lost. So a statement that fails then stands before it, and is
     /// what stops a COMMIT whose result was not stored.
@@ -264,7 +354,7 @@ impl<'a, H: Handler> Process<'a, H> {
         applied: &Applied,
     ) -> Result<(), Attempt> {
         let ending = transaction.batch_execute(match applied.outcome {
-            Outcome::First => "SELECT; COMMIT",
+            Outcome::First => statements.commit(),
             // That it was passed over is remembered.
             Outcome::Stale => "COMMIT",
             Outcome::Duplicate => "ROLLBACK",

@@ -10,14 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use amqp_guard::FRAME_MAX;
 use futures_util::StreamExt;
 use lapin::{
     Channel, Connection, ConnectionProperties, Consumer,
-    options::{
-        BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions,
-        QueueDeclareOptions,
-    },
+    options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    tcp::{AMQPUriTcpExt, OwnedTLSConfig},
     types::{AMQPValue, FieldTable, ShortString},
+    uri::AMQPUri,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_postgres::Client;
@@ -26,7 +26,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ConsumerOptions, Handler, Message, OptionsError,
     dead_letter::DeadLetters,
+    process::UNENDED,
     session::Session,
+    turns::Turns,
     worker::{Held, Worker, key_of},
 };
 use crate::{inbox::Inbox, metrics};
@@ -74,6 +76,19 @@ impl<H> Shared<H> {
         match tokio::time::timeout(ANSWER, (self.connect)()).await {
             Ok(connected) => connected.map_err(|error| error.to_string()),
             Err(_) => Err(format!("no connection within {ANSWER:?}")),
+        }
+    }
+
+    /// Whether a message may have ended its consumer. Where that cannot be found out, it may.
+    async fn is_suspected(&self) -> bool {
+        let look = async {
+            let client = self.connect().await?;
+            let any = self.inbox.any_ending_with(&client, UNENDED).await;
+            any.map_err(|error| error.to_string())
+        };
+        match tokio::time::timeout(ANSWER * 2, look).await {
+            Ok(Ok(any)) => any,
+            Ok(Err(_)) | Err(_) => true,
         }
     }
 }
@@ -130,12 +145,19 @@ where
     // would be tried without a pause, and every connection lost counts as a delivery of all that was prefetched. One
     // that lasted longer than any pause, on a queue without messages, starts anew.
     let mut failures: u32 = 0;
+    let mut whole_again = false;
     while !stop.is_cancelled() {
         let result = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            connected = open(amqp_url, &shared.options) => connected,
+            connected = async {
+                // A consumer that dies again and again takes messages one at a time: each death counts as a delivery of
+                // all that was prefetched, at the broker, too.
+                let one = !whole_again && shared.is_suspected().await;
+                open(amqp_url, &shared.options, if one { Window::One } else { Window::Whole }).await
+            } => connected,
         };
+        whole_again = false;
         let result = match result {
             Ok(mut opened) => {
                 let began = Instant::now();
@@ -147,7 +169,7 @@ where
                 // What was not acknowledged goes back to the queue with the connection.
                 let close = opened.connection.close(200, "bye".into());
                 let _ = tokio::time::timeout(ANSWER, close).await;
-                result
+                result.map(|ended| whole_again = ended == Ended::Widened)
             }
             Err(error) => Err(error),
         };
@@ -164,19 +186,42 @@ where
     Ok(())
 }
 
+/// How many messages are in hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Window {
+    /// Tried alone. Until the first one that is new, or waits for a retry: what came again stands before what is new.
+    One,
+    /// The prefetch.
+    Whole,
+}
+
+/// How a connection ended that did not fail.
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    Stopped,
+    /// It took one message at a time, and need not any more.
+    Widened,
+}
+
 /// A connection that consumes.
 struct Opened {
+    window: Window,
     connection: Connection,
-    channel: Channel,
+    /// Of the consumer. Its last handle closes it.
+    _channel: Channel,
     consumer: Consumer,
     dead_letters: Arc<DeadLetters>,
     /// Something was acknowledged.
     settled: Arc<AtomicBool>,
 }
 
-async fn open(url: &str, options: &ConsumerOptions) -> Result<Opened, ConsumerError> {
+async fn open(
+    url: &str,
+    options: &ConsumerOptions,
+    window: Window,
+) -> Result<Opened, ConsumerError> {
     let work = async {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+        let connection = connect(url).await?;
         let channel = connection.create_channel().await?;
         for queue in [&options.dead_letter_queue, &options.queue] {
             declare(&channel, queue, options).await?;
@@ -185,17 +230,26 @@ async fn open(url: &str, options: &ConsumerOptions) -> Result<Opened, ConsumerEr
         confirmed
             .confirm_select(ConfirmSelectOptions::default())
             .await?;
+        let prefetch = match window {
+            Window::One => 1,
+            Window::Whole => options.prefetch,
+        };
         channel
-            .basic_qos(options.prefetch, BasicQosOptions::default())
+            .basic_qos(prefetch, BasicQosOptions::default())
             .await?;
         let (consume, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let consumer = channel
             .basic_consume(short(&options.queue), "".into(), consume, arguments)
             .await?;
         Ok::<_, lapin::Error>(Opened {
-            dead_letters: Arc::new(DeadLetters::new(confirmed, &options.dead_letter_queue)),
+            window,
+            dead_letters: Arc::new(DeadLetters::new(
+                confirmed,
+                &options.dead_letter_queue,
+                connection.configuration().frame_max(),
+            )),
             connection,
-            channel,
+            _channel: channel,
             consumer,
             settled: Arc::default(),
         })
@@ -204,6 +258,22 @@ async fn open(url: &str, options: &ConsumerOptions) -> Result<Opened, ConsumerEr
         Ok(opened) => opened.map_err(ConsumerError::Broker),
         Err(_) => Err(ConsumerError::Timeout("connect")),
     }
+}
+
+/// Guarded: what anybody may put into a message's headers would overflow the stack of lapin's own thread, and end the
+/// process; or end the connection, each time that the message comes again.
+async fn connect(url: &str) -> Result<Connection, lapin::Error> {
+    let mut uri: AMQPUri = url.parse().map_err(std::io::Error::other)?;
+    let offered = uri.query.frame_max.filter(|offered| *offered > 0);
+    let frame_max = offered.map_or(FRAME_MAX, |offered| offered.min(FRAME_MAX));
+    uri.query.frame_max = Some(frame_max);
+    let open = async move |uri: AMQPUri, _| {
+        let (tls, tokio) = (OwnedTLSConfig::default(), amqp_guard::tokio());
+        let stream = uri.connect_with_config_async(tls.as_ref(), &tokio).await?;
+        Ok(amqp_guard::guard(stream, frame_max))
+    };
+    let properties = ConnectionProperties::default();
+    Connection::connector(uri, amqp_guard::runtime(), open, properties).await
 }
 
 /// Without `declare` it only looks whether the queue is there.
@@ -222,6 +292,9 @@ async fn declare(
         if queue == options.queue {
             argument("x-dead-letter-exchange", "");
             argument("x-dead-letter-routing-key", &options.dead_letter_queue);
+            if options.single_active_consumer {
+                arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+            }
         }
     }
     let how = QueueDeclareOptions {
@@ -238,7 +311,10 @@ async fn consume<H: Handler>(
     shared: &Arc<Shared<H>>,
     opened: &mut Opened,
     stop: &CancellationToken,
-) -> Result<(), ConsumerError> {
+) -> Result<Ended, ConsumerError> {
+    let turns = Turns::new();
+    let waits = CancellationToken::new();
+    let one = opened.window == Window::One;
     let mut workers = JoinSet::new();
     let mut senders: Vec<mpsc::Sender<Held>> = Vec::new();
     // Ends the workers when the connection does, as well as at the stop.
@@ -253,6 +329,8 @@ async fn consume<H: Handler>(
             deliveries,
             stop: ending.clone(),
             settled: Arc::clone(&opened.settled),
+            turns: turns.clone(),
+            waits: one.then(|| waits.clone()),
         };
         workers.spawn(worker.run());
     }
@@ -261,20 +339,28 @@ async fn consume<H: Handler>(
     let mut result = loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => break Ok(()),
+            () = stop.cancelled() => break Ok(Ended::Stopped),
+            () = waits.cancelled() => break Ok(Ended::Widened),
             _ = looks.tick() => if !opened.connection.status().connected() {
                 break Err(ConsumerError::Ended("the connection ended"));
             },
             // Of a panic: the message that did it is not acknowledged, and is counted when it comes again.
-            Some(ended) = workers.join_next() => break ended.unwrap_or(Err(ConsumerError::Panicked)),
-            delivery = opened.consumer.next() => match delivery {
+            Some(ended) = workers.join_next() => break ended.unwrap_or(Err(ConsumerError::Panicked)).map(|()| Ended::Stopped),
+            delivery = async {
+                turns.without_suspects().await;
+                opened.consumer.next().await
+            } => match delivery {
                 Some(Ok(delivery)) => {
                     let (message, acker) = Message::from_delivery(delivery);
+                    if one && !message.redelivered {
+                        break Ok(Ended::Widened);
+                    }
+                    let ordinary = Some(turns.ordinary());
                     let mut hasher = DefaultHasher::new();
                     key_of(&message).hash(&mut hasher);
                     let slot = usize::try_from(hasher.finish() % senders.len() as u64).unwrap_or(0);
-                    if senders[slot].send(Held { message, acker }).await.is_err() {
-                        break Ok(());
+                    if senders[slot].send(Held { message, acker, ordinary }).await.is_err() {
+                        break Ok(Ended::Stopped);
                     }
                 }
                 Some(Err(error)) => break Err(ConsumerError::Broker(error)),
@@ -283,14 +369,13 @@ async fn consume<H: Handler>(
         }
     };
     ending.cancel();
-    let cancel = opened
-        .channel
-        .basic_cancel(opened.consumer.tag(), BasicCancelOptions::default());
-    let _ = tokio::time::timeout(ANSWER, cancel).await;
-    // A handler that runs ends and is committed, within its own bound.
+    // A handler that runs ends and is committed, within its own bound. The consumer stays as long: cancelled before, a
+    // single active one would make room for the next, which gets what stands behind the messages that are in hand here.
+    // What comes meanwhile is looked at by nobody, is no more than the prefetch, and goes back with the rest.
     while let Some(ended) = workers.join_next().await {
         // A worker whose end was seen only in that it takes no more.
-        result = result.and(ended.unwrap_or(Err(ConsumerError::Panicked)));
+        let ended = ended.unwrap_or(Err(ConsumerError::Panicked));
+        result = result.and_then(|how| ended.map(|()| how));
     }
     result
 }

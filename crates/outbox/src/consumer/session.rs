@@ -13,8 +13,13 @@ pub(super) struct Session {
     pub statements: Statements,
 }
 
-/// What the server parses and plans once a session instead of once a message.
-pub(super) struct Statements(Option<Prepared>);
+/// What a session says for each message.
+pub(super) struct Statements {
+    /// What the server parses and plans once a session instead of once a message.
+    prepared: Option<Prepared>,
+    /// Its commits wait until they are on disk.
+    durable: bool,
+}
 
 struct Prepared {
     claim: Statement,
@@ -25,7 +30,7 @@ impl Session {
     /// Without `prepared` each statement stands for itself, as a pooler wants it that gives each transaction another
     /// session.
     pub async fn new(client: Client, inbox: &Inbox, prepared: bool) -> Result<Self, InboxError> {
-        let statements = if prepared {
+        let prepared = if prepared {
             let (claim, complete) = try_join(
                 inbox.prepare_claim(&client),
                 inbox.prepare_complete(&client),
@@ -35,21 +40,38 @@ impl Session {
         } else {
             None
         };
+        // Like this for the role, the database or the server: a crash of the server would take commits with it whose
+        // messages were acknowledged.
+        let setting = "SELECT pg_catalog.current_setting('synchronous_commit')";
+        let setting = client.query_typed(setting, &[]).await?;
+        let durable = setting.iter().all(|row| {
+            let set: Result<&str, _> = row.try_get(0);
+            set.is_ok_and(|set| set != "off")
+        });
         Ok(Self {
             client,
-            statements: Statements(statements),
+            statements: Statements { prepared, durable },
         })
     }
 }
 
 impl Statements {
+    /// The first of the two statements fails where one failed before.
+    pub fn commit(&self) -> &'static str {
+        if self.durable {
+            "SELECT; COMMIT"
+        } else {
+            "SET LOCAL synchronous_commit = on; COMMIT"
+        }
+    }
+
     pub async fn claim(
         &self,
         inbox: &Inbox,
         transaction: &Transaction<'_>,
         operation: &Operation,
     ) -> Result<Claimed, Attempt> {
-        let Some(prepared) = &self.0 else {
+        let Some(prepared) = &self.prepared else {
             let claimed = inbox.claim(transaction, operation);
             return claimed
                 .await
@@ -69,7 +91,7 @@ impl Statements {
         operation: &Operation,
         result: &[u8],
     ) -> Result<(), Attempt> {
-        let Some(prepared) = &self.0 else {
+        let Some(prepared) = &self.prepared else {
             let completed = inbox.complete_with(transaction, operation, result, JSON);
             return Ok(completed.await?);
         };
@@ -79,18 +101,20 @@ impl Statements {
     }
 }
 
-/// A claim waits for whoever holds the key; that it waited for longer than the role's `statement_timeout` or
-/// `lock_timeout` says nothing about the message, whose handler did not run.
+/// A claim that the database refuses says nothing about the message, whose handler did not run: it waited too long for
+/// the one who holds the key, met another claim under `serializable`, or a right, a policy, the schema is missing.
+/// Unless it is what the message says that was refused.
 fn of_a_claim(error: InboxError, other: impl FnOnce(InboxError) -> Attempt) -> Attempt {
+    let of_the_message = |code: &SqlState| {
+        // Data exceptions, and violated constraints. <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+        ["22", "23"]
+            .iter()
+            .any(|class| code.code().starts_with(class))
+    };
     match error {
-        InboxError::Database(error)
-            if [
-                Some(&SqlState::QUERY_CANCELED),
-                Some(&SqlState::LOCK_NOT_AVAILABLE),
-            ]
-            .contains(&error.code()) =>
-        {
-            Attempt::Database(error.to_string())
+        InboxError::Database(error) if !error.code().is_some_and(of_the_message) => {
+            let said = error.as_db_error().map(|db| db.message().to_owned());
+            Attempt::Database(said.unwrap_or_else(|| error.to_string()))
         }
         error => other(error),
     }

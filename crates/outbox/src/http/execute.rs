@@ -178,7 +178,7 @@ async fn give_back(command: Command) {
     if command.is_kept() {
         // What its holder writes from now on would be nobody's transaction: the session ends instead.
         tracing::error!("a handler kept a clone of its command; its database session is ended");
-        let cut = "SELECT pg_terminate_backend(pg_backend_pid())";
+        let cut = "SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
         drop(command.batch_execute(cut).await);
     } else {
         // An error is a connection that ended, and its transaction with it.

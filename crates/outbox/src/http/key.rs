@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, Method, request::Parts};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sfv::{BareItem, Item, Parser};
 use sha2::{Digest, Sha256};
@@ -74,6 +74,75 @@ pub(super) fn scoped(method: &Method, route: &str, caller: &str, key: &str) -> S
     })
 }
 
+/// The one spelling of a path or a query: a proxy or another client of the same caller may escape other characters, and
+/// the resource is the same. <https://www.rfc-editor.org/rfc/rfc3986#section-6.2.2>
+///
+/// What is unreserved is decoded, every other escape is in capitals, and what must be escaped is. Dot segments and empty
+/// ones stay: routers tell them apart. So do `/` and `%2F`, and every other reserved character.
+pub(super) fn canonical(text: &str) -> String {
+    let mut canonical = String::with_capacity(text.len());
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let escaped = bytes.get(at + 1..at + 3).filter(|_| byte == b'%');
+        let escaped = escaped.and_then(|hex| Some(digit(hex[0])? << 4 | digit(hex[1])?));
+        let byte = escaped.unwrap_or(byte);
+        let stays = match escaped {
+            Some(_) => is_unreserved(byte),
+            None => is_unreserved(byte) || b":/?#[]@!$&'()*+,;=".contains(&byte),
+        };
+        if stays {
+            canonical.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = write!(canonical, "%{byte:02X}");
+        }
+        at += if escaped.is_some() { 3 } else { 1 };
+    }
+    canonical
+}
+
+fn digit(hex: u8) -> Option<u8> {
+    char::from(hex).to_digit(16)?.try_into().ok()
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+}
+
+/// The resource of a request: its path, and with the feature `axum` what kind of route it took. axum compares the fixed
+/// parts of a route as they are written: beside a route `/orders/all`, `/orders/al%6c` is another resource, of
+/// `/orders/{id}`.
+pub(super) fn resource(request: &Parts) -> String {
+    let path = canonical(request.uri.path());
+    #[cfg(feature = "axum")]
+    if let Some(matched) = request.extensions.get::<axum::extract::MatchedPath>() {
+        let kind = without_names(matched.as_str());
+        if kind.contains('{') {
+            return format!("{path}#{kind}");
+        }
+    }
+    path
+}
+
+/// A route without the names of its parameters: renaming one makes no new resource.
+#[cfg(feature = "axum")]
+fn without_names(route: &str) -> String {
+    let mut kind = String::with_capacity(route.len());
+    let mut inside = false;
+    for c in route.chars() {
+        match c {
+            '{' => inside = true,
+            '}' => inside = false,
+            // A parameter that takes all the rest is another kind.
+            _ if inside && c != '*' => continue,
+            _ => {}
+        }
+        kind.push(c);
+    }
+    kind
+}
+
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
@@ -129,7 +198,47 @@ mod tests {
         }
     }
 
+    #[test]
+    fn one_path_has_one_spelling() {
+        for (spelled, expected) in [
+            ("/orders/12", "/orders/12"),
+            ("/orders/1%32", "/orders/12"),
+            ("/%6frders/%7E%2d%2E%5F", "/orders/~-._"),
+            ("/caf%c3%a9", "/caf%C3%A9"),
+            ("/café", "/caf%C3%A9"),
+            ("/a%2fb", "/a%2Fb"),
+            ("/a%3ab", "/a%3Ab"),
+            ("/a:b", "/a:b"),
+            ("/{x}\"", "/%7Bx%7D%22"),
+            ("/100%", "/100%25"),
+            ("/100%25", "/100%25"),
+            ("/%2", "/%252"),
+            ("/%zz", "/%25zz"),
+            ("/%2531", "/%2531"),
+            ("/a/../b//c/.", "/a/../b//c/."),
+            ("x=%7e&y=%26", "x=~&y=%26"),
+        ] {
+            assert_eq!(canonical(spelled), expected, "{spelled}");
+        }
+    }
+
+    #[cfg(feature = "axum")]
+    #[test]
+    fn the_kind_of_a_route_has_no_names() {
+        assert_eq!(without_names("/orders/{id}/{*rest}"), "/orders/{}/{*}");
+        assert_eq!(without_names("/orders/all"), "/orders/all");
+    }
+
     proptest! {
+        #[test]
+        fn a_spelling_is_stable_and_means_the_same(text in "(/|%|[a-f0-9]|[ -~]|é){0,30}") {
+            let decoded = |text: &str| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
+            let once = canonical(&text);
+            prop_assert_eq!(decoded(&once), decoded(&text));
+            prop_assert_eq!(canonical(&once), once.clone());
+            prop_assert_eq!(once.matches('/').count(), text.matches('/').count());
+        }
+
         /// Whatever a caller puts into its parts, two different scopes never become one key.
         #[test]
         fn scopes_never_meet(

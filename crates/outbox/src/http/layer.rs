@@ -231,7 +231,7 @@ fn operation(key: String, request: &Parts, body: &[u8]) -> Result<Operation, Pro
         .uri
         .path_and_query()
         .map_or("", |path| path.as_str());
-    let what = format!("{} {path}", request.method);
+    let what = format!("{} {}", request.method, key::canonical(path));
     let content_type = content_type(&request.headers);
     Operation::new(key, &what, content_type, body).map_err(|_| Problem::Internal)
 }

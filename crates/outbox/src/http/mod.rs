@@ -44,7 +44,7 @@
 //! A client that hangs up does not cancel its command. Effects outside of the database belong to a consumer: enqueue
 //! an event in the command's transaction.
 //!
-//! Follows draft-ietf-httpapi-idempotency-key-header; docs/idempotency.md names the differences.
+//! Follows draft-ietf-httpapi-idempotency-key-header; docs/guides/commands.md names the differences.
 
 mod command;
 mod execute;

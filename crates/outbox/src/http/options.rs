@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderName, Method, StatusCode, header, request::Parts};
 
+use super::key;
 use crate::inbox::MAX_RESULT;
 
 /// What becomes of a command once its handler answered.
@@ -34,8 +35,8 @@ pub struct IdempotencyOptions {
     pub methods: Vec<Method>,
     /// Whether a command without a key is refused. Otherwise it runs in a transaction, and may be applied twice.
     pub required: bool,
-    /// What a key is unique within, besides the caller and the method: the path. Change it for a layer inside a nested
-    /// router, which sees only the rest of its path.
+    /// What a key is unique within, besides the caller and the method: the path, whose spellings are one (`/orders/1%32` is
+    /// `/orders/12`). Change it for a layer inside a nested router, which sees only the rest of its path.
     pub route: fn(&Parts) -> String,
     /// What is kept of a response.
     pub keep: fn(StatusCode) -> Keep,
@@ -63,7 +64,7 @@ impl Default for IdempotencyOptions {
         Self {
             methods: vec![Method::POST, Method::PATCH],
             required: true,
-            route: |request| request.uri.path().to_owned(),
+            route: key::resource,
             keep,
             stored_headers: vec![
                 header::CONTENT_TYPE,

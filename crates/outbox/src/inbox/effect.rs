@@ -93,7 +93,9 @@ impl Inbox {
         limit: i64,
     ) -> Result<Vec<Doubt>, InboxError> {
         let sql = "SELECT idempotency_key, begun_at FROM inbox.in_doubt \
-                   WHERE consumer = $1 AND begun_at <= clock_timestamp() - $2 * interval '1 second' \
+                   WHERE consumer OPERATOR(pg_catalog.=) $1 \
+                     AND begun_at OPERATOR(pg_catalog.<=) (pg_catalog.clock_timestamp() \
+                         OPERATOR(pg_catalog.-) ($2 OPERATOR(pg_catalog.*) interval '1 second')) \
                    ORDER BY begun_at LIMIT $3";
         let rows = client
             .query(sql, &[&self.consumer(), &age.as_secs_f64(), &limit])

@@ -34,6 +34,8 @@ mod transition;
 mod upkeep;
 
 pub use effect::{Begun, Doubt};
+#[cfg(feature = "consumer")]
+pub(crate) use operation::fingerprint;
 pub use operation::{Operation, OperationError};
 pub use transition::{Advanced, Transition};
 

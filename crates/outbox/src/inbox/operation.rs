@@ -75,7 +75,7 @@ impl Operation {
 }
 
 /// The parts carry their lengths: `("ab", "c")` and `("a", "bc")` are two things.
-fn fingerprint(type_: &str, content_type: &str, body: &[u8]) -> [u8; 32] {
+pub(crate) fn fingerprint(type_: &str, content_type: &str, body: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in [type_.as_bytes(), content_type.as_bytes(), body] {
         hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());

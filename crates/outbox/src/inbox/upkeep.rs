@@ -34,7 +34,7 @@ impl Inbox {
         older_than: Duration,
         max_rows: u32,
     ) -> Result<u32, InboxError> {
-        let sql = "SELECT inbox.prune($1, $2 * interval '1 second', $3)";
+        let sql = "SELECT inbox.prune($1, $2 OPERATOR(pg_catalog.*) interval '1 second', $3)";
         let rows = i32::try_from(max_rows).unwrap_or(i32::MAX);
         let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
             (&self.consumer(), Type::TEXT),
@@ -56,5 +56,67 @@ impl Inbox {
             [(&self.consumer(), Type::TEXT), (&key, Type::TEXT)];
         call(transaction, "SELECT inbox.forgive($1, $2)", &parameters).await?;
         Ok(())
+    }
+
+    /// Forgets the failed attempts of an operation that was applied before.
+    #[cfg(feature = "consumer")]
+    pub(crate) async fn forgive_in(&self, client: &Client, key: &str) -> Result<(), InboxError> {
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&self.consumer(), Type::TEXT), (&key, Type::TEXT)];
+        call(client, "SELECT inbox.forgive($1, $2)", &parameters).await?;
+        Ok(())
+    }
+
+    /// How often attempts were counted, if the last of them ended with `error`; 0 otherwise.
+    #[cfg(feature = "consumer")]
+    pub(crate) async fn attempts_ending_with(
+        &self,
+        client: &Client,
+        key: &str,
+        error: &str,
+    ) -> Result<u32, InboxError> {
+        let sql = "SELECT coalesce(max(attempts), 0) FROM inbox.attempt \
+                   WHERE consumer = $1 AND idempotency_key = $2 AND last_error = $3";
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&self.consumer(), Type::TEXT),
+            (&key, Type::TEXT),
+            (&error, Type::TEXT),
+        ];
+        let attempts: i32 = call(client, sql, &parameters).await?.try_get(0)?;
+        Ok(u32::try_from(attempts).unwrap_or(0))
+    }
+
+    /// Whether there are operations whose last attempt ended with `error`.
+    #[cfg(feature = "consumer")]
+    pub(crate) async fn any_ending_with(
+        &self,
+        client: &Client,
+        error: &str,
+    ) -> Result<bool, InboxError> {
+        let sql =
+            "SELECT EXISTS (SELECT FROM inbox.attempt WHERE consumer = $1 AND last_error = $2)";
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&self.consumer(), Type::TEXT), (&error, Type::TEXT)];
+        Ok(call(client, sql, &parameters).await?.try_get(0)?)
+    }
+
+    /// Replaces what the last attempt ended with, without counting another; returns how many there were.
+    #[cfg(feature = "consumer")]
+    pub(crate) async fn ended_with(
+        &self,
+        client: &Client,
+        key: &str,
+        error: &str,
+    ) -> Result<u32, InboxError> {
+        let error = error.replace('\0', "");
+        let sql = "UPDATE inbox.attempt SET last_error = left($3, 1000), last_at = clock_timestamp() \
+                   WHERE consumer = $1 AND idempotency_key = $2 RETURNING attempts";
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&self.consumer(), Type::TEXT),
+            (&key, Type::TEXT),
+            (&error, Type::TEXT),
+        ];
+        let attempts: i32 = call(client, sql, &parameters).await?.try_get(0)?;
+        Ok(u32::try_from(attempts).unwrap_or(0))
     }
 }

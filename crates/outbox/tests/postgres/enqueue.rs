@@ -107,7 +107,7 @@ async fn the_role_needs_no_more_than_insert() {
         "UPDATE outbox.message SET sent_at = now()",
         "DELETE FROM outbox.message",
         "INSERT INTO outbox.message (aggregate_type, event_type, payload, sent_at) VALUES ('a', 'b', '1', now())",
-        "INSERT INTO outbox.message (aggregate_type, event_type, payload, id) VALUES ('a', 'b', '1', 1)",
+        "INSERT INTO outbox.message (aggregate_type, event_type, payload, id) OVERRIDING SYSTEM VALUE VALUES ('a', 'b', '1', 1)",
         "INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('a', 'b', '1') RETURNING message_id",
     ] {
         let error = client.batch_execute(forbidden).await.unwrap_err();

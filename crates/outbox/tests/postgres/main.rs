@@ -4,6 +4,7 @@ mod enqueue;
 mod http;
 mod inbox;
 mod producing_doc;
+mod settings;
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! docs/producing.md says what is so: its code is in the examples, and its SQL runs.
+//! docs/guides/producing.md says what is so: its code is in the examples, and its SQL runs.
 
 use crate::{database, onlooker, read};
 
@@ -10,7 +10,7 @@ struct Block {
 
 fn blocks() -> Vec<Block> {
     let mut blocks = Vec::new();
-    let page = read("docs/producing.md");
+    let page = read("docs/guides/producing.md");
     let mut lines = page.lines();
     while let Some(line) = lines.next() {
         let Some(kind) = line.trim_start().strip_prefix("```") else {
@@ -44,7 +44,7 @@ fn its_code_is_quoted_from_the_examples() {
         for block in quoted {
             assert!(
                 read(file).contains(&block.code),
-                "{kind} in docs/producing.md is not in {file}"
+                "{kind} in docs/guides/producing.md is not in {file}"
             );
         }
     }

@@ -137,7 +137,7 @@ class Payments {
 
     /** Whether to go on. What is a duplicate, or stale, is done. */
     private boolean isFirst(String claim, Message message, Object... guard) throws Dead, SQLException {
-        String sql = "SELECT outcome FROM inbox." + claim + "('payments', ?, inbox.fingerprint(?, ?, ?)"
+        String sql = "SELECT outcome FROM inbox." + claim + "('payments', ?, inbox.fingerprint(?, ?, ?::bytea)"
                 + ", ?".repeat(guard.length) + ")";
         Object[] values = new Object[4 + guard.length];
         values[0] = message.key;
@@ -157,7 +157,7 @@ class Payments {
 
     /** `how` is complete, or record_effect. */
     private boolean done(String how, Message message, Map<String, ?> result) throws SQLException, IOException {
-        execute("SELECT inbox." + how + "('payments', ?, ?, 'application/json'), inbox.forgive('payments', ?)",
+        execute("SELECT inbox." + how + "('payments', ?, ?::bytea, 'application/json'), inbox.forgive('payments', ?)",
                 message.key, JSON.writeValueAsBytes(result), message.key);
         return true;
     }

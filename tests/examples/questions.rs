@@ -114,7 +114,11 @@ pub async fn an_external_effect_is_asked_for_once_under_the_key_of_the_message(w
     };
     world.provider.set(provider::Mode::Hold);
     let consumers = [world.consumer().await, world.consumer().await];
+    // Both stand before their claim: the provider is not asked, and will not be waited for, until the other one is there.
+    let held = world.hold("inbox.message").await;
     world.send_all(&[requested, requested]).await;
+    world.until_blocked(2).await;
+    held.release().await;
     asked(world, 1).await;
     // The other copy waits for what this one is at; it is not in doubt yet.
     world.until_blocked(1).await;

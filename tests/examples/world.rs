@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A wait that should take a moment; a virtual machine that starts on a busy one gets this long.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(180);
 
 /// All messages of a question have one `outbox-key`, so that no consumer may change their order.
 const KEY: &str = "orders";

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io::Write, path::Path, time::Duration};
 
+use outbox_core::route::{Router, RoutingRules};
 use outboxd::config::{Config, ConfigErrors, LoadOptions, Needs, keys};
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use serde::{Deserialize, Serialize};
@@ -297,7 +298,7 @@ fn accepted(config: &Config) -> TestCaseResult {
     );
     prop_assert!(!relay.poll_interval.is_zero() && !relay.confirm_timeout.is_zero());
     prop_assert!(relay.backoff_initial <= relay.backoff_max);
-    let built = outboxd::relay::exchanges(config);
+    let built = Router::new(RoutingRules::from(&config.routing));
     prop_assert!(built.is_ok(), "{:?}", built);
     Ok(())
 }

@@ -8,14 +8,14 @@ use amq_protocol::{
     protocol::{AMQPClass, basic},
 };
 use lapin::types::{AMQPValue, FieldTable};
-use outboxd::{
-    broker::publish,
+use outbox_core::{
     envelope::{Envelope, EnvelopeBuilder, EnvelopeOptions},
-    header,
+    limits::HEADERS_TEXT,
     message::{Message, Position},
     reason::{Reason, Refusal},
     route::{Router, RoutingRules, Rule},
 };
+use outboxd::broker::properties;
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -203,6 +203,7 @@ impl Input {
             event_type: self.event_type.clone(),
             content_type: self.content_type.clone(),
             headers: self.headers.clone(),
+            headers_size: self.headers.as_ref().map_or(0, |text| text.len() as u64),
             exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
             created_at_us: self.created_at_us,
@@ -297,7 +298,7 @@ fn there_and_back(frame: &AMQPFrame) -> Result<(AMQPFrame, usize), TestCaseError
 
 /// Bytes of the frame with the properties, which come back equal.
 fn header_frame(envelope: &Envelope) -> Result<usize, TestCaseError> {
-    let properties = publish::properties(envelope);
+    let properties = properties(envelope);
     let content = AMQPContentHeader {
         class_id: 60,
         body_size: envelope.body.len() as u64,
@@ -358,10 +359,7 @@ fn publish_frame(envelope: &Envelope) -> TestCaseResult {
 
 /// The relay's headers are exactly these, whatever the row says; the row's are what it says.
 fn headers_are_right(input: &Input, envelope: &Envelope) -> TestCaseResult {
-    let table = publish::properties(envelope)
-        .headers()
-        .clone()
-        .unwrap_or_default();
+    let table = properties(envelope).headers().clone().unwrap_or_default();
     let is_ours = |name: &str| {
         let cloud = name.starts_with("cloudEvents_") || name.starts_with("cloudEvents:");
         name.starts_with("outbox-") || (input.cloudevents && cloud)
@@ -519,7 +517,7 @@ fn refused(input: &Input, refusal: &Refusal) -> TestCaseResult {
             Err(_) => input
                 .headers
                 .as_ref()
-                .is_some_and(|text| text.len() > header::MAX_TEXT),
+                .is_some_and(|text| text.len() > HEADERS_TEXT),
         },
         other => {
             return Err(TestCaseError::fail(format!(

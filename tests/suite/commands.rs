@@ -100,7 +100,8 @@ async fn sql_prints_what_psql_can_run() {
             &["sql", "--schema", schema][..],
             &["sql", "--schema", schema, "--roles"],
         ] {
-            let sql = ok(&world, what).await;
+            // The roles work in the database of the template, too.
+            let sql = format!("SET outboxd.shared_roles = on; {}", ok(&world, what).await);
             world
                 .postgres()
                 .psql("owner", "owner", &database, &sql)
@@ -186,7 +187,7 @@ async fn check_validates_offline_and_connects_when_asked() {
             &[("OUTBOXD__ROUTING__EXCHANGE", "nope")],
         )
         .await;
-    assert_eq!(missing.code, 69);
+    assert_eq!(missing.code, 78);
     assert!(
         missing.stderr.contains("no exchange 'nope'"),
         "{}",
@@ -209,13 +210,17 @@ async fn check_validates_offline_and_connects_when_asked() {
 }
 
 #[tokio::test]
-async fn bad_configuration_costs_milliseconds_and_names_every_key() {
+async fn bad_configuration_names_every_key_before_anything_is_asked_of_a_server() {
     let world = world().await;
-    let began = std::time::Instant::now();
+    // Nobody answers there.
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = server.local_addr().unwrap();
     let run = world
         .outboxd(
             &["run"],
             &[
+                ("DATABASE_URL", &format!("postgres://u:p@{at}/x")),
+                ("AMQP_URL", &format!("amqp://u:p@{at}")),
                 ("OUTBOXD__RELAY__BATCH_SIZE", "0"),
                 ("OUTBOXD__RELAY__NOPE", "1"),
             ],
@@ -227,7 +232,8 @@ async fn bad_configuration_costs_milliseconds_and_names_every_key() {
         "{}",
         run.stderr
     );
-    assert!(began.elapsed() < std::time::Duration::from_secs(10));
+    server.set_nonblocking(true).unwrap();
+    assert!(server.accept().is_err(), "somebody was asked");
     assert_eq!(world.outboxd(&["dead", "nonsense"], &[]).await.code, 2);
 }
 
@@ -277,12 +283,19 @@ async fn check_lag_answers_as_a_monitoring_plugin() {
     age("2 min").await;
     let warning = lag(&[]).await;
     assert_eq!(warning.code, 1);
-    assert!(
-        warning.stdout.starts_with("OUTBOX WARNING - lag 12")
-            && warning.stdout.contains("| lag=12"),
-        "{}",
-        warning.stdout
-    );
+    let (text, data) = warning.stdout.split_once(" | ").unwrap();
+    // As old as the machine is slow, and older than two minutes.
+    let seconds = |text: &str, before: &str| -> u32 {
+        let (_, number) = text.split_once(before).unwrap();
+        let mut digits = number.split(|c: char| !c.is_ascii_digit());
+        digits.next().unwrap().parse().unwrap()
+    };
+    for lag in [
+        seconds(text, "OUTBOX WARNING - lag "),
+        seconds(data, "lag="),
+    ] {
+        assert!((120..300).contains(&lag), "{}", warning.stdout);
+    }
     age("10 min").await;
     assert_eq!(lag(&[]).await.code, 2);
     assert_eq!(
@@ -599,6 +612,7 @@ async fn a_replay_is_stopped_as_the_runbook_says() {
     world.commit_many(400, 20).await;
     consumer.until(400).await;
     world.drained().await;
+    // All of it would take nearly seven minutes.
     ok(
         &world,
         &[
@@ -606,14 +620,14 @@ async fn a_replay_is_stopped_as_the_runbook_says() {
             "--aggregate-type",
             "order",
             "--rate",
-            "20",
+            "1",
             "--why",
             "by mistake",
         ],
     )
     .await;
-    consumer.until(410).await;
-    let runbook = std::fs::read_to_string(repository().join("docs/operations.md")).unwrap();
+    consumer.until(402).await;
+    let runbook = std::fs::read_to_string(repository().join("docs/guides/replay.md")).unwrap();
     let (_, stop) = runbook
         .split_once("BEGIN;\nSELECT count(*) FROM (SELECT FROM outbox.lane")
         .unwrap();
@@ -626,7 +640,7 @@ async fn a_replay_is_stopped_as_the_runbook_says() {
     world.drained().await;
     let report = world.judge(&consumer).await;
     assert!(
-        report.is_clean() && (10..100).contains(&report.replayed),
+        report.is_clean() && (2..400).contains(&report.replayed),
         "{report}"
     );
 }
@@ -646,18 +660,8 @@ async fn prune_deletes_now() {
         )
         .await;
     // The marks move while it is idle, three looks at least.
-    test_support::eventually(
-        "the low-water marks",
-        std::time::Duration::from_secs(60),
-        async || {
-            (world
-                .count("outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water")
-                .await
-                == 0)
-                .then_some(())
-        },
-    )
-    .await;
+    let above = "outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water";
+    world.until("the low-water marks", above, 0).await;
     relay.terminate().unwrap();
     relay.ended(SOON).await.unwrap();
     ok(&world, &["prune", "--older-than", "0s", "--by", "ada"]).await;

@@ -1,11 +1,9 @@
 //! The relay is killed between every two steps, stopped, stalled, and run several at once.
 
-use std::time::Duration;
-
 use nix::sys::signal::Signal;
 use test_support::eventually;
 
-use crate::world::{SOON, World, world};
+use crate::world::{FAR, FARTHER, SOON, World, world};
 
 /// Most duplicates that one crash may cause, with the settings below.
 const WORKERS: usize = 2;
@@ -104,19 +102,16 @@ async fn killed_after_the_commit_of_the_settle_repeats_nothing() {
 async fn a_peer_takes_over_at_once_when_a_relay_dies() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let mut first = world.relay(&settings(&[("OUTBOXD_FAILPOINT", "claim.after=hang")]));
+    // There is no lease; and the time-out that ends a silent claim is far away.
+    let silent = ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", FAR);
+    let hangs = ("OUTBOXD_FAILPOINT", "claim.after=hang");
+    let mut first = world.relay(&settings(&[silent, hangs]));
     world.commit_many(100, 10).await;
     first.line("failpoint reached", SOON).await;
-    let second = world.relay(&settings(&[]));
+    let second = world.relay(&settings(&[silent]));
     second.line("connected to both servers", SOON).await;
-    let before = std::time::Instant::now();
     first.kill().await.unwrap();
     consumer.until(100).await;
-    assert!(
-        before.elapsed() < Duration::from_secs(15),
-        "took {:?}: no lease may be waited for",
-        before.elapsed()
-    );
 }
 
 #[tokio::test]
@@ -168,13 +163,16 @@ async fn four_relays_share_one_outbox_without_a_duplicate() {
 async fn stopped_by(signal: Signal) {
     let world = world().await;
     let consumer = world.consumer().await;
-    let mut relay = world.relay(&settings(&[]));
+    let patient = ("OUTBOXD__RELAY__SHUTDOWN_GRACE", FAR);
+    let mut relay = world.relay(&settings(&[patient]));
     relay.line("connected to both servers", SOON).await;
+    world.until("its row", "outbox.relay", 1).await;
     world.commit_many(3000, 30).await;
     consumer.until(200).await;
     relay.signal(signal).unwrap();
-    let status = relay.ended(Duration::from_secs(10)).await.unwrap();
+    let status = relay.ended(SOON).await.unwrap();
     assert_eq!(status.code(), Some(0));
+    assert_eq!(world.count("outbox.relay").await, 0, "it took its leave");
     let _next = world.relay(&settings(&[]));
     consumer.until(3000).await;
     world.drained().await;
@@ -182,11 +180,6 @@ async fn stopped_by(signal: Signal) {
     assert!(
         report.is_clean() && report.duplicates == 0,
         "what was published was settled: {report}"
-    );
-    assert_eq!(
-        world.count("outbox.relay").await,
-        1,
-        "the first one took its leave"
     );
 }
 
@@ -204,19 +197,16 @@ async fn sigint_settles_what_is_published_and_repeats_nothing() {
 async fn a_second_signal_ends_it_at_once() {
     let world = world().await;
     let _consumer = world.consumer().await;
-    let mut relay = world.relay(&settings(&[(
-        "OUTBOXD_FAILPOINT",
-        "confirm.before_settle=hang",
-    )]));
+    let mut relay = world.relay(&settings(&[
+        ("OUTBOXD_FAILPOINT", "confirm.before_settle=hang"),
+        ("OUTBOXD__RELAY__SHUTDOWN_GRACE", FAR),
+    ]));
     world.commit_many(10, 1).await;
     relay.line("failpoint reached", SOON).await;
     relay.terminate().unwrap();
     relay.line("stopping", SOON).await;
     relay.terminate().unwrap();
-    assert_eq!(
-        relay.ended(Duration::from_secs(3)).await.unwrap().code(),
-        Some(1)
-    );
+    assert_eq!(relay.ended(SOON).await.unwrap().code(), Some(1));
 }
 
 #[tokio::test]
@@ -227,11 +217,14 @@ async fn the_grace_period_bounds_a_stop() {
         ("OUTBOXD_FAILPOINT", "confirm.before_settle=hang"),
         ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "1s"),
         ("OUTBOXD__RELAY__SHUTDOWN_GRACE", "2s"),
+        ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", FARTHER),
     ]));
     world.commit_many(10, 1).await;
     relay.line("failpoint reached", SOON).await;
     relay.terminate().unwrap();
-    relay.ended(Duration::from_secs(6)).await.unwrap();
+    // What hangs would hang until the database ends its claim.
+    relay.line("the grace period is over", SOON).await;
+    relay.ended(SOON).await.unwrap();
     let locks = "pg_locks l JOIN pg_database d ON d.oid = l.database WHERE d.datname = current_database() \
                  AND l.locktype = 'relation' AND l.pid <> pg_backend_pid()";
     world.until("its locks to be gone", locks, 0).await;
@@ -242,9 +235,10 @@ async fn the_grace_period_bounds_a_stop() {
 async fn a_stalled_relay_is_fenced_by_the_database() {
     let world = world().await;
     let consumer = world.consumer().await;
+    // Long enough for a claim of the busiest machine; else it would be ended, and repeated, before it stalls.
     let fast = [
-        ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "1s"),
-        ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "2s"),
+        ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "9s"),
+        ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "12s"),
         ("OUTBOXD_FAILPOINT", "confirm.before_settle=hang"),
     ];
     let mut stalled = world.relay(&settings(&fast));

@@ -2,7 +2,7 @@
 
 use lapin::types::AMQPValue;
 
-use crate::world::{SOON, world};
+use crate::world::{Gate, SOON, world};
 
 #[tokio::test]
 async fn a_committed_event_arrives_as_the_contract_says() {
@@ -193,21 +193,16 @@ async fn a_row_and_a_route_choose_exchange_and_routing_key() {
 async fn a_scheduled_event_waits_for_its_time_and_holds_nobody_back() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let relay = world.relay(&[]);
-    relay.line("connected to both servers", SOON).await;
-    let before = std::time::Instant::now();
-    let soon = world
-        .insert(
-            Some("1"),
-            "later",
-            "1",
-            "available_at = clock_timestamp() + interval '4 s'",
-        )
-        .await;
-    let never = world
-        .insert(Some("1"), "never", "1", "available_at = 'infinity'")
-        .await;
+    let _relay = world.relay(&[]);
+    for at in ["clock_timestamp() + interval '1 d'", "'infinity'"] {
+        let at = format!("available_at = {at}");
+        world.insert(Some("1"), "later", "1", &at).await;
+    }
     let now = world.insert(Some("1"), "now", "2", "").await;
+    consumer.until(1).await;
+    let before = std::time::Instant::now();
+    let at = "available_at = clock_timestamp() + interval '4 s'";
+    let soon = world.insert(Some("1"), "soon", "1", at).await;
     let seen = consumer.until(2).await;
     let ids: Vec<_> = seen.iter().map(|m| m.message_id.clone()).collect();
     assert_eq!(ids, [now.to_string(), soon.to_string()]);
@@ -215,12 +210,15 @@ async fn a_scheduled_event_waits_for_its_time_and_holds_nobody_back() {
         seen[1].at - before >= std::time::Duration::from_secs(4),
         "not before its time"
     );
+    world
+        .until("its mark", "outbox.message WHERE sent_at IS NOT NULL", 2)
+        .await;
     let status = world.outboxd(&["status", "--json"], &[]).await;
     let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     assert_eq!(
         (&status["waiting"], &status["due"]),
-        (&1.into(), &0.into()),
-        "{never} waits and is not due"
+        (&2.into(), &0.into()),
+        "those of tomorrow and of never wait, and are not due"
     );
 }
 
@@ -241,15 +239,18 @@ async fn a_row_that_somebody_changes_while_it_is_claimed_is_sent_once_and_marked
     for (retention, left) in [("7d", 20), ("0s", 0)] {
         let world = world().await;
         let consumer = world.consumer().await;
+        let gate = Gate::new();
+        world.commit_many(20, 20).await;
         let relay = world.relay(&[
             ("OUTBOXD__RETENTION__SENT", retention),
-            ("OUTBOXD_FAILPOINT", "confirm.before_settle=pause"),
+            ("OUTBOXD__RELAY__WORKERS", "1"),
+            ("OUTBOXD_FAILPOINT", &gate.at("confirm.before_settle")),
         ]);
-        world.commit_many(20, 20).await;
         relay.line("failpoint reached", SOON).await;
         // A new version of every row: the places that the claim saw are no longer theirs.
         let rewrite = "UPDATE outbox.message SET content_type = 'text/plain'";
         world.client.batch_execute(rewrite).await.unwrap();
+        gate.open();
         world
             .until("no pending row", "outbox.message WHERE sent_at IS NULL", 0)
             .await;

@@ -4,15 +4,27 @@
 //! Tests that break a server start their own.
 
 mod answers;
+mod checking;
 mod commands;
+mod connections;
 mod consuming;
 mod crashes;
+mod culprits;
 mod delivery;
+mod floods;
+mod migrating;
+mod names;
 mod order;
 mod outages;
+mod people;
+mod port;
 mod producing;
+mod roles;
 mod rows;
 mod schema;
 mod seeing;
+mod session;
+mod signals;
 mod tls;
+mod typed;
 mod world;

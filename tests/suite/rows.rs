@@ -80,6 +80,7 @@ async fn every_bad_row_dies_with_its_reason_and_holds_nobody_up() {
         .await;
         assert_eq!(world.reason(*id).await.as_deref(), Some(*reason), "{id}");
     }
+    world.drained().await;
     assert_eq!(
         world
             .count("outbox.message WHERE sent_at IS NOT NULL")

@@ -5,25 +5,35 @@
 //! - [`Daemon`]: a process under test, its log lines awaited
 //! - [`Proxy`]: a network that can be cut, stalled or delayed
 //! - [`certificates`]: a certificate authority of our own
+//! - [`raw`], [`liar`]: AMQP by the byte, from a publisher and from a broker · [`crowd()`]: clients of a port that hold on
+//! - [`hostile_settings`], [`shadows()`]: what people set, and what they plant
 //! - [`eventually`]: waits that have a deadline and name who waits
 //!
 //! Nothing started here outlives the process that started it, however that ends: see `guard`.
 
 pub mod certificates;
+mod crowd;
 mod daemon;
 mod guard;
+pub mod liar;
 mod pgbouncer;
 mod postgres;
 mod proxy;
 mod rabbitmq;
+pub mod raw;
+mod settings;
+mod shadows;
 mod wait;
 
+pub use crowd::crowd;
 pub use daemon::{Daemon, Transcript};
 pub use pgbouncer::PgBouncer;
 pub use postgres::{Postgres, PostgresOptions, binaries as postgres_programs};
 pub use proxy::{Mode, Proxy};
 pub use rabbitmq::{RabbitMq, RabbitMqOptions, scripts as rabbitmq_scripts};
-pub use wait::eventually;
+pub use settings::hostile_settings;
+pub use shadows::shadows;
+pub use wait::{eventually, pause_after};
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T> = std::result::Result<T, Error>;

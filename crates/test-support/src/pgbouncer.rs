@@ -14,7 +14,7 @@ use crate::{
     guard::{Account, Guarded},
 };
 
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(300);
 /// Who may use its console, and nothing else.
 const ADMIN: &str = "console";
 

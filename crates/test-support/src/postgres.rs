@@ -18,7 +18,8 @@ use crate::{
 };
 
 const PASSWORD: &str = "postgres";
-const START: Duration = Duration::from_secs(60);
+/// A start takes a second; on a busy machine it may take minutes.
+const START: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Default)]
 pub struct PostgresOptions {

@@ -19,7 +19,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use crate::Result;
+use crate::{Result, eventually};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -43,6 +43,8 @@ pub struct Proxy {
     address: SocketAddr,
     target: watch::Sender<SocketAddr>,
     mode: Arc<watch::Sender<Mode>>,
+    /// Changes when the open connections are forgotten.
+    forgetting: watch::Sender<()>,
     open: Arc<AtomicUsize>,
     resets: Arc<AtomicUsize>,
     turns: Arc<AtomicUsize>,
@@ -60,6 +62,7 @@ impl Proxy {
         let address = listener.local_addr()?;
         let mode = Arc::new(watch::channel(Mode::Forward).0);
         let (target, targets) = watch::channel(target);
+        let (forgetting, forgotten) = watch::channel(());
         let [open, resets, turns] = [const { AtomicUsize::new(0) }; 3].map(Arc::new);
         let (count, modes) = (Arc::clone(&open), Arc::clone(&mode));
         let (done, taken) = (Arc::clone(&resets), Arc::clone(&turns));
@@ -73,9 +76,11 @@ impl Proxy {
                         let (modes, count, done) = (Arc::clone(&modes), Arc::clone(&count), Arc::clone(&done));
                         let turns = Turns { all: Arc::clone(&taken), asked: AtomicBool::new(false) };
                         let target = *targets.borrow();
+                        let mut forgotten = forgotten.clone();
+                        forgotten.mark_unchanged();
                         connections.spawn(async move {
                             count.fetch_add(1, Ordering::Relaxed);
-                            if carry(client, target, modes.subscribe(), &turns).await == Ended::Reset {
+                            if carry(client, target, modes.subscribe(), forgotten, &turns).await == Ended::Reset {
                                 modes.send_replace(Mode::Forward);
                                 done.fetch_add(1, Ordering::Relaxed);
                             }
@@ -91,6 +96,7 @@ impl Proxy {
             address,
             target,
             mode,
+            forgetting,
             open,
             resets,
             turns,
@@ -104,6 +110,23 @@ impl Proxy {
 
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+    }
+
+    /// Ends every connection, and carries new ones as before.
+    pub async fn sever(&self, within: Duration) {
+        self.set(Mode::Cut);
+        // Whoever has not seen the cut yet would miss it.
+        eventually("the connections to end", within, async || {
+            (self.connections() == 0).then_some(())
+        })
+        .await;
+        self.set(Mode::Forward);
+    }
+
+    /// As a NAT or a firewall that lost its state: no byte of a connection that is open now moves any more, nothing closes
+    /// it, and new ones are carried as before.
+    pub fn forget(&self) {
+        self.forgetting.send_replace(());
     }
 
     /// New connections go there from now on; open ones stay where they are.
@@ -161,6 +184,7 @@ async fn carry(
     client: TcpStream,
     target: SocketAddr,
     mut modes: watch::Receiver<Mode>,
+    forgotten: watch::Receiver<()>,
     turns: &Turns,
 ) -> Ended {
     let mut cut = modes.clone();
@@ -178,6 +202,10 @@ async fn carry(
         let (requests, answers) = (Mode::StallRequests, Mode::StallAnswers);
         let there = pump(from_client, to_server, modes.clone(), requests, turns, true);
         let back = pump(from_server, to_client, modes.clone(), answers, turns, false);
+        let (there, back) = (
+            or_forgotten(there, &forgotten),
+            or_forgotten(back, &forgotten),
+        );
         // One side's end ends both: nobody here needs half-closed connections.
         tokio::select! {
             ended = there => ended,
@@ -189,6 +217,17 @@ async fn carry(
         biased;
         _ = cut.wait_for(|mode| *mode == Mode::Cut) => Ended::Closed,
         ended = work => ended,
+    }
+}
+
+/// A connection that is forgotten never ends by itself.
+async fn or_forgotten(work: impl Future<Output = Ended>, forgotten: &watch::Receiver<()>) -> Ended {
+    let mut forgotten = forgotten.clone();
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        Ok(()) = forgotten.changed() => std::future::pending().await,
+        ended = &mut work => ended,
     }
 }
 

@@ -17,7 +17,8 @@ use crate::{
     guard::{Account, Guarded},
 };
 
-const START: Duration = Duration::from_secs(90);
+/// A start takes seconds; on a busy machine it may take minutes.
+const START: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Default)]
 pub struct RabbitMqOptions {
@@ -205,7 +206,7 @@ impl RabbitMq {
             Ok::<_, std::io::Error>(answer[0] == 1)
         };
         matches!(
-            tokio::time::timeout(Duration::from_secs(2), ask).await,
+            tokio::time::timeout(Duration::from_secs(10), ask).await,
             Ok(Ok(true))
         )
     }
@@ -254,7 +255,7 @@ impl RabbitMq {
         self.server.as_ref().map(Guarded::pid)
     }
 
-    /// rabbitmqctl against this node; takes a second or two.
+    /// rabbitmqctl against this node; takes a second or two, and many more on a busy machine.
     pub async fn ctl(&self, args: &[&str]) -> Result<String> {
         let mut command =
             tokio::process::Command::from(self.account.command(self.scripts.join("rabbitmqctl")));
@@ -267,7 +268,7 @@ impl RabbitMq {
             .current_dir("/")
             .stdin(std::process::Stdio::null())
             .kill_on_drop(true);
-        let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await??;
+        let output = tokio::time::timeout(START, command.output()).await??;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             let errors = String::from_utf8_lossy(&output.stderr);

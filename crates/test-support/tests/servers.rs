@@ -8,6 +8,9 @@ use lapin::{
 };
 use test_support::{Postgres, RabbitMq, eventually};
 
+/// A slow machine gets this long.
+const SOON: Duration = Duration::from_secs(180);
+
 fn processes(of: &str) -> usize {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     entries
@@ -50,7 +53,7 @@ async fn postgresql_starts_dies_comes_back_and_leaves_nothing() {
     );
     assert!(processes(&place) > 0);
     drop(postgres);
-    eventually("every process to end", Duration::from_secs(5), async || {
+    eventually("every process to end", SOON, async || {
         (processes(&place) == 0).then_some(())
     })
     .await;
@@ -104,7 +107,7 @@ async fn rabbitmq_starts_dies_comes_back_and_leaves_nothing() {
         .unwrap();
     assert!(processes(&name) > 0);
     drop(broker);
-    eventually("every process to end", Duration::from_secs(5), async || {
+    eventually("every process to end", SOON, async || {
         (processes(&name) == 0).then_some(())
     })
     .await;

@@ -3,7 +3,7 @@
 
 use super::*;
 
-/// One handler, with a first message that keeps it busy until the others are there.
+/// One handler, with a first message that keeps it busy until it is told to go on: when the others are there.
 async fn busy(world: &World) -> Running {
     let running = start(world, Payments::default(), |options| options.handlers = 1);
     let slow = Sent {
@@ -53,6 +53,7 @@ async fn a_commit_that_is_refused_takes_nothing_of_the_next_message_with_it() {
         good.push(format!("good{n}"));
         send_plain(&world, &format!("good{n}"), "pays").await;
     }
+    running.payments.go();
     until_holds(&world, QUEUE, 0).await;
     assert_paid_once(&world, &good).await;
     until_holds(&world, DEAD, 10).await;
@@ -70,6 +71,7 @@ async fn what_is_not_committed_is_not_acknowledged_whether_the_handler_noticed_o
         good.push(format!("good{n}"));
         send_plain(&world, &format!("good{n}"), "pays").await;
     }
+    running.payments.go();
     until_holds(&world, QUEUE, 0).await;
     assert_paid_once(&world, &good).await;
     until_holds(&world, DEAD, 5).await;
@@ -86,6 +88,7 @@ async fn an_acknowledgement_does_not_wait_for_the_claim_of_the_next_message() {
     let inbox = Inbox::new("payments").unwrap();
     inbox.claim(&transaction, &operation).await.unwrap();
     send_plain(&world, "held", "pays").await;
+    running.payments.go();
     until_paid(&world, "slow").await;
     until_holds(&world, QUEUE, 1).await;
     transaction.rollback().await.unwrap();
@@ -116,6 +119,7 @@ async fn a_backlog_with_everything_in_it_is_applied_once_and_in_the_order_of_its
         if n % 2 == 0 { &mut first } else { &mut second }.push(account.clone());
         good.push(account);
     }
+    running.payments.go();
     until_holds(&world, QUEUE, 0).await;
     assert_paid_once(&world, &good).await;
     let tried = running.payments.tried.lock().unwrap().clone();

@@ -1,14 +1,17 @@
 //! What a test needs: a migrated database, a virtual host, relays, a consumer, and a ledger.
 
+mod consumer;
+
 use std::{
     collections::HashSet,
     panic::Location,
     path::{Path, PathBuf},
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use checker::{Committed, Delivered, Ledger, Report, sha256};
@@ -22,7 +25,7 @@ use lapin::{
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
-use test_support::{Daemon, Postgres, RabbitMq, eventually};
+use test_support::{Daemon, Postgres, RabbitMq, eventually, pause_after};
 use tokio::{
     sync::{OnceCell, watch},
     task::AbortHandle,
@@ -30,11 +33,19 @@ use tokio::{
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-/// A wait of a test that should take a moment; a slow machine gets this long.
-pub const SOON: Duration = Duration::from_secs(60);
+pub use consumer::{Consumer, Seen};
+
+/// A wait of a test that should take a moment; a slow machine gets this long. Where much is waited for, so long may pass
+/// without any more of it.
+pub const SOON: Duration = Duration::from_secs(180);
+
+/// A time-out of the relay that no test waits for: what must happen without it has happened long before.
+pub const FAR: &str = "20m";
+/// Above it, for what must be.
+pub const FARTHER: &str = "40m";
 
 /// Virtual hosts made at once: a call of rabbitmqctl takes seconds.
-const VHOSTS: usize = 160;
+const VHOSTS: usize = 320;
 
 pub struct Servers {
     pub postgres: Postgres,
@@ -377,22 +388,20 @@ impl World {
             .get(0)
     }
 
-    pub async fn until(&self, what: &str, sql: &str, expected: i64) {
-        eventually(what, SOON, async || {
-            (self.count(sql).await == expected).then_some(())
-        })
-        .await;
+    /// Until as many rows are there; it may take as long as their number comes closer.
+    #[track_caller]
+    pub fn until(&self, what: &str, sql: &str, expected: i64) -> impl Future<Output = ()> {
+        nearer(what, async move || (self.count(sql).await - expected).abs())
     }
 
-    /// Nothing is pending: every message is sent or dead.
-    pub async fn drained(&self) {
+    /// Nothing is pending: every message is sent or dead. It may take as long as they become fewer.
+    #[track_caller]
+    pub fn drained(&self) -> impl Future<Output = ()> {
         let pending = "outbox.message m WHERE sent_at IS NULL \
                        AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id)";
-        eventually("an empty outbox", SOON, async || {
-            (self.count(pending).await == 0 && self.count("outbox.waiting").await == 0)
-                .then_some(())
+        nearer("an empty outbox", async move || {
+            self.count(pending).await + self.count("outbox.waiting").await
         })
-        .await;
     }
 
     /// The reason a message died with.
@@ -436,6 +445,54 @@ impl World {
     }
 }
 
+/// Waits until nothing is missing. The machine may be as slow as it is: the deadline begins anew whenever less is missing
+/// than ever before.
+#[track_caller]
+fn nearer(what: &str, missing: impl AsyncFn() -> i64) -> impl Future<Output = ()> {
+    let (what, caller) = (what.to_owned(), Location::caller());
+    async move {
+        let (mut least, mut at) = (i64::MAX, Instant::now());
+        loop {
+            let asked = Instant::now();
+            let left = tokio::time::timeout(SOON, missing()).await;
+            let left = left.unwrap_or_else(|_| panic!("no answer about {what} ({caller})"));
+            if left == 0 {
+                return;
+            }
+            if left < least {
+                (least, at) = (left, Instant::now());
+            }
+            assert!(
+                at.elapsed() < SOON,
+                "waited {SOON:?} for {what} and {least} were missing all the time ({caller})"
+            );
+            tokio::time::sleep(pause_after(asked.elapsed())).await;
+        }
+    }
+}
+
+/// Where a relay waits until the test lets it go on.
+pub struct Gate(tempfile::TempDir);
+
+impl Gate {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.path().join("open")
+    }
+
+    /// For `OUTBOXD_FAILPOINT`: the first time that it comes to this place.
+    pub fn at(&self, place: &str) -> String {
+        format!("{place}=until:{}", self.file().display())
+    }
+
+    pub fn open(&self) {
+        std::fs::write(self.file(), "").unwrap();
+    }
+}
+
 pub struct Run {
     pub code: i32,
     pub stdout: String,
@@ -464,166 +521,4 @@ pub async fn run(args: &[&str], env: &[(String, String)]) -> Run {
 
 pub fn short(text: &str) -> ShortString {
     ShortString::try_new(text).unwrap()
-}
-
-/// A delivery as a test looks at it.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    pub message_id: String,
-    pub exchange: String,
-    pub routing_key: String,
-    pub body: Vec<u8>,
-    pub properties: lapin::BasicProperties,
-    pub at: std::time::Instant,
-}
-
-impl Seen {
-    pub fn header(&self, name: &str) -> Option<AMQPValue> {
-        self.properties
-            .headers()
-            .as_ref()?
-            .inner()
-            .get(name)
-            .cloned()
-    }
-
-    pub fn text_header(&self, name: &str) -> Option<String> {
-        match self.header(name)? {
-            AMQPValue::LongString(text) => Some(text.to_string()),
-            other => panic!("{name} is {other:?}"),
-        }
-    }
-
-    fn delivered(&self) -> Delivered {
-        Delivered {
-            message_id: self.message_id.parse().unwrap_or(Uuid::nil()),
-            body_sha256: sha256(&self.body),
-            replay: self.header("outbox-replay").is_some(),
-        }
-    }
-}
-
-/// Takes everything from a queue; comes back when the broker does.
-pub struct Consumer {
-    seen: Arc<watch::Sender<Vec<Seen>>>,
-    task: AbortHandle,
-}
-
-impl Consumer {
-    pub async fn start(url: &str, queue: &str) -> Self {
-        let seen: Arc<watch::Sender<Vec<Seen>>> = Arc::default();
-        let (into, url, queue) = (Arc::clone(&seen), url.to_owned(), queue.to_owned());
-        let task = tokio::spawn(async move {
-            loop {
-                // A broker that is away is tried again.
-                let _ = consume(&url, &queue, &into).await;
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        })
-        .abort_handle();
-        Self { seen, task }
-    }
-
-    pub fn seen(&self) -> Vec<Seen> {
-        self.seen.borrow().clone()
-    }
-
-    pub fn len(&self) -> usize {
-        self.seen.borrow().len()
-    }
-
-    #[track_caller]
-    pub fn until(&self, n: usize) -> impl Future<Output = Vec<Seen>> + '_ {
-        let caller = Location::caller();
-        async move {
-            let mut changes = self.seen.subscribe();
-            let arrived = changes.wait_for(|seen| seen.len() >= n);
-            let arrived = tokio::time::timeout(SOON, arrived).await.map(drop);
-            assert!(
-                arrived.is_ok(),
-                "waited {SOON:?} for {n} deliveries, {} came ({caller})",
-                self.len()
-            );
-            self.seen()
-        }
-    }
-
-    /// Waits until every id was seen at least once; returns how many are missing at the deadline.
-    async fn missing(&self, ids: impl Iterator<Item = Uuid>) -> usize {
-        let mut missing: HashSet<String> = ids.map(|id| id.to_string()).collect();
-        let (mut changes, mut looked_at) = (self.seen.subscribe(), 0);
-        let arrived = changes.wait_for(|seen| {
-            for delivery in &seen[looked_at..] {
-                missing.remove(&delivery.message_id);
-            }
-            looked_at = seen.len();
-            missing.is_empty()
-        });
-        let _ = tokio::time::timeout(SOON, arrived).await.map(drop);
-        missing.len()
-    }
-
-    /// Waits until every id was seen at least once.
-    #[track_caller]
-    pub fn until_all(&self, ids: &[Uuid]) -> impl Future<Output = ()> + '_ {
-        let (caller, ids) = (Location::caller(), ids.to_vec());
-        async move {
-            let missing = self.missing(ids.into_iter()).await;
-            assert_eq!(
-                missing, 0,
-                "waited {SOON:?} for all of them to arrive ({caller})"
-            );
-        }
-    }
-}
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn consume(
-    url: &str,
-    queue: &str,
-    into: &watch::Sender<Vec<Seen>>,
-) -> Result<(), lapin::Error> {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    let channel = connection.create_channel().await?;
-    channel.basic_qos(1000, BasicQosOptions::default()).await?;
-    let mut deliveries = channel
-        .basic_consume(
-            short(queue),
-            short(""),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        )
-        .await?;
-    while let Some(delivery) = deliveries.next().await {
-        let delivery = delivery?;
-        into.send_modify(|seen| seen.push(look_at(&delivery)));
-        // With the connection's end an acknowledgement may be forgotten, and never answer.
-        let acknowledged = delivery.ack(BasicAckOptions::default());
-        match tokio::time::timeout(Duration::from_secs(5), acknowledged).await {
-            Ok(acknowledged) => acknowledged?,
-            Err(_) => return Ok(()),
-        };
-    }
-    Ok(())
-}
-
-fn look_at(delivery: &Delivery) -> Seen {
-    Seen {
-        message_id: delivery
-            .properties
-            .message_id()
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
-        exchange: delivery.exchange.to_string(),
-        routing_key: delivery.routing_key.to_string(),
-        body: delivery.data.to_vec(),
-        properties: delivery.properties.clone(),
-        at: std::time::Instant::now(),
-    }
 }

@@ -1,0 +1,316 @@
+//! `outboxd check --connect` tells everything that is wrong at once, and the exit code tells whether waiting helps.
+
+use crate::world::{SOON, World, own_world, world};
+
+async fn check(world: &World, env: &[(&str, &str)]) -> crate::world::Run {
+    world.outboxd(&["check", "--connect"], env).await
+}
+
+#[tokio::test]
+async fn every_fault_of_every_source_is_told_at_once() {
+    let world = world().await;
+    world.declare_exchange("events").await;
+    let producer = world
+        .postgres()
+        .url_for("producer", "producer", &world.database);
+    let client = &world.client;
+    client
+        .batch_execute("DROP VIEW outbox.debezium; ALTER TABLE outbox.dead RENAME reason TO because; DROP FUNCTION outbox.enqueue")
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("outboxd.toml");
+    let source = |name: &str, database: &str, broker: &str| {
+        format!(
+            "[[source]]\nname = \"{name}\"\n[source.database]\nurl = \"{database}\"\n[source.broker]\nurl = \"{broker}\"\n"
+        )
+    };
+    let away = "postgres://u:p@127.0.0.1:1/x";
+    let nobody = world.broker_url().replace("guest:guest@", "guest:wrong@");
+    assert_ne!(nobody, world.broker_url());
+    let text = [
+        "[routing]\nexchange = \"nope\"\n[[routing.routes]]\naggregate_type = \"x\"\nexchange = \"nor.this\"\n".to_owned(),
+        source("one", &producer, &world.broker_url()),
+        source("two", away, &nobody),
+    ]
+    .concat();
+    std::fs::write(&file, text).unwrap();
+    let mut env = world.env(&[]);
+    env.retain(|(name, _)| name != "DATABASE_URL" && name != "AMQP_URL");
+    let run = crate::world::run(
+        &["--config", file.to_str().unwrap(), "check", "--connect"],
+        &env,
+    )
+    .await;
+    assert_eq!(run.code, 78, "{}{}", run.stdout, run.stderr);
+    for said in [
+        "one: PostgreSQL: this role may not do what a relay does",
+        "column outbox.dead.reason\n",
+        "function outbox.enqueue(",
+        "view outbox.debezium\n",
+        "one: RabbitMQ: RabbitMQ (look for an exchange): ",
+        "no exchange 'nope'",
+        "no exchange 'nor.this'",
+        "two: PostgreSQL: PostgreSQL (connect)",
+        "two: RabbitMQ: RabbitMQ (connect)",
+    ] {
+        assert!(run.stderr.contains(said), "{said}: {}", run.stderr);
+    }
+}
+
+#[tokio::test]
+async fn the_exit_code_tells_whether_waiting_helps() {
+    let world = world().await;
+    world.declare_exchange("events").await;
+    let postgres = world.postgres();
+    let wrong = postgres.url_for("relay", "wrong", &world.database);
+    let nowhere = postgres.url_for("relay", "relay-canary-password", "nowhere");
+    let broker = world.broker_url();
+    let password = broker.replace("guest:guest@", "guest:wrong@");
+    let vhost = world.rabbitmq().url("not.there");
+    for (what, env, code) in [
+        ("all is well", ("OUTBOXD__RELAY__WORKERS", "2"), 0),
+        ("password", ("DATABASE_URL", wrong.as_str()), 78),
+        ("database", ("DATABASE_URL", nowhere.as_str()), 78),
+        (
+            "server away",
+            ("DATABASE_URL", "postgres://u:p@127.0.0.1:1/x"),
+            69,
+        ),
+        ("broker's password", ("AMQP_URL", password.as_str()), 78),
+        ("virtual host", ("AMQP_URL", vhost.as_str()), 78),
+        ("broker away", ("AMQP_URL", "amqp://u:p@127.0.0.1:1"), 69),
+        ("exchange", ("OUTBOXD__ROUTING__EXCHANGE", "nope"), 78),
+    ] {
+        let run = check(&world, &[env]).await;
+        assert_eq!(run.code, code, "{what}: {}{}", run.stdout, run.stderr);
+    }
+}
+
+/// Asked without publishing: a queue that takes everything stays empty.
+#[tokio::test]
+async fn a_user_without_write_on_the_exchange_is_told_and_nothing_is_published() {
+    let world = world().await;
+    world.bind("all", "#", &[]).await;
+    world.declare_exchange("other").await;
+    let user = format!("writer_{}", world.vhost);
+    let rabbitmq = world.rabbitmq();
+    // A call starts an Erlang node of its own; a loaded machine makes it run into its time-out.
+    let ctl = async |args: &[&str]| {
+        test_support::eventually("rabbitmqctl", SOON * 3, async || {
+            rabbitmq.ctl(args).await.ok()
+        })
+        .await;
+    };
+    let there = async || {
+        rabbitmq
+            .ctl(&["list_users"])
+            .await
+            .is_ok_and(|users| users.contains(&user))
+    };
+    test_support::eventually("the user", SOON * 3, async || {
+        (there().await || rabbitmq.ctl(&["add_user", &user, "p"]).await.is_ok()).then_some(())
+    })
+    .await;
+    let url = rabbitmq.url_for(&user, "p", &world.vhost);
+    let both = ("OUTBOXD__BROKER__DECLARE", "true");
+    for (configure, write, read, declares, refused) in [
+        ("^$", "^events$", "^$", false, None),
+        ("^$", "^events$", ".*", false, None),
+        (".*", ".*", ".*", false, None),
+        (
+            "^$",
+            "^other$",
+            ".*",
+            false,
+            Some("access to exchange 'events'"),
+        ),
+        ("^$", "^$", "^$", false, Some("access to exchange 'events'")),
+        ("^events$", "^events$", "^$", true, None),
+        (
+            "^$",
+            "^events$",
+            "^$",
+            true,
+            Some("access to exchange 'events'"),
+        ),
+    ] {
+        let vhost = world.vhost.as_str();
+        ctl(&[
+            "set_permissions",
+            "--vhost",
+            vhost,
+            &user,
+            configure,
+            write,
+            read,
+        ])
+        .await;
+        let mut env = vec![("AMQP_URL", url.as_str())];
+        if declares {
+            env.push(both);
+        }
+        let run = check(&world, &env).await;
+        match refused {
+            None => assert_eq!(run.code, 0, "{write} {read}: {}", run.stderr),
+            Some(words) => {
+                assert_eq!(run.code, 78, "{write} {read}: {}", run.stdout);
+                assert!(run.stderr.contains(words), "{}", run.stderr);
+            }
+        }
+    }
+    // What `check` sends, nothing gets.
+    let channel = world.channel().await;
+    let got = channel
+        .basic_get("all".into(), lapin::options::BasicGetOptions::default())
+        .await
+        .unwrap();
+    assert!(got.is_none(), "a queue got something");
+}
+
+#[tokio::test]
+async fn a_broker_that_takes_no_publishes_is_not_ok() {
+    let mut world = own_world().await;
+    world.declare_exchange("events").await;
+    assert_eq!(check(&world, &[]).await.code, 0);
+    world
+        .own()
+        .rabbitmq
+        .ctl(&["set_vm_memory_high_watermark", "0"])
+        .await
+        .unwrap();
+    let blocked = test_support::eventually("the alarm", SOON, async || {
+        let run = check(&world, &[]).await;
+        (run.code != 0).then_some(run)
+    })
+    .await;
+    assert_eq!(blocked.code, 69, "{}", blocked.stderr);
+    assert!(
+        blocked.stderr.contains("RabbitMQ blocks publishers"),
+        "{}",
+        blocked.stderr
+    );
+    world
+        .own()
+        .rabbitmq
+        .ctl(&["set_vm_memory_high_watermark", "0.4"])
+        .await
+        .unwrap();
+    test_support::eventually("the end of it", SOON, async || {
+        (check(&world, &[]).await.code == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_database_where_a_relay_can_write_nothing_is_not_ok() {
+    let world = own_world().await;
+    world.declare_exchange("events").await;
+    let port = world.postgres().port();
+    let standby = world.postgres().standby("standby", port).await.unwrap();
+    let url = standby.url_for("relay", "relay-canary-password", &world.database);
+    let run = test_support::eventually("the standby to have it all", SOON, async || {
+        let run = check(&world, &[("DATABASE_URL", &url)]).await;
+        (!run.stderr.contains("does not exist")).then_some(run)
+    })
+    .await;
+    assert_eq!(run.code, 78, "{}{}", run.stdout, run.stderr);
+    assert!(
+        run.stderr.contains("this server is a standby")
+            && run.stderr.contains("target_session_attrs"),
+        "{}",
+        run.stderr
+    );
+    let migrate = world.outboxd(&["migrate"], &[("DATABASE_URL", &url)]).await;
+    assert_eq!(migrate.code, 78, "{}", migrate.stderr);
+    assert!(
+        migrate.stderr.contains("this server is a standby"),
+        "{}",
+        migrate.stderr
+    );
+
+    for freeze in [
+        "ALTER ROLE relay SET",
+        "ALTER DATABASE db SET",
+        "ALTER ROLE relay IN DATABASE db SET",
+    ] {
+        let sql = format!("{freeze} default_transaction_read_only = on");
+        world.postgres().execute("postgres", &sql).await.unwrap();
+        let run = check(&world, &[]).await;
+        assert_eq!(run.code, 78, "{freeze}: {}", run.stdout);
+        assert!(
+            run.stderr.contains("default_transaction_read_only"),
+            "{}",
+            run.stderr
+        );
+        let sql = sql.replace(" SET ", " RESET ").replace(" = on", "");
+        world.postgres().execute("postgres", &sql).await.unwrap();
+        assert_eq!(check(&world, &[]).await.code, 0);
+    }
+}
+
+/// A stand-in for the whole: what stops a relay stops its start, and the rest is logged.
+#[tokio::test]
+async fn a_relay_starts_without_what_only_producers_need_and_says_so() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    world
+        .client
+        .batch_execute("DROP VIEW outbox.debezium; ALTER TABLE outbox.message DISABLE TRIGGER wake")
+        .await
+        .unwrap();
+    let relay = world.relay(&[]);
+    relay.line("view outbox.debezium", SOON).await;
+    world.commit_many(10, 3).await;
+    consumer.until(10).await;
+    drop(relay);
+    world
+        .client
+        .batch_execute("ALTER TABLE outbox.waiting DROP CONSTRAINT waiting_pkey")
+        .await
+        .unwrap();
+    let refused = world.outboxd(&["run"], &[]).await;
+    assert_eq!(refused.code, 78);
+    assert!(
+        refused.stderr.contains("key outbox.waiting.waiting_pkey"),
+        "{}",
+        refused.stderr
+    );
+}
+
+/// By default a row reaches the exchanges of the broker and never, by the default exchange, any queue.
+#[tokio::test]
+async fn a_producer_does_not_reach_other_people_s_queues_by_the_default_exchange() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    world.bind("other.queue", "nothing.ever", &[]).await;
+    let relay = world.relay(&[]);
+    let forged = world
+        .insert(
+            Some("1"),
+            "created",
+            "{}",
+            "exchange = ''; routing_key = 'other.queue'",
+        )
+        .await;
+    world.insert(Some("2"), "created", "{}", "").await;
+    consumer.until(1).await;
+    world.until("its death", "outbox.dead", 1).await;
+    assert_eq!(
+        world.reason(forged).await.as_deref(),
+        Some("exchange_not_allowed")
+    );
+    drop(relay);
+    // Listed, it is the team's own wish.
+    let other = world.consume("other.queue").await;
+    let _relay = world.relay(&[("OUTBOXD__ROUTING__ALLOWED_EXCHANGES", "audit,")]);
+    world
+        .insert(
+            Some("3"),
+            "created",
+            "{}",
+            "exchange = ''; routing_key = 'other.queue'",
+        )
+        .await;
+    other.until(1).await;
+}

@@ -1,0 +1,309 @@
+//! Connections: too few of them, flooded ones, and some that die without a word.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use test_support::{Daemon, Proxy, eventually};
+use tokio_postgres::NoTls;
+
+use crate::{
+    seeing::get,
+    world::{Consumer, SOON, World, own_world, world},
+};
+
+async fn clean(world: &World, consumer: &Consumer) {
+    world.drained().await;
+    let report = world.judge(consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+}
+
+/// Resident memory of a process, in KiB.
+fn memory(relay: &Daemon) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", relay.pid())).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Processor time of a process, in hundredths of a second.
+fn cpu(relay: &Daemon) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", relay.pid())).unwrap();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// Sends NOTIFY without end, until dropped.
+struct Flood(Vec<tokio::task::AbortHandle>);
+
+impl Flood {
+    async fn start(world: &World, sent: &Arc<AtomicUsize>) -> Self {
+        let url = world
+            .postgres()
+            .url_for("producer", "producer", &world.database);
+        let mut tasks = Vec::new();
+        for _ in 0..2 {
+            let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+            let sent = Arc::clone(sent);
+            let flooding = async move {
+                let sql = "SELECT pg_notify('outbox_wake', i || repeat('x', 100)) FROM generate_series(1, 5000) i";
+                while client.execute(sql, &[]).await.is_ok() {
+                    sent.fetch_add(5000, Ordering::Relaxed);
+                }
+            };
+            tasks.push(tokio::spawn(connection).abort_handle());
+            tasks.push(tokio::spawn(flooding).abort_handle());
+        }
+        Self(tasks)
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.0.iter().for_each(tokio::task::AbortHandle::abort);
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_notifications_delays_nothing_and_costs_little() {
+    let world = own_world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    world.commit_many(100, 10).await;
+    consumer.until(100).await;
+    world.drained().await;
+    let before = memory(&relay);
+    let sent = Arc::new(AtomicUsize::new(0));
+    let _flood = Flood::start(&world, &sent).await;
+    let flooded = async |notifications: usize| {
+        eventually("notifications", SOON, async || {
+            (sent.load(Ordering::Relaxed) > notifications).then_some(())
+        })
+        .await;
+    };
+    flooded(50_000).await;
+    let (began, used) = (Instant::now(), cpu(&relay));
+    let mut slowest = 0;
+    for n in 0..20 {
+        world.commit_many(1, 1).await;
+        let before = sent.load(Ordering::Relaxed);
+        consumer.until(101 + n).await;
+        slowest = slowest.max(sent.load(Ordering::Relaxed) - before);
+    }
+    flooded(100_000).await;
+    // Without a connection of its own for the listener, a minute's flood. Counted in notifications: a slow machine floods less.
+    assert!(
+        slowest < 500_000,
+        "an event waited behind {slowest} notifications"
+    );
+    relay.line("the channel outbox_wake is flooded", SOON).await;
+    let share = (cpu(&relay) - used) as f64 / 100.0 / began.elapsed().as_secs_f64();
+    assert!(share < 0.5, "{share} of a core");
+    let after = memory(&relay);
+    assert!(after < before + 64 * 1024, "{before} KiB became {after}");
+    clean(&world, &consumer).await;
+}
+
+/// When a line of the log was written.
+fn written(line: &str) -> SystemTime {
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    humantime::parse_rfc3339(line["timestamp"].as_str().unwrap()).unwrap()
+}
+
+/// Who holds the lock that says "somebody sleeps"; its upper half tells it from the audit's.
+const SLEEPERS: &str = "pg_locks l JOIN pg_database d ON d.oid = l.database \
+                        WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.granted \
+                        AND l.classid = 28533";
+
+#[tokio::test]
+async fn while_the_notification_queue_fills_up_the_relay_stays_awake_so_that_producers_need_not_notify()
+ {
+    let world = own_world().await;
+    // To fill it takes gigabytes. So the server says that it fills.
+    let usage = async |usage: f64| {
+        let sql = format!(
+            "SET allow_system_table_mods = on; CREATE OR REPLACE FUNCTION pg_catalog.pg_notification_queue_usage() \
+             RETURNS float8 LANGUAGE sql AS 'SELECT {usage}::float8'"
+        );
+        world.client.batch_execute(&sql).await.unwrap();
+    };
+    let sql = "SET allow_system_table_mods = on; \
+               ALTER FUNCTION pg_catalog.pg_notification_queue_usage() RENAME TO pg_notification_queue_usage_";
+    world.client.batch_execute(sql).await.unwrap();
+    usage(0.1).await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    world.commit_many(10, 10).await;
+    consumer.until(10).await;
+    world.until("the relay to sleep", SLEEPERS, 1).await;
+    usage(0.5).await;
+    relay
+        .line("the server's notification queue is filling up", SOON)
+        .await;
+    world.until("the relay to be awake", SLEEPERS, 0).await;
+    world.commit_many(10, 10).await;
+    consumer.until(20).await;
+    assert_eq!(world.count(SLEEPERS).await, 0);
+    usage(0.1).await;
+    world.until("the relay to sleep again", SLEEPERS, 1).await;
+    clean(&world, &consumer).await;
+}
+
+#[tokio::test]
+async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let role = format!("few_{}", world.database);
+    let sql = format!("CREATE ROLE {role} LOGIN PASSWORD 'few' IN ROLE outbox_relay");
+    world.client.batch_execute(&sql).await.unwrap();
+    let url = world.postgres().url_for(&role, "few", &world.database);
+    let port = test_support::free_port().unwrap();
+    let listen = format!("127.0.0.1:{port}");
+    let settings = [
+        ("DATABASE_URL", url.as_str()),
+        ("OUTBOXD__RELAY__WORKERS", "4"),
+        ("OUTBOXD__ADMIN__LISTEN", &listen),
+    ];
+    let mut committed = 0;
+    for limit in (2..=7).rev() {
+        let sql = format!("ALTER ROLE {role} CONNECTION LIMIT {limit}");
+        world.client.batch_execute(&sql).await.unwrap();
+        let _relay = world.relay(&settings);
+        for _ in 0..3 {
+            world.commit_many(100, 10).await;
+            committed += 100;
+            consumer.until(committed).await;
+        }
+        eventually("to be ready", SOON, async || {
+            (get(port, "/readyz").await?.0 == 200).then_some(())
+        })
+        .await;
+        if limit > 2 {
+            eventually("the gauges", SOON, async || {
+                let (_, text) = get(port, "/metrics").await?;
+                text.contains("\noutbox_pending_messages 0").then_some(())
+            })
+            .await;
+        }
+        // A relay that is killed before it has settled repeats.
+        clean(&world, &consumer).await;
+    }
+    // A limit that comes while it runs, and a server that ends all its connections.
+    let sql = format!("ALTER ROLE {role} CONNECTION LIMIT -1");
+    world.client.batch_execute(&sql).await.unwrap();
+    let relay = world.relay(&settings);
+    relay.line("connected to both servers", SOON).await;
+    let sessions = format!("pg_stat_activity WHERE usename = '{role}'");
+    world.until("all connections", &sessions, 7).await;
+    let sql = format!(
+        "ALTER ROLE {role} CONNECTION LIMIT 2; SELECT pg_terminate_backend(pid) FROM {sessions}"
+    );
+    world.client.batch_execute(&sql).await.unwrap();
+    world.commit_many(100, 10).await;
+    consumer.until(committed + 100).await;
+    world.drained().await;
+    drop(relay);
+    // With one there is nobody to publish, and that is said.
+    let sql = format!("ALTER ROLE {role} CONNECTION LIMIT 1");
+    world.client.batch_execute(&sql).await.unwrap();
+    let relay = world.relay(&settings);
+    relay.line("SQLSTATE 53300", SOON).await;
+    eventually("/readyz to say it", SOON, async || {
+        let (code, body) = get(port, "/readyz").await?;
+        (code == 503 && body.contains("CONNECTION LIMIT")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_fewer_connections_to_rabbitmq_than_workers_the_relay_delivers_with_one() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let user = format!("few_{}", world.vhost);
+    let ctl = async |args: &[&str]| {
+        world.rabbitmq().ctl(args).await.unwrap();
+    };
+    ctl(&["add_user", &user, "few"]).await;
+    ctl(&[
+        "set_permissions",
+        "-p",
+        &world.vhost,
+        &user,
+        ".*",
+        ".*",
+        ".*",
+    ])
+    .await;
+    let url = world.rabbitmq().url_for(&user, "few", &world.vhost);
+    let mut committed = 0;
+    for limit in [1, 2] {
+        let limits = format!("{{\"max-connections\": {limit}}}");
+        ctl(&["set_user_limits", &user, &limits]).await;
+        // Also with PostgreSQL's connections short: the worker that has one must be the worker that has the other.
+        let role = format!("scarce_{limit}_{}", world.database);
+        let sql = format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'few' CONNECTION LIMIT 2 IN ROLE outbox_relay"
+        );
+        world.client.batch_execute(&sql).await.unwrap();
+        for database in [
+            world.database_url(),
+            world.postgres().url_for(&role, "few", &world.database),
+        ] {
+            let _relay = world.relay(&[
+                ("AMQP_URL", &url),
+                ("DATABASE_URL", &database),
+                ("OUTBOXD__RELAY__WORKERS", "4"),
+            ]);
+            for _ in 0..3 {
+                world.commit_many(100, 10).await;
+                committed += 100;
+                consumer.until(committed).await;
+            }
+            // A relay that is killed before it has settled repeats.
+            clean(&world, &consumer).await;
+        }
+    }
+    ctl(&["set_user_limits", &user, "{\"max-connections\": 0}"]).await;
+    let relay = world.relay(&[("AMQP_URL", &url)]);
+    relay.line("limit", SOON).await;
+}
+
+#[tokio::test]
+async fn sessions_that_all_fall_silent_at_once_are_replaced_together() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let port = world.postgres().port();
+    let proxy = Proxy::start(([127, 0, 0, 1], port).into()).await.unwrap();
+    let url = world
+        .database_url()
+        .replace(&format!(":{port}/"), &format!(":{}/", proxy.port()));
+    let relay = world.relay(&[
+        ("DATABASE_URL", &url),
+        ("OUTBOXD__RELAY__WORKERS", "8"),
+        ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "20s"),
+        ("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "2s"),
+    ]);
+    relay.line("connected to both servers", SOON).await;
+    world.commit_many(500, 50).await;
+    consumer.until(500).await;
+    world.drained().await;
+    world.until("the relay to sleep", SLEEPERS, 1).await;
+    proxy.forget();
+    world.commit_many(100, 10).await;
+    consumer.until(600).await;
+    // A statement is given up after 25 s. Those of one time are given up at one time; one behind the other are 25 s apart.
+    relay.line("no answer within 25s", SOON).await;
+    let lines = relay.lines();
+    let given_up = lines.iter().filter(|l| l.contains("no answer within 25s"));
+    let times: Vec<_> = given_up.map(|line| written(line)).collect();
+    let [first, last] = [times.iter().min(), times.iter().max()].map(Option::unwrap);
+    let apart = last.duration_since(*first).unwrap();
+    assert!(apart < Duration::from_secs(24), "{apart:?}: {times:?}");
+    clean(&world, &consumer).await;
+}

@@ -1,0 +1,299 @@
+//! The consumer runner: claim → handler → commit → ack, whatever happens around it.
+
+mod applied;
+mod bursts;
+mod crashes;
+mod hostile;
+mod telemetry;
+mod trouble;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use lapin::{
+    BasicProperties, Connection, ConnectionProperties,
+    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
+use outbox::{
+    consumer::{ConsumerOptions, Failure, Handler, Message, ReplayPolicy, Reply, run},
+    inbox::{Inbox, MAX_RESULT, Operation, OperationError},
+};
+use test_support::{Mode, Proxy, eventually};
+use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio_postgres::{NoTls, Transaction};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::{layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::world::{SOON, World, short, world};
+
+const QUEUE: &str = "payments";
+const DEAD: &str = "payments.dead";
+/// A time-out of handlers in which one that does not hang comes to its end, on the busiest machine.
+const UNHURRIED: Duration = Duration::from_secs(5);
+
+/// Adds one cent to the account that the body names; and does what the type says.
+struct Payments {
+    tried: Mutex<Vec<String>>,
+    running: AtomicUsize,
+    proxy: Option<Proxy>,
+    /// What "slow" ones wait for.
+    go: Semaphore,
+}
+
+impl Payments {
+    /// Lets every slow handler go on, those that are still to come as well.
+    fn go(&self) {
+        self.go.add_permits(1_000_000);
+    }
+}
+
+impl Default for Payments {
+    fn default() -> Self {
+        Self {
+            tried: Mutex::default(),
+            running: AtomicUsize::default(),
+            proxy: None,
+            go: Semaphore::new(0),
+        }
+    }
+}
+
+struct Shared(Arc<Payments>);
+
+impl Handler for Shared {
+    fn operation(&self, message: &Message) -> Result<Operation, OperationError> {
+        match message.text_header("payment") {
+            Some(business) => message.operation_as(&business),
+            None => message.operation(),
+        }
+    }
+
+    async fn handle(
+        &self,
+        message: &Message,
+        transaction: &Transaction<'_>,
+    ) -> Result<Reply, Failure> {
+        let account = String::from_utf8_lossy(&message.body).into_owned();
+        self.0.tried.lock().unwrap().push(account.clone());
+        let sql = "INSERT INTO account AS a (id, cents) VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET cents = a.cents + 1";
+        transaction.execute(sql, &[&account]).await?;
+        let tries = || {
+            self.0
+                .tried
+                .lock()
+                .unwrap()
+                .iter()
+                .filter(|t| **t == account)
+                .count()
+        };
+        match message.type_() {
+            "fails" => Err(Failure::Retry("always".to_owned())),
+            "fails_until_other" if !self.0.tried.lock().unwrap().contains(&"other".to_owned()) => {
+                Err(Failure::Retry("the other one first".to_owned()))
+            }
+            "fails_twice" if tries() <= 2 => Err(Failure::Retry("not yet".to_owned())),
+            "wrong" => Err(Failure::Reject("no such order".to_owned())),
+            "doubt" => Err(Failure::InDoubt("the provider did not answer".to_owned())),
+            "slow" => {
+                self.0.running.fetch_add(1, Ordering::SeqCst);
+                self.0.go.acquire().await.unwrap().forget();
+                Reply::json(&"slow")
+            }
+            "outlives_its_session" => {
+                session_ended(transaction).await;
+                Ok(Reply::none())
+            }
+            "outlives_its_session_and_writes" => {
+                session_ended(transaction).await;
+                transaction.execute(sql, &[&account]).await?;
+                Ok(Reply::none())
+            }
+            "hangs_once" if tries() == 1 => std::future::pending().await,
+            "hangs" => std::future::pending().await,
+            "panics_once" if tries() == 1 => panic!("a handler's bug"),
+            "panics" => panic!("a handler's bug"),
+            // The effect is committed, and its acknowledgement lost.
+            "cut" if tries() == 1 => {
+                if let Some(proxy) = &self.0.proxy {
+                    proxy.set(Mode::Stall);
+                }
+                Ok(Reply::none())
+            }
+            "returns_too_much" => Reply::json(&"x".repeat(MAX_RESULT)),
+            "ignores_an_error" => {
+                let _ = transaction.execute("SELECT 1 / 0", &[]).await;
+                Ok(Reply::none())
+            }
+            _ => Reply::json(&"paid"),
+        }
+    }
+}
+
+/// The server has ended it.
+async fn session_ended(transaction: &Transaction<'_>) {
+    while !transaction.client().is_closed() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+struct Running {
+    payments: Arc<Payments>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    async fn stopped(self) {
+        self.stop.cancel();
+        tokio::time::timeout(SOON, self.task)
+            .await
+            .expect("it ends")
+            .unwrap();
+    }
+}
+
+fn start(world: &World, payments: Payments, change: impl FnOnce(&mut ConsumerOptions)) -> Running {
+    let url = match &payments.proxy {
+        Some(proxy) => world.broker_url().replace(
+            &format!(":{}/", world.rabbitmq().port()),
+            &format!(":{}/", proxy.port()),
+        ),
+        None => world.broker_url(),
+    };
+    let database = world
+        .postgres()
+        .url_for("payments", "payments", &world.database);
+    let mut options = ConsumerOptions {
+        declare: true,
+        // A slow one waits for the test.
+        handler_timeout: SOON,
+        max_attempts: 4,
+        backoff_initial: Duration::from_millis(10),
+        backoff_max: Duration::from_millis(50),
+        ..ConsumerOptions::new(QUEUE)
+    };
+    change(&mut options);
+    let payments = Arc::new(payments);
+    let handler = Shared(Arc::clone(&payments));
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    let task = tokio::spawn(async move {
+        let connect = move || {
+            let database = database.clone();
+            async move {
+                let (client, connection) = tokio_postgres::connect(&database, NoTls).await?;
+                tokio::spawn(connection);
+                Ok(client)
+            }
+        };
+        let inbox = Inbox::new("payments").unwrap();
+        run(&url, connect, inbox, options, handler, token)
+            .await
+            .unwrap();
+    });
+    Running {
+        payments,
+        stop,
+        task,
+    }
+}
+
+/// A message, as a relay or anybody else publishes it.
+struct Sent<'a> {
+    id: Option<&'a str>,
+    type_: &'a str,
+    account: &'a str,
+    key: Option<&'a str>,
+    headers: &'a [(&'a str, AMQPValue)],
+}
+
+const PLAIN: Sent<'static> = Sent {
+    id: None,
+    type_: "pays",
+    account: "",
+    key: None,
+    headers: &[],
+};
+
+async fn send(world: &World, sent: &Sent<'_>) {
+    let mut headers = FieldTable::default();
+    if let Some(key) = sent.key {
+        headers.insert("outbox-key".into(), AMQPValue::LongString(key.into()));
+    }
+    for (name, value) in sent.headers {
+        headers.insert(short(name), value.clone());
+    }
+    let mut properties = BasicProperties::default()
+        .with_type(short(sent.type_))
+        .with_content_type("text/plain".into())
+        .with_headers(headers);
+    if let Some(id) = sent.id {
+        properties = properties.with_message_id(short(id));
+    }
+    let channel = world.channel().await;
+    eventually("the queue", SOON, async || {
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        let body = sent.account.as_bytes();
+        let confirm = channel
+            .basic_publish(short(""), short(QUEUE), options, body, properties.clone())
+            .await
+            .unwrap();
+        matches!(confirm.await.unwrap(), lapin::Confirmation::Ack(None)).then_some(())
+    })
+    .await;
+}
+
+async fn cents(world: &World) -> HashMap<String, i64> {
+    let rows = world
+        .client
+        .query("SELECT id, cents FROM account", &[])
+        .await
+        .unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+async fn until_paid(world: &World, account: &str) {
+    eventually("the payment", SOON, async || {
+        cents(world).await.contains_key(account).then_some(())
+    })
+    .await;
+}
+
+/// Everything was acknowledged.
+async fn until_empty(world: &World) {
+    until_holds(world, QUEUE, 0).await;
+}
+
+/// Messages that are not acknowledged. It asks the queue's own state machine: what `list_queues` says of a quorum queue
+/// is up to five seconds old.
+async fn until_holds(world: &World, queue: &str, messages: usize) {
+    let total = format!(
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{queue}\">>)), \
+         {{ok, N, _}} = ra:consistent_query(amqqueue:get_pid(Q), {{rabbit_fifo, query_messages_total, []}}), N.",
+        world.vhost
+    );
+    eventually("a queue of that length", SOON, async || {
+        let total = world.rabbitmq().ctl(&["eval", &total]).await.ok()?;
+        (total.trim() == messages.to_string()).then_some(())
+    })
+    .await;
+}
+
+/// What Prometheus reads in a series, unless it is absent.
+fn reading(metrics: &str, series: &str) -> Option<f64> {
+    let line = metrics.lines().find(|line| line.starts_with(series))?;
+    line.rsplit(' ').next()?.parse().ok()
+}

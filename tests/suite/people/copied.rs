@@ -1,0 +1,206 @@
+//! Rows with positions of their own: copies, backups, dumps.
+
+use std::process::{Command, Stdio};
+
+use crate::{
+    people::write,
+    world::{SOON, World, world},
+};
+
+fn ran(command: &mut Command) -> Vec<u8> {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output.stdout
+}
+
+#[tokio::test]
+async fn a_position_cannot_be_chosen_or_changed_by_a_statement() {
+    let world = world().await;
+    let insert = "INSERT INTO outbox.message (id, aggregate_type, event_type, payload) VALUES (7, 'a', 'b', '1')";
+    let refused = world.client.batch_execute(insert).await.unwrap_err();
+    assert_eq!(refused.code().unwrap().code(), "428C9");
+    write(&world, &world.client, "k", 1).await;
+    let refused = world
+        .client
+        .batch_execute("UPDATE outbox.message SET id = 7")
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code().unwrap().code(), "428C9");
+}
+
+/// A backup table, COPY with all columns, and what a migration script writes.
+#[tokio::test]
+async fn rows_that_are_copied_back_below_the_marks_are_sent() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    write(&world, &world.client, "copied", 20).await;
+    write(&world, &world.client, "restored", 20).await;
+    let postgres = world.postgres();
+    let psql = |sql: &str| {
+        postgres
+            .psql("owner", "owner", &world.database, sql)
+            .unwrap()
+    };
+    let copy = psql("COPY (SELECT * FROM outbox.message WHERE false) TO STDOUT");
+    assert_eq!(copy, "");
+    world
+        .sql(
+            "CREATE TABLE backup AS SELECT * FROM outbox.message WHERE aggregate_id LIKE 'restored%'; \
+             DELETE FROM outbox.message WHERE aggregate_id LIKE 'restored%'",
+        )
+        .await;
+    let copied = psql("COPY outbox.message TO STDOUT");
+    world.sql("DELETE FROM outbox.message").await;
+    let _relay = world.relay(&[]);
+    write(&world, &world.client, "passes", 200).await;
+    world.passed().await;
+    psql(&format!("COPY outbox.message FROM STDIN;\n{copied}\\.\n"));
+    world
+        .sql(
+            "INSERT INTO outbox.message (tx, id, message_id, aggregate_type, aggregate_id, event_type, payload, created_at) \
+             OVERRIDING SYSTEM VALUE \
+             SELECT tx, id, message_id, aggregate_type, aggregate_id, event_type, payload, created_at FROM backup",
+        )
+        .await;
+    world.all_arrived(&consumer).await;
+}
+
+/// Then positions below it are drawn for years: no mark may hide them.
+#[tokio::test]
+async fn a_position_far_ahead_moves_no_mark_past_what_was_drawn() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    world
+        .sql(
+            "CREATE TABLE ahead AS SELECT * FROM outbox.message; \
+             INSERT INTO outbox.message (id, aggregate_type, aggregate_id, event_type, payload) OVERRIDING SYSTEM VALUE \
+             SELECT 1000000 + i, 'order', 'ahead' || i, 'created', '{}' FROM generate_series(1, 200) i",
+        )
+        .await;
+    consumer.until(200).await;
+    for round in 0..3 {
+        write(&world, &world.client, &format!("k{round}-"), 50).await;
+        world.drained().await;
+        world
+            .until(
+                "the marks to be tidied",
+                "outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water AND m.id < 1000000",
+                0,
+            )
+            .await;
+    }
+    let drawn = "outbox.lane l WHERE greatest(l.low_water, l.candidate) > (SELECT last_value FROM outbox.message_id_seq)";
+    assert_eq!(world.count(drawn).await, 0);
+    let taken_back = "stands below positions that were settled";
+    assert!(
+        !relay.lines().iter().any(|line| line.contains(taken_back)),
+        "marks had to be taken back"
+    );
+    let report = world.judge(&consumer).await;
+    assert!(
+        report.lost.is_empty() && report.reordered.is_empty(),
+        "{report}"
+    );
+    assert_eq!(report.duplicates, 0, "{report}");
+}
+
+async fn restored(world: &World, name: &str, restore: impl Fn(&World, &str)) {
+    let database = format!("{}_{name}", world.database);
+    world
+        .postgres()
+        .create_database(&database, "owner")
+        .await
+        .unwrap();
+    restore(world, &database);
+    let url = world
+        .postgres()
+        .url_for("relay", "relay-canary-password", &database);
+    let vhost = [("DATABASE_URL", url.as_str())];
+    let check = world.outboxd(&["check", "--connect"], &vhost).await;
+    assert_eq!(check.code, 0, "{} {}", check.stdout, check.stderr);
+    let relay = world.relay(&vhost);
+    let client = world.postgres().connect(&database).await.unwrap();
+    write(world, &client, name, 30).await;
+    test_support::eventually("the copy to be sent", SOON, async || {
+        let sql = "SELECT count(*) FROM outbox.message WHERE sent_at IS NULL";
+        let left: i64 = client.query_one(sql, &[]).await.unwrap().get(0);
+        (left == 0).then_some(())
+    })
+    .await;
+    drop(relay);
+}
+
+/// Both forms of a dump, of an outbox with sent, unsent, dead and waiting rows.
+#[tokio::test]
+async fn a_dump_is_restored_in_either_form_and_goes_on() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let mut relay = world.relay(&[]);
+    write(&world, &world.client, "sent", 100).await;
+    world.insert(None, "dead", "1", "headers = '[]'").await;
+    world.until("the dead one", "outbox.dead", 1).await;
+    world
+        .until(
+            "the others",
+            "outbox.message WHERE sent_at IS NOT NULL",
+            100,
+        )
+        .await;
+    relay.terminate().unwrap();
+    relay.ended(SOON).await.unwrap();
+    write(&world, &world.client, "unsent", 40).await;
+    world
+        .sql("DELETE FROM outbox.dead; DELETE FROM outbox.message WHERE event_type = 'dead'")
+        .await;
+    world
+        .ledger
+        .lock()
+        .unwrap()
+        .retain(|event| event.key.is_some());
+    for (name, form) in [("custom", "--format=custom"), ("inserts", "--inserts")] {
+        restored(&world, name, |world, database| {
+            let file = world.postgres().folder().join(database);
+            let dump = world
+                .postgres()
+                .program("pg_dump", &world.database)
+                .args(["--schema=outbox", form])
+                .output()
+                .unwrap();
+            assert!(
+                dump.status.success(),
+                "{}",
+                String::from_utf8_lossy(&dump.stderr)
+            );
+            std::fs::write(&file, dump.stdout).unwrap();
+            let mut restore = if name == "custom" {
+                world.postgres().program("pg_restore", database)
+            } else {
+                world.postgres().program("psql", database)
+            };
+            match name {
+                "custom" => restore
+                    .arg("--exit-on-error")
+                    .args(["--dbname", database])
+                    .arg(&file),
+                _ => restore
+                    .args(["-q", "-v", "ON_ERROR_STOP=1", "-f"])
+                    .arg(&file),
+            };
+            ran(&mut restore);
+        })
+        .await;
+    }
+    // Each copy has sent the same unsent ones.
+    consumer.until(240).await;
+    let report = world.judge(&consumer).await;
+    assert!(
+        report.lost.is_empty() && report.unknown.is_empty(),
+        "{report}"
+    );
+    assert_eq!(report.duplicates, 40, "{report}");
+}

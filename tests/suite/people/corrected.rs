@@ -1,0 +1,269 @@
+//! Messages that are corrected in place, or deleted, while they are dead or waiting.
+
+use serde_json::Value;
+
+use crate::{
+    people::write,
+    world::{SOON, World, world},
+};
+
+async fn json(world: &World, args: &[&str]) -> (i32, Value, String) {
+    let run = world.outboxd(args, &[]).await;
+    (
+        run.code,
+        serde_json::from_str(&run.stdout).unwrap_or(Value::Null),
+        run.stderr,
+    )
+}
+
+/// Three dead ones with a control character in their key, passed by the marks.
+async fn three_dead(world: &World) {
+    for n in 0..3 {
+        world
+            .insert(Some(&format!("bad\u{1}{n}")), "created", "1", "")
+            .await;
+    }
+    world.until("three dead ones", "outbox.dead", 3).await;
+    write(world, &world.client, "passes", 100).await;
+    world
+        .until(
+            "the marks to pass them",
+            "outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water",
+            0,
+        )
+        .await;
+}
+
+const MEND: &str = "UPDATE outbox.message SET aggregate_id = translate(aggregate_id, E'\\x01', '-') WHERE aggregate_id LIKE 'bad%'";
+
+fn mend_the_ledger(world: &World) {
+    for event in world.ledger.lock().unwrap().iter_mut() {
+        event.key = event.key.as_ref().map(|key| key.replace('\u{1}', "-"));
+    }
+}
+
+#[tokio::test]
+async fn a_dead_message_whose_key_is_corrected_stays_dead_until_it_is_redriven_and_is_sent_then() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    three_dead(&world).await;
+    world.sql(MEND).await;
+    mend_the_ledger(&world);
+    let homeless = "outbox.dead d LEFT JOIN outbox.message m USING (lane, id) WHERE m.id IS NULL";
+    assert_eq!(
+        (
+            world.count("outbox.dead").await,
+            world.count(homeless).await
+        ),
+        (3, 0)
+    );
+    let (code, report, stderr) = json(
+        &world,
+        &["dead", "redrive", "--all", "--why", "mended", "--json"],
+    )
+    .await;
+    assert_eq!(
+        (code, &report["messages"], &report["without_message"]),
+        (0, &3.into(), &0.into()),
+        "{stderr}"
+    );
+    world.all_arrived(&consumer).await;
+    assert_eq!(world.count("outbox.dead").await, 0);
+}
+
+/// With the trigger off, or past it in a race: the record is left behind in the old lane.
+#[tokio::test]
+async fn a_redrive_finds_a_dead_message_in_whatever_lane_it_is_now() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let mut relay = world.relay(&[]);
+    three_dead(&world).await;
+    relay.terminate().unwrap();
+    relay.ended(SOON).await.unwrap();
+    world
+        .sql(&format!("SET session_replication_role = replica; {MEND}"))
+        .await;
+    mend_the_ledger(&world);
+    let homeless = "outbox.dead d LEFT JOIN outbox.message m USING (lane, id) WHERE m.id IS NULL";
+    assert!(world.count(homeless).await > 0, "nothing moved");
+    let (code, report, stderr) = json(
+        &world,
+        &["dead", "redrive", "--all", "--why", "mended", "--json"],
+    )
+    .await;
+    assert_eq!((code, &report["messages"]), (0, &3.into()), "{stderr}");
+    let _relay = world.relay(&[]);
+    world.all_arrived(&consumer).await;
+    assert_eq!(world.count("outbox.dead").await, 0);
+}
+
+#[tokio::test]
+async fn a_command_never_reports_what_it_did_not_do() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let mut relay = world.relay(&[]);
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        ids.push(
+            world
+                .insert(Some(&n.to_string()), "created", "1", "headers = '[]'")
+                .await,
+        );
+    }
+    world.until("five dead ones", "outbox.dead", 5).await;
+    relay.terminate().unwrap();
+    relay.ended(SOON).await.unwrap();
+    // Two are deleted, one was marked as sent, two have their headers corrected.
+    world
+        .sql(&format!(
+            "UPDATE outbox.message SET headers = NULL; \
+             DELETE FROM outbox.message WHERE message_id IN ('{}', '{}'); \
+             UPDATE outbox.message SET sent_at = clock_timestamp() WHERE message_id = '{}'",
+            ids[0], ids[1], ids[2]
+        ))
+        .await;
+    let dry = json(&world, &["dead", "redrive", "--all", "--dry-run", "--json"]).await;
+    assert_eq!(
+        (&dry.1["messages"], &dry.1["without_message"]),
+        (&3.into(), &2.into())
+    );
+    let (code, report, stderr) = json(
+        &world,
+        &["dead", "redrive", "--all", "--why", "x", "--json"],
+    )
+    .await;
+    assert_eq!(
+        (
+            code,
+            &report["messages"],
+            &report["sent_meanwhile"],
+            &report["without_message"]
+        ),
+        (0, &2.into(), &1.into(), &2.into())
+    );
+    assert!(
+        stderr.contains("2 of 5 have no message any more"),
+        "{stderr}"
+    );
+    assert_eq!(
+        (
+            world.count("outbox.dead").await,
+            world.count("outbox.waiting").await
+        ),
+        (2, 2)
+    );
+    let recorded = "outbox.operation WHERE action = 'redrive' AND affected = 2 AND cardinality(message_ids) = 2";
+    assert_eq!(world.count(recorded).await, 1);
+    // Nothing is left that could be redriven: that is a failure, with the way out.
+    let (code, report, stderr) = json(
+        &world,
+        &["dead", "redrive", "--all", "--why", "x", "--json"],
+    )
+    .await;
+    assert_eq!((code, &report["messages"]), (1, &0.into()));
+    assert!(stderr.contains("outboxd dead discard"), "{stderr}");
+    let (code, report, _) = json(
+        &world,
+        &["dead", "discard", "--all", "--why", "x", "--json"],
+    )
+    .await;
+    assert_eq!(
+        (code, &report["messages"], &report["without_message"]),
+        (0, &2.into(), &2.into())
+    );
+    assert_eq!(world.count("outbox.dead").await, 0);
+    let _relay = world.relay(&[]);
+    consumer.until_all(&ids[3..]).await;
+    world.drained().await;
+    assert_eq!(consumer.len(), 2);
+}
+
+/// Due, scheduled, and behind one that waits; under another key each goes its own way.
+#[tokio::test]
+async fn a_message_whose_key_is_corrected_while_it_waits_is_sent_under_its_new_key() {
+    for trigger in ["origin", "replica"] {
+        let world = world().await;
+        world.bind("all", "order.good", &[]).await;
+        let consumer = world.consume("all").await;
+        let _relay = world.relay(&[("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000000")]);
+        world.insert(Some("old"), "nobody", "0", "").await;
+        world.until("the head to wait", "outbox.waiting", 1).await;
+        for n in 1..20 {
+            world.insert(Some("old"), "good", &n.to_string(), "").await;
+        }
+        let soon = "available_at = clock_timestamp() + interval '5 s'";
+        world.insert(Some("later"), "good", "20", soon).await;
+        world.until("all to be filed", "outbox.waiting", 21).await;
+        world
+            .sql(&format!(
+                "SET session_replication_role = {trigger}; \
+                 UPDATE outbox.message SET aggregate_id = 'new' || id % 7, event_type = 'good'"
+            ))
+            .await;
+        for event in world.ledger.lock().unwrap().iter_mut() {
+            event.key = Some(format!("new{}", event.position % 7));
+        }
+        // Between the old key's messages and the new one's no order is promised.
+        let report = world.judge(&consumer).await;
+        assert!(
+            report.lost.is_empty() && report.dead == 0 && report.duplicates == 0,
+            "{report}"
+        );
+        world.drained().await;
+        world.until("nothing to wait", "outbox.waiting", 0).await;
+    }
+}
+
+/// Marked as sent by hand: "skip this one". What stood behind it goes on.
+#[tokio::test]
+async fn a_waiting_message_that_is_marked_as_sent_or_deleted_by_hand_is_not_published_and_frees_its_key()
+ {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    let _relay = world.relay(&[("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000000")]);
+    for key in ["skip", "delete"] {
+        world.insert(Some(key), "nobody", "0", "").await;
+    }
+    world.until("the heads to wait", "outbox.waiting", 2).await;
+    for n in 1..10 {
+        for key in ["skip", "delete"] {
+            world.insert(Some(key), "good", &n.to_string(), "").await;
+        }
+    }
+    world
+        .sql(
+            "UPDATE outbox.message SET sent_at = clock_timestamp() WHERE event_type = 'nobody' AND aggregate_id = 'skip'; \
+             DELETE FROM outbox.message WHERE event_type = 'nobody' AND aggregate_id = 'delete'",
+        )
+        .await;
+    // From here on they would arrive.
+    world.bind("all", "order.nobody", &[]).await;
+    consumer.until(18).await;
+    world.until("nothing to wait", "outbox.waiting", 0).await;
+    assert_eq!(consumer.len(), 18);
+}
+
+/// An hour of back-off, or a destination that fails: neither is the new route's.
+#[tokio::test]
+async fn a_waiting_message_whose_route_is_corrected_is_tried_at_once() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    let _relay = world.relay(&[
+        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1h"),
+        ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
+    ]);
+    let mut ids = Vec::new();
+    for n in 0..60 {
+        let key = (n % 20).to_string();
+        ids.push(world.insert(Some(&key), "nobody", &n.to_string(), "").await);
+    }
+    world.until("all to wait", "outbox.waiting", 60).await;
+    world
+        .sql("UPDATE outbox.message SET event_type = 'good' WHERE id % 2 = 0; UPDATE outbox.message SET routing_key = 'order.good' WHERE id % 2 = 1")
+        .await;
+    consumer.until_all(&ids).await;
+    world.all_arrived(&consumer).await;
+}

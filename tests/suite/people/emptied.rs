@@ -1,0 +1,301 @@
+//! TRUNCATE and DELETE, of one table or all.
+
+use crate::{
+    people::write,
+    world::{SOON, world},
+};
+
+const REFILL: &str = "BEGIN; TRUNCATE outbox.message RESTART IDENTITY";
+
+/// The reset of every test suite and staging system, ten times in a row.
+#[tokio::test]
+async fn a_table_truncated_and_refilled_in_one_transaction_loses_nothing_while_the_relay_works() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    write(&world, &world.client, "first", 100).await;
+    world.passed().await;
+    for round in 0..10 {
+        world.sql(REFILL).await;
+        write(&world, &world.client, &format!("round{round}-"), 120).await;
+        world.sql("COMMIT").await;
+        world.drained().await;
+    }
+    world.all_arrived(&consumer).await;
+}
+
+#[tokio::test]
+async fn a_table_truncated_and_refilled_loses_nothing_while_the_relay_sleeps_or_is_stopped() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let mut relay = world.relay(&[]);
+    write(&world, &world.client, "first", 100).await;
+    world.passed().await;
+    let asleep = "pg_locks l JOIN pg_database d ON d.oid = l.database WHERE l.locktype = 'advisory' AND l.objsubid = 1 \
+                  AND l.mode = 'ExclusiveLock' AND d.datname = current_database() AND l.classid = 28533";
+    world.until("the relay to sleep", asleep, 1).await;
+    world.sql(REFILL).await;
+    write(&world, &world.client, "asleep", 120).await;
+    world.sql("COMMIT").await;
+    world.passed().await;
+    relay.terminate().unwrap();
+    relay.ended(SOON).await.unwrap();
+    world.sql(REFILL).await;
+    write(&world, &world.client, "stopped", 90).await;
+    world.sql("COMMIT").await;
+    let _relay = world.relay(&[]);
+    world.all_arrived(&consumer).await;
+}
+
+/// The trigger takes the marks back at once. Where it does not run, the audit finds what they hide.
+#[tokio::test]
+async fn marks_that_nobody_took_back_hide_nothing_for_long() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    write(&world, &world.client, "first", 300).await;
+    world.passed().await;
+    world
+        .sql("SET session_replication_role = replica; BEGIN; TRUNCATE outbox.message RESTART IDENTITY")
+        .await;
+    write(&world, &world.client, "hidden", 400).await;
+    world
+        .sql("UPDATE outbox.message SET available_at = clock_timestamp() + interval '2 s' WHERE id % 10 = 0; COMMIT")
+        .await;
+    relay.line("lay where no relay looks", SOON).await;
+    // Those above the marks went first: of what was hidden, no order is promised.
+    let report = world.judge(&consumer).await;
+    assert!(report.lost.is_empty() && report.duplicates == 0, "{report}");
+    world.drained().await;
+}
+
+/// TRUNCATE … RESTART IDENTITY takes the table, then its sequence. What looks for work takes them in the same order: else
+/// each could wait for the other, and the server would end the person's statement.
+#[tokio::test]
+async fn a_truncate_that_meets_the_scout_is_never_the_one_that_is_ended() {
+    let world = world().await;
+    let (dba, scout) = tokio::join!(
+        world.postgres().connect(&world.database),
+        world.postgres().connect(&world.database)
+    );
+    let (dba, scout) = (dba.unwrap(), scout.unwrap());
+    scout
+        .batch_execute("SET application_name = 'looks'; SET lock_timeout = 0")
+        .await
+        .unwrap();
+    dba.batch_execute("BEGIN; LOCK TABLE outbox.message IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let look = include_str!("../../../src/outbox/sql/scout.sql");
+    let looking = tokio::spawn(async move { scout.query(look, &[&vec![0_i16]]).await });
+    let waits = "pg_stat_activity WHERE application_name = 'looks' AND wait_event_type = 'Lock' \
+                 AND datname = current_database()";
+    world.until("it to wait for the table", waits, 1).await;
+    dba.batch_execute("TRUNCATE outbox.message RESTART IDENTITY; COMMIT")
+        .await
+        .unwrap();
+    assert_eq!(looking.await.unwrap().unwrap().len(), 1);
+}
+
+/// A cleaner names them in any order. No claim may wait for a table while it holds a lane.
+#[tokio::test]
+async fn tables_truncated_together_in_any_order_under_load_neither_deadlock_nor_hide_what_follows()
+{
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[("OUTBOXD__RELAY__WORKERS", "4")]);
+    let load = world.postgres().connect(&world.database).await.unwrap();
+    let load = tokio::spawn(async move {
+        loop {
+            let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+                       SELECT 'load', i::text, 'x', '{}' FROM generate_series(1, 50) i";
+            if load.batch_execute(sql).await.is_err() {
+                return;
+            }
+        }
+    });
+    for tables in [
+        "outbox.message, outbox.lane, outbox.waiting, outbox.dead",
+        "outbox.lane, outbox.message",
+        "outbox.dead, outbox.waiting, outbox.lane, outbox.message",
+        "outbox.waiting, outbox.message, outbox.operation, outbox.relay",
+        "outbox.lane",
+        "outbox.message",
+    ] {
+        for _ in 0..3 {
+            world
+                .sql(&format!("TRUNCATE {tables} RESTART IDENTITY CASCADE"))
+                .await;
+        }
+    }
+    load.abort();
+    let _ = load.await;
+    world.drained().await;
+    world.sql(REFILL).await;
+    write(&world, &world.client, "last", 120).await;
+    world.sql("COMMIT").await;
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(
+        report.lost.is_empty() && report.reordered.is_empty(),
+        "{report}"
+    );
+}
+
+/// It locks the table and then the sequence. A look for work that had the sequence and waited for the table would end one of
+/// the two.
+#[tokio::test]
+async fn a_truncate_and_a_look_for_work_never_deadlock() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[
+        ("OUTBOXD__DATABASE__LOCK_TIMEOUT", "1m"),
+        ("OUTBOXD__RELAY__POLL_INTERVAL", "200ms"),
+    ]);
+    write(&world, &world.client, "first", 100).await;
+    world.passed().await;
+    world
+        .sql("BEGIN; LOCK TABLE outbox.message IN ACCESS EXCLUSIVE MODE")
+        .await;
+    let looks = "pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND l.mode = 'AccessShareLock' \
+                 AND l.relation = 'outbox.message'::regclass AND a.query LIKE '-- Which of these lanes%'";
+    test_support::eventually("a look for work", SOON, async || {
+        (world.count(looks).await > 0).then_some(())
+    })
+    .await;
+    world
+        .sql("TRUNCATE outbox.message RESTART IDENTITY; COMMIT")
+        .await;
+    write(&world, &world.client, "second", 100).await;
+    world.drained().await;
+    world.all_arrived(&consumer).await;
+    let lines = relay.lines();
+    assert!(
+        !lines.iter().any(|line| line.contains("deadlock")),
+        "{lines:#?}"
+    );
+}
+
+#[tokio::test]
+async fn lanes_that_are_deleted_come_back_and_status_never_says_0_without_them() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    world.sql("DELETE FROM outbox.lane").await;
+    write(&world, &world.client, "before", 30).await;
+    let row = world
+        .client
+        .query_one(
+            "SELECT pending, oldest_due_age_seconds > 0 FROM outbox.status",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, bool>(1)), (30, true));
+    let relay = world.relay(&[]);
+    relay.line("rows of outbox.lane were missing", SOON).await;
+    world.passed().await;
+    // While it works: one, then all, then in the transaction that writes.
+    world
+        .sql("DELETE FROM outbox.lane WHERE lane % 2 = 0")
+        .await;
+    write(&world, &world.client, "one", 30).await;
+    world.passed().await;
+    world.sql("BEGIN; TRUNCATE outbox.lane").await;
+    write(&world, &world.client, "all", 30).await;
+    world.sql("COMMIT").await;
+    world.passed().await;
+    assert_eq!(world.count("outbox.lane").await, 64);
+    world.all_arrived(&consumer).await;
+}
+
+/// "Empty all tables": of this schema, too.
+#[tokio::test]
+async fn every_table_of_the_schema_emptied_at_once_is_survived_and_said() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    write(&world, &world.client, "before", 50).await;
+    world.passed().await;
+    world
+        .sql(
+            "DO $$ DECLARE t text; BEGIN \
+             FOR t IN SELECT relname FROM pg_class WHERE relnamespace = 'outbox'::regnamespace AND relkind = 'r' \
+             LOOP EXECUTE format('TRUNCATE outbox.%I RESTART IDENTITY CASCADE', t); END LOOP; END $$",
+        )
+        .await;
+    write(&world, &world.client, "after", 120).await;
+    world.passed().await;
+    relay
+        .line("the schema is not as it was at the start", SOON)
+        .await;
+    world.all_arrived(&consumer).await;
+}
+
+/// Its messages are unsent still: they are sent, and what stood behind them goes on.
+#[tokio::test]
+async fn waiting_and_dead_messages_whose_record_is_deleted_are_sent_all_the_same() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    let _relay = world.relay(&[
+        ("OUTBOXD__RELAY__MAX_ATTEMPTS", "2"),
+        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1h"),
+        ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
+    ]);
+    for key in ["a", "b"] {
+        // Each to a destination of its own: one that fails for two messages would hold both.
+        world
+            .insert(Some(key), &format!("nobody{key}"), "0", "")
+            .await;
+        world
+            .until(
+                "the head to wait",
+                &format!("outbox.waiting WHERE key_hash = outbox.key_hash('order', '{key}')"),
+                1,
+            )
+            .await;
+        for n in 1..10 {
+            world.insert(Some(key), "good", &n.to_string(), "").await;
+        }
+    }
+    world.insert(None, "good", "1", "headers = '[]'").await;
+    world.until("all to be filed", "outbox.waiting", 20).await;
+    world.until("the dead one", "outbox.dead", 1).await;
+    world
+        .until(
+            "the marks to pass them",
+            "outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water",
+            0,
+        )
+        .await;
+    // The routes exist now.
+    for key in ["a", "b"] {
+        world.bind("all", &format!("order.nobody{key}"), &[]).await;
+    }
+    world
+        .sql(
+            "UPDATE outbox.message SET headers = NULL WHERE headers IS NOT NULL; TRUNCATE outbox.dead; \
+             DELETE FROM outbox.waiting WHERE cause = 'retry' AND key_hash = outbox.key_hash('order', 'a'); \
+             DELETE FROM outbox.waiting WHERE key_hash = outbox.key_hash('order', 'b')",
+        )
+        .await;
+    world.drained().await;
+    world.all_arrived(&consumer).await;
+}
+
+/// A usual way to have something sent again.
+#[tokio::test]
+async fn a_mark_that_is_taken_back_by_hand_sends_the_message_again() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    write(&world, &world.client, "k", 60).await;
+    world.passed().await;
+    world
+        .sql("UPDATE outbox.message SET sent_at = NULL WHERE id % 3 = 0")
+        .await;
+    consumer.until(80).await;
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 20, "{report}");
+}

@@ -1,0 +1,72 @@
+//! What people and their tools do to the tables: nothing that is committed and unsent stays unseen.
+
+mod copied;
+mod corrected;
+mod emptied;
+mod numbered;
+mod said;
+mod values;
+
+use std::sync::PoisonError;
+
+use checker::{Committed, sha256};
+use tokio_postgres::Client;
+
+use crate::world::{Consumer, World};
+
+/// `n` events over 97 keys of this name, in most lanes, written down in the ledger. With whatever transaction `client` has open.
+pub async fn write(world: &World, client: &Client, name: &str, n: i32) {
+    let rows = client
+        .query(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+             SELECT 'order', $1 || i % 97, 'created', json_build_object('i', i) FROM generate_series(1, $2) i \
+             RETURNING message_id, aggregate_id, id, payload::text",
+            &[&name, &n],
+        )
+        .await
+        .unwrap();
+    let mut ledger = world.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    for row in rows {
+        ledger.push(Committed {
+            message_id: row.get(0),
+            key: Some(row.get(1)),
+            position: row.get(2),
+            body_sha256: sha256(row.get::<_, String>(3).as_bytes()),
+        });
+    }
+}
+
+impl World {
+    pub async fn sql(&self, sql: &str) {
+        if let Err(error) = self.client.batch_execute(sql).await {
+            panic!("{sql}: {error:?}");
+        }
+    }
+
+    /// All is sent, and the marks have passed it: from here on nobody looks there.
+    pub async fn passed(&self) {
+        self.drained().await;
+        self.until(
+            "the marks to pass what was sent",
+            "outbox.message m LEFT JOIN outbox.lane l USING (lane) WHERE m.id > coalesce(l.low_water, -1)",
+            0,
+        )
+        .await;
+    }
+
+    /// What was hidden comes when it is found, maybe after later ones of its key: no order is promised.
+    pub async fn none_lost(&self, consumer: &Consumer) {
+        let report = self.judge(consumer).await;
+        assert!(
+            report.lost.is_empty() && report.unknown.is_empty() && report.dead == 0,
+            "{report}"
+        );
+        self.drained().await;
+    }
+
+    pub async fn all_arrived(&self, consumer: &Consumer) {
+        let report = self.judge(consumer).await;
+        assert!(report.is_clean(), "{report}");
+        self.drained().await;
+    }
+}

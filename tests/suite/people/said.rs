@@ -1,0 +1,124 @@
+//! What is wrong is said: by the relay, and by the commands.
+
+use test_support::eventually;
+
+use crate::{
+    people::write,
+    seeing::{get, scrape},
+    world::{SOON, world},
+};
+
+/// Nobody relays: the commands find them by themselves, and claim no more than they looked at.
+#[tokio::test]
+async fn check_status_and_prune_tell_of_stranded_messages_and_delete_none() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let mut relay = world.relay(&[]);
+    write(&world, &world.client, "k", 60).await;
+    world.passed().await;
+    eventually("a whole audit in status", SOON, async || {
+        let run = world.outboxd(&["status", "--json"], &[]).await;
+        let status: serde_json::Value = serde_json::from_str(&run.stdout).ok()?;
+        (status["audited_seconds_ago"].is_number() && status["stranded"] == 0).then_some(())
+    })
+    .await;
+    let run = world.outboxd(&["status"], &[]).await;
+    assert!(run.stdout.contains("audit    whole"), "{}", run.stdout);
+    relay.terminate().unwrap();
+    relay.ended(SOON).await.unwrap();
+    let run = world.outboxd(&["check", "--connect"], &[]).await;
+    assert!(
+        run.stdout
+            .contains("audit of all messages: none is stranded"),
+        "{}",
+        run.stdout
+    );
+    world
+        .sql("UPDATE outbox.message SET sent_at = NULL WHERE id <= 20")
+        .await;
+    let run = world.outboxd(&["check", "--connect"], &[]).await;
+    assert!(
+        run.code == 0 && run.stdout.contains("20 STRANDED"),
+        "{}",
+        run.stdout
+    );
+    let run = world.outboxd(&["status"], &[]).await;
+    assert!(run.stdout.contains("not yet whole"), "{}", run.stdout);
+    let run = world.outboxd(&["prune", "--older-than", "0s"], &[]).await;
+    assert!(
+        run.stdout.contains("40 sent messages deleted"),
+        "{}",
+        run.stdout
+    );
+    assert!(run.stderr.contains("stranded"), "{}", run.stderr);
+    let _relay = world.relay(&[]);
+    consumer.until(80).await;
+    world.all_arrived(&consumer).await;
+}
+
+/// Lanes that somebody holds: known, counted, and filed once they are free.
+#[tokio::test]
+async fn stranded_messages_of_a_held_lane_are_counted_and_filed_once_it_is_free() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let port = test_support::free_port().unwrap();
+    let listen = format!("127.0.0.1:{port}");
+    let _relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen)]);
+    write(&world, &world.client, "k", 60).await;
+    world.passed().await;
+    let person = world.postgres().connect(&world.database).await.unwrap();
+    person
+        .batch_execute("BEGIN; SELECT FROM outbox.lane FOR UPDATE")
+        .await
+        .unwrap();
+    world.sql("UPDATE outbox.message SET sent_at = NULL").await;
+    eventually("the gauge", SOON, async || {
+        (scrape(port).await?.get("outbox_stranded_messages") == Some(&60.0)).then_some(())
+    })
+    .await;
+    person.batch_execute("COMMIT").await.unwrap();
+    eventually("the counter", SOON, async || {
+        let metrics = scrape(port).await?;
+        let done = metrics["outbox_stranded_messages"] == 0.0
+            && metrics["outbox_stranded_messages_total"] == 60.0;
+        done.then_some(())
+    })
+    .await;
+    consumer.until(120).await;
+    world.all_arrived(&consumer).await;
+}
+
+/// What the start would refuse is refused readiness while it lasts.
+#[tokio::test]
+async fn a_privilege_or_a_column_that_goes_while_the_relay_runs_is_said_with_its_cure() {
+    let world = world().await;
+    let port = test_support::free_port().unwrap();
+    let listen = format!("127.0.0.1:{port}");
+    let _relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen)]);
+    world.bind("all", "#", &[]).await;
+    let ready = async |status: u16, text: &str| {
+        eventually(text, SOON, async || {
+            let (code, body) = get(port, "/readyz").await?;
+            (code == status && body.contains(text)).then_some(())
+        })
+        .await;
+    };
+    ready(200, "ok").await;
+    for (harm, text, cure) in [
+        (
+            "REVOKE UPDATE (sent_at) ON outbox.message FROM outbox_relay",
+            "GRANT UPDATE (sent_at) ON outbox.message",
+            "GRANT UPDATE (sent_at) ON outbox.message TO outbox_relay",
+        ),
+        (
+            "ALTER TABLE outbox.operation RENAME COLUMN why TO reason",
+            "column outbox.operation.why",
+            "ALTER TABLE outbox.operation RENAME COLUMN reason TO why",
+        ),
+    ] {
+        world.sql(harm).await;
+        ready(503, text).await;
+        world.sql(cure).await;
+        ready(200, "ok").await;
+    }
+}

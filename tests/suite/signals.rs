@@ -1,0 +1,223 @@
+//! What the surroundings of the process do to it: signals, a configuration that changes, a full disk under the log.
+
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+use test_support::{Daemon, eventually};
+
+use crate::{
+    seeing::get,
+    world::{SOON, binary, world},
+};
+
+/// Every signal that a person or a tool sends and that is not meant to end a process, in the middle of the work.
+#[tokio::test]
+async fn no_signal_but_those_that_stop_ends_the_relay_or_repeats_a_message() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let mut relay = world.relay(&[("OUTBOXD__RELAY__BATCH_SIZE", "100")]);
+    relay.line("connected to both servers", SOON).await;
+    let mut committed = 0;
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGALRM,
+        Signal::SIGVTALRM,
+        Signal::SIGPROF,
+        Signal::SIGIO,
+        Signal::SIGPWR,
+        Signal::SIGPIPE,
+        Signal::SIGXFSZ,
+        Signal::SIGSTKFLT,
+    ] {
+        world.commit_many(300, 30).await;
+        committed += 300;
+        consumer.until(committed - 250).await;
+        relay.signal(signal).unwrap();
+    }
+    real_time(relay.pid());
+    consumer.until(committed).await;
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+    relay.line("SIGHUP: configuration read again", SOON).await;
+    relay.terminate().unwrap();
+    let status = relay.ended(SOON).await.unwrap();
+    assert_eq!(
+        status.code(),
+        Some(0),
+        "it was still there to be stopped: {status}"
+    );
+}
+
+/// As `systemctl kill --signal=RTMIN+1` does; nix has no name for them.
+fn real_time(pid: u32) {
+    let sent = std::process::Command::new("bash")
+        .args(["-c", &format!("kill -s RTMIN+1 {pid}")])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+}
+
+#[tokio::test]
+async fn sighup_changes_the_level_names_what_waits_for_a_restart_and_refuses_what_is_not_usable() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("outboxd.toml");
+    let password = folder.path().join("password");
+    let write = |path: &Path, text: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    write(&password, "relay-canary-password");
+    write(&file, "log.level = \"warn\"\n");
+    let url = world.database_url().replace(":relay-canary-password@", "@");
+    let env = world.env(&[
+        ("DATABASE_URL", &url),
+        (
+            "OUTBOXD__DATABASE__PASSWORD_FILE",
+            &password.display().to_string(),
+        ),
+    ]);
+    let config = file.display().to_string();
+    let relay = Daemon::start(&binary(), &["run", "--config", &config], &env).unwrap();
+    world.commit_many(50, 5).await;
+    consumer.until(50).await;
+    assert!(
+        !relay.lines().iter().any(|line| line.contains("connected")),
+        "the level is warn"
+    );
+
+    // Each is waited for: a signal that is already pending is not sent again.
+    write(
+        &file,
+        "log.level = \"info\"\nrelay.batch_size = 7\nrouting.mandatory = false\n",
+    );
+    relay.signal(Signal::SIGHUP).unwrap();
+    let line = relay.line("SIGHUP: configuration read again", SOON).await;
+    assert!(
+        line.contains(r#""reloaded":"log.level""#)
+            && line.contains(r#""needs_restart":"relay.batch_size, routing.mandatory""#),
+        "{line}"
+    );
+
+    write(
+        &file,
+        "log.level = \"debug\"\nrelay.batch_size = 0\nbroker.url = 7\nnope = 1\n",
+    );
+    relay.signal(Signal::SIGHUP).unwrap();
+    let line = relay.line("going on with the one of before", SOON).await;
+    assert!(
+        line.contains("relay.batch_size: ") && line.contains("nope: unknown key"),
+        "every problem is named: {line}"
+    );
+
+    write(&file, "log.level = \"info\"\n");
+    write(&password, "another-canary-password");
+    relay.signal(Signal::SIGHUP).unwrap();
+    let line = relay
+        .line(r#""reloaded":"database.password_file""#, SOON)
+        .await;
+    assert!(
+        !line.contains("needs_restart"),
+        "the refused one left nothing behind: {line}"
+    );
+    world.commit_many(50, 5).await;
+    consumer.until(100).await;
+    let said = relay.lines().join("\n");
+    assert!(!said.contains("canary"), "{said}");
+    assert!(
+        !said.contains(r#""level":"DEBUG""#),
+        "an unusable configuration changes nothing"
+    );
+}
+
+/// An operator's second thought, or a supervisor's: it is not a second stop.
+#[tokio::test]
+async fn sighup_during_a_drain_does_not_cut_it_short() {
+    let world = world().await;
+    let _consumer = world.consumer().await;
+    let mut relay = world.relay(&[
+        ("OUTBOXD_FAILPOINT", "confirm.before_settle=hang"),
+        ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "1s"),
+        ("OUTBOXD__RELAY__SHUTDOWN_GRACE", "3s"),
+    ]);
+    world.commit_many(10, 1).await;
+    relay.line("failpoint reached", SOON).await;
+    relay.signal(Signal::SIGQUIT).unwrap();
+    relay.line("stopping", SOON).await;
+    relay.signal(Signal::SIGHUP).unwrap();
+    relay.line("the grace period is over", SOON).await;
+    relay.ended(SOON).await.unwrap();
+}
+
+/// The disk that the log goes to is full from the start: nothing is repeated, nothing waits, and it is counted.
+#[tokio::test]
+async fn a_full_disk_under_the_log_costs_log_lines_and_nothing_else() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let port = test_support::free_port().unwrap();
+    let env = world.env(&[
+        ("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}")),
+        ("OUTBOXD__LOG__LEVEL", "debug"),
+    ]);
+    let binary = binary().display().to_string();
+    let script = ["-c", "exec \"$0\" run 2>/dev/full", &binary];
+    let mut relay = Daemon::start(Path::new("sh"), &script, &env).unwrap();
+    world.commit_many(2000, 50).await;
+    consumer.until(1000).await;
+    relay.signal(Signal::SIGHUP).unwrap();
+    consumer.until(2000).await;
+    world.drained().await;
+    eventually("the lines that are missing", SOON, async || {
+        let (_, text) = get(port, "/metrics").await?;
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("outbox_log_lines_dropped_total "))?;
+        (!line.ends_with(" 0")).then_some(())
+    })
+    .await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+    relay.terminate().unwrap();
+    assert_eq!(relay.ended(SOON).await.unwrap().code(), Some(0));
+
+    // A command has nowhere to say what is wrong: its exit code does.
+    let script = ["-c", "exec \"$0\" check --set nope=1 2>/dev/full", &binary];
+    let mut check = Daemon::start(Path::new("sh"), &script, &env).unwrap();
+    assert_eq!(check.ended(SOON).await.unwrap().code(), Some(78));
+}
+
+/// logrotate with `copytruncate` cuts the file under a process that goes on writing to it.
+#[tokio::test]
+async fn a_log_file_that_is_cut_goes_on_at_its_beginning() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let script = format!("exec \"$0\" run 2>>{}", log.display());
+    let binary = binary().display().to_string();
+    let relay = Daemon::start(Path::new("sh"), &["-c", &script, &binary], &world.env(&[])).unwrap();
+    let holds = async |text: &str| {
+        eventually(text, SOON, async || {
+            std::fs::read_to_string(&log)
+                .ok()
+                .filter(|log| log.contains(text))
+        })
+        .await
+    };
+    holds("connected to both servers").await;
+    world.commit_many(500, 50).await;
+    consumer.until(100).await;
+    std::fs::File::create(&log).unwrap();
+    relay.signal(Signal::SIGHUP).unwrap();
+    let log = holds("SIGHUP: configuration read again").await;
+    assert!(log.starts_with('{'), "no hole at its beginning");
+    consumer.until(500).await;
+    world.drained().await;
+    let report = world.judge(&consumer).await;
+    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+}

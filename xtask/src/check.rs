@@ -1,6 +1,6 @@
 //! `cargo xtask check`: what costs seconds. Runs everything, then fails if anything did.
 
-use crate::{Result, command, layers, named_tests};
+use crate::{Result, command, docs, layers, links, named_tests};
 
 pub fn run() -> Result<()> {
     let lints = [
@@ -15,6 +15,7 @@ pub fn run() -> Result<()> {
     let results = [
         layers::check(),
         named_tests::check(),
+        links::check(),
         command("cargo", &["fmt", "--all", "--check"]),
         command("cargo", &[&lints[..], &["-D", "warnings"]].concat()),
         // Without the failpoints, as it is shipped.
@@ -38,11 +39,7 @@ pub fn run() -> Result<()> {
 }
 
 fn generated_documents_are_current() -> Result<()> {
-    use outboxd::config::keys;
-    for (file, expected) in [
-        ("config/outboxd.toml", keys::example()),
-        ("docs/configuration.md", keys::reference()),
-    ] {
+    for (file, expected) in docs::generated()? {
         if std::fs::read_to_string(file)? != expected {
             return Err(format!("{file} is not what the code says: run `cargo xtask docs`").into());
         }

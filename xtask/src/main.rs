@@ -7,11 +7,14 @@ mod demo;
 mod docs;
 mod fuzz;
 mod layers;
+mod links;
 mod matrix;
 mod model;
+mod mutants;
 mod named_tests;
 mod servers;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -36,6 +39,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// The protocol's state machine, in every state it can reach; and without each of its safeguards
     Model(model::Args),
+    /// Breaks the code of crates/core in each place, and asks whether its tests notice
+    Mutants(mutants::Args),
     /// Formatting, lints, generated documents, layers, and what else is cheap to check
     Check,
     /// Every fault of the matrix, against real servers and processes, judged from a ledger
@@ -45,7 +50,7 @@ enum Task {
     Matrix(matrix::Args),
     /// Measures the relay beside the raw ceiling of the same servers
     Bench(bench::Args),
-    /// Writes the generated documents: docs/configuration.md and config/outboxd.toml
+    /// Writes the generated documents, and builds all of docs/ as a site under target/site
     Docs,
     /// Installs what demo, test and bench need (Debian packages), and nothing that is there already
     Setup,
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Model(args) => model::run(&args),
+        Task::Mutants(args) => mutants::run(&args),
         Task::Check => check::run(),
         Task::Chaos(args) => chaos::run(&args),
         Task::Matrix(args) => matrix::run(&args),

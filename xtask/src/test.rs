@@ -1,32 +1,234 @@
-//! `cargo xtask test`.
+//! `cargo xtask test`: every test binary, the doc-tests and the checks of `deploy/`, whatever fails on the way; then what
+//! failed, by its name.
 
-use crate::{Result, command, servers};
+mod report;
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, ExitStatus},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{Result, servers};
+use report::{Checks, Tests};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only tests whose name holds this
+    /// Only tests whose name holds this; without the checks of deploy/
     filter: Option<String>,
 }
 
 /// Most of a test is waiting for a server.
 pub const THREADS: &str = "6";
 
+/// A binary that says nothing for so long hangs, and would keep all others from being run. Each test has deadlines of its
+/// own, which are minutes; so has the build of a crate on a slow machine.
+const SILENCE: Duration = Duration::from_secs(20 * 60);
+
 pub fn run(args: &Args) -> Result<()> {
     servers::install(servers::Tools::Tests)?;
-    let mut words = vec![
-        "test",
-        "--workspace",
-        "--locked",
-        "--features",
-        "outboxd/failpoints",
-        "--",
-    ];
-    words.extend(["--test-threads", THREADS]);
-    words.extend(args.filter.as_deref());
-    command("cargo", &words)?;
-    // Alert rules and what else lies in deploy/.
-    if args.filter.is_none() {
-        command("sh", &["deploy/check.sh"])?;
+    let began = Instant::now();
+    let filter = args.filter.as_deref();
+    let tests = tests(&["--locked", "--features", "outboxd/failpoints"], filter)?;
+    // Alert rules and what else lies in deploy/. No failed test keeps them from being run.
+    let checks = match filter {
+        None => Some(checks()?),
+        Some(_) => None,
+    };
+    let failures: Vec<String> = tests
+        .failures()
+        .into_iter()
+        .chain(checks.iter().flat_map(Checks::failures))
+        .collect();
+    println!("\n{tests}");
+    match &checks {
+        Some(checks) => println!("{checks}"),
+        None => println!("{:<38} not run: a filter was given", "deploy/check.sh"),
+    }
+    println!("{:<38} {} s", "in all", began.elapsed().as_secs());
+    if failures.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{} failed\n  {}", failures.len(), failures.join("\n  ")).into())
+}
+
+/// All test binaries of the workspace and its doc-tests, to the last one.
+fn tests(options: &[&str], filter: Option<&str>) -> Result<Tests> {
+    let always = ["test", "--workspace", "--no-fail-fast", "--color", "never"];
+    let mut words = [&always[..], options, &["--", "--test-threads", THREADS]].concat();
+    words.extend(filter);
+    let mut tests = Tests::default();
+    let status = watched("cargo", &words, SILENCE, |line| tests.read(line))?;
+    tests.end(status.success(), &status.to_string(), filter);
+    Ok(tests)
+}
+
+fn checks() -> Result<Checks> {
+    let mut checks = Checks::default();
+    let words = ["deploy/check.sh"];
+    let status = watched("sh", &words, SILENCE, |line| checks.read(line))?;
+    checks.end(status.success(), &status.to_string());
+    Ok(checks)
+}
+
+/// Runs a command to its end, in sight, and shows each of its lines to `read`. After such a silence, what the command runs
+/// is killed; the command itself goes on with what is next.
+fn watched(
+    program: &str,
+    args: &[&str],
+    silence: Duration,
+    mut read: impl FnMut(&str),
+) -> Result<ExitStatus> {
+    eprintln!("$ {program} {}", args.join(" "));
+    // One pipe for both: the order of the lines alone tells which binary a result is of.
+    let (reader, writer) = std::io::pipe()?;
+    let mut child = Command::new(program)
+        .args(args)
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .spawn()
+        .map_err(|e| format!("{program}: {e}"))?;
+    let (lines, said) = mpsc::channel();
+    thread::spawn(move || {
+        // A process under test may write anything, also what is no UTF-8.
+        for line in BufReader::new(reader).split(b'\n').map_while(|l| l.ok()) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if lines.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    // The end of the pipe alone is no end: a process that a test left behind would hold it open.
+    let (mut ended, mut heard) = (None, Instant::now());
+    loop {
+        match said.recv_timeout(Duration::from_millis(500)) {
+            Ok(line) => {
+                println!("{line}");
+                read(&line);
+                heard = Instant::now();
+            }
+            Err(RecvTimeoutError::Timeout) if ended.is_none() => {
+                ended = child.try_wait()?;
+                if ended.is_none() && heard.elapsed() > silence {
+                    eprintln!("{program} has said nothing for {silence:?}; what it runs is killed");
+                    kill_children(child.id())?;
+                    heard = Instant::now();
+                }
+            }
+            Err(_) => return Ok(child.wait()?),
+        }
+    }
+}
+
+fn kill_children(of: u32) -> Result<()> {
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        // The parent is the second field after the name, which stands in parentheses and may hold anything.
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let parent = stat
+            .rsplit_once(')')
+            .and_then(|(_, fields)| fields.split_whitespace().nth(1)?.parse::<u32>().ok());
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if let (Some(pid), true) = (pid, parent == Some(of)) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    /// A package whose first binary fails, whose second one aborts, and behind which there is more.
+    fn package(folder: &Path) {
+        for (file, text) in [
+            (
+                "Cargo.toml",
+                "[package]\nname = 'p'\nversion = '0.1.0'\nedition = '2024'\n[workspace]\n",
+            ),
+            (
+                "src/lib.rs",
+                "/// ```\n/// panic!();\n/// ```\npub fn documented() {}\n",
+            ),
+            (
+                "tests/a_fails.rs",
+                "#[test] fn early() { panic!(\"red\") }\n#[test] fn fine() {}\n",
+            ),
+            (
+                "tests/b_aborts.rs",
+                "#[test] fn gone() { std::process::abort() }\n",
+            ),
+            (
+                "tests/c_is_late.rs",
+                "mod inner { #[test] fn late() { panic!(\"red, too\") } }\n#[test] fn fine() {}\n\
+                 #[test] #[ignore] fn slow() {}\n",
+            ),
+        ] {
+            let path = folder.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_hangs_is_killed_and_what_comes_behind_it_is_run() {
+        let script = "echo before; sleep 3600; echo behind it";
+        let mut lines = Vec::new();
+        let second = Duration::from_secs(1);
+        watched("sh", &["-c", script], second, |line| {
+            lines.push(line.to_owned())
+        })
+        .unwrap();
+        lines.retain(|line| !line.contains("Killed"));
+        assert_eq!(lines, ["before", "behind it"]);
+    }
+
+    #[test]
+    fn a_binary_that_fails_or_aborts_hides_nothing_of_those_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        package(folder.path());
+        let manifest = folder.path().join("Cargo.toml").display().to_string();
+        let target = folder.path().join("target").display().to_string();
+        let options = [
+            "--manifest-path",
+            &manifest,
+            "--target-dir",
+            &target,
+            "--offline",
+        ];
+        let all = tests(&options, None).unwrap();
+        let failures = all.failures();
+        let expected = [
+            "a_fails (tests/a_fails.rs): early",
+            "b_aborts (tests/b_aborts.rs): it ended before its last test",
+            "c_is_late (tests/c_is_late.rs): inner::late",
+            "doc-tests of p: src/lib.rs - documented (line 1)",
+        ];
+        assert_eq!(failures, expected);
+        let all = all.to_string();
+        let counts = "2 passed; 3 failed; 1 ignored; 1 ended before their last test";
+        assert!(all.ends_with(counts), "{all}");
+
+        let some = tests(&options, Some("fine")).unwrap();
+        assert_eq!(some.failures(), [""; 0]);
+        let some = tests(&options, Some("inner::")).unwrap();
+        assert_eq!(
+            some.failures(),
+            ["c_is_late (tests/c_is_late.rs): inner::late"]
+        );
+        let none = tests(&options, Some("nobody")).unwrap();
+        assert_eq!(none.failures(), ["no test has \"nobody\" in its name"]);
+    }
 }

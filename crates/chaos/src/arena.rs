@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// A wait that should take a moment; a slow machine gets this long.
-pub const SOON: Duration = Duration::from_secs(90);
+pub const SOON: Duration = Duration::from_secs(180);
 /// Queue that is bound to everything.
 pub const QUEUE: &str = "all";
 pub const DATABASE: &str = "app";
@@ -34,6 +34,8 @@ pub struct Setup {
     pub repository: PathBuf,
     pub timeline: Arc<Timeline>,
     pub logs: Arc<Logs>,
+    /// Also what takes minutes.
+    pub long: bool,
     /// What the bad inputs have in common.
     pub stage: Arc<SharedStage>,
 }
@@ -151,6 +153,13 @@ impl<'a> Arena<'a> {
         .await;
     }
 
+    /// Waits for messages that the broker refused: those that are tried again, those that an open circuit holds, and the
+    /// one that probes.
+    pub async fn until_refused(&self, what: &str, reached: impl Fn(i64) -> bool) {
+        let refused = "outbox.waiting WHERE cause IN ('retry', 'held', 'probe')";
+        self.until_count(what, refused, reached).await;
+    }
+
     /// Producers at the usual rate, and a consumer.
     pub async fn flow(&self) -> Result<Flow> {
         self.flow_at(Rate::default()).await
@@ -191,6 +200,11 @@ pub async fn prepare(setup: &Setup, postgres: &Postgres) -> Result<()> {
 /// A database with the schemas and what the roles may do there.
 pub async fn schemas(setup: &Setup, postgres: &Postgres, database: &str) -> Result<()> {
     postgres.create_database(database, "postgres").await?;
+    install(setup, postgres, database).await
+}
+
+/// The schemas and what the roles may do there, in a database that is there.
+pub async fn install(setup: &Setup, postgres: &Postgres, database: &str) -> Result<()> {
     for file in [
         "migrations/outbox/0001_outbox.sql",
         "deploy/postgres/roles.sql",
@@ -198,6 +212,8 @@ pub async fn schemas(setup: &Setup, postgres: &Postgres, database: &str) -> Resu
         "deploy/postgres/inbox_roles.sql",
     ] {
         let sql = std::fs::read_to_string(setup.repository.join(file))?;
+        // The roles of a row work in several databases of its server.
+        let sql = format!("SET outboxd.shared_roles = on; {sql}");
         postgres.execute(database, &sql).await?;
     }
     Ok(())

@@ -24,6 +24,8 @@ use uuid::Uuid;
 use crate::row::Result;
 
 pub struct Deliveries {
+    url: String,
+    queue: String,
     seen: Arc<watch::Sender<Vec<Delivered>>>,
     paused: watch::Sender<bool>,
     task: AbortHandle,
@@ -34,15 +36,30 @@ impl Deliveries {
         let seen: Arc<watch::Sender<Vec<Delivered>>> = Arc::default();
         let (paused, mut pauses) = watch::channel(false);
         let (into, url, queue) = (Arc::clone(&seen), url.to_owned(), queue.to_owned());
+        let (from, name) = (url.clone(), queue.clone());
         let task = tokio::spawn(async move {
             while pauses.wait_for(|paused| !*paused).await.is_ok() {
                 // A broker that is away is tried again.
-                let _ = consume(&url, &queue, &into, pauses.clone()).await;
+                let _ = consume(&from, &name, &into, pauses.clone()).await;
                 sleep(Duration::from_millis(200)).await;
             }
         })
         .abort_handle();
-        Self { seen, paused, task }
+        Self {
+            url,
+            queue,
+            seen,
+            paused,
+            task,
+        }
+    }
+
+    /// Puts a message behind all that is in the queue; what was there has arrived once it does. Its body is empty.
+    pub async fn mark_end(&self) -> Result<Uuid> {
+        let id = Uuid::from_u128(rand::random());
+        let channel = channel(&self.url).await?;
+        publish(&channel, &self.queue, &id.to_string(), "mark", "").await?;
+        Ok(id)
     }
 
     /// Takes nothing while it is paused.

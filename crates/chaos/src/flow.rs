@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use checker::Ledger;
+use checker::{Committed, Ledger, sha256};
 use test_support::eventually;
 use tokio::{
     task::AbortHandle,
@@ -26,6 +26,10 @@ use crate::{
 /// Within which the database must say how much is pending.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// What the ledger has of a row of `outbox.message`.
+pub const RECORDED: &str =
+    "message_id, aggregate_id, id, coalesce(binary_payload, convert_to(payload::text, 'UTF8'))";
+
 pub struct Flow {
     pub traffic: Traffic,
     pub deliveries: Arc<Deliveries>,
@@ -34,6 +38,10 @@ pub struct Flow {
     pub timeline: Arc<Timeline>,
     sampler: AbortHandle,
     recovery: Option<f64>,
+    /// Duplicates that the incidents so far were allowed, and those that they brought.
+    allowed: usize,
+    repeated: usize,
+    incidents: usize,
     notes: Vec<String>,
 }
 
@@ -57,8 +65,87 @@ impl Flow {
             timeline,
             sampler: sampler.abort_handle(),
             recovery: None,
+            allowed: 0,
+            repeated: 0,
+            incidents: 0,
             notes: Vec::new(),
         }
+    }
+
+    /// Commits what an INSERT of a person's writes, and writes it down.
+    pub async fn commits(&self, client: &Client, insert: &str) -> Result<Vec<Uuid>> {
+        self.records(client, &format!("{insert} RETURNING {RECORDED}"))
+            .await
+    }
+
+    /// Writes down what somebody has committed: [`RECORDED`] of each.
+    pub async fn records(&self, client: &Client, sql: &str) -> Result<Vec<Uuid>> {
+        let rows = client.query(sql, &[]).await;
+        let rows = rows.map_err(|error| format!("{sql}: {error:?}"))?;
+        self.traffic.add(rows.iter().map(|row| Committed {
+            message_id: row.get(0),
+            key: row.get(1),
+            position: row.get(2),
+            body_sha256: sha256(row.get(3)),
+        }));
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// [`Self::commits`] so many events, each of a key of its own, whose names begin like this.
+    pub async fn writes(&self, client: &Client, keys: &str, n: usize) -> Result<Vec<Uuid>> {
+        let insert = format!(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+             SELECT 'row', '{keys}' || i, 'written', json_build_object('i', i) FROM generate_series(1, {n}) i"
+        );
+        self.commits(client, &insert).await
+    }
+
+    /// An incident ends: everything committed so far arrives within `bound` of its end, and it has brought no more than
+    /// so many duplicates.
+    pub async fn endured(
+        &mut self,
+        over: Instant,
+        bound: Duration,
+        duplicates: usize,
+    ) -> Result<()> {
+        let before = self.recovery;
+        self.recovers(over, bound).await?;
+        self.recovery = [before, self.recovery]
+            .into_iter()
+            .flatten()
+            .reduce(f64::max);
+        let all = self.duplicates().await?;
+        let more = all.saturating_sub(self.repeated);
+        (self.repeated, self.allowed) = (all, self.allowed + duplicates);
+        self.incidents += 1;
+        expect(more <= duplicates, || {
+            let n = self.incidents;
+            format!("incident {n} brought {more} duplicates; {duplicates} are allowed")
+        })
+    }
+
+    /// Deliveries that were not a message's first, once all that is in the queue has arrived.
+    pub async fn duplicates(&self) -> Result<usize> {
+        let mark = self.deliveries.mark_end().await?;
+        self.traffic.add([Committed {
+            message_id: mark,
+            key: None,
+            position: 0,
+            body_sha256: sha256(b""),
+        }]);
+        let missing = self.deliveries.missing([mark], SOON).await;
+        expect(missing == 0, || {
+            format!("the queue does not end within {SOON:?}")
+        })?;
+        let all = self.deliveries.all();
+        let distinct: HashSet<Uuid> = all.iter().map(|seen| seen.message_id).collect();
+        Ok(all.len() - distinct.len())
+    }
+
+    /// [`Self::finish`], with the duplicates that the incidents were allowed.
+    pub async fn end(self) -> Result<Outcome> {
+        let allowed = self.allowed;
+        self.finish(allowed).await
     }
 
     /// Waits until it flows: so many more deliveries.
@@ -68,6 +155,12 @@ impl Flow {
         expect(there, || {
             format!("{deliveries} more deliveries within {SOON:?}; it does not flow")
         })
+    }
+
+    /// Something was delivered, now or before.
+    pub async fn begun(&self) -> Result<()> {
+        let there = self.deliveries.reach(1, SOON).await;
+        expect(there, || format!("no delivery within {SOON:?}"))
     }
 
     pub fn note(&mut self, text: impl Into<String>) {

@@ -36,7 +36,7 @@ use clap::Parser;
 
 use crate::{
     arena::Setup,
-    row::{Kind, Line, Result, Row},
+    row::{Kind, Line, Name, Result, Row},
     timeline::Timeline,
 };
 
@@ -67,13 +67,13 @@ struct Args {
     /// Where migrations and grants are
     #[arg(long, default_value = ".")]
     repository: PathBuf,
-    /// Only these rows of the matrix
+    /// Only these rows: 24, H1 (a hostile neighbour), B12 (a bad input)
     #[arg(long, value_delimiter = ',')]
-    rows: Vec<u32>,
+    rows: Vec<Name>,
     /// Only the bad inputs, or only these of them
     #[arg(long, value_delimiter = ',', num_args = 0.., value_name = "NUMBER")]
     inputs: Option<Vec<u32>>,
-    /// Also the rows that take minutes
+    /// Also the rows, and the variants of rows, that take minutes
     #[arg(long)]
     long: bool,
     /// Rows that run at the same time, each with servers of its own; they spend most of it waiting
@@ -134,6 +134,7 @@ fn run(args: Args) -> Result<bool> {
         repository: args.repository.canonicalize()?,
         timeline: Arc::new(Timeline::since(Instant::now())),
         logs: Arc::default(),
+        long: args.long,
         stage: Arc::default(),
     };
     if let Some(minutes) = args.minutes {
@@ -157,8 +158,8 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
             let (next, ended) = (&next, ended.clone());
             threads.push(scope.spawn(move || -> Result<()> {
                 let runtime = runtime()?;
-                while let Some((kind, row)) = next() {
-                    ended.send(attempt(args, setup, kind, row, &runtime)?)?;
+                while let Some((name, row)) = next() {
+                    ended.send(attempt(args, setup, name, row, &runtime)?)?;
                 }
                 Ok(())
             }));
@@ -168,7 +169,7 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
             report::line(&line);
             lines.push(line);
             setup.timeline.absorb(&timeline);
-            lines.sort_by_key(|line| (line.kind, line.row));
+            lines.sort_by_key(Line::name);
             // After each row: a run that is cut off has left what it saw.
             written(args, &lines, setup)?;
         }
@@ -192,7 +193,7 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
 fn attempt(
     args: &Args,
     setup: &Setup,
-    kind: Kind,
+    name: Name,
     row: &'static Row,
     runtime: &tokio::runtime::Runtime,
 ) -> Result<(Line, Arc<Timeline>)> {
@@ -204,9 +205,9 @@ fn attempt(
     let line = if row.long && !args.long && args.rows.is_empty() {
         let why = "takes minutes: run it with --long, or by its number";
         let skipped = Ok(row::Outcome::skipped(why));
-        Line::new(kind, row.number, row.fault, 0.0, skipped)
+        Line::new(name, row.fault, 0.0, skipped)
     } else {
-        runtime.block_on(one(kind, row, &setup))
+        runtime.block_on(one(name, row, &setup))
     };
     let line = line.with_logs(&setup.logs, &args.out)?;
     Ok((line, setup.timeline))
@@ -221,12 +222,11 @@ fn late_ones_alone(args: &Args, setup: &Setup, lines: &mut [Line]) -> Result<()>
     };
     let asked_for = asked_for(args)?;
     for line in lines.iter_mut().filter(|line| line.late) {
-        let this = |(kind, row): &&(Kind, &Row)| (*kind, row.number) == (line.kind, line.row);
-        let Some((kind, row)) = asked_for.iter().find(this) else {
+        let Some((name, row)) = asked_for.iter().find(|(name, _)| *name == line.name()) else {
             continue;
         };
         let late = line.notes.join("\n");
-        let (again, timeline) = attempt(args, &setup, *kind, row, &runtime()?)?;
+        let (again, timeline) = attempt(args, &setup, *name, row, &runtime()?)?;
         *line = again;
         let notes = &mut line.notes;
         notes.push(format!("this was run alone; beside other rows: {late}"));
@@ -236,28 +236,30 @@ fn late_ones_alone(args: &Args, setup: &Setup, lines: &mut [Line]) -> Result<()>
     Ok(())
 }
 
-/// The rows, then the bad inputs; or those that were asked for.
-fn asked_for(args: &Args) -> Result<VecDeque<(Kind, &'static Row)>> {
-    let some_rows = !args.rows.is_empty();
-    let rows = (some_rows || args.inputs.is_none()).then_some(args.rows.as_slice());
-    let inputs = match &args.inputs {
-        Some(numbers) => Some(numbers.as_slice()),
-        None => (!some_rows).then_some(&[][..]),
-    };
-    let mut chosen = VecDeque::new();
-    for (kind, flag, all, numbers) in [
-        (Kind::Fault, "--rows", rows::all(), rows),
-        (Kind::Input, "--inputs", inputs::all(), inputs),
+/// The rows, the neighbours, then the bad inputs; or those that were asked for.
+fn asked_for(args: &Args) -> Result<VecDeque<(Name, &'static Row)>> {
+    let mut all = VecDeque::new();
+    for (kind, rows) in [
+        (Kind::Fault, rows::all()),
+        (Kind::Neighbour, rows::neighbours()),
+        (Kind::Input, inputs::all()),
     ] {
-        let Some(numbers) = numbers else { continue };
-        let unknown = |number: &&u32| all.iter().all(|row| row.number != **number);
-        if let Some(number) = numbers.iter().find(unknown) {
-            return Err(format!("{flag} {number}: the matrix has no such row").into());
-        }
-        let asked = |row: &&Row| numbers.is_empty() || numbers.contains(&row.number);
-        chosen.extend(all.into_iter().filter(asked).map(|row| (kind, row)));
+        all.extend(rows.into_iter().map(|row| (Name(kind, row.number), row)));
     }
-    Ok(chosen)
+    let mut asked = args.rows.clone();
+    let inputs = args.inputs.iter().flatten();
+    asked.extend(inputs.map(|number| Name(Kind::Input, *number)));
+    let known = |name: &Name| all.iter().any(|(known, _)| known == name);
+    if let Some(name) = asked.iter().find(|name| !known(name)) {
+        return Err(format!("{name}: the matrix has no such row").into());
+    }
+    // `--inputs` alone is all of them.
+    let all_inputs = args.inputs.as_ref().is_some_and(Vec::is_empty);
+    let everything = args.rows.is_empty() && args.inputs.is_none();
+    all.retain(|(name, _)| {
+        everything || asked.contains(name) || (all_inputs && name.0 == Kind::Input)
+    });
+    Ok(all)
 }
 
 fn written(args: &Args, lines: &[Line], setup: &Setup) -> Result<()> {
@@ -280,14 +282,14 @@ fn soak(
         "soak: seed {}, {minutes} minutes, {} messages a second",
         plan.seed, plan.rate
     );
-    setup.timeline.begin(0, "random faults");
+    setup.timeline.begin("0", "random faults");
     let began = Instant::now();
     let work = std::panic::AssertUnwindSafe(soak::run(setup, plan, &args.out));
     let ended = runtime.block_on(futures_util::FutureExt::catch_unwind(work));
     let ended = ended.unwrap_or_else(|panic| Err(said(&*panic).into()));
     setup.timeline.end();
     let seconds = began.elapsed().as_secs_f64();
-    let line = Line::new(Kind::Fault, 0, "random faults", seconds, ended);
+    let line = Line::new(Name(Kind::Fault, 0), "random faults", seconds, ended);
     let line = line.with_logs(&setup.logs, &args.out)?;
     report::header();
     report::line(&line);
@@ -304,10 +306,10 @@ fn soak(
 }
 
 /// A panic of a row (a wait that ran out) is its failure, and nobody else's.
-async fn one(kind: Kind, row: &'static Row, setup: &Setup) -> Line {
+async fn one(name: Name, row: &'static Row, setup: &Setup) -> Line {
     // Nothing flows while a bad input is tried: there is nothing to draw.
-    if kind == Kind::Fault {
-        setup.timeline.begin(row.number, row.fault);
+    if name.0 != Kind::Input {
+        setup.timeline.begin(&name.to_string(), row.fault);
     }
     let began = Instant::now();
     let work = std::panic::AssertUnwindSafe((row.run)(setup));
@@ -315,7 +317,7 @@ async fn one(kind: Kind, row: &'static Row, setup: &Setup) -> Line {
     let ended = ended.unwrap_or_else(|panic| Err(said(&*panic).into()));
     setup.timeline.end();
     let seconds = began.elapsed().as_secs_f64();
-    Line::new(kind, row.number, row.fault, seconds, ended)
+    Line::new(name, row.fault, seconds, ended)
 }
 
 fn said(panic: &(dyn std::any::Any + Send)) -> String {

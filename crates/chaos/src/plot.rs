@@ -97,13 +97,9 @@ fn panel<'a>(
     }
     // Each row by its number, where it began.
     let style = TextStyle::from(("sans-serif", 11).into_font());
-    let names = sections.iter().map(|section| {
-        Text::new(
-            section.row.to_string(),
-            (section.from, highest),
-            style.clone(),
-        )
-    });
+    let names = sections
+        .iter()
+        .map(|section| Text::new(section.row.clone(), (section.from, highest), style.clone()));
     chart.draw_series(names)?;
     Ok(())
 }

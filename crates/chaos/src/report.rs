@@ -33,7 +33,7 @@ pub fn line(line: &Line) {
     let mut fault = wrapped(line.fault, FAULT).into_iter();
     println!(
         "{:>3}  {:<FAULT$} {:>7.1} {:>9} {:>9} {:>5} {:>4} {:>4} {:>7} {:>8}  {}",
-        line.kind.number(line.row),
+        line.name(),
         fault.next().unwrap_or_default(),
         line.seconds,
         line.committed,

@@ -1,6 +1,6 @@
-//! A row of the fault matrix, or one of its bad inputs, and what came of it.
+//! A row of the fault matrix, one of its hostile neighbours or bad inputs, and what came of it.
 
-use std::{future::Future, path::Path, pin::Pin};
+use std::{fmt, future::Future, path::Path, pin::Pin, str::FromStr};
 
 use checker::Report;
 use serde::Serialize;
@@ -10,21 +10,40 @@ use crate::{arena::Setup, logs::Logs};
 pub type Result<T> = test_support::Result<T>;
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<Outcome>> + 'a>>;
 
-/// Which half of the matrix a row stands in; each is numbered from 1.
+/// Which part of the matrix a row stands in; each is numbered from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     Fault,
+    Neighbour,
     Input,
 }
 
-impl Kind {
-    /// As it is printed.
-    pub fn number(self, row: u32) -> String {
-        match self {
-            Self::Fault => row.to_string(),
-            Self::Input => format!("B{row}"),
-        }
+/// A row as it is printed, and asked for: 24, H1, B12.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name(pub Kind, pub u32);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let letter = match self.0 {
+            Kind::Fault => "",
+            Kind::Neighbour => "H",
+            Kind::Input => "B",
+        };
+        f.pad(&format!("{letter}{}", self.1))
+    }
+}
+
+impl FromStr for Name {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        let (kind, number) = match text.split_at_checked(1) {
+            Some(("H" | "h", number)) => (Kind::Neighbour, number),
+            Some(("B" | "b", number)) => (Kind::Input, number),
+            _ => (Kind::Fault, text),
+        };
+        Ok(Self(kind, number.parse()?))
     }
 }
 
@@ -88,8 +107,7 @@ pub enum Verdict {
 
 impl Line {
     pub fn new(
-        kind: Kind,
-        row: u32,
+        Name(kind, row): Name,
         fault: &'static str,
         seconds: f64,
         ended: Result<Outcome>,
@@ -108,7 +126,7 @@ impl Line {
             Ok(outcome) => (Verdict::Passed, outcome),
             Err(error) => {
                 let outcome = Outcome {
-                    notes: vec![error.to_string()],
+                    notes: vec![told(&*error)],
                     ..Outcome::default()
                 };
                 (Verdict::Failed, outcome)
@@ -132,14 +150,26 @@ impl Line {
         }
     }
 
+    pub fn name(&self) -> Name {
+        Name(self.kind, self.row)
+    }
+
     /// A failure leaves what its processes said.
     pub fn with_logs(mut self, logs: &Logs, out: &Path) -> Result<Self> {
         if self.result == Verdict::Failed {
-            let folder = out.join("logs").join(self.kind.number(self.row));
+            let folder = out.join("logs").join(self.name().to_string());
             logs.write(&folder)?;
             self.notes.push(format!("logs: {}", folder.display()));
         }
         Ok(self)
+    }
+}
+
+/// With its cause: PostgreSQL's driver says "db error" and no more.
+fn told(error: &(dyn std::error::Error + Send + Sync)) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }
 
@@ -169,7 +199,7 @@ mod tests {
 
     #[test]
     fn only_a_row_that_was_late_is_late() {
-        let late = |ended| Line::new(Kind::Fault, 1, "a fault", 0.0, ended).late;
+        let late = |ended| Line::new(Name(Kind::Fault, 1), "a fault", 0.0, ended).late;
         assert!(late(
             in_time(false, || "after a minute".to_owned()).map(|()| Outcome::default())
         ));
@@ -178,5 +208,16 @@ mod tests {
         ));
         assert!(!late(Ok(Outcome::default())));
         assert!(!late(Ok(Outcome::skipped("not here"))));
+    }
+
+    #[test]
+    fn a_row_is_asked_for_as_it_is_printed() {
+        for name in ["24", "H1", "B34"] {
+            assert_eq!(name.parse::<Name>().unwrap().to_string(), name);
+        }
+        assert_eq!("h9".parse(), Ok(Name(Kind::Neighbour, 9)));
+        for wrong in ["", "H", "X1", "H-1"] {
+            assert!(wrong.parse::<Name>().is_err(), "{wrong}");
+        }
     }
 }

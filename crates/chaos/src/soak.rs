@@ -11,7 +11,7 @@ use test_support::{Daemon, Mode, Proxy};
 use tokio::time::sleep;
 
 use crate::{
-    arena::{Arena, Setup, since},
+    arena::{Arena, SOON, Setup, since},
     flow::Flow,
     row::{Outcome, Result},
     traffic::Rate,
@@ -166,7 +166,7 @@ impl Stage<'_> {
             }
             Fault::RelayTerminated => {
                 self.other.terminate()?;
-                self.other.ended(Duration::from_secs(15)).await?;
+                self.other.ended(SOON).await?;
                 self.other = self.arena.relay()?;
             }
             Fault::RelayStalled => {

@@ -19,7 +19,7 @@ pub struct Sample {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Band {
-    pub row: u32,
+    pub row: String,
     pub from: f64,
     /// `None`: it lasted to the end of its row.
     pub to: Option<f64>,
@@ -27,7 +27,7 @@ pub struct Band {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Section {
-    pub row: u32,
+    pub row: String,
     pub fault: String,
     pub from: f64,
     pub to: f64,
@@ -76,10 +76,10 @@ impl Timeline {
         self.began.elapsed().as_secs_f64()
     }
 
-    pub fn begin(&self, row: u32, fault: &str) {
+    pub fn begin(&self, row: &str, fault: &str) {
         let at = self.now();
         self.lock().sections.push(Section {
-            row,
+            row: row.to_owned(),
             fault: fault.to_owned(),
             from: at,
             to: at,
@@ -105,7 +105,10 @@ impl Timeline {
     pub fn fault(&self) {
         let from = self.now();
         let mut state = self.lock();
-        let row = state.sections.last().map_or(0, |section| section.row);
+        let row = state
+            .sections
+            .last()
+            .map_or_else(String::new, |section| section.row.clone());
         state.bands.push(Band {
             row,
             from,

@@ -1,6 +1,7 @@
 //! Producers that commit at a steady rate, through every fault, and write down what was committed.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,6 +11,7 @@ use std::{
 
 use checker::{Committed, sha256};
 use tokio::{
+    sync::{OwnedRwLockWriteGuard, RwLock},
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
@@ -48,12 +50,19 @@ struct Written {
     committed: Vec<Committed>,
     /// The commit was not answered; the database knows.
     unknown: Vec<Committed>,
+    /// Committed, and deleted by a person before it was sent.
+    withdrawn: HashSet<Uuid>,
 }
+
+/// Which names the keys have. A person who lets positions begin anew begins a new one: of a key's events, an earlier one
+/// has the lower position.
+pub type Generation = usize;
 
 pub struct Traffic {
     written: Arc<Mutex<Written>>,
     closing: Arc<AtomicBool>,
     paused: Arc<AtomicBool>,
+    generation: Arc<RwLock<Generation>>,
     producers: JoinSet<()>,
 }
 
@@ -63,6 +72,7 @@ impl Traffic {
             written: Arc::default(),
             closing: Arc::default(),
             paused: Arc::default(),
+            generation: Arc::default(),
             producers: JoinSet::new(),
         };
         for n in 0..rate.producers {
@@ -73,6 +83,7 @@ impl Traffic {
                 written: Arc::clone(&traffic.written),
                 closing: Arc::clone(&traffic.closing),
                 paused: Arc::clone(&traffic.paused),
+                generation: Arc::clone(&traffic.generation),
             };
             traffic.producers.spawn(producer.run());
         }
@@ -81,7 +92,9 @@ impl Traffic {
 
     /// What is known to be committed.
     pub fn committed(&self) -> Vec<Committed> {
-        self.lock().committed.clone()
+        let written = self.lock();
+        let stands = |event: &&Committed| !written.withdrawn.contains(&event.message_id);
+        written.committed.iter().filter(stands).cloned().collect()
     }
 
     /// What may be committed: nobody answered. Of those, `finish` keeps what the database has.
@@ -91,6 +104,16 @@ impl Traffic {
 
     pub fn pause(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
+    }
+
+    /// Between two transactions of every producer, until the guard is dropped.
+    pub async fn standstill(&self) -> OwnedRwLockWriteGuard<Generation> {
+        Arc::clone(&self.generation).write_owned().await
+    }
+
+    /// A person deletes them before they were sent: they must not be delivered.
+    pub fn withdraw(&self, ids: impl IntoIterator<Item = Uuid>) {
+        self.lock().withdrawn.extend(ids);
     }
 
     /// Adds what a row wrote by itself.
@@ -106,7 +129,7 @@ impl Traffic {
         let ids: Vec<Uuid> = unknown.iter().map(|event| event.message_id).collect();
         let sql = "SELECT message_id FROM outbox.message WHERE message_id = ANY ($1)";
         let rows = client.query(sql, &[&ids]).await?;
-        let there: std::collections::HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+        let there: HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
         let stand = unknown
             .into_iter()
             .filter(|event| there.contains(&event.message_id));
@@ -126,6 +149,7 @@ struct Producer {
     written: Arc<Mutex<Written>>,
     closing: Arc<AtomicBool>,
     paused: Arc<AtomicBool>,
+    generation: Arc<RwLock<Generation>>,
 }
 
 impl Producer {
@@ -148,7 +172,8 @@ impl Producer {
                 continue;
             };
             n += 1;
-            if timeout(ANSWER, self.transaction(connected, n))
+            let generation = self.generation.read().await;
+            if timeout(ANSWER, self.transaction(connected, *generation, n))
                 .await
                 .is_ok_and(|ended| ended.is_ok())
             {
@@ -159,8 +184,8 @@ impl Producer {
     }
 
     /// One transaction of some events, all of one key.
-    async fn transaction(&self, client: &Client, n: usize) -> Result<()> {
-        let key = format!("{}-{}", self.n, n % self.rate.keys);
+    async fn transaction(&self, client: &Client, generation: Generation, n: usize) -> Result<()> {
+        let key = format!("{}-{}-{generation}", self.n, n % self.rate.keys);
         client.batch_execute("BEGIN").await?;
         let mut events = Vec::with_capacity(self.rate.events);
         for i in 0..self.rate.events {

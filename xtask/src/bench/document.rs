@@ -1,4 +1,4 @@
-//! The generated part of docs/performance.md.
+//! The generated part of docs/internals/experiments.md.
 
 use super::{
     report::{self, Measure},
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::Result;
 
-pub const FILE: &str = "docs/performance.md";
+pub const FILE: &str = "docs/internals/experiments.md";
 const BEGIN: &str = "<!-- generated -->";
 const END: &str = "<!-- /generated -->";
 

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, command, servers};
+use crate::{Result, servers, tools};
 
 const FILE: &str = "benches/limits.toml";
 /// A count may grow by so much without being written down anew.
@@ -78,7 +78,12 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Our own code as it is released, on dependencies that the tests have built already: a release of everything takes
 /// minutes. One unit, so that what is inlined does not depend on what else changed.
-const AS_SHIPPED: [&str; 6] = [
+const AS_SHIPPED: [&str; 10] = [
+    "outbox-core.opt-level=3",
+    "outbox-core.codegen-units=1",
+    "outbox-core.debug-assertions=false",
+    "outbox-core.overflow-checks=false",
+    // The benchmarks themselves, and the generic functions that are compiled with them.
     "outboxd.opt-level=3",
     "outboxd.codegen-units=1",
     "outboxd.debug-assertions=false",
@@ -182,23 +187,7 @@ fn runner() -> Result<PathBuf> {
         .find(|package| package["name"].as_str() == Some("gungraun-runner"))
         .and_then(|package| package["version"].as_str())
         .ok_or("Cargo.lock has no gungraun-runner")?;
-    let root = Path::new("target/tools");
-    let program = root.join("bin/gungraun-runner");
-    let there = Command::new(&program).arg("--version").output();
-    let current =
-        there.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(version));
-    if !current {
-        let package = format!("gungraun-runner@{version}");
-        let root = root.display().to_string();
-        // What it does takes no time; unoptimised, it is built in half of it.
-        command(
-            "cargo",
-            &[
-                "install", "--quiet", "--debug", "--locked", &package, "--root", &root,
-            ],
-        )?;
-    }
-    Ok(program.canonicalize()?)
+    tools::installed("gungraun-runner", version, &[])
 }
 
 /// For example "rustc 1.90.0".

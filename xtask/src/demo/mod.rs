@@ -37,7 +37,7 @@ pub struct Args {
 
 const WRITERS: usize = 4;
 const CUSTOMERS: i32 = 50;
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(300);
 
 pub fn run(args: &Args) -> Result<()> {
     servers::install(servers::Tools::None)?;

@@ -123,7 +123,7 @@ impl Payments {
 
     /// Waits until neither queue holds anything, acknowledged or not; then stops.
     pub async fn finish(self, rabbitmq: &RabbitMq) -> Result<Paid> {
-        let deadline = std::time::Instant::now() + Duration::from_secs(120);
+        let deadline = std::time::Instant::now() + Duration::from_secs(600);
         loop {
             let queues = rabbitmq
                 .ctl(&["list_queues", "-q", "name", "messages"])

@@ -33,7 +33,7 @@ pub struct Args {
     /// Shows the pairs, and fetches and runs nothing
     #[arg(long)]
     list: bool,
-    /// Writes docs/compatibility.md from what earlier runs saw, and runs nothing. What they did not run is named in it
+    /// Writes docs/internals/compatibility.md from what earlier runs saw, and runs nothing. What they did not run is named in it
     #[arg(long, conflicts_with = "list")]
     document: bool,
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::numbers;
 use crate::Result;
 
-pub const DOCUMENT: &str = "docs/compatibility.md";
+pub const DOCUMENT: &str = "docs/internals/compatibility.md";
 
 #[derive(Default, Serialize, Deserialize)]
 pub struct Report {

@@ -1,8 +1,8 @@
 //! The matrix's bad inputs, each a row of its own: configuration, rows, messages.
 
-mod configuration;
+pub mod configuration;
 mod inbox;
-mod program;
+pub mod program;
 mod rows;
 mod stage;
 

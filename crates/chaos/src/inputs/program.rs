@@ -2,10 +2,13 @@
 
 use std::{process::Stdio, time::Duration};
 
-use crate::{arena::Setup, row::Result};
+use crate::{
+    arena::{SOON, Setup},
+    row::Result,
+};
 
 /// A program that refuses does so at once; this is for a machine that is busy.
-const END: Duration = Duration::from_secs(20);
+const END: Duration = SOON;
 
 pub struct Ran {
     pub code: i32,

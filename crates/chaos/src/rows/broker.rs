@@ -181,8 +181,9 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
     let port = test_support::free_port()?;
     arena.set("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
     // So that nothing is freed by a time-out that the row does not mean.
-    arena.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "20s");
-    arena.set("OUTBOXD__RELAY__SHUTDOWN_GRACE", "30s");
+    arena.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "20m");
+    arena.set("OUTBOXD__RELAY__SHUTDOWN_GRACE", "40m");
+    arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "40m");
     let (mut flow, relay) = arena.flowing().await?;
     let memory = probe::resident_kib(relay.pid())?;
     let alarms = [
@@ -213,7 +214,7 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
         let held = arena.count(&format!("{open} AND {old}")).await?;
         arena.rabbitmq.ctl(&clear).await?;
         let over = setup.timeline.over();
-        expect(held == 0, || {
+        in_time(held == 0, || {
             format!("{held} claims were held open through the alarm")
         })?;
         flow.recovers(over, Duration::from_secs(10)).await?;
@@ -265,10 +266,7 @@ async fn exchange_missing(setup: &Setup) -> Result<Outcome> {
         )
         .await?;
     }
-    let waiting = "outbox.waiting WHERE cause = 'retry'";
-    arena
-        .until_count("the twenty to wait", waiting, |n| n == 20)
-        .await;
+    arena.until_refused("the twenty to wait", |n| n == 20).await;
     // Everybody else flows meanwhile.
     flow.steady(300).await?;
     let channel = deliveries::channel(&arena.broker_url()).await?;
@@ -358,9 +356,8 @@ async fn queue_full(setup: &Setup) -> Result<Outcome> {
         .rabbitmq
         .ctl(&["set_policy", "full", QUEUE, full, "--apply-to", "queues"])
         .await?;
-    let waiting = "outbox.waiting WHERE cause = 'retry'";
     arena
-        .until_count("messages to be refused", waiting, |n| n > 0)
+        .until_refused("messages to be refused", |n| n > 0)
         .await;
     sleep(Duration::from_secs(5)).await;
     flow.deliveries.pause(false);
@@ -407,10 +404,7 @@ async fn permission_revoked(setup: &Setup) -> Result<Outcome> {
     for n in 0..20 {
         commit(&client, &flow, &format!("o{n}"), ", exchange", ", 'other'").await?;
     }
-    let waiting = "outbox.waiting WHERE cause = 'retry'";
-    arena
-        .until_count("the twenty to wait", waiting, |n| n == 20)
-        .await;
+    arena.until_refused("the twenty to wait", |n| n == 20).await;
     flow.steady(300).await?;
     arena.rabbitmq.ctl(&may_write(".*")).await?;
     let over = setup.timeline.over();

@@ -53,20 +53,20 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
-const WORK: &str = "work";
-const DEAD: &str = "work.dead";
+pub(super) const WORK: &str = "work";
+pub(super) const DEAD: &str = "work.dead";
 
 /// A relay, traffic, and a second queue for the consumers under test beside the ledger's.
-struct Stage<'a> {
-    arena: Arena<'a>,
-    flow: Flow,
+pub(super) struct Stage<'a> {
+    pub arena: Arena<'a>,
+    pub flow: Flow,
     _relay: Daemon,
     client: Client,
-    channel: lapin::Channel,
+    pub channel: lapin::Channel,
 }
 
 impl<'a> Stage<'a> {
-    async fn set(setup: &'a Setup) -> Result<Self> {
+    pub async fn set(setup: &'a Setup) -> Result<Self> {
         let arena = Arena::start(setup).await?;
         let client = arena.client().await?;
         client.batch_execute(TABLES).await?;
@@ -87,7 +87,7 @@ impl<'a> Stage<'a> {
     }
 
     /// A consumer's process, its way to the broker over `port`.
-    fn consumer(&self, port: u16) -> Result<Daemon> {
+    pub fn consumer(&self, port: u16) -> Result<Daemon> {
         let database = self
             .arena
             .postgres
@@ -99,21 +99,21 @@ impl<'a> Stage<'a> {
         logs.start("consumer", &program, &args, &[])
     }
 
-    fn direct(&self) -> u16 {
+    pub fn direct(&self) -> u16 {
         self.arena.rabbitmq.port()
     }
 
-    async fn count(&self, of: &str) -> Result<i64> {
+    pub async fn count(&self, of: &str) -> Result<i64> {
         self.arena.count(of).await
     }
 
     /// Publishes straight into the consumers' queue: what no relay would send.
-    async fn publish(&self, id: &str, type_: &str, body: &str) -> Result<()> {
+    pub async fn publish(&self, id: &str, type_: &str, body: &str) -> Result<()> {
         deliveries::publish(&self.channel, WORK, id, type_, body).await
     }
 
     /// Everything is applied that was committed, and each once.
-    async fn applied_once(mut self, setup: &Setup) -> Result<Outcome> {
+    pub async fn applied_once(mut self, setup: &Setup) -> Result<Outcome> {
         let over = setup.timeline.over();
         self.flow.recovers(over, Duration::from_secs(30)).await?;
         self.flow.traffic.pause(true);
@@ -289,7 +289,10 @@ async fn half_way(setup: &Setup) -> Result<Outcome> {
 }
 
 /// So many messages from the dead-letter queue, with what their headers say.
-async fn dead_letters(stage: &Stage<'_>, n: usize) -> Result<Vec<deliveries::DeadLetter>> {
+pub(super) async fn dead_letters(
+    stage: &Stage<'_>,
+    n: usize,
+) -> Result<Vec<deliveries::DeadLetter>> {
     deliveries::dead_letters(&stage.arena.broker_url(), DEAD, n, SOON).await
 }
 

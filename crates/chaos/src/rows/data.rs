@@ -107,14 +107,14 @@ async fn all_poison(setup: &Setup) -> Result<Outcome> {
     let channel = deliveries::channel(&arena.broker_url()).await?;
     deliveries::exchange(&channel, "unbound").await?;
     let client = arena.client().await?;
-    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
-               SELECT 'row', 'p' || i, 'x', '{}', 'unbound' FROM generate_series(1, 10000) i RETURNING message_id, id, aggregate_id";
+    // A destination each: no circuit holds them, and each is retried for itself.
+    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange, routing_key) \
+               SELECT 'row', 'p' || i, 'x', '{}', 'unbound', 'p' || i FROM generate_series(1, 10000) i RETURNING message_id, id, aggregate_id";
     let rows = client.query(sql, &[]).await?;
     setup.timeline.fault();
     let relay = arena.relay()?;
-    let waiting = "outbox.waiting WHERE cause = 'retry'";
     arena
-        .until_count("all of the poison to wait", waiting, |n| n >= 9_900)
+        .until_refused("all of the poison to wait", |n| n >= 9_900)
         .await;
     // The relay does not spin: alone with the poison, it only tries what is due.
     let (began, cpu) = (Instant::now(), probe::cpu_seconds(relay.pid())?);

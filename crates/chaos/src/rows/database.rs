@@ -100,12 +100,16 @@ async fn restarted(setup: &Setup) -> Result<Outcome> {
 
 async fn killed(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    arena.set("OUTBOXD_FAILPOINT", "confirm.before_settle=pause");
+    let folder = tempfile::tempdir()?;
+    let gate = folder.path().join("open");
+    let failpoint = format!("confirm.before_settle=until:{}", gate.display());
+    arena.set("OUTBOXD_FAILPOINT", &failpoint);
     let relay = arena.relay()?;
     let mut flow = arena.flow().await?;
     relay.line("failpoint reached", SOON).await;
     setup.timeline.fault();
     arena.postgres.kill().await;
+    std::fs::write(gate, "")?;
     arena.postgres.restart().await?;
     let over = setup.timeline.over();
     flow.recovers(over, Duration::from_secs(15)).await?;

@@ -6,8 +6,12 @@ mod consumer;
 mod data;
 mod database;
 mod failover;
+mod neighbours;
 mod network;
+mod people;
+mod refusals;
 mod relay;
+mod scene;
 mod surroundings;
 
 use crate::row::Row;
@@ -24,17 +28,34 @@ pub fn all() -> Vec<&'static Row> {
         data::ROWS,
         consumer::ROWS,
         surroundings::ROWS,
+        refusals::ROWS,
     ];
-    let mut rows: Vec<&Row> = groups.into_iter().flatten().collect();
+    let people = people::ROWS.iter().copied();
+    in_order(groups.into_iter().chain(people))
+}
+
+/// H1 and on, in order.
+pub fn neighbours() -> Vec<&'static Row> {
+    in_order(neighbours::ROWS.iter().copied())
+}
+
+fn in_order(groups: impl Iterator<Item = &'static [Row]>) -> Vec<&'static Row> {
+    let mut rows: Vec<&Row> = groups.flatten().collect();
     rows.sort_by_key(|row| row.number);
     rows
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    fn numbers(rows: Vec<&Row>) -> Vec<u32> {
+        rows.into_iter().map(|row| row.number).collect()
+    }
+
     #[test]
     fn every_row_of_the_matrix_is_there_once() {
-        let numbers: Vec<u32> = super::all().iter().map(|row| row.number).collect();
-        assert_eq!(numbers, (1..=57).collect::<Vec<_>>());
+        assert_eq!(numbers(all()), (1..=74).collect::<Vec<_>>());
+        assert_eq!(numbers(neighbours()), (1..=9).collect::<Vec<_>>());
     }
 }

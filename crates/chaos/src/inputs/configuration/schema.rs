@@ -71,6 +71,7 @@ async fn schema_or_grant(setup: &Setup) -> Result<Outcome> {
         let says = match table {
             // It says which schema this is: without it there may be none.
             "migration" => vec!["run `outboxd migrate`".to_owned()],
+            "status" => vec!["view outbox.status\n".to_owned(), "outboxd sql".to_owned()],
             _ => vec![format!("table outbox.{table}\n"), "outboxd sql".to_owned()],
         };
         broken.push(Broken {

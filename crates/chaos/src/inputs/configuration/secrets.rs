@@ -86,7 +86,7 @@ async fn one_newline_is_trimmed(setup: &Setup, folder: &Path) -> Result<()> {
     let stage = setup.stage.get(setup).await?;
     let url = stage.postgres.url_for("relay", "relay", arena::DATABASE);
     let url = url.replace("relay:relay@", "relay@");
-    for (text, code) in [("relay\n", 0), ("relay\n\n", 69)] {
+    for (text, code) in [("relay\n", 0), ("relay\n\n", 78)] {
         let path = file(folder, "password", text.as_bytes(), 0o600)?;
         let mut env = stage.env.clone();
         env.push(("DATABASE_URL".to_owned(), url.clone()));

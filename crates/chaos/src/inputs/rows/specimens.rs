@@ -145,7 +145,7 @@ pub const HEADERS: &[Variant] = &[
     (r#"headers = '"text"'"#, Dead("headers_invalid")),
     ("headers = '1'", Dead("headers_invalid")),
     ("headers = 'true'", Dead("headers_invalid")),
-    ("headers = 'null'", Dead("headers_invalid")),
+    ("headers = 'null'", Delivered),
     (
         r#"headers = '{"a":{"b":{"c":{"d":{}}}}}'"#,
         Dead("headers_invalid"),

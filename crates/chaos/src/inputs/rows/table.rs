@@ -17,11 +17,11 @@ use crate::{
         program::outboxd,
         stage::{Stage, unharmed},
     },
-    row::{Outcome, Result, expect},
+    row::{Outcome, Result, expect, in_time},
 };
 
 /// A message of another key is delivered within this, whatever stands before it.
-pub const PROMPT: Duration = Duration::from_secs(10);
+const PROMPT: Duration = Duration::from_secs(10);
 
 /// A row that was committed.
 pub struct Written {
@@ -132,8 +132,12 @@ impl<'a> Table<'a> {
     /// Each row came to its end, and nobody else was kept from theirs.
     pub async fn judged(self) -> Result<Outcome> {
         let healthy = self.healthy.iter().copied();
-        let late = self.stage.deliveries.missing(healthy, PROMPT).await;
-        expect(late == 0, || {
+        let late = self.stage.deliveries.missing(healthy.clone(), PROMPT).await;
+        let missing = self.stage.deliveries.missing(healthy, SOON).await;
+        expect(missing == 0, || {
+            format!("{missing} healthy messages of another key did not arrive")
+        })?;
+        in_time(late == 0, || {
             format!("{late} healthy messages of another key did not arrive within {PROMPT:?}")
         })?;
         for row in &self.written {
@@ -154,13 +158,13 @@ impl<'a> Table<'a> {
                 })?;
             }
             Delivered => {
-                let missing = self.stage.deliveries.missing([id], PROMPT).await;
+                let missing = self.stage.deliveries.missing([id], SOON).await;
                 expect(missing == 0, || "it was not delivered".into())?;
             }
             Waits => {
                 let sql =
                     "SELECT FROM outbox.waiting WHERE message_id = $1 AND cause = 'scheduled'";
-                eventually("it to wait", PROMPT, async || {
+                eventually("it to wait", SOON, async || {
                     (self.client.query(sql, &[&id]).await.ok()?.len() == 1).then_some(())
                 })
                 .await;
@@ -180,7 +184,7 @@ impl<'a> Table<'a> {
     /// Reason and attempts.
     pub async fn death(&self, id: Uuid) -> Result<(String, i32)> {
         let sql = "SELECT reason, attempts FROM outbox.dead WHERE message_id = $1";
-        let row = tokio::time::timeout(PROMPT, async {
+        let row = tokio::time::timeout(SOON, async {
             loop {
                 if let Some(row) = self.client.query_opt(sql, &[&id]).await? {
                     return Ok::<_, tokio_postgres::Error>(row);
@@ -189,7 +193,7 @@ impl<'a> Table<'a> {
             }
         })
         .await
-        .map_err(|_| format!("it is not dead after {PROMPT:?}"))??;
+        .map_err(|_| format!("it is not dead after {SOON:?}"))??;
         Ok((row.get(0), row.get(1)))
     }
 

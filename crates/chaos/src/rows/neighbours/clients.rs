@@ -1,0 +1,291 @@
+//! Clients of the process, and of a service that uses the inbox. H7 to H9.
+
+use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use axum::{Extension, Router, http::request::Parts, response::IntoResponse, routing::post};
+use deadpool_postgres::{Manager, Object, Pool};
+use futures_util::future::join_all;
+use nix::{sys::stat::Mode as FileMode, unistd::mkfifo};
+use outbox::{
+    Event,
+    http::{Command, CommandError, IdempotencyLayer, IdempotencyOptions},
+    inbox::Inbox,
+};
+use test_support::{Proxy, crowd, eventually};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_postgres::NoTls;
+
+use crate::{
+    arena::{self, Arena, DATABASE, SOON, Setup, WINDOW},
+    flow::RECORDED,
+    inputs::configuration::judge::{Judge, NO_BROKER_URL, NO_DATABASE_URL, SECRET, file},
+    probe,
+    row::{Outcome, Result, Row, expect},
+    rows::scene::Scene,
+};
+
+pub const ROWS: &[Row] = &[
+    Row {
+        number: 7,
+        fault: "clients of the admin port: idle, half-sent heads, never reading, 2,000 of them, no descriptors left",
+        long: false,
+        run: |setup| Box::pin(admin_port(setup)),
+    },
+    Row {
+        number: 8,
+        fault: "secret files that are FIFOs, endless, group-writable, at the start and at work",
+        long: false,
+        run: |setup| Box::pin(secret_files(setup)),
+    },
+    Row {
+        number: 9,
+        fault: "HTTP keys: two spellings of one path, one after the other and at once",
+        long: false,
+        run: |setup| Box::pin(spellings(setup)),
+    },
+];
+
+const AGAIN: Duration = Duration::from_secs(15);
+
+/// More than the admin port takes, and more than the process may open.
+const CLIENTS: usize = 2000;
+/// Of files and sockets: little more than the relay needs.
+const FEW: usize = 96;
+/// Of them, for what the relay has to open meanwhile.
+const LEFT: usize = 24;
+
+/// Does it, and says how many descriptors a process had open at most meanwhile.
+async fn most_open<T>(pid: u32, work: impl Future<Output = T>) -> Result<(T, usize)> {
+    let mut work = std::pin::pin!(work);
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
+    let mut most = 0;
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok((done, most.max(probe::descriptors(pid)?))),
+            _ = looks.tick() => most = most.max(probe::descriptors(pid)?),
+        }
+    }
+}
+
+async fn admin_port(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let database = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
+    let url = arena::over(
+        &arena.database_url(),
+        arena.postgres.port(),
+        database.port(),
+    );
+    arena.set("DATABASE_URL", &url);
+    let mut scene = Scene::of(arena).await?;
+    scene.stop().await?;
+    let limit = format!("--nofile={FEW}:{FEW}");
+    let program = setup.outboxd.display().to_string();
+    let env = scene.arena.env();
+    scene.relay = setup.logs.start(
+        "relay",
+        Path::new("prlimit"),
+        &[&limit, &program, "run"],
+        env,
+    )?;
+    scene.flow.steady(100).await?;
+    for head in [
+        "",
+        "GET /metrics HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+    ] {
+        scene.fault();
+        let pid = scene.relay.pid();
+        let (clients, open) = most_open(pid, crowd(scene.port, head, CLIENTS)).await?;
+        eventually("/livez", SOON, async || {
+            let (status, _) = probe::get(scene.port, "/livez").await?;
+            (status == 200).then_some(())
+        })
+        .await;
+        expect(open + LEFT <= FEW, || {
+            format!("{open} descriptors of {FEW} were open: too few are left for the work")
+        })?;
+        // What the relay has to open again, it can.
+        database.sever(SOON).await;
+        scene.endured(AGAIN, WINDOW).await?;
+        scene.flow.note(format!(
+            "{} clients held on, at most {open} descriptors",
+            clients?.len()
+        ));
+    }
+    scene.end().await
+}
+
+async fn secret_files(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let folder = tempfile::tempdir()?;
+    let at = |name: &str| folder.path().join(name);
+    mkfifo(&at("pipe"), FileMode::from_bits_truncate(0o600))?;
+    let huge = std::fs::File::create(at("huge"))?;
+    huge.set_len(3 << 30)?;
+    huge.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    std::os::unix::fs::symlink("/dev/zero", at("link"))?;
+    let group = file(folder.path(), "group", SECRET.as_bytes(), 0o660)?;
+    let mut judge = Judge::new(setup);
+    for path in ["pipe", "huge", "link"] {
+        let path = at(path).display().to_string();
+        for (key, room) in [
+            ("database.url_file", NO_DATABASE_URL),
+            ("broker.url_file", NO_BROKER_URL),
+            ("broker.ca_file", ("OUTBOXD__NOTHING_IN_ITS_WAY", "")),
+        ] {
+            judge.refuses(&[room, (key, &path)], &[&path]).await?;
+        }
+    }
+    let changeable = "can be changed by its group (mode 660); chmod g-w";
+    judge
+        .refuses(
+            &[NO_DATABASE_URL, ("database.url_file", &group)],
+            &[changeable],
+        )
+        .await?;
+
+    // At work it is read again at each connect.
+    let password = file(folder.path(), "password", b"relay", 0o600)?;
+    let url = arena.database_url().replace("relay:relay@", "relay@");
+    let database = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
+    arena.set(
+        "DATABASE_URL",
+        &arena::over(&url, arena.postgres.port(), database.port()),
+    );
+    arena.set("OUTBOXD__DATABASE__PASSWORD_FILE", &password);
+    let mut scene = Scene::of(arena).await?;
+    for trap in ["pipe", "link", "group"] {
+        scene.fault();
+        std::fs::rename(at("password"), at("kept"))?;
+        std::fs::rename(at(trap), at("password"))?;
+        database.sever(SOON).await;
+        scene.says(503, "database.password_file").await?;
+        std::fs::rename(at("password"), at(trap))?;
+        std::fs::rename(at("kept"), at("password"))?;
+        scene.endured(AGAIN, WINDOW).await?;
+    }
+    for note in judge.outcome().notes {
+        scene.flow.note(note);
+    }
+    scene.end().await
+}
+
+/// One payment, and its event, in the transaction of the command.
+async fn pay(
+    Extension(command): Extension<Command>,
+) -> std::result::Result<impl IntoResponse, CommandError> {
+    command
+        .execute("INSERT INTO public.payment DEFAULT VALUES", &[])
+        .await?;
+    let event = Event::new("payment", "taken").json(&serde_json::json!({}))?;
+    outbox::enqueue(&*command, &event).await?;
+    Ok((axum::http::StatusCode::CREATED, "paid"))
+}
+
+/// The service, on a port of its own.
+async fn service(url: &str) -> Result<(u16, tokio::task::AbortHandle)> {
+    let pool = Pool::builder(Manager::new(url.parse()?, NoTls))
+        .max_size(8)
+        .build()?;
+    let layer = IdempotencyLayer::new(
+        Inbox::new("payments")?,
+        IdempotencyOptions::default(),
+        move || {
+            let pool = pool.clone();
+            async move { pool.get().await }
+        },
+        |object: &Object| object,
+        |request: &Parts| Some(request.headers.get("x-account")?.to_str().ok()?.to_owned()),
+    )?;
+    let app = Router::new()
+        .route("/orders/{id}", post(pay))
+        .route_layer(layer);
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    let serving = tokio::spawn(async move { drop(axum::serve(listener, app).await) });
+    Ok((port, serving.abort_handle()))
+}
+
+/// The status of its answer.
+async fn pays(port: u16, path: &str, key: &str) -> Option<u16> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nx-account: alice\r\nidempotency-key: {key}\r\n\
+         content-length: 2\r\nconnection: close\r\n\r\n{{}}"
+    );
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    answer.split(' ').nth(1)?.parse().ok()
+}
+
+async fn spellings(setup: &Setup) -> Result<Outcome> {
+    const PATHS: [&str; 4] = [
+        "/orders/12?a=~",
+        "/orders/1%32?a=~",
+        "/orders/%31%32?a=%7E",
+        "/orders/12?a=%7e",
+    ];
+    let mut scene = Scene::start(setup).await?;
+    scene
+        .sql(
+            "CREATE ROLE payments LOGIN PASSWORD 'payments' IN ROLE inbox_consumer, outbox_producer; \
+             CREATE TABLE public.payment (id bigint GENERATED ALWAYS AS IDENTITY); \
+             GRANT INSERT ON public.payment TO payments",
+        )
+        .await?;
+    let (port, serving) = service(
+        &scene
+            .arena
+            .postgres
+            .url_for("payments", "payments", DATABASE),
+    )
+    .await?;
+    scene.fault();
+    let paid = async |path: &str, key: &str| {
+        // Told that it runs already, a client comes again.
+        eventually("an answer", SOON, async || {
+            let status = pays(port, path, key).await?;
+            (status != 409).then_some(status)
+        })
+        .await
+    };
+    let mut commands = 0;
+    for n in 0..20 {
+        let key = format!("key-{n}");
+        let answers = if n % 2 == 0 {
+            join_all(PATHS.iter().map(|path| paid(path, &key))).await
+        } else {
+            let mut answers = Vec::new();
+            for path in PATHS {
+                answers.push(paid(path, &key).await);
+            }
+            answers
+        };
+        expect(answers == [201; 4], || format!("{key}: {answers:?}"))?;
+        commands += 1;
+    }
+    // Another resource is another command, whatever its key.
+    let other = paid("/orders/13", "key-0").await;
+    commands += 1;
+    expect(other == 201, || format!("another resource: {other}"))?;
+    let payments = scene.arena.count("public.payment").await?;
+    expect(payments == commands, || {
+        format!("{commands} commands, {payments} payments")
+    })?;
+    let events = format!("SELECT {RECORDED} FROM outbox.message WHERE aggregate_type = 'payment'");
+    let events = scene.flow.records(&scene.owner, &events).await?;
+    expect(events.len() == usize::try_from(commands)?, || {
+        format!("{} events", events.len())
+    })?;
+    scene.endured(AGAIN, 0).await?;
+    serving.abort();
+    scene.flow.note(format!(
+        "{commands} commands in {} requests: {payments} payments, as many events",
+        20 * PATHS.len() + 1
+    ));
+    scene.end().await
+}

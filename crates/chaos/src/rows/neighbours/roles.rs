@@ -1,0 +1,336 @@
+//! Roles of the database. H1 to H4.
+
+use std::time::Duration;
+
+use test_support::{eventually, shadows};
+use tokio_postgres::{Client, NoTls};
+
+use super::bounded;
+use crate::{
+    arena::{Arena, DATABASE, SOON, Setup},
+    flow::connect,
+    inputs::program::outboxd,
+    row::{Outcome, Result, Row, expect},
+    rows::scene::Scene,
+};
+
+pub const ROWS: &[Row] = &[
+    Row {
+        number: 1,
+        fault: "a producer role: huge rows that compress, deep headers, any exchange, floods, advisory locks held",
+        long: false,
+        run: |setup| Box::pin(producer(setup)),
+    },
+    Row {
+        number: 2,
+        fault: "any role with CONNECT: NOTIFY flood, listeners that never read, objects planted in public",
+        long: false,
+        run: |setup| Box::pin(stranger(setup)),
+    },
+    Row {
+        number: 3,
+        fault: "a monitor and a relay role: forged audit, reads that they do not need",
+        long: false,
+        run: |setup| Box::pin(insiders(setup)),
+    },
+    Row {
+        number: 4,
+        fault: "the service of one database against another one's outbox on the same server",
+        long: false,
+        run: |setup| Box::pin(other_database(setup)),
+    },
+];
+
+const AGAIN: Duration = Duration::from_secs(15);
+/// The locks that producers, a sleeping relay and the audit know.
+const LOCKS: &str = "SELECT pg_advisory_lock(122550254464888); \
+                     SELECT pg_advisory_lock(l.classid::bigint << 32 | l.objid::bigint) FROM pg_locks l \
+                     WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.objid <> 122550254464888 & 4294967295";
+
+async fn login(arena: &Arena<'_>, role: &str) -> Result<Client> {
+    connect(&arena.postgres.url_for(role, role, DATABASE)).await
+}
+
+async fn producer(setup: &Setup) -> Result<Outcome> {
+    let mut scene = Scene::start(setup).await?;
+    let producer = login(&scene.arena, "producer").await?;
+    let locker = login(&scene.arena, "producer").await?;
+    scene.fault();
+    let locks = locker
+        .batch_execute(&format!("SET statement_timeout = '5s'; {LOCKS}"))
+        .await;
+    // It waits for one that a relay has: then it has none, and tries again when the relay works.
+    drop(locks);
+    for (rows, bad) in [
+        // Twenty megabytes that are stored in two hundred kilobytes.
+        (6, "'x', to_json(repeat('x', 20000000)), NULL, NULL"),
+        (
+            6,
+            "'x', '{}', json_build_object('x', repeat('x', 20000000)), NULL",
+        ),
+        (
+            20,
+            "'x', '{}', ('{\"a\":' || repeat('[', 5000) || repeat(']', 5000) || '}')::json, NULL",
+        ),
+        (50, "'x', '{}', NULL, 'no-such-exchange-' || i"),
+        (10, "repeat('t', 20000), '{}', NULL, repeat('e', 20000)"),
+        (10, "E'a\\r\\nb', '{}', '{\"x-death\":[]}', NULL"),
+        (5000, "'x', '{}', '[]', NULL"),
+    ] {
+        let sql = format!(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, headers, exchange) \
+             SELECT 'bad', 'bad-' || i, {bad} FROM generate_series(1, {rows}) i"
+        );
+        producer
+            .batch_execute(&sql)
+            .await
+            .map_err(|error| format!("{sql}: {error:?}"))?;
+    }
+    scene.flow.steady(300).await?;
+    // Each has its end, or waits for its exchange.
+    let undecided = "outbox.message m LEFT JOIN outbox.dead d USING (lane, id) LEFT JOIN outbox.waiting w USING (lane, id) \
+                     WHERE m.aggregate_type = 'bad' AND d.id IS NULL AND w.id IS NULL";
+    scene
+        .until("all of it to be dead, or to wait", undecided, 0)
+        .await;
+    let sent = "outbox.message WHERE aggregate_type = 'bad' AND sent_at IS NOT NULL";
+    let sent = scene.arena.count(sent).await?;
+    expect(sent == 0, || format!("{sent} of them were sent"))?;
+    scene.flow.note(bounded(&scene.relay)?);
+    // The ledger knows nothing of them.
+    scene
+        .sql(
+            "DELETE FROM outbox.message WHERE aggregate_type = 'bad'; DELETE FROM outbox.dead; \
+             DELETE FROM outbox.waiting w WHERE NOT EXISTS (SELECT FROM outbox.message m WHERE m.lane = w.lane AND m.id = w.id)",
+        )
+        .await?;
+    scene.endured(AGAIN, 0).await?;
+    scene.end().await
+}
+
+async fn stranger(setup: &Setup) -> Result<Outcome> {
+    let arena = Arena::start(setup).await?;
+    let roles =
+        "CREATE ROLE stranger LOGIN PASSWORD 'stranger'; GRANT CREATE ON SCHEMA public TO stranger";
+    arena.postgres.execute(DATABASE, roles).await?;
+    // Before anybody connects: what PostgreSQL 14 lets everybody do.
+    let planted = shadows(&setup.repository, "public")?;
+    arena.postgres.execute(DATABASE, &planted).await?;
+    arena
+        .postgres
+        .execute(
+            "postgres",
+            &format!("ALTER DATABASE {DATABASE} SET search_path = public, pg_catalog"),
+        )
+        .await?;
+    let flow_url = format!(
+        "{}?options=-csearch_path%3Dpg_catalog",
+        arena.postgres.url(DATABASE)
+    );
+    let mut scene = Scene::by(arena, &flow_url).await?;
+    scene.fault();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..2 {
+        let url = scene
+            .arena
+            .postgres
+            .url_for("stranger", "stranger", DATABASE);
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
+        tasks.spawn(async move { drop(connection.await) });
+        tasks.spawn(async move {
+            // One listens, and never ends its transaction; the other floods.
+            let listens = "SET search_path = pg_catalog; LISTEN outbox_wake; BEGIN; SELECT 1";
+            let floods = "SET search_path = pg_catalog; \
+                          SELECT pg_notify('outbox_wake', i || repeat('x', 100)) FROM generate_series(1, 5000) i";
+            let sql = if n == 0 { listens } else { floods };
+            while client.batch_execute(sql).await.is_ok() {
+                if n == 0 {
+                    std::future::pending::<()>().await;
+                }
+            }
+        });
+    }
+    scene.logs("the channel outbox_wake is flooded").await?;
+    scene.flow.steady(400).await?;
+    for command in [&["check", "--connect"][..], &["status"], &["dead", "list"]] {
+        let ran = scene.command(command).await?;
+        expect(ran.code == 0, || ran.said())?;
+    }
+    tasks.shutdown().await;
+    scene.endured(AGAIN, 0).await?;
+    let sprung = "SELECT is_called FROM trap.sprung";
+    let sprung: bool = scene.owner.query_one(sprung, &[]).await?.get(0);
+    expect(!sprung, || "a stand-in of PostgreSQL's own ran".to_owned())?;
+    scene.flow.note(bounded(&scene.relay)?);
+    scene.end().await
+}
+
+/// Each is refused.
+async fn denied(client: &Client, statements: &[&str]) -> Result<()> {
+    for sql in statements {
+        let done = client.batch_execute(sql).await;
+        let code = done.as_ref().err().and_then(|error| error.code());
+        expect(code.is_some_and(|code| code.code() == "42501"), || {
+            format!("{sql}: {done:?}")
+        })?;
+    }
+    Ok(())
+}
+
+async fn insiders(setup: &Setup) -> Result<Outcome> {
+    let mut scene = Scene::start(setup).await?;
+    scene
+        .sql("CREATE ROLE monitor LOGIN PASSWORD 'monitor' IN ROLE outbox_monitor")
+        .await?;
+    let (relay, monitor) = (
+        login(&scene.arena, "relay").await?,
+        login(&scene.arena, "monitor").await?,
+    );
+    let producer = login(&scene.arena, "producer").await?;
+    scene.fault();
+    let operation = "INSERT INTO outbox.operation (by_whom, action, why, selection, affected";
+    let forged = [
+        format!("{operation}, by_role) VALUES ('me', 'discard', 'because', 'all', 1, 'somebody')"),
+        format!(
+            "{operation}, at) VALUES ('me', 'discard', 'because', 'all', 1, now() - interval '1 year')"
+        ),
+    ];
+    denied(&relay, &forged.each_ref().map(String::as_str)).await?;
+    let others = [
+        "UPDATE outbox.operation SET by_whom = 'somebody'",
+        "DELETE FROM outbox.operation",
+        "TRUNCATE outbox.operation",
+        "SELECT * FROM outbox.operation",
+        "INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('a', 'b', '{}')",
+        "UPDATE outbox.message SET payload = '{}'",
+        "UPDATE outbox.migration SET version = 2",
+        "SELECT nextval('outbox.message_id_seq')",
+        "SELECT * FROM inbox.message",
+    ];
+    denied(&relay, &others).await?;
+    let reads = [
+        "SELECT * FROM outbox.message",
+        "SELECT * FROM outbox.dead",
+        "SELECT * FROM outbox.waiting",
+        "SELECT * FROM outbox.lane",
+        "SELECT * FROM outbox.operation",
+        "UPDATE outbox.relay SET state = 'stopped'",
+        "DELETE FROM outbox.relay",
+    ];
+    denied(&monitor, &reads).await?;
+    let forges = [
+        "SELECT * FROM outbox.message",
+        "INSERT INTO outbox.message (sent_at, aggregate_type, event_type, payload) VALUES (now(), 'a', 'b', '{}')",
+        "INSERT INTO outbox.message (id, aggregate_type, event_type, payload) OVERRIDING SYSTEM VALUE VALUES (1, 'a', 'b', '{}')",
+        "UPDATE outbox.lane SET low_water = 1000000",
+        "SELECT setval('outbox.message_id_seq', 1)",
+        "TRUNCATE outbox.message",
+        "SELECT outbox.truncated()",
+    ];
+    denied(&producer, &forges).await?;
+    // What the monitor is there for, it may.
+    monitor
+        .query_one("SELECT pending FROM outbox.status", &[])
+        .await?;
+    scene.flow.steady(100).await?;
+    scene.endured(AGAIN, 0).await?;
+    let all = forged.len() + others.len() + reads.len() + forges.len();
+    scene.flow.note(format!("{all} statements refused"));
+    scene.end().await
+}
+
+async fn other_database(setup: &Setup) -> Result<Outcome> {
+    let mut scene = Scene::start(setup).await?;
+    scene.fault();
+    // Another team's, on the same server, with roles of its own.
+    scene
+        .sql("CREATE ROLE owner LOGIN CREATEROLE PASSWORD 'owner'")
+        .await?;
+    let postgres = &scene.arena.postgres;
+    postgres.create_database("other", "owner").await?;
+    let url = postgres.url_for("owner", "owner", "other");
+    let command = async |args: &[&str]| -> Result<String> {
+        let env = [("DATABASE_URL".to_owned(), url.clone())];
+        let ran = outboxd(setup, args, env).await?;
+        expect(ran.code == 0, || ran.said())?;
+        Ok(ran.stdout)
+    };
+    command(&["migrate"]).await?;
+    // Roles are the server's: those of the first database have members there, and are not taken here.
+    let usual = command(&["sql", "--roles"]).await?;
+    let refused = postgres.psql("owner", "owner", "other", &usual);
+    let refused = refused
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
+    expect(
+        refused.contains("has rights in another database") && refused.contains("--producer NAME"),
+        || format!("the roles of another database were taken: {refused:?}"),
+    )?;
+    postgres
+        .execute(
+            "postgres",
+            "CREATE ROLE other_service LOGIN PASSWORD 'other_service'",
+        )
+        .await?;
+    let own = [
+        "sql",
+        "--roles",
+        "--producer",
+        "other_service",
+        "--relay",
+        "other_relay",
+        "--monitor",
+        "other_monitor",
+    ];
+    let own = command(&own).await?;
+    postgres.psql("owner", "owner", "other", &own)?;
+    let insert =
+        "INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('a', 'b', '{}')";
+    let service = connect(&postgres.url_for("other_service", "other_service", "other")).await?;
+    service.batch_execute(insert).await?;
+    let intruder = connect(&postgres.url_for("other_service", "other_service", DATABASE)).await?;
+    let all = [
+        insert,
+        "SELECT * FROM outbox.message",
+        "SELECT * FROM outbox.status",
+        "SELECT outbox.enqueue('a', 'b', 'c', '{}')",
+        "TRUNCATE outbox.message",
+        "SELECT * FROM inbox.message",
+    ];
+    denied(&intruder, &all).await?;
+    let other_way = connect(&postgres.url_for("producer", "producer", "other")).await?;
+    denied(&other_way, &[insert]).await?;
+    let relay = connect(&postgres.url_for("relay", "relay", "other")).await?;
+    denied(
+        &relay,
+        &["SELECT * FROM outbox.message", "DELETE FROM outbox.message"],
+    )
+    .await?;
+    eventually(
+        "the lock of a sleeping relay to be somebody else's",
+        SOON,
+        async || {
+            // Advisory locks belong to a database: this one wakes nobody, and keeps nobody awake.
+            service
+                .batch_execute("SELECT pg_advisory_lock(122550254464888)")
+                .await
+                .ok()
+        },
+    )
+    .await;
+    scene.flow.steady(100).await?;
+    scene.endured(AGAIN, 0).await?;
+    let there = connect(&scene.arena.postgres.url("other")).await?;
+    let left: i64 = there
+        .query_one(
+            "SELECT count(*) FROM outbox.message WHERE sent_at IS NULL",
+            &[],
+        )
+        .await?
+        .get(0);
+    expect(left == 1, || {
+        "the relay of one database took another one's message".to_owned()
+    })?;
+    scene.end().await
+}

@@ -1,0 +1,144 @@
+//! Connections: too few of them, and all of them dead without a word. Rows 71, 72.
+
+use std::time::{Duration, Instant};
+
+use test_support::{Proxy, eventually};
+
+use crate::{
+    arena::{self, Arena, BATCH, SOON, Setup, since},
+    row::{Outcome, Result, Row, in_time},
+    rows::scene::Scene,
+};
+
+pub const ROWS: &[Row] = &[
+    Row {
+        number: 71,
+        fault: "fewer connections than the relay wants, at either server",
+        long: false,
+        run: |setup| Box::pin(few(setup)),
+    },
+    Row {
+        number: 72,
+        fault: "every session silent at once (half-open)",
+        long: false,
+        run: |setup| Box::pin(silent(setup)),
+    },
+];
+
+const WORKERS: usize = 4;
+const AGAIN: Duration = Duration::from_secs(15);
+
+async fn few(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let ctl = async |arena: &Arena<'_>, args: &[&str]| arena.rabbitmq.ctl(args).await.map(drop);
+    ctl(&arena, &["add_user", "relay", "relay"]).await?;
+    ctl(&arena, &["set_permissions", "relay", ".*", ".*", ".*"]).await?;
+    let url = arena.rabbitmq.url_for("relay", "relay", "/");
+    arena.set("AMQP_URL", &url);
+    arena.set("OUTBOXD__RELAY__WORKERS", &WORKERS.to_string());
+    let mut scene = Scene::of(arena).await?;
+    let limits: &[i32] = if setup.long {
+        &[7, 6, 5, 4, 3, 2]
+    } else {
+        &[4, 2]
+    };
+    for limit in limits {
+        scene.fault();
+        // It wants seven. As all of them end, it gets no more than this.
+        scene
+            .sql(&format!(
+                "ALTER ROLE relay CONNECTION LIMIT {limit}; \
+                 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'relay'"
+            ))
+            .await?;
+        scene.flow.steady(200).await?;
+        scene.ready().await?;
+        scene.endured(AGAIN, WORKERS * BATCH).await?;
+    }
+    // And one to RabbitMQ for four workers: who has the one must be who has the other.
+    scene.fault();
+    scene.stop().await?;
+    let one = ["set_user_limits", "relay", r#"{"max-connections": 1}"#];
+    ctl(&scene.arena, &one).await?;
+    scene.relay = scene.arena.relay()?;
+    scene.flow.steady(200).await?;
+    scene.ready().await?;
+    scene.endured(AGAIN, 0).await?;
+    // With one to PostgreSQL there is nobody to publish, and that is said.
+    scene.fault();
+    scene.stop().await?;
+    scene.sql("ALTER ROLE relay CONNECTION LIMIT 1").await?;
+    scene.relay = scene.arena.relay()?;
+    scene.says(503, "CONNECTION LIMIT").await?;
+    scene.sql("ALTER ROLE relay CONNECTION LIMIT -1").await?;
+    scene.endured(AGAIN, 0).await?;
+    scene.end().await
+}
+
+/// A statement's, the five seconds more that a session gets, and the two within which the others must answer then.
+const AT_WORK: Duration = Duration::from_secs(9);
+/// An idle session is asked every fifteen seconds.
+const ASLEEP: Duration = Duration::from_secs(17);
+/// Beside it: to connect again, and to send what had to wait, on a busy machine.
+const BESIDE: Duration = Duration::from_secs(6);
+
+async fn silent(setup: &Setup) -> Result<Outcome> {
+    let mut arena = Arena::start(setup).await?;
+    let database = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
+    let broker = Proxy::start(([127, 0, 0, 1], arena.rabbitmq.port()).into()).await?;
+    let url = arena::over(
+        &arena.database_url(),
+        arena.postgres.port(),
+        database.port(),
+    );
+    arena.set("DATABASE_URL", &url);
+    let url = arena::over(&arena.broker_url(), arena.rabbitmq.port(), broker.port());
+    arena.set("AMQP_URL", &url);
+    arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "2s");
+    // Within which the server frees what a silent session had locked.
+    arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "4s");
+    arena.set("OUTBOXD__RELAY__WORKERS", "8");
+    let mut scene = Scene::of(arena).await?;
+    // Eight workers, the scout, the listener, the housekeeper.
+    let wanted = 8 + 3;
+    let sessions = "pg_stat_activity WHERE usename = 'relay'";
+    scene.until("all sessions", sessions, wanted).await;
+    let mut slowest = 0.0_f64;
+    for (at_work, bound) in [(true, AT_WORK), (false, ASLEEP)]
+        .into_iter()
+        .take(if setup.long { 2 } else { 1 })
+    {
+        scene.flow.traffic.pause(!at_work);
+        if !at_work {
+            scene.drained().await;
+        }
+        scene.fault();
+        let began = Instant::now();
+        database.forget();
+        if at_work {
+            broker.forget();
+        }
+        scene.flow.traffic.pause(false);
+        eventually("every session to be replaced", SOON, async || {
+            // Those of before are there until the server finds out by itself.
+            let new = format!(
+                "{sessions} AND backend_start > clock_timestamp() - make_interval(secs => {})",
+                since(began)
+            );
+            (scene.arena.count(&new).await.ok()? >= wanted).then_some(())
+        })
+        .await;
+        let took = began.elapsed();
+        slowest = slowest.max(took.as_secs_f64());
+        in_time(took <= bound + BESIDE, || {
+            format!(
+                "the last session was replaced after {took:?}; they are found one after the other"
+            )
+        })?;
+        scene.endured(AGAIN, 8 * BATCH).await?;
+    }
+    scene
+        .flow
+        .note(format!("all sessions replaced within {slowest:.1} s"));
+    scene.end().await
+}

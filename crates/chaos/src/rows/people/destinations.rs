@@ -1,0 +1,108 @@
+//! A destination that fails for all that goes there. Row 67; see also 68 and 69.
+
+use std::time::{Duration, Instant};
+
+use lapin::{
+    options::QueueDeclareOptions,
+    types::{AMQPValue, FieldTable},
+};
+use test_support::eventually;
+
+use crate::{
+    arena::{Arena, QUEUE, SOON, Setup, WINDOW},
+    deliveries::{self, short},
+    probe,
+    row::{Outcome, Result, Row, expect},
+    rows::scene::Scene,
+};
+
+pub const ROWS: &[Row] = &[Row {
+    number: 67,
+    fault: "one of several queues bound for a message is full; a destination that fails alike for thousands",
+    long: false,
+    run: |setup| Box::pin(full_beside_healthy(setup)),
+}];
+
+/// A queue that takes one message, and no more.
+async fn full_queue(channel: &lapin::Channel, name: &str) -> Result<()> {
+    let mut arguments = FieldTable::default();
+    arguments.insert(short("x-max-length"), AMQPValue::LongInt(1));
+    arguments.insert(
+        short("x-overflow"),
+        AMQPValue::LongString("reject-publish".into()),
+    );
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    channel
+        .queue_declare(short(name), durable, arguments)
+        .await?;
+    Ok(())
+}
+
+async fn full_beside_healthy(setup: &Setup) -> Result<Outcome> {
+    let messages = if setup.long { 100_000 } else { 5_000 };
+    let mut arena = Arena::start(setup).await?;
+    arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "100000");
+    let channel = deliveries::channel(&arena.broker_url()).await?;
+    full_queue(&channel, "full").await?;
+    // So that not one of them is taken: a destination that takes one does not fail.
+    deliveries::publish(&channel, "full", "first", "x", "").await?;
+    for queue in [QUEUE, "full"] {
+        deliveries::bind(&channel, "both", queue).await?;
+    }
+    let mut scene = Scene::of(arena).await?;
+    scene.fault();
+    let began = Instant::now();
+    let insert = format!(
+        "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
+         SELECT 'row', 'both-' || i, 'x', '{{}}', 'both' FROM generate_series(1, {messages}) i"
+    );
+    let ids = scene.flow.commits(&scene.owner, &insert).await?;
+    scene.logs("everything to this destination fails").await?;
+    eventually("the gauge", SOON, async || {
+        let failing = probe::metric(scene.port, "outbox_failing_destinations").await?;
+        (failing == 1.0).then_some(())
+    })
+    .await;
+    let unfiled = "outbox.message m LEFT JOIN outbox.waiting w USING (lane, id) \
+                   WHERE m.exchange = 'both' AND m.sent_at IS NULL AND w.id IS NULL";
+    scene.until("all of them to be held", unfiled, 0).await;
+    let probes = "outbox.waiting WHERE failed_probes >= 3";
+    scene
+        .arena
+        .until_count("some probes to fail", probes, |n| n > 0)
+        .await;
+    // Everybody else flows.
+    scene.flow.steady(200).await?;
+    let copies = copies(&scene, &ids);
+    // Two workers' batches until the first answers; then a probe a back-off, which doubles to a second and has its luck with
+    // the jitter, and one new message a second.
+    let probes = 40 + 4 * usize::try_from(began.elapsed().as_secs())?;
+    expect(copies <= WINDOW + probes, || {
+        format!(
+            "{copies} copies in the healthy queue; {} are allowed",
+            WINDOW + probes
+        )
+    })?;
+    scene.flow.note(format!(
+        "{copies} copies of {messages} in the healthy queue within {:.0} s",
+        began.elapsed().as_secs_f64()
+    ));
+    // Somebody makes room.
+    deliveries::delete(&channel, "full").await?;
+    let allowed = copies + WINDOW + probes;
+    scene.endured(Duration::from_secs(60), allowed).await?;
+    scene.logs("the destination takes messages again").await?;
+    scene.end().await
+}
+
+/// Deliveries of these so far.
+fn copies(scene: &Scene<'_>, ids: &[uuid::Uuid]) -> usize {
+    let ids: std::collections::HashSet<_> = ids.iter().collect();
+    let seen = scene.flow.deliveries.all();
+    seen.iter()
+        .filter(|seen| ids.contains(&seen.message_id))
+        .count()
+}

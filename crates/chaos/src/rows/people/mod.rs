@@ -1,0 +1,25 @@
+//! What people and their tools do to the outbox, the servers and the process. Rows 58 to 67, 70 to 74.
+
+mod connections;
+mod destinations;
+mod marking;
+mod positions;
+mod process;
+mod schema;
+mod settings;
+mod tables;
+mod unreadable;
+
+use crate::row::Row;
+
+pub const ROWS: &[&[Row]] = &[
+    tables::ROWS,
+    positions::ROWS,
+    settings::ROWS,
+    marking::ROWS,
+    destinations::ROWS,
+    unreadable::ROWS,
+    connections::ROWS,
+    process::ROWS,
+    schema::ROWS,
+];

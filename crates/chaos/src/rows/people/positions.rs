@@ -1,0 +1,151 @@
+//! Positions: the sequence, and rows that bring their own. Rows 59, 60.
+
+use tokio_postgres::Client;
+
+use crate::{
+    arena::{DATABASE, Setup, WINDOW},
+    row::{Outcome, Result, Row, expect},
+    rows::scene::{AUDITED, Scene},
+};
+
+pub const ROWS: &[Row] = &[
+    Row {
+        number: 59,
+        fault: "the sequence restarted, set forward and back, cached, while at work",
+        long: false,
+        run: |setup| Box::pin(sequence(setup)),
+    },
+    Row {
+        number: 60,
+        fault: "rows inserted at or below a mark: explicit ids, COPY, a backup table, nextval() drawn long before",
+        long: false,
+        run: |setup| Box::pin(below(setup)),
+    },
+];
+
+async fn sequence(setup: &Setup) -> Result<Outcome> {
+    let mut scene = Scene::start(setup).await?;
+    scene.fault();
+    for (round, set) in [
+        "SELECT setval('outbox.message_id_seq', 1000000)",
+        "SELECT setval('outbox.message_id_seq', 5000)",
+        "SELECT setval('outbox.message_id_seq', 900000000000)",
+        "ALTER SEQUENCE outbox.message_id_seq RESTART WITH 2000",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut generation = scene.flow.traffic.standstill().await;
+        // So that no position is drawn twice.
+        scene.drained().await;
+        scene.sql("DELETE FROM outbox.message").await?;
+        scene.sql(&format!("BEGIN; {set}")).await?;
+        scene
+            .flow
+            .writes(&scene.owner, &format!("set-{round}-"), 100)
+            .await?;
+        scene.sql("COMMIT").await?;
+        scene.drained().await;
+        *generation += 1;
+        drop(generation);
+        scene.flow.steady(50).await?;
+    }
+    scene
+        .logs("stands below positions that were settled")
+        .await?;
+    scene.endured(AUDITED, WINDOW).await?;
+
+    // Each session draws fifty positions ahead: what an idle one writes later comes below the marks.
+    scene.fault();
+    let mut generation = scene.flow.traffic.standstill().await;
+    let idle = scene.arena.client().await?;
+    scene
+        .sql("ALTER SEQUENCE outbox.message_id_seq CACHE 50")
+        .await?;
+    scene
+        .logs("the schema is not as it was at the start")
+        .await?;
+    for n in 0..3 {
+        scene.flow.writes(&idle, &format!("idle-{n}-"), 5).await?;
+        scene
+            .flow
+            .writes(&scene.owner, &format!("busy-{n}-"), 300)
+            .await?;
+        scene.passed().await;
+    }
+    scene.says(503, "CACHE 1").await?;
+    scene
+        .sql("ALTER SEQUENCE outbox.message_id_seq CACHE 1")
+        .await?;
+    *generation += 1;
+    drop(generation);
+    scene.endured(AUDITED, 0).await?;
+    scene.ready().await?;
+    scene.end().await
+}
+
+/// What a copy of a message has, beside what is computed.
+const COLUMNS: &str =
+    "tx, id, message_id, aggregate_type, aggregate_id, event_type, payload, created_at";
+
+/// Into a table of somebody's, and out of the outbox before anybody saw it.
+async fn backup(scene: &Scene<'_>, table: &str) -> Result<()> {
+    scene.sql("BEGIN").await?;
+    scene
+        .flow
+        .writes(&scene.owner, &format!("{table}-"), 20)
+        .await?;
+    let of = format!("outbox.message WHERE aggregate_id LIKE '{table}-%'");
+    let sql = format!(
+        "CREATE TABLE public.{table} AS SELECT {COLUMNS} FROM {of}; DELETE FROM {of}; COMMIT"
+    );
+    scene.sql(&sql).await
+}
+
+/// The server's answer to it.
+async fn refused(owner: &Client, sql: &str) -> Result<()> {
+    let refused = owner.batch_execute(sql).await.err();
+    let code = refused.as_ref().and_then(|error| error.code());
+    expect(code.is_some_and(|code| code.code() == "428C9"), || {
+        format!("{sql}: {refused:?}")
+    })
+}
+
+async fn below(setup: &Setup) -> Result<Outcome> {
+    let mut scene = Scene::start(setup).await?;
+    scene.fault();
+    let insert = "INSERT INTO outbox.message (id, aggregate_type, event_type, payload) VALUES (7, 'a', 'b', '1')";
+    refused(&scene.owner, insert).await?;
+    refused(&scene.owner, "UPDATE outbox.message SET id = 7").await?;
+    for table in ["copied", "restored"] {
+        backup(&scene, table).await?;
+    }
+    let drawn = "CREATE TABLE public.drawn AS SELECT nextval('outbox.message_id_seq') AS id FROM generate_series(1, 20)";
+    scene.sql(drawn).await?;
+    scene.flow.traffic.pause(true);
+    scene.flow.writes(&scene.owner, "passes-", 200).await?;
+    scene.passed().await;
+    scene.flow.traffic.pause(false);
+    let psql = |sql: &str| {
+        scene
+            .arena
+            .postgres
+            .psql("postgres", "postgres", DATABASE, sql)
+    };
+    let copied = psql("COPY public.copied TO STDOUT")?;
+    psql(&format!(
+        "COPY outbox.message ({COLUMNS}) FROM STDIN;\n{copied}\\.\n"
+    ))?;
+    let restore = format!(
+        "INSERT INTO outbox.message ({COLUMNS}) OVERRIDING SYSTEM VALUE SELECT {COLUMNS} FROM public.restored"
+    );
+    scene.sql(&restore).await?;
+    let late = "INSERT INTO outbox.message (id, aggregate_type, aggregate_id, event_type, payload) OVERRIDING SYSTEM VALUE \
+                SELECT id, 'row', 'drawn-' || id, 'written', '{}' FROM public.drawn";
+    scene.flow.commits(&scene.owner, late).await?;
+    scene.endured(AUDITED, 0).await?;
+    scene
+        .flow
+        .note("60 below the marks, each sent once; 2 statements refused");
+    scene.end().await
+}

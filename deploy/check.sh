@@ -53,8 +53,7 @@ if needs promtool "alert rules, their tests, and prometheus.yml"; then
     check "prometheus.yml (promtool check config)" promtool check config deploy/prometheus/prometheus.yml
 fi
 
-# Each alert has its own runbook section, links to it, and is expected to fire in some test; each section
-# has its alert. A file of rules that is not in the list above would be checked by nobody.
+# Each alert has a runbook of its own, links to it, and is expected to fire in some test; each runbook has its alert. A file of rules that is not in the list above would be checked by nobody.
 # shellcheck disable=SC2086
 alerts_are_documented_and_tested() {
     status=0
@@ -77,20 +76,20 @@ alerts_are_documented_and_tested() {
     [ "$(cat $rules | grep -c -- '- alert:')" -eq "$(wc -l <"$scratch/alerts")" ] ||
         { echo "an alert has no runbook_url"; status=1; }
     while read -r name url severity texts; do
-        anchor=$(echo "$name" | tr '[:upper:]' '[:lower:]')
-        [ "$url" = "docs/operations.md#$anchor" ] || { echo "$name: runbook_url is $url"; status=1; }
+        [ "$url" = "docs/runbooks/$name.md" ] || { echo "$name: runbook_url is $url"; status=1; }
         [ "$texts" = 2 ] || { echo "$name: needs a summary and a description"; status=1; }
         case $severity in
             critical | warning) ;;
             *) echo "$name: severity is '$severity'"; status=1 ;;
         esac
-        grep -q "^### $name\$" docs/operations.md || { echo "$name: no section '### $name' in docs/operations.md"; status=1; }
-        grep -q "^| \[$name\](#$anchor) |" docs/operations.md || { echo "$name: not in the table of docs/operations.md"; status=1; }
+        grep -qx "# $name" "docs/runbooks/$name.md" || { echo "$name: no docs/runbooks/$name.md with that title"; status=1; }
+        grep -q "^| \[$name\]($name.md) | $severity |" docs/runbooks/README.md || { echo "$name: not in the table of docs/runbooks/README.md as $severity"; status=1; }
         grep -q "alertname=\"$name\"" deploy/prometheus/*_test.yml || { echo "$name: no test expects it"; status=1; }
     done <"$scratch/alerts"
-    grep -oE '^### (Outbox|Inbox)[A-Za-z]*' docs/operations.md | while read -r _ name; do
-        cat $rules | grep -q -- "- alert: $name\$" || { echo "$name: a runbook without an alert"; exit 1; }
-    done || status=1
+    for runbook in docs/runbooks/*box?*.md; do
+        name=$(basename "$runbook" .md)
+        cat $rules | grep -q -- "- alert: $name\$" || { echo "$name: a runbook without an alert"; status=1; }
+    done
     return $status
 }
 check "every alert has a runbook, texts, a severity and a test" alerts_are_documented_and_tested
@@ -157,9 +156,11 @@ fi
 
 # --------------------------------------------------------------- the code
 # Names that these files share with the code.
+manual=$(find docs/operating docs/runbooks -name '*.md')
+# shellcheck disable=SC2086
 metrics_exist() {
     status=0
-    for name in $(cat deploy/prometheus/*.yml docs/operations.md | grep -owE 'outbox_[a-z_]+' | sort -u); do
+    for name in $(cat deploy/prometheus/*.yml $manual | grep -owE 'outbox_[a-z_]+' | sort -u); do
         case $name in
             outbox_producer | outbox_relay | outbox_monitor | outbox_status | outbox_wake) continue ;;
         esac
@@ -171,16 +172,17 @@ metrics_exist() {
 check "every metric in alerts and runbooks is one of the code's" metrics_exist
 
 # The same for the inbox: of the crate, and of the exporter's query.
+# shellcheck disable=SC2086
 inbox_metrics_exist() {
     status=0
-    for name in $(cat deploy/prometheus/inbox*.yml docs/operations.md | grep -owE 'inbox_[a-z_]+' | sort -u); do
+    for name in $(cat deploy/prometheus/inbox*.yml $manual | grep -owE 'inbox_[a-z_]+' | sort -u); do
         case $name in
             inbox_consumer | inbox_monitor | inbox_status | inbox_queries | inbox_roles | inbox_alerts*) continue ;;
         esac
         base=$(echo "$name" | sed -E 's/_(bucket|sum|count)$//')
         grep -q "\"$base\"" crates/outbox/src/metrics.rs || { echo "$name: no such metric in crates/outbox/src/metrics.rs"; status=1; }
     done
-    for name in $(cat deploy/prometheus/inbox*.yml docs/operations.md | grep -owE 'pg_inbox_[a-z_]+' | sort -u); do
+    for name in $(cat deploy/prometheus/inbox*.yml $manual | grep -owE 'pg_inbox_[a-z_]+' | sort -u); do
         grep -q "^    - ${name#pg_inbox_}:\$" deploy/postgres_exporter/inbox_queries.yaml ||
             { echo "$name: not in inbox_queries.yaml"; status=1; }
     done
@@ -188,11 +190,11 @@ inbox_metrics_exist() {
 }
 check "every metric in the inbox's alerts and runbooks is one of the code's" inbox_metrics_exist
 
-# What the code counts begins at 0, so all of it is in metrics.rs's lists; and operations.md explains those, and no other.
+# What the code counts begins at 0, so all of it is in metrics.rs's lists; and monitoring.md explains those, and no other.
 inbox_labels_agree() {
     metrics=crates/outbox/src/metrics.rs
     sed -n '/^pub(crate) const [A-Z]*: Counted/,/^};/p' "$metrics" | grep -oE '"[a-z_]+"' | tr -d '"' | sort -u >"$scratch/labels.code"
-    sed -n '/^### What an inbox counts/,/^## /p' docs/operations.md | grep -oE '^\| `[a-z_]+` ' | tr -d '|` ' | sort -u >"$scratch/labels.docs"
+    sed -n '/^## Inbox metrics/,/^## [^I]/p' docs/operating/monitoring.md | grep -oE '^\| `[a-z_]+` ' | tr -d '|` ' | sort -u >"$scratch/labels.docs"
     [ -s "$scratch/labels.code" ] && diff "$scratch/labels.code" "$scratch/labels.docs" || return 1
     status=0
     for name in $(grep -hoE '(dead\(|code: |Ok\(|, )"[a-z_]+"' \
@@ -204,11 +206,11 @@ inbox_labels_agree() {
 check "an inbox's outcomes and reasons: begun at 0, explained, and no other" inbox_labels_agree
 
 reasons_agree() {
-    sed -n 's/.*=> "\([a-z_]*\)",$/\1/p' src/reason.rs | sort >"$scratch/reasons.code"
-    sed -n '/^### Reasons/,/^## /s/^| `\([a-z_]*\)` .*/\1/p' docs/operations.md | sort >"$scratch/reasons.docs"
+    sed -n 's/.*=> "\([a-z_]*\)",$/\1/p' crates/core/src/reason.rs | sort >"$scratch/reasons.code"
+    sed -n '/^## Reasons/,$s/^| `\([a-z_]*\)` .*/\1/p' docs/operating/dead-letters.md | sort >"$scratch/reasons.docs"
     [ -s "$scratch/reasons.code" ] && diff "$scratch/reasons.code" "$scratch/reasons.docs"
 }
-check "docs/operations.md explains every reason code, and no other (diff)" reasons_agree
+check "docs/operating/dead-letters.md explains every reason code, and no other (diff)" reasons_agree
 
 # The first cell of each row of the troubleshooting table, cut at <…>, is text of the code.
 error_texts_exist() {
@@ -216,28 +218,13 @@ error_texts_exist() {
         joined { sub(/^ +/, "") }
         { joined = sub(/\\$/, ""); printf "%s%s", $0, joined ? "" : "\n" }' |
         sed -e 's/\\"/"/g' -e 's/{[^{}]*}/<>/g' >"$scratch/code"
-    sed -n '/^## Troubleshooting/,$s/^| ``//p' docs/operations.md | sed 's/`` |.*//' >"$scratch/texts"
+    sed -n 's/^| ``//p' docs/operating/errors.md | sed 's/`` |.*//' >"$scratch/texts"
     [ -s "$scratch/texts" ] || { echo "no rows"; return 1; }
     sed 's/<[^>]*>/\n/g' "$scratch/texts" | sed 's/^ *//; s/ *$//' | awk 'length > 3' | while IFS= read -r part; do
         grep -qF -- "$part" "$scratch/code" || { echo "not in src/: $part"; exit 1; }
     done
 }
 check "every text of the troubleshooting table is in the code" error_texts_exist
-
-links_lead_somewhere() {
-    status=0
-    # As GitHub makes anchors of headings.
-    grep '^##* ' docs/operations.md | sed 's/^#* //' | tr '[:upper:]' '[:lower:]' | sed 's/[^a-z0-9 _-]//g; s/ /-/g' >"$scratch/anchors"
-    for link in $(grep -oE '\]\([^)]+\)' docs/operations.md | sed 's/^](//; s/)$//' | sort -u); do
-        case $link in
-            '#'*) grep -qx -- "${link#\#}" "$scratch/anchors" || { echo "no heading for $link"; status=1; } ;;
-            http*) ;;
-            *) [ -e "docs/${link%%#*}" ] || { echo "no file for $link"; status=1; } ;;
-        esac
-    done
-    return $status
-}
-check "every link of docs/operations.md leads somewhere" links_lead_somewhere
 
 # ------------------------------------------------------------------ systemd
 if needs systemd-analyze "systemd unit"; then

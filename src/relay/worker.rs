@@ -234,7 +234,8 @@ impl Worker {
         let Some(session) = self.session.as_ref().filter(|_| error.is_lock()) else {
             return;
         };
-        let why = match blockers::find(session, &[]).await {
+        let patience = self.shared.source.database.yielding().lock_timeout;
+        let why = match blockers::find_yielding(session, patience).await {
             Ok(found) if !found.is_empty() => format!("locked by {}", blockers::text(&found)),
             Ok(_) | Err(_) => error.to_string(),
         };

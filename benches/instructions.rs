@@ -52,6 +52,7 @@ fn candidates(keys: i64) -> Vec<Candidate> {
     let candidate = |id| Candidate {
         message: message(id, keys),
         ctid: Ctid::default(),
+        tx: 0,
         key_hash: Some(id % keys),
         filed: false,
         scheduled: false,

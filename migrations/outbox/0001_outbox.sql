@@ -85,7 +85,7 @@ CREATE TABLE outbox.message (
 );
 COMMENT ON TABLE outbox.message IS
     'One row per event, inserted in the transaction of the business change that it reports.';
-COMMENT ON COLUMN outbox.message.tx IS 'Transaction that wrote the row. Left to its default.';
+COMMENT ON COLUMN outbox.message.tx IS 'Transaction that wrote what is published of the row. Left to its default.';
 COMMENT ON COLUMN outbox.message.id IS 'Position: the order within a key. Left to its default.';
 COMMENT ON COLUMN outbox.message.message_id IS
     'Identity of the event for ever, the AMQP message_id. Random, so that a restored database never reuses one.';
@@ -228,7 +228,8 @@ CREATE TABLE outbox.relay (
     audited_at timestamptz,
     stranded   bigint      NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE outbox.relay IS 'Relays that work here; for people to read. No decision rests on it.';
+COMMENT ON TABLE outbox.relay IS
+    'Relays that work here; for people to read. One decision rests on it: which of them goes on auditing.';
 COMMENT ON COLUMN outbox.relay.instance IS 'Name of the process, new at each start.';
 COMMENT ON COLUMN outbox.relay.host IS 'Host it runs on.';
 COMMENT ON COLUMN outbox.relay.version IS 'Version of outboxd.';
@@ -309,6 +310,34 @@ CREATE TRIGGER moved AFTER UPDATE OF id, message_id, aggregate_type, aggregate_i
           OR OLD.event_type <> NEW.event_type OR OLD.exchange IS DISTINCT FROM NEW.exchange
           OR OLD.routing_key IS DISTINCT FROM NEW.routing_key)
     EXECUTE FUNCTION outbox.moved();
+
+-- A relay publishes what it has read, and locks no row for it. A message that is corrected meanwhile must not be marked as
+-- sent, or the correction would never be. A mark cannot compare contents; it compares tx with what the claim could see.
+-- AFTER: with a BEFORE trigger PostgreSQL would lock each row before its mark, at a cost.
+CREATE FUNCTION outbox.corrected() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+BEGIN
+    UPDATE outbox.message m SET tx = pg_current_xact_id() WHERE m.lane = NEW.lane AND m.id = NEW.id AND m.sent_at IS NULL;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox.corrected() IS
+    'Notes which transaction corrected an unsent message: what a relay had read before is not marked as sent.';
+REVOKE EXECUTE ON FUNCTION outbox.corrected() FROM PUBLIC;
+
+CREATE TRIGGER corrected AFTER UPDATE OF message_id, aggregate_type, aggregate_id, event_type, payload, binary_payload,
+                                         content_type, headers, exchange, routing_key
+    ON outbox.message FOR EACH ROW
+    WHEN (OLD.message_id <> NEW.message_id
+          OR OLD.aggregate_type <> NEW.aggregate_type OR OLD.aggregate_id IS DISTINCT FROM NEW.aggregate_id
+          OR OLD.event_type <> NEW.event_type OR OLD.content_type <> NEW.content_type
+          OR OLD.payload::text IS DISTINCT FROM NEW.payload::text
+          OR OLD.binary_payload IS DISTINCT FROM NEW.binary_payload
+          OR OLD.headers::text IS DISTINCT FROM NEW.headers::text
+          OR OLD.exchange IS DISTINCT FROM NEW.exchange OR OLD.routing_key IS DISTINCT FROM NEW.routing_key)
+    EXECUTE FUNCTION outbox.corrected();
 
 CREATE FUNCTION outbox.enqueue(
     aggregate_type text,

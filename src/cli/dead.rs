@@ -340,8 +340,9 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
         let would = if args.dry_run { "would be " } else { "" };
         output::line(&format!("{messages} messages {would}{verb}"))?;
         if sent > 0 {
+            let are = if args.dry_run { "would be" } else { "are" };
             output::line(&format!(
-                "{sent} more had been marked as sent since they died: they are dead no more, and not published again"
+                "{sent} more had been marked as sent since they died: they {are} dead no more, and not published again"
             ))?;
         }
     }

@@ -80,14 +80,11 @@ const ADD_LANES: Query = Query {
     sql: include_str!("sql/add_lanes.sql"),
     types: &[Type::INT2_ARRAY],
 };
-const TRY_LEAD: Query = Query {
-    action: "take the audit",
-    sql: "SELECT pg_try_advisory_lock($1) AS leads",
-    types: &[Type::INT8],
+const LEADS: Query = Query {
+    action: "ask who goes on auditing",
+    sql: include_str!("sql/audit_leads.sql"),
+    types: &[Type::TEXT],
 };
-
-/// One relay keeps auditing; the ASCII bytes of `obxaudit`.
-const AUDITOR: i64 = 0x6f62_7861_7564_6974;
 
 /// What tells that marks and messages may no longer fit together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,9 +210,8 @@ async fn transaction(
         return Ok(Filed::default());
     }
     let filing = async {
-        // A lane is waited for a second at most.
-        let begin = format!("{LOCK_TABLES}; SET LOCAL lock_timeout = '1s'");
-        session.begin_with(&begin).await?;
+        // A lane is waited for no longer than `Database::yielding` says: whoever has it may want the table.
+        session.begin_with(LOCK_TABLES).await?;
         let rows = session.query(hold, params).await?;
         let held: BTreeSet<Lane> = rows
             .iter()
@@ -252,9 +248,9 @@ fn is_locked(error: &OutboxError) -> bool {
         if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
 }
 
-/// True from now on, for as long as the session lives: no other relay has the audit.
-pub async fn try_lead(session: &Session) -> Result<bool, OutboxError> {
-    match session.query(&TRY_LEAD, &[&AUDITOR]).await?.first() {
+/// Whether it is this relay that goes on auditing.
+pub async fn leads(session: &Session, instance: &str) -> Result<bool, OutboxError> {
+    match session.query(&LEADS, &[&instance]).await?.first() {
         Some(row) => get(row, "leads"),
         None => Ok(false),
     }

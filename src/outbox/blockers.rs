@@ -1,5 +1,7 @@
 //! Who keeps the relay from writing: sessions of others that hold a lock in its way.
 
+use std::time::Duration;
+
 use outbox_core::message::{Lane, Position};
 use tokio_postgres::types::Type;
 
@@ -44,6 +46,19 @@ pub async fn find(session: &Session, rows: &[Position]) -> Result<Vec<Blocker>, 
             })
         })
         .collect()
+}
+
+/// As [`find`], by a session that holds nothing. It reads two tables, and whoever blocks may have one of them and want the
+/// other: it gives up before the server looks for somebody to end.
+pub async fn find_yielding(
+    session: &Session,
+    patience: Duration,
+) -> Result<Vec<Blocker>, OutboxError> {
+    let patience = format!("SET LOCAL lock_timeout = '{}ms'", patience.as_millis());
+    session.begin_with(&patience).await?;
+    let found = find(session, &[]).await;
+    session.rollback().await?;
+    found
 }
 
 pub fn text(blockers: &[Blocker]) -> String {

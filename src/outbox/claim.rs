@@ -19,7 +19,7 @@ use outbox_core::{
 
 use super::{
     OutboxError,
-    ctid::Tid,
+    ctid::{Tid, Xid},
     row::get,
     session::{Params, Query, Session},
 };
@@ -59,11 +59,12 @@ const BODIES: Query = Query {
 pub const READS: [&str; 2] = [READ.action, BODIES.action];
 
 /// What `sql/read.sql` selects. Looked up by number: by name, each of them in each row is a search through all names.
-const COLUMNS: [&str; 25] = [
+const COLUMNS: [&str; 26] = [
     "filed",
     "lane",
     "id",
     "place",
+    "tx",
     "key_hash",
     "attempts",
     "replay",
@@ -324,6 +325,7 @@ fn candidate(row: &Row, position: Position, message_id: Uuid) -> Result<Candidat
             body: body.map(|b| b.0),
         },
         ctid: field!(row, "place" as Tid)?.0,
+        tx: field!(row, "tx" as Xid)?.0,
         key_hash: field!(row, "key_hash")?,
         filed: field!(row, "filed")?,
         scheduled: field!(row, "scheduled")?,

@@ -1,4 +1,4 @@
-//! A row's place, in PostgreSQL's binary format of `tid`.
+//! A row's place and a transaction's number, in PostgreSQL's binary formats of `tid` and `xid8`.
 
 use std::error::Error;
 
@@ -42,6 +42,33 @@ impl ToSql for Tid {
     to_sql_checked!();
 }
 
+/// A transaction's number, as PostgreSQL reads and writes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Xid(pub u64);
+
+impl<'a> FromSql<'a> for Xid {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Boxed> {
+        Ok(Self(u64::from_be_bytes(raw.try_into()?)))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::XID8
+    }
+}
+
+impl ToSql for Xid {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Boxed> {
+        out.put_u64(self.0);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::XID8
+    }
+
+    to_sql_checked!();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +88,11 @@ mod tests {
         assert!(matches!(tid.to_sql(&Type::TID, &mut out), Ok(IsNull::No)));
         assert_eq!(out, raw.as_slice());
         assert!(Tid::from_sql(&Type::TID, &raw[1..]).is_err());
+        let raw = [0, 1, 2, 3, 4, 5, 6, 7];
+        let xid = Xid::from_sql(&Type::XID8, &raw).unwrap();
+        let mut out = BytesMut::new();
+        assert!(matches!(xid.to_sql(&Type::XID8, &mut out), Ok(IsNull::No)));
+        assert_eq!(out, raw.as_slice());
+        assert!(Xid::from_sql(&Type::XID8, &raw[1..]).is_err());
     }
 }

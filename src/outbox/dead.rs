@@ -265,13 +265,20 @@ pub async fn count(
         return Ok(Changed::default());
     };
     let (all, gone): (i64, i64) = (get(row, "n")?, get(row, "gone")?);
-    Ok(Changed {
-        messages: match change {
-            Change::Redrive => all - gone,
-            Change::Discard => all,
+    Ok(match change {
+        Change::Redrive => {
+            let sent: i64 = get(row, "sent")?;
+            Changed {
+                messages: all - gone - sent,
+                sent,
+                gone,
+            }
+        }
+        Change::Discard => Changed {
+            messages: all,
+            sent: 0,
+            gone,
         },
-        sent: 0,
-        gone,
     })
 }
 

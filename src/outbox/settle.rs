@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use outbox_core::{
     message::{Lane, Position},
-    settlement::{Sent, Settlement},
+    settlement::{Cause, Sent, Settlement, Wait},
 };
 use tokio_postgres::types::Type;
 
 use super::{
     OutboxError,
-    ctid::Tid,
+    ctid::{Tid, Xid},
     row::get,
     session::{Query, Session},
 };
@@ -33,7 +33,7 @@ const MARK_SENT: Query = Query {
 const MARK_MOVED: Query = Query {
     action: "mark sent rows that moved",
     sql: include_str!("sql/mark_moved.sql"),
-    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::XID8_ARRAY],
 };
 const DELETE_SENT: Query = Query {
     action: "delete sent",
@@ -43,12 +43,12 @@ const DELETE_SENT: Query = Query {
 const UNMARKED: Query = Query {
     action: "look for rows that were not marked",
     sql: include_str!("sql/unmarked.sql"),
-    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::XID8_ARRAY],
 };
 const DELETE_MOVED: Query = Query {
     action: "delete sent rows that moved",
     sql: include_str!("sql/delete_moved.sql"),
-    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::XID8_ARRAY],
 };
 const UNFILE: Query = Query {
     action: "settle waiting messages",
@@ -108,18 +108,26 @@ pub async fn settle(
 ) -> Result<(), OutboxError> {
     // Their order matters only between the removals from outbox.waiting and the release; all are one transaction.
     // Boxed: six statements at once are large. Biased: the first one that fails makes the others fail, and is the one to say.
-    Box::pin(async {
+    let (corrected, ..) = Box::pin(async {
         tokio::try_join!(
             biased;
             mark_sent(session, &settlement.sent, keep),
             unfile(session, &settlement.unfile),
-            wait(session, settlement),
+            wait(session, &settlement.wait),
             bury(session, settlement),
             release(session, &settlement.release, released_at_once),
             advance(session, settlement),
         )
     })
     .await?;
+    if !corrected.is_empty() {
+        tracing::warn!(
+            messages = corrected.len(),
+            "messages were corrected while they were published; they are published again, as they are now"
+        );
+        // The lane's mark may pass them, so they are filed; after `unfile`, which may have taken their old record away.
+        Box::pin(wait(session, &corrected)).await?;
+    }
     failpoint::reach("settle.before_commit").await;
     session.commit().await?;
     failpoint::reach("settle.after_commit").await;
@@ -130,9 +138,12 @@ fn split(positions: &[Position]) -> (Vec<Lane>, Vec<i64>) {
     positions.iter().map(|p| (p.lane, p.id)).unzip()
 }
 
-async fn mark_sent(session: &Session, sent: &[Sent], keep: Keep) -> Result<(), OutboxError> {
+/// Returns those that are not marked: somebody has corrected them since the claim read them, and what was published is not
+/// what they are.
+async fn mark_sent(session: &Session, sent: &[Sent], keep: Keep) -> Result<Vec<Wait>, OutboxError> {
+    let mut corrected = Vec::new();
     if sent.is_empty() {
-        return Ok(());
+        return Ok(corrected);
     }
     let (query, moved) = match keep {
         Keep::Marked => (&MARK_SENT, &MARK_MOVED),
@@ -141,28 +152,56 @@ async fn mark_sent(session: &Session, sent: &[Sent], keep: Keep) -> Result<(), O
     let (tids, ids): (Vec<Tid>, Vec<i64>) =
         sent.iter().map(|s| (Tid(s.ctid), s.position.id)).unzip();
     let mut marked = session.execute(query, &[&tids, &ids]).await?;
-    if marked != sent.len() as u64 {
-        // Nobody but a person writes to a row that is pending: a payload mended by hand, for example.
-        let lanes: Vec<Lane> = sent.iter().map(|s| s.position.lane).collect();
-        marked += session.execute(moved, &[&lanes, &ids]).await?;
+    if marked == sent.len() as u64 {
+        return Ok(corrected);
     }
-    if marked != sent.len() as u64 {
-        // Deleted or marked by hand: nothing is left to mark. But one that is still there would be published again and again.
-        let lanes: Vec<Lane> = sent.iter().map(|s| s.position.lane).collect();
-        let left = session.query(&UNMARKED, &[&lanes, &ids]).await?;
-        if let Some(first) = left.first() {
-            return Err(OutboxError::NotMarked {
-                messages: left.len(),
-                position: get(first, "id")?,
-            });
+    // Nobody but a person, or a person's tool, writes to a row that is pending.
+    let (lanes, writers): (Vec<Lane>, Vec<Xid>) =
+        sent.iter().map(|s| (s.position.lane, Xid(s.tx))).unzip();
+    marked += session.execute(moved, &[&lanes, &ids, &writers]).await?;
+    if marked == sent.len() as u64 {
+        return Ok(corrected);
+    }
+    let mut unmarked = Vec::new();
+    for row in &session.query(&UNMARKED, &[&lanes, &ids, &writers]).await? {
+        let position = Position {
+            lane: get(row, "lane")?,
+            id: get(row, "id")?,
+        };
+        if get(row, "corrected")? {
+            corrected.push(again(position));
+        } else {
+            unmarked.push(position);
         }
+    }
+    // One that is still there, and as it was, would be published again and again.
+    if let Some(first) = unmarked.first() {
+        return Err(OutboxError::NotMarked {
+            messages: unmarked.len(),
+            position: first.id,
+        });
+    }
+    // Deleted or marked by hand: nothing is left to mark.
+    if marked + corrected.len() as u64 != sent.len() as u64 {
         tracing::warn!(
             confirmed = sent.len(),
             marked,
             "rows changed under a held lane: were they deleted or marked by hand?"
         );
     }
-    Ok(())
+    Ok(corrected)
+}
+
+fn again(position: Position) -> Wait {
+    Wait {
+        position,
+        cause: Cause::Retry,
+        delay: Duration::ZERO,
+        attempts: 0,
+        reason: None,
+        error: Some("corrected while it was published".to_owned()),
+        held_for: None,
+    }
 }
 
 async fn unfile(session: &Session, positions: &[Position]) -> Result<(), OutboxError> {
@@ -173,8 +212,7 @@ async fn unfile(session: &Session, positions: &[Position]) -> Result<(), OutboxE
     session.execute(&UNFILE, &[&lanes, &ids]).await.map(drop)
 }
 
-async fn wait(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {
-    let wait = &settlement.wait;
+async fn wait(session: &Session, wait: &[Wait]) -> Result<(), OutboxError> {
     if wait.is_empty() {
         return Ok(());
     }

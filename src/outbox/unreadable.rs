@@ -15,6 +15,7 @@ use super::{
     session::{Query, Session},
     settle::{self, Keep},
 };
+use crate::failpoint;
 
 const FIRST: Query = Query {
     action: "look for a message that cannot be read",
@@ -66,7 +67,9 @@ impl OutboxError {
 
 /// Where the message stands that this lane's next claim reads first. Nothing of it is read.
 pub async fn first(session: &Session, lane: Lane) -> Result<Option<Position>, OutboxError> {
-    session.begin().await?;
+    // Before the lane, as a claim does: a TRUNCATE of outbox.message updates all lanes, and would wait for this one while
+    // this waits for the table.
+    session.begin_with(LOCK_TABLES).await?;
     let found = first_held(session, lane).await;
     session.rollback().await?;
     found
@@ -78,6 +81,7 @@ async fn first_held(session: &Session, lane: Lane) -> Result<Option<Position>, O
         return Ok(None);
     };
     let mark: i64 = get(mark, "low_water")?;
+    failpoint::reach("unreadable.lane_held").await;
     let rows = session.query(&FIRST, &[&lane, &mark]).await?;
     let id = rows.first().map(|row| get(row, "id")).transpose()?;
     Ok(id.map(|id| Position { lane, id }))

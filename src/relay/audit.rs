@@ -1,8 +1,8 @@
 //! The audit's pace: the whole of `outbox.message`, again and again, in small steps that cost a fixed part of one core.
 //!
-//! Each relay audits everything once after its start, whatever others do. After that one relay goes on, and slower. A sign
-//! that somebody changed the tables starts a whole audit at once. What an audit finds is filed at once; what lies in a lane
-//! that another one holds is kept, and filed as soon as the lane is free.
+//! Each relay audits everything once after its start, and once after each sign that somebody changed the tables, whatever
+//! others do. Between them one relay goes on, and slower. What an audit finds is filed at once; what lies in a lane that
+//! another one holds is kept, and filed as soon as the lane is free.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -84,11 +84,9 @@ impl Hints {
 }
 
 pub(super) struct Audit {
-    /// One was whole since the start.
-    once: bool,
+    /// None was whole since the start, or since the last alarm: this relay owes one.
     urgent: bool,
-    /// On this session, no other relay has the audit.
-    leads: bool,
+    /// When it is asked again whether this relay goes on auditing.
     lead_at: Instant,
     walk: Option<Walk>,
     next: Instant,
@@ -114,9 +112,7 @@ impl Audit {
     pub fn new() -> Self {
         let now = Instant::now();
         Self {
-            once: false,
             urgent: true,
-            leads: false,
             lead_at: now,
             walk: None,
             next: now,
@@ -127,11 +123,6 @@ impl Audit {
             unsaid: 0,
             say_at: now,
         }
-    }
-
-    /// On a new connection; the lock went with the last one.
-    pub fn reconnected(&mut self) {
-        self.leads = false;
     }
 
     /// One bounded step. Returns when the next one is due.
@@ -207,7 +198,8 @@ impl Audit {
             if Instant::now() < self.next {
                 return Ok(self.next);
             }
-            if self.once && !self.leads(session, shared).await? {
+            // An alarm is answered by whoever saw it: a relay that leads may not have seen it, or may stand still.
+            if !self.urgent && !self.leads(session, shared).await? {
                 return Ok(self.lead_at);
             }
             self.walk = Some(Walk {
@@ -248,7 +240,6 @@ impl Audit {
         if walk.is_past_the_end() && !walk.next_table() {
             let began = walk.began;
             self.walk = None;
-            self.once = true;
             self.urgent = false;
             self.next = (began + BEGIN_EVERY).max(Instant::now() + pause);
             metrics::audited(shared.health.source());
@@ -259,15 +250,14 @@ impl Audit {
     }
 
     async fn leads(&mut self, session: &Session, shared: &Shared) -> Result<bool, OutboxError> {
-        // Behind PgBouncer in transaction mode there is no session to keep a lock: each relay audits.
-        if self.leads || !shared.source.database.listen {
-            return Ok(true);
+        if Instant::now() < self.lead_at {
+            return Ok(false);
         }
-        if Instant::now() >= self.lead_at {
+        let leads = audit::leads(session, &shared.instance).await?;
+        if !leads {
             self.lead_at = Instant::now() + LEAD_EVERY;
-            self.leads = audit::try_lead(session).await?;
         }
-        Ok(self.leads)
+        Ok(leads)
     }
 }
 

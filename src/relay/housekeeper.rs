@@ -111,7 +111,6 @@ async fn keep_house(
     let mut pruning = Pruning::new();
     let mut held_at = Instant::now();
     let mut inspection = Inspection::new();
-    audit.reconnected();
     while !stop.is_cancelled() {
         let source = shared.health.source();
         // Before the gauges: they can't be read where something is missing.

@@ -234,7 +234,8 @@ impl Worker {
         let Some(session) = self.session.as_ref().filter(|_| error.is_lock()) else {
             return;
         };
-        let why = match blockers::find(session, &[]).await {
+        let patience = self.shared.source.database.yielding().lock_timeout;
+        let why = match blockers::find_yielding(session, patience).await {
             Ok(found) if !found.is_empty() => format!("locked by {}", blockers::text(&found)),
             Ok(_) | Err(_) => error.to_string(),
         };
@@ -333,8 +334,9 @@ async fn cycle(
         .await?;
     let (outcomes, lost) = (decided.outcomes, decided.lost);
     let sent = outcomes.iter().filter(|o| **o == Outcome::Sent).count();
+    let published_in = publishing.elapsed();
     if sent > 0 {
-        metrics::confirmed(source, publishing.elapsed());
+        metrics::confirmed(source, published_in);
     }
     failpoint::reach("confirm.before_settle").await;
 
@@ -361,8 +363,9 @@ async fn cycle(
         let filed = positions(&claim, &outcomes, |o| *o != Outcome::Untouched);
         shared.caution().settled(filed);
         metrics::settled(source, settling.elapsed());
-        let claimed_in = publishing.duration_since(began);
-        record(source, &claim, &outcomes, claimed_in, publishing);
+        // The database's clock was read in the middle of the claim, about.
+        let since_its_clock = publishing.duration_since(began) / 2 + published_in;
+        record(source, &claim, &outcomes, since_its_clock);
         shared
             .hints
             .moved(claim.orphans.iter().map(|o| o.position.id));
@@ -481,17 +484,12 @@ fn found(exhausted: Option<bool>, settled: bool, worked: bool) -> Found {
     }
 }
 
-/// After the commit, so that nothing is counted that was rolled back.
-fn record(
-    source: &str,
-    claim: &Claim,
-    outcomes: &[Outcome],
-    claimed_in: Duration,
-    publishing: Instant,
-) {
-    let confirmed_us = claim.now_us.saturating_add(
-        i64::try_from((claimed_in / 2 + publishing.elapsed()).as_micros()).unwrap_or(i64::MAX),
-    );
+/// After the commit, so that nothing is counted that was rolled back. `confirmed_after`: from the claim's clock to its last
+/// confirm.
+fn record(source: &str, claim: &Claim, outcomes: &[Outcome], confirmed_after: Duration) {
+    let confirmed_us = claim
+        .now_us
+        .saturating_add(i64::try_from(confirmed_after.as_micros()).unwrap_or(i64::MAX));
     let mut latencies = Vec::new();
     // One line for all that failed alike: a lost binding must not write a line for each message of a backlog.
     let mut alike: BTreeMap<Reason, usize> = BTreeMap::new();

@@ -85,7 +85,7 @@ pub fn describe() {
     describe_counter!(DEAD_LETTERED, "Messages given up, by reason.");
     describe_histogram!(
         DELIVERY_LATENCY,
-        "From the row's created_at to the broker's confirm, by the database's clock."
+        "From the row's created_at to the last confirm of its claim, by the database's clock."
     );
     describe_histogram!(CLAIM, "Time to hold lanes and read their messages.");
     describe_histogram!(

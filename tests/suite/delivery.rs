@@ -2,7 +2,7 @@
 
 use lapin::types::AMQPValue;
 
-use crate::world::{Gate, SOON, world};
+use crate::world::{FAR, FARTHER, Gate, SOON, world};
 
 #[tokio::test]
 async fn a_committed_event_arrives_as_the_contract_says() {
@@ -235,7 +235,8 @@ async fn sent_rows_are_deleted_when_none_are_kept() {
 }
 
 #[tokio::test]
-async fn a_row_that_somebody_changes_while_it_is_claimed_is_sent_once_and_marked_or_deleted() {
+async fn a_row_that_somebody_writes_as_it_is_while_it_is_claimed_is_sent_once_and_marked_or_deleted()
+ {
     for (retention, left) in [("7d", 20), ("0s", 0)] {
         let world = world().await;
         let consumer = world.consumer().await;
@@ -248,7 +249,8 @@ async fn a_row_that_somebody_changes_while_it_is_claimed_is_sent_once_and_marked
         ]);
         relay.line("failpoint reached", SOON).await;
         // A new version of every row: the places that the claim saw are no longer theirs.
-        let rewrite = "UPDATE outbox.message SET content_type = 'text/plain'";
+        let rewrite =
+            "UPDATE outbox.message SET payload = payload, created_at = created_at - interval '1 s'";
         world.client.batch_execute(rewrite).await.unwrap();
         gate.open();
         world
@@ -264,6 +266,92 @@ async fn a_row_that_somebody_changes_while_it_is_claimed_is_sent_once_and_marked
                 .any(|line| line.contains("rows changed under a held lane")),
             "{lines:?}"
         );
+    }
+}
+
+/// What was published is not what the row says now. The person who corrects it is not kept waiting, and reads nowhere that
+/// it was too late; so the message goes out once more.
+#[tokio::test]
+async fn a_message_that_somebody_corrects_while_it_is_published_is_published_again_as_it_is_now() {
+    // The correction commits before the settle, or the settle waits for it.
+    for (retention, left, settle_waits) in [
+        ("7d", 6, false),
+        ("7d", 6, true),
+        ("0s", 0, false),
+        ("0s", 0, true),
+    ] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        let gate = Gate::new();
+        let kinds = [
+            ("payload", "payload = '2'"),
+            ("binary", "payload = NULL, binary_payload = '2'"),
+            ("content_type", "content_type = 'text/plain'"),
+            ("headers", "headers = '{\"corrected\":\"yes\"}'"),
+            ("route", "routing_key = 'corrected'"),
+            ("left_alone", ""),
+        ];
+        for (kind, _) in kinds {
+            world.insert(Some("k"), kind, "1", "").await;
+        }
+        // One key, and all of it at once: one claim publishes the six.
+        let relay = world.relay(&[
+            ("OUTBOXD__RETENTION__SENT", retention),
+            ("OUTBOXD__RELAY__WORKERS", "1"),
+            ("OUTBOXD__RELAY__ORDERING", "pipelined"),
+            ("OUTBOXD__DATABASE__LOCK_TIMEOUT", FAR),
+            ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", FAR),
+            ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", FARTHER),
+            ("OUTBOXD_FAILPOINT", &gate.at("confirm.before_settle")),
+        ]);
+        relay.line("failpoint reached", SOON).await;
+        let first = consumer.until(6).await;
+        let person = world.postgres().connect(&world.database).await.unwrap();
+        let corrections: String = kinds
+            .iter()
+            .filter(|(_, change)| !change.is_empty())
+            .map(|(kind, change)| {
+                format!("UPDATE outbox.message SET {change} WHERE event_type = '{kind}';")
+            })
+            .collect();
+        person
+            .batch_execute(&format!("BEGIN; {corrections}"))
+            .await
+            .unwrap();
+        if settle_waits {
+            gate.open();
+            let waits = "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() \
+                         AND application_name LIKE 'outboxd/%'";
+            test_support::eventually("the settle to wait", SOON, async || {
+                (world.count(waits).await > 0).then_some(())
+            })
+            .await;
+            person.batch_execute("COMMIT").await.unwrap();
+        } else {
+            person.batch_execute("COMMIT").await.unwrap();
+            gate.open();
+        }
+        let seen = consumer.until(6 + 5).await;
+        for again in &seen[6..] {
+            let kind = again.properties.kind().as_ref().unwrap().as_str();
+            let corrected = match kind {
+                "payload" | "binary" => again.body == b"2",
+                "content_type" => {
+                    again.properties.content_type().as_ref().unwrap().as_str() == "text/plain"
+                }
+                "headers" => again.text_header("corrected").as_deref() == Some("yes"),
+                "route" => again.routing_key == "corrected",
+                _ => false,
+            };
+            assert!(corrected, "{kind}: {again:?}");
+            assert!(
+                first.iter().any(|m| m.message_id == again.message_id),
+                "under the id that it has"
+            );
+        }
+        world.drained().await;
+        assert_eq!(world.count("outbox.message").await, left);
+        assert_eq!(consumer.len(), 6 + 5, "with a history of {retention}");
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::world::{SOON, world};
+use crate::world::{FARTHER, Gate, SOON, world};
 
 /// One GET: status and body; `None` while nobody answers.
 pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
@@ -183,6 +183,41 @@ async fn every_metric_moves() {
             .keys()
             .any(|k| k.starts_with("outbox_build_info{version="))
     );
+}
+
+/// It ends with the confirm: what the database takes for the mark is another metric's.
+#[tokio::test]
+async fn the_delivery_latency_ends_before_the_settle() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let gate = Gate::new();
+    let port = test_support::free_port().unwrap();
+    let listen = format!("127.0.0.1:{port}");
+    let relay = world.relay(&[
+        ("OUTBOXD__ADMIN__LISTEN", &listen),
+        ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", FARTHER),
+        ("OUTBOXD_FAILPOINT", &gate.at("confirm.before_settle")),
+    ]);
+    world.insert(None, "good", "1", "").await;
+    relay.line("failpoint reached", SOON).await;
+    consumer.until(1).await;
+    let age = async || -> f64 {
+        let sql =
+            "SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 FROM outbox.message";
+        world.client.query_one(sql, &[]).await.unwrap().get(0)
+    };
+    // Its moment is taken from the database's clock as of the middle of the claim, so it is not exact.
+    let confirmed = age().await;
+    eventually("a settle that takes long", SOON, async || {
+        (age().await > 3.0 * confirmed + 1.0).then_some(())
+    })
+    .await;
+    gate.open();
+    until(port, "outbox_delivery_latency_seconds_count", |v| v == 1.0).await;
+    until(port, "outbox_delivery_latency_seconds_sum", |v| {
+        v <= 2.0 * confirmed
+    })
+    .await;
 }
 
 /// The lag is in the metric while nothing can be sent, and back at zero after.

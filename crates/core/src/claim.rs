@@ -55,6 +55,8 @@ pub struct Ctid {
 pub struct Candidate {
     pub message: Message,
     pub ctid: Ctid,
+    /// The transaction that wrote what is published of it.
+    pub tx: u64,
     pub key_hash: Option<i64>,
     /// Came from `outbox.waiting`.
     pub filed: bool,
@@ -163,6 +165,7 @@ mod tests {
         Candidate {
             message,
             ctid: Ctid::default(),
+            tx: 0,
             key_hash: None,
             filed: false,
             scheduled: false,

@@ -196,6 +196,7 @@ mod tests {
                 body: None,
             },
             ctid: Ctid::default(),
+            tx: 0,
             key_hash: key,
             filed: false,
             scheduled: false,

@@ -32,6 +32,8 @@ pub struct Settlement {
 pub struct Sent {
     pub position: Position,
     pub ctid: Ctid,
+    /// The transaction that wrote what was published.
+    pub tx: u64,
 }
 
 #[derive(Debug, PartialEq)]
@@ -124,6 +126,7 @@ pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlemen
                     s.sent.push(Sent {
                         position,
                         ctid: candidate.ctid,
+                        tx: candidate.tx,
                     });
                 }
             }
@@ -295,6 +298,7 @@ mod tests {
         Candidate {
             message,
             ctid: Ctid::default(),
+            tx: 0,
             key_hash: Some(KEY),
             filed,
             scheduled: false,

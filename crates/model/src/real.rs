@@ -52,6 +52,7 @@ impl Machine {
                 body: None,
             },
             ctid: Ctid::default(),
+            tx: 0,
             key_hash: Some(c.key.into()),
             filed: c.filed,
             scheduled: false,

@@ -1,10 +1,12 @@
--- How many dead messages a change would take, and how many of the filter have no message any more. As dead_take.sql.
+-- How many dead messages a change would take, how many of them have no message any more, and how many a redrive would not
+-- publish, because they were marked as sent since they died. As dead_take.sql and redrive.sql.
 SELECT count(*) AS n,
-       count(*) FILTER (WHERE m.id IS NULL AND moved.lane IS NULL) AS gone
+       count(*) FILTER (WHERE m.id IS NULL AND moved.lane IS NULL) AS gone,
+       count(*) FILTER (WHERE coalesce(m.sent_at, moved.sent_at) IS NOT NULL AND NOT d.replay) AS sent
 FROM outbox.dead d
 LEFT JOIN outbox.message m ON m.lane = d.lane AND m.id = d.id AND m.message_id = d.message_id
 LEFT JOIN LATERAL (
-    SELECT o.lane, o.aggregate_type, o.aggregate_id, o.event_type
+    SELECT o.lane, o.sent_at, o.aggregate_type, o.aggregate_id, o.event_type
     FROM generate_series(0, 63) AS every (lane)
     JOIN outbox.message o ON o.lane = every.lane::smallint AND o.id = d.id AND o.message_id = d.message_id
     WHERE m.id IS NULL

@@ -22,7 +22,7 @@ WITH lane AS MATERIALIZED (
 ), due AS (
     SELECT true AS filed, l.some_blocking, w.lane, w.id, w.key_hash, w.attempts, w.replay, false AS scheduled,
            w.cause = 'probe' AS probe, coalesce(w.reason = 'unmarkable', false) AS unmarkable, w.destination,
-           m.ctid AS place, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers,
+           m.ctid AS place, m.tx, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers,
            m.exchange, m.routing_key, m.created_at, m.payload, m.binary_payload, m.body_size, m.headers_size
     FROM lane l
     CROSS JOIN LATERAL (
@@ -38,7 +38,7 @@ WITH lane AS MATERIALIZED (
     SELECT false AS filed, l.some_blocking, m.lane, m.id, outbox.key_hash(m.aggregate_type, m.aggregate_id) AS key_hash,
            0 AS attempts, false AS replay, coalesce(m.available_at > statement_timestamp(), false) AS scheduled,
            false AS probe, false AS unmarkable, NULL::bigint AS destination,
-           m.place, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers, m.exchange,
+           m.place, m.tx, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers, m.exchange,
            m.routing_key, m.created_at, m.payload, m.binary_payload, m.body_size, m.headers_size
     FROM lane l
     CROSS JOIN LATERAL (
@@ -57,7 +57,7 @@ WITH lane AS MATERIALIZED (
 ), found AS (
     SELECT * FROM due UNION ALL SELECT * FROM fresh LIMIT $4
 )
-SELECT filed, lane, id, place, key_hash, attempts, replay, scheduled, message_id,
+SELECT filed, lane, id, place, tx, key_hash, attempts, replay, scheduled, message_id,
        -- Longer texts are refused anyway; a gigabyte of name must not reach the relay to be refused.
        CASE WHEN octet_length(aggregate_type) <= 131072 THEN aggregate_type ELSE left(aggregate_type, 131073) END
            AS aggregate_type,

@@ -2,7 +2,7 @@
 
 use crate::{
     people::write,
-    world::{SOON, world},
+    world::{FAR, FARTHER, Gate, SOON, world},
 };
 
 const REFILL: &str = "BEGIN; TRUNCATE outbox.message RESTART IDENTITY";
@@ -154,18 +154,20 @@ async fn a_truncate_and_a_look_for_work_never_deadlock() {
     ]);
     write(&world, &world.client, "first", 100).await;
     world.passed().await;
-    world
-        .sql("BEGIN; LOCK TABLE outbox.message IN ACCESS EXCLUSIVE MODE")
-        .await;
+    // On a connection of its own: within a transaction pg_stat_activity stays as it was when it was first read.
+    let dba = world.postgres().connect(&world.database).await.unwrap();
+    dba.batch_execute("BEGIN; LOCK TABLE outbox.message IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
     let looks = "pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND l.mode = 'AccessShareLock' \
                  AND l.relation = 'outbox.message'::regclass AND a.query LIKE '-- Which of these lanes%'";
     test_support::eventually("a look for work", SOON, async || {
         (world.count(looks).await > 0).then_some(())
     })
     .await;
-    world
-        .sql("TRUNCATE outbox.message RESTART IDENTITY; COMMIT")
-        .await;
+    dba.batch_execute("TRUNCATE outbox.message RESTART IDENTITY; COMMIT")
+        .await
+        .unwrap();
     write(&world, &world.client, "second", 100).await;
     world.drained().await;
     world.all_arrived(&consumer).await;
@@ -174,6 +176,125 @@ async fn a_truncate_and_a_look_for_work_never_deadlock() {
         !lines.iter().any(|line| line.contains("deadlock")),
         "{lines:#?}"
     );
+}
+
+/// The search for a message that cannot be read holds a lane and then reads the table. A TRUNCATE holds the table and then
+/// takes back the mark of each lane.
+#[tokio::test]
+async fn a_truncate_and_a_search_for_an_unreadable_message_never_deadlock() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let gate = Gate::new();
+    world
+        .sql(
+            "CREATE OR REPLACE FUNCTION outbox.key_hash(aggregate_type text, aggregate_id text) RETURNS bigint \
+             LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$ BEGIN \
+                 IF aggregate_id = 'bad' THEN RAISE data_exception; END IF; \
+                 RETURN hashtextextended(aggregate_id, hashtextextended(aggregate_type, 0)); \
+             END $$; \
+             INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) VALUES ('order', 'bad', 'x', '1')",
+        )
+        .await;
+    let relay = world.relay(&[
+        ("OUTBOXD__RELAY__WORKERS", "1"),
+        ("OUTBOXD__DATABASE__LOCK_TIMEOUT", FAR),
+        ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", FAR),
+        ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", FARTHER),
+        ("OUTBOXD_FAILPOINT", &gate.at("unreadable.lane_held")),
+    ]);
+    relay.line("failpoint reached", SOON).await;
+    let dba = world.postgres().connect(&world.database).await.unwrap();
+    let truncating =
+        tokio::spawn(async move { dba.batch_execute("TRUNCATE outbox.message").await });
+    let waits = "pg_stat_activity WHERE query = 'TRUNCATE outbox.message' AND wait_event_type = 'Lock' \
+                 AND datname = current_database()";
+    world.until("it to wait for the relay", waits, 1).await;
+    gate.open();
+    truncating.await.unwrap().unwrap();
+    write(&world, &world.client, "after", 60).await;
+    world.drained().await;
+    world.all_arrived(&consumer).await;
+    let lines = relay.lines();
+    assert!(
+        !lines.iter().any(|line| line.contains("deadlock")),
+        "{lines:#?}"
+    );
+}
+
+/// A claim that finds a table locked asks by whom, and reads two tables for that. A person who has one of them and wants the
+/// other is not ended.
+#[tokio::test]
+async fn tables_truncated_one_by_one_and_the_question_who_blocks_never_deadlock() {
+    let world = world().await;
+    world.bind("all", "#", &[]).await;
+    let gate = Gate::new();
+    // So that the server would find the person to end, and not the relay.
+    world
+        .sql(&format!(
+            "ALTER ROLE relay IN DATABASE {} SET deadlock_timeout = '1h'",
+            world.database
+        ))
+        .await;
+    write(&world, &world.client, "backlog", 60).await;
+    let relay = world.relay(&[
+        ("OUTBOXD__RELAY__WORKERS", "1"),
+        ("OUTBOXD__RELAY__BATCH_SIZE", "1"),
+        ("OUTBOXD__DATABASE__LOCK_TIMEOUT", FAR),
+        ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", FAR),
+        ("OUTBOXD_FAILPOINT", &gate.at("settle.after_commit")),
+    ]);
+    relay.line("failpoint reached", SOON).await;
+    let dba = world.postgres().connect(&world.database).await.unwrap();
+    dba.batch_execute("BEGIN; TRUNCATE outbox.lane")
+        .await
+        .unwrap();
+    gate.open();
+    let asks = "pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND l.relation = 'outbox.lane'::regclass \
+                AND a.query LIKE '-- Sessions that keep this one%' AND a.application_name LIKE '%/0'";
+    test_support::eventually("a worker to ask who blocks", SOON, async || {
+        (world.count(asks).await > 0).then_some(())
+    })
+    .await;
+    dba.batch_execute("TRUNCATE outbox.message; COMMIT")
+        .await
+        .unwrap();
+    write(&world, &world.client, "after", 60).await;
+    world
+        .until(
+            "all that came after",
+            "outbox.message WHERE sent_at IS NOT NULL",
+            60,
+        )
+        .await;
+}
+
+/// Its record of versions alone. A cleaner does that; so the relay at work goes on, on new connections, too.
+#[tokio::test]
+async fn without_the_record_of_versions_a_running_relay_goes_on_and_a_start_is_refused() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    write(&world, &world.client, "before", 60).await;
+    world.passed().await;
+    world.sql("DELETE FROM outbox.migration").await;
+    let ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND application_name LIKE 'outboxd/%'";
+    world.sql(ended).await;
+    write(&world, &world.client, "after", 60).await;
+    world.passed().await;
+    relay
+        .line("the schema is not as it was at the start", SOON)
+        .await;
+    let mut another = world.relay(&[]);
+    assert!(!another.ended(SOON).await.unwrap().success());
+    assert_ne!(world.outboxd(&["status"], &[]).await.code, 0);
+    let owner = world.postgres().url_for("owner", "owner", &world.database);
+    let recorded = world
+        .outboxd(&["migrate"], &[("DATABASE_URL", &owner)])
+        .await;
+    assert_eq!(recorded.code, 0, "{}", recorded.stderr);
+    assert_eq!(world.outboxd(&["status"], &[]).await.code, 0);
+    world.all_arrived(&consumer).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! What people and their tools do to the tables: nothing that is committed and unsent stays unseen.
 
+mod audited;
 mod copied;
 mod corrected;
 mod emptied;

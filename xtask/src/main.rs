@@ -3,10 +3,13 @@
 mod bench;
 mod chaos;
 mod check;
+mod circles;
+mod commits;
 mod demo;
 mod docs;
 mod fuzz;
 mod layers;
+mod lengths;
 mod links;
 mod matrix;
 mod model;
@@ -14,6 +17,7 @@ mod mutants;
 mod named_tests;
 mod servers;
 mod shell;
+mod syntax;
 mod test;
 mod tools;
 

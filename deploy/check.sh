@@ -197,8 +197,9 @@ inbox_labels_agree() {
     sed -n '/^## Inbox metrics/,/^## [^I]/p' docs/operating/monitoring.md | grep -oE '^\| `[a-z_]+` ' | tr -d '|` ' | sort -u >"$scratch/labels.docs"
     [ -s "$scratch/labels.code" ] && diff "$scratch/labels.code" "$scratch/labels.docs" || return 1
     status=0
+    consumer=crates/outbox/src/consumer
     for name in $(grep -hoE '(dead\(|code: |Ok\(|, )"[a-z_]+"' \
-        crates/outbox/src/consumer/process.rs crates/outbox/src/consumer/worker.rs crates/outbox/src/http/execute.rs | grep -oE '"[a-z_]+"' | tr -d '"' | sort -u); do
+        "$consumer/attempt.rs" "$consumer/process.rs" "$consumer/keys.rs" crates/outbox/src/http/execute.rs | grep -oE '"[a-z_]+"' | tr -d '"' | sort -u); do
         grep -qx "$name" "$scratch/labels.code" || { echo "$name: counted, and not in $metrics's lists"; status=1; }
     done
     return $status
@@ -258,8 +259,6 @@ if needs shellcheck "shell scripts"; then
     check "shell scripts (shellcheck)" shellcheck deploy/check.sh deploy/compose/generate-env.sh
 fi
 if needs cargo-deny "licences, banned crates, sources"; then
-    # It looks at the crates of all platforms; a build fetches those of its own.
-    cargo fetch --locked >/dev/null 2>&1
     check "licences, banned crates, sources (cargo deny)" cargo-deny --offline --locked check licenses bans sources
     # Its database is a git repository, fetched here if it can be.
     if cargo-deny fetch db >/dev/null 2>&1; then

@@ -24,9 +24,9 @@ use lapin::{
 use tokio::{sync::watch, task::AbortHandle};
 
 use super::BrokerError;
-use crate::{
-    broker::uri::{BrokerEndpoint, Host},
-    config::{Broker, BrokerAuth},
+use crate::config::{
+    Broker, BrokerAuth,
+    uri::{BrokerEndpoint, Host},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]

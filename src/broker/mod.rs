@@ -5,7 +5,6 @@ mod destinations;
 mod error;
 mod publish;
 mod topology;
-pub mod uri;
 
 pub(crate) use connect::{Link, LinkState};
 pub(crate) use error::BrokerError;

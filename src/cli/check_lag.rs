@@ -3,7 +3,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use super::{CliError, output, values};
+use super::{CliError, database, output, values};
 use crate::{
     config::Source,
     outbox::status::{self, Status},
@@ -30,7 +30,7 @@ pub(super) async fn check_lag(args: &Args, source: &Source) -> ExitCode {
 }
 
 async fn measure(source: &Source) -> Result<Status, CliError> {
-    let session = super::session(source).await?;
+    let session = database::session(source).await?;
     Ok(status::status(&session).await?)
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use uuid::Uuid;
 
-use super::{CliError, output, values};
+use super::{CliError, database, output, values};
 use crate::{
     config::Source,
     outbox::{
@@ -136,7 +136,7 @@ pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliEr
             limit,
             json,
         } => {
-            let session = super::session(source).await?;
+            let session = database::session(source).await?;
             migrate::require_known(&session).await?;
             let filter = filter.filter();
             if json.json {
@@ -145,10 +145,10 @@ pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliEr
                 list(&session, &filter, limit.unwrap_or(100)).await?;
             }
             let missing = dead::not_dead(&session, &filter.message_ids).await?;
-            super::none_missing(&missing, NOT_DEAD)
+            database::none_missing(&missing, NOT_DEAD)
         }
         Command::Show { message_id, json } => {
-            let session = super::session(source).await?;
+            let session = database::session(source).await?;
             migrate::require_known(&session).await?;
             let filter = Filter {
                 message_ids: vec![*message_id],
@@ -306,7 +306,7 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
             "name message ids or a filter, or say --all, and not both".to_owned(),
         ));
     }
-    let session = super::session(source).await?;
+    let session = database::session(source).await?;
     migrate::require_known(&session).await?;
     let filter = args.filter.filter();
     let (action, verb) = match change {
@@ -320,7 +320,7 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
     } else {
         let operation = Operation {
             action,
-            by: super::operator(args.by.as_ref()),
+            by: database::operator(args.by.as_ref()),
             why: args.why.clone().unwrap_or_default(),
             selection: args.filter.text(),
         };
@@ -347,7 +347,7 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
         }
     }
     if gone == 0 {
-        return super::none_missing(&missing, NOT_DEAD);
+        return database::none_missing(&missing, NOT_DEAD);
     }
     let all = match change {
         Change::Redrive => messages + sent + gone,
@@ -364,5 +364,5 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
             output::note(&text);
         }
     }
-    super::none_missing(&missing, NOT_DEAD)
+    database::none_missing(&missing, NOT_DEAD)
 }

@@ -1,6 +1,6 @@
 //! `outboxd migrate` and `outboxd sql`.
 
-use super::{CliError, output};
+use super::{CliError, database, output};
 use crate::{
     config::Source,
     outbox::{
@@ -75,7 +75,7 @@ fn role(name: &str) -> Result<String, String> {
 }
 
 pub(super) async fn migrate(args: &Args, source: &Source) -> Result<(), CliError> {
-    let session = super::session(source).await?;
+    let session = database::session(source).await?;
     let report = migrate::migrate(&session, args.schema.get(), args.dry_run).await?;
     if args.json.json {
         return Ok(output::json(&report)?);

@@ -2,7 +2,9 @@
 
 mod check;
 mod check_lag;
+mod database;
 mod dead;
+mod error;
 mod migrate;
 mod output;
 mod prune;
@@ -16,12 +18,11 @@ mod values;
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
-use uuid::Uuid;
+
+pub(crate) use error::CliError;
 
 use crate::{
-    broker::BrokerError,
-    config::{Config, ConfigErrors, LoadOptions, Needs, Source},
-    outbox::{OutboxError, migrate::MigrateError, session::Session},
+    config::{Config, LoadOptions, Needs, Source},
     telemetry::logs,
 };
 
@@ -94,60 +95,6 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("expected KEY=VALUE, for example relay.workers=8".to_owned()),
-    }
-}
-
-/// What a command fails with; the exit code follows from it.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CliError {
-    #[error("{0}")]
-    Config(#[from] ConfigErrors),
-    /// Wrong, and only a change of configuration, schema or grants mends it.
-    #[error("{0}")]
-    Setup(String),
-    /// A server does not answer, or does not work for now.
-    #[error("{0}")]
-    Unavailable(String),
-    #[error(transparent)]
-    Outbox(#[from] OutboxError),
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
-    #[error(transparent)]
-    Migrate(#[from] MigrateError),
-    #[error("{0}")]
-    Usage(String),
-    #[error("{0}")]
-    Failure(String),
-    #[error("cannot write the output: {0}")]
-    Output(#[from] std::io::Error),
-}
-
-impl CliError {
-    /// <https://man.openbsd.org/sysexits>: EX_UNAVAILABLE and EX_CONFIG.
-    fn code(&self) -> u8 {
-        match self {
-            Self::Config(_) | Self::Setup(_) => 78,
-            Self::Outbox(e) | Self::Migrate(MigrateError::Outbox(e)) => outbox_code(e),
-            Self::Broker(e) if e.needs_a_person() => 78,
-            Self::Broker(_) | Self::Unavailable(_) => 69,
-            Self::Usage(_) => 2,
-            Self::Migrate(MigrateError::Edited { .. }) | Self::Failure(_) | Self::Output(_) => 1,
-            Self::Migrate(
-                MigrateError::Different { .. }
-                | MigrateError::Half { .. }
-                | MigrateError::NotOwner { .. }
-                | MigrateError::MayNotCreate { .. }
-                | MigrateError::ReadOnly(_),
-            ) => 78,
-        }
-    }
-}
-
-fn outbox_code(error: &OutboxError) -> u8 {
-    match error {
-        e if e.needs_a_person() => 78,
-        e if e.is_statement_refused() => 1,
-        _ => 69,
     }
 }
 
@@ -295,31 +242,4 @@ fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, Cli
         .build()
         .map_err(|e| CliError::Failure(format!("cannot start the async runtime: {e}")))?
         .block_on(work)
-}
-
-/// Connects for one command.
-async fn session(source: &Source) -> Result<Session, CliError> {
-    Ok(Session::connect(&source.database, "outboxd/cli").await?)
-}
-
-/// Who does it, for `outbox.operation`: as said, else the login name.
-fn operator(by: Option<&String>) -> String {
-    by.cloned()
-        .or_else(|| std::env::var("USER").ok().filter(|name| !name.is_empty()))
-        .unwrap_or_else(|| "unknown".to_owned())
-}
-
-/// Ids that were typed and not found are told one by one, and the command fails: a script must not take them for done.
-fn none_missing(missing: &[Uuid], why: &str) -> Result<(), CliError> {
-    if missing.is_empty() {
-        return Ok(());
-    }
-    for id in missing {
-        output::note(&format!("{id}: {why}"));
-    }
-    let of = if missing.len() == 1 { "id" } else { "ids" };
-    Err(CliError::Failure(format!(
-        "{} message {of} not found",
-        missing.len()
-    )))
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use outbox_core::message::Lane;
 
-use super::{CliError, output, values};
+use super::{CliError, database, output, values};
 use crate::{
     config::{Retention, Source},
     outbox::{
@@ -31,7 +31,7 @@ pub(super) async fn prune(
     source: &Source,
     config: &Retention,
 ) -> Result<(), CliError> {
-    let session = super::session(source).await?;
+    let session = database::session(source).await?;
     migrate::require_known(&session).await?;
     let kept_for = args.older_than.unwrap_or(config.sent);
     let mut deleted: u64 = 0;
@@ -56,7 +56,7 @@ pub(super) async fn prune(
     if deleted > 0 {
         let operation = Operation {
             action: "prune",
-            by: super::operator(args.by.as_ref()),
+            by: database::operator(args.by.as_ref()),
             why: "outboxd prune".to_owned(),
             selection: selection.clone(),
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 use super::{
-    CliError, output,
+    CliError, database, output,
     values::{self, Moment},
 };
 use crate::{
@@ -88,7 +88,7 @@ pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError>
                 .to_owned(),
         ));
     }
-    let session = super::session(source).await?;
+    let session = database::session(source).await?;
     migrate::require_known(&session).await?;
     let now = replay::now(&session).await?;
     let (since, until) = (args.since.map(|m| m.by(now)), args.until.map(|m| m.by(now)));
@@ -113,7 +113,7 @@ pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError>
     let selection = text(&filter);
     let operation = Operation {
         action: "replay",
-        by: super::operator(args.by.as_ref()),
+        by: database::operator(args.by.as_ref()),
         why: args.why.clone().unwrap_or_default(),
         selection: selection.clone(),
     };
@@ -138,7 +138,7 @@ pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError>
             "{count} messages are replayed by the relay, over {seconds:.1} s: {selection}"
         ))?;
     }
-    super::none_missing(
+    database::none_missing(
         &missing,
         "no sent message that fits has this id, or it waits or is dead",
     )

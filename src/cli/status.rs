@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{CliError, output};
+use super::{CliError, database, output};
 use crate::{
     config::Source,
     outbox::{
@@ -23,7 +23,7 @@ struct Report {
 }
 
 pub(super) async fn status(json: output::Json, source: &Source) -> Result<(), CliError> {
-    let session = super::session(source).await?;
+    let session = database::session(source).await?;
     migrate::require_known(&session).await?;
     let status = status::status(&session).await?;
     let relays = status::relays(&session).await?;

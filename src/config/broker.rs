@@ -2,8 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{ConfigError, database::Url, secret};
-use crate::broker::uri::BrokerEndpoint;
+use super::{ConfigError, database::Url, secret, uri::BrokerEndpoint};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BrokerAuth {

@@ -5,231 +5,35 @@
 //! - `layers`: from file, environment and flags to one value a key
 //! - `reader`: typed, bounded values; unknown keys
 //! - `sections`: the sections, and the relations between them
+//! - `settings`: the configuration as the program uses it
 //! - `database`, `broker`: what is read again at every connect (URL, password)
+//! - `dsn`, `uri`: the addresses of the two servers
 
 mod broker;
 mod database;
 mod dsn;
+mod error;
 mod given;
 pub mod keys;
 mod layers;
+mod load;
 mod log;
+mod options;
 mod reader;
 mod secret;
 mod sections;
+mod settings;
 #[cfg(test)]
 mod tests;
-
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
-
-use outbox_core::{
-    envelope::EnvelopeOptions,
-    plan::Ordering,
-    route::{RoutingRules, Rule},
-};
+pub mod uri;
 
 pub use broker::{Broker, BrokerAuth};
 pub use database::Database;
+pub use error::{ConfigError, ConfigErrors};
 pub use given::Changes;
 pub use log::{LogError, log_filter};
+pub use options::{LoadOptions, Needs};
 pub use secret::Secret;
-
-/// One thing that is wrong, for the person who must mend it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {problem}")]
-pub struct ConfigError {
-    pub key: String,
-    pub problem: String,
-}
-
-impl ConfigError {
-    pub(crate) fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self {
-            key: one_line(&key.into()),
-            problem: one_line(&problem.into()),
-        }
-    }
-}
-
-/// Keys and values are anybody's: a line break in one must not begin a line of its own.
-fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    line
-}
-
-/// All that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigErrors(pub Vec<ConfigError>);
-
-impl std::error::Error for ConfigErrors {}
-
-impl fmt::Display for ConfigErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("bad configuration")?;
-        for error in &self.0 {
-            write!(f, "\n  {error}")?;
-        }
-        Ok(())
-    }
-}
-
-/// Which URLs a command cannot do without.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Needs {
-    pub database: bool,
-    pub broker: bool,
-}
-
-/// Where configuration comes from. Passed in whole: nothing here reads the process's environment.
-#[derive(Debug, Clone)]
-pub struct LoadOptions {
-    /// `None`: `config/outboxd.toml`, if it is there.
-    pub file: Option<PathBuf>,
-    pub env: BTreeMap<String, String>,
-    /// From `--set`; the last of several wins.
-    pub overrides: Vec<(String, String)>,
-    pub needs: Needs,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Config {
-    pub sources: Vec<Source>,
-    pub relay: Relay,
-    pub routing: Routing,
-    pub retention: Retention,
-    pub admin: Admin,
-    pub log: Log,
-    /// As it was given, to compare a later one with.
-    given: given::Given,
-}
-
-/// A database to relay from, and the broker to relay to.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Source {
-    /// `default` when there is no `[[source]]`.
-    pub name: String,
-    pub database: Database,
-    pub broker: Broker,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Relay {
-    pub workers: usize,
-    pub batch_size: usize,
-    pub batch_bytes: u64,
-    pub max_payload_bytes: u64,
-    pub poll_interval: Duration,
-    pub confirm_timeout: Duration,
-    pub max_attempts: u32,
-    pub backoff_initial: Duration,
-    pub backoff_max: Duration,
-    pub ordering: Ordering,
-    pub shutdown_grace: Duration,
-    pub app_id: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MessageFormat {
-    Plain,
-    CloudEvents,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Routing {
-    pub exchange: String,
-    pub routing_key: String,
-    pub mandatory: bool,
-    /// `None`: a row may name any exchange but the default one.
-    pub allowed_exchanges: Option<Vec<String>>,
-    pub routes: Vec<Rule>,
-    pub format: MessageFormat,
-    pub cloudevents_source: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Retention {
-    /// Zero: sent messages are deleted by the settle itself.
-    pub sent: Duration,
-    pub step_rows: u32,
-    pub interval: Duration,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Admin {
-    pub listen: Option<SocketAddr>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    Auto,
-    Human,
-    Json,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Log {
-    pub format: LogFormat,
-    pub level: String,
-}
-
-impl Config {
-    /// Reads, checks and relates everything, offline.
-    pub fn load(options: LoadOptions) -> Result<Self, ConfigErrors> {
-        let needs = options.needs;
-        let (values, problems) = layers::gather(options);
-        // Half a configuration would only add what follows from its missing half.
-        if !problems.is_empty() {
-            return Err(ConfigErrors(problems));
-        }
-        let given = given::Given::of(&values);
-        let mut reader = reader::Reader::new(values);
-        let config = sections::config(&mut reader, needs);
-        match (config, reader.finish()) {
-            (Some(config), problems) if problems.is_empty() => Ok(Self { given, ..config }),
-            (_, problems) => Err(ConfigErrors(problems)),
-        }
-    }
-
-    /// What is different in `newer`, by key.
-    pub fn changes(&self, newer: &Self) -> Changes {
-        self.given.changes(&newer.given)
-    }
-
-    /// Takes over what needs no restart: the log's level, and what the files hold, which every connect reads again.
-    pub fn adopt(&mut self, newer: &Self) {
-        self.log.level.clone_from(&newer.log.level);
-        self.given.adopt(&newer.given, &[keys::LOG_LEVEL]);
-    }
-}
-
-impl From<&Routing> for RoutingRules {
-    fn from(routing: &Routing) -> Self {
-        Self {
-            exchange: routing.exchange.clone(),
-            routing_key: routing.routing_key.clone(),
-            mandatory: routing.mandatory,
-            routes: routing.routes.clone(),
-            allowed_exchanges: routing.allowed_exchanges.clone(),
-        }
-    }
-}
-
-impl From<&Config> for EnvelopeOptions {
-    fn from(config: &Config) -> Self {
-        Self {
-            app_id: config.relay.app_id.clone(),
-            cloudevents_source: match config.routing.format {
-                MessageFormat::Plain => None,
-                MessageFormat::CloudEvents => config.routing.cloudevents_source.clone(),
-            },
-            max_payload_bytes: config.relay.max_payload_bytes,
-        }
-    }
-}
+pub use settings::{
+    Admin, Config, Log, LogFormat, MessageFormat, Relay, Retention, Routing, Source,
+};

@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use outbox_core::plan::Ordering;
+
 use super::*;
 
 const BOTH: Needs = Needs {

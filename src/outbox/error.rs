@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
-use super::session::SET_UP;
 use crate::config::ConfigError;
+
+/// The action that gives a session its settings.
+pub(super) const SET_UP: &str = "set up the session";
 
 #[derive(Debug, thiserror::Error)]
 pub enum OutboxError {

@@ -26,7 +26,9 @@ use tokio_postgres::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    OutboxError, hosts,
+    OutboxError,
+    error::SET_UP,
+    hosts,
     settings::{self, Scope, Setting},
 };
 use crate::config::Database;
@@ -64,7 +66,6 @@ pub struct Ear {
 
 /// A database or a role may have another default: a settle would then fail with 40001 after its publishes, again and again.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
-pub(super) const SET_UP: &str = "set up the session";
 
 /// How long past the server's own timeouts an answer may take before the connection is given up.
 const GRACE: Duration = Duration::from_secs(5);

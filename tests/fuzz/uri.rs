@@ -1,7 +1,7 @@
 //! Broker URIs: what is accepted means what it says, by a second parser and by writing it down again; what is refused is
 //! refused without the password.
 
-use outboxd::broker::uri::{BrokerEndpoint, Host};
+use outboxd::config::uri::{BrokerEndpoint, Host};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use serde::{Deserialize, Serialize};

@@ -19,6 +19,7 @@ mod outages;
 mod people;
 mod port;
 mod producing;
+mod replaying;
 mod roles;
 mod rows;
 mod schema;

@@ -1,6 +1,6 @@
 //! `cargo xtask check`: what costs seconds. Runs everything, then fails if anything did.
 
-use crate::{Result, command, docs, layers, links, named_tests};
+use crate::{Result, circles, command, commits, docs, layers, lengths, links, named_tests};
 
 pub fn run() -> Result<()> {
     let lints = [
@@ -14,6 +14,9 @@ pub fn run() -> Result<()> {
     ];
     let results = [
         layers::check(),
+        circles::check(),
+        lengths::check(),
+        commits::check(),
         named_tests::check(),
         links::check(),
         command("cargo", &["fmt", "--all", "--check"]),

@@ -1,24 +1,13 @@
 //! The layers of the code, as docs/internals/architecture.md draws them: which module may name which.
 //!
-//! The rules are checked on the syntax tree, so it does not matter how a name is written: in a group, renamed, through a
-//! glob, by `super`, in an attribute or inside a macro's call. Not seen: a name that another macro puts together, and one
-//! that a third module exports under a name of its own.
+//! The rules are checked on the syntax tree (`syntax.rs` says what of it is seen).
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    fs,
-    path::Path,
-    process::Command,
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use crate::{
+    Result,
+    syntax::{self, Name, module_of},
 };
-
-use proc_macro2::{Span, TokenStream, TokenTree};
-use syn::{
-    Attribute, Block, ItemExternCrate, ItemMod, ItemUse, Macro, UseTree,
-    ext::IdentExt,
-    visit::{self, Visit},
-};
-
-use crate::Result;
 
 /// A place, and what its files must not name: a crate, or a path and all that is in it.
 const RULES: &[(&str, &[&str])] = &[
@@ -47,6 +36,7 @@ const RULES: &[(&str, &[&str])] = &[
         "src/config",
         &[
             "lapin",
+            "crate::broker",
             "crate::outbox",
             "crate::relay",
             "crate::cli",
@@ -207,24 +197,6 @@ fn look(place: &Path, forbidden: &[&str], broken: &mut Vec<String>) -> Result<()
     Ok(())
 }
 
-/// The path of a file's module within its crate: `src/relay/worker.rs` is `crate::relay::worker`.
-fn module_of(file: &Path) -> Vec<String> {
-    let inside = file
-        .iter()
-        .map(|part| part.to_string_lossy().into_owned())
-        .skip_while(|part| part != "src")
-        .skip(1);
-    let mut module = vec!["crate".to_owned()];
-    module.extend(inside.map(|part| part.trim_end_matches(".rs").to_owned()));
-    if module
-        .last()
-        .is_some_and(|name| matches!(name.as_str(), "mod" | "lib" | "main"))
-    {
-        module.pop();
-    }
-    module
-}
-
 /// The lines of a file that name what is forbidden, each with the rule.
 fn violations<'r>(
     module: &[String],
@@ -232,21 +204,14 @@ fn violations<'r>(
     forbidden: &[&'r str],
 ) -> syn::Result<BTreeSet<(usize, &'r str)>> {
     let file = syn::parse_file(text)?;
-    let mut names = Names {
-        module: module.to_vec(),
-        imported: vec![HashMap::new()],
-        found: Vec::new(),
-    };
-    names.import_all(&file.items);
-    names.visit_file(&file);
     let rules: Vec<(Vec<&str>, &'r str)> = forbidden
         .iter()
         .map(|rule| (rule.split("::").collect(), *rule))
         .collect();
     let mut broken = BTreeSet::new();
-    for name in &names.found {
+    for name in &syntax::names(module, &file) {
         for (path, rule) in &rules {
-            if name.breaks(path) {
+            if breaks(name, path) {
                 broken.insert((name.line, *rule));
             }
         }
@@ -254,242 +219,9 @@ fn violations<'r>(
     Ok(broken)
 }
 
-/// A path as it was named, from its crate on.
-#[derive(Debug)]
-struct Name {
-    path: Vec<String>,
-    /// `path::*`: whatever is in it.
-    glob: bool,
-    line: usize,
-}
-
-impl Name {
-    fn breaks(&self, rule: &[&str]) -> bool {
-        let starts_alike = self.path.iter().zip(rule).all(|(have, want)| have == want);
-        starts_alike && (self.path.len() >= rule.len() || self.glob)
-    }
-}
-
-/// Collects every path of a file.
-struct Names {
-    /// The module that is visited.
-    module: Vec<String>,
-    /// What `use` has brought into the scopes that are open, the innermost last.
-    imported: Vec<HashMap<String, Vec<String>>>,
-    found: Vec<Name>,
-}
-
-impl Names {
-    /// From the crate on: `self`, `super` and imported names are replaced by what they stand for.
-    fn resolved(&self, path: &[String]) -> Vec<String> {
-        let Some(first) = path.first() else {
-            return Vec::new();
-        };
-        let mut base = match first.as_str() {
-            "self" => self.module.clone(),
-            "super" => self.module[..self.module.len().saturating_sub(1)].to_vec(),
-            name => match self.imported.iter().rev().find_map(|scope| scope.get(name)) {
-                Some(stands_for) => stands_for.clone(),
-                None => vec![name.to_owned()],
-            },
-        };
-        for part in &path[1..] {
-            if part == "super" {
-                base.pop();
-            } else {
-                base.push(part.clone());
-            }
-        }
-        base
-    }
-
-    fn add(&mut self, path: &[String], glob: bool, span: Span) {
-        let path = self.resolved(path);
-        self.found.push(Name {
-            path,
-            glob,
-            line: span.start().line,
-        });
-    }
-
-    /// Before the items of a scope are visited: a name may be used above its `use`.
-    fn import_all<'a>(&mut self, items: impl IntoIterator<Item = &'a syn::Item>) {
-        for item in items {
-            match item {
-                syn::Item::Use(item) => self.import(&mut Vec::new(), &item.tree),
-                syn::Item::ExternCrate(item) => {
-                    if let Some((_, name)) = &item.rename {
-                        let stands_for = self.resolved(&[item.ident.unraw().to_string()]);
-                        self.bind(name.unraw().to_string(), stands_for);
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn bind(&mut self, name: String, stands_for: Vec<String>) {
-        if let Some(scope) = self.imported.last_mut() {
-            scope.insert(name, stands_for);
-        }
-    }
-
-    fn import(&mut self, prefix: &mut Vec<String>, tree: &UseTree) {
-        match tree {
-            UseTree::Path(path) => {
-                prefix.push(path.ident.unraw().to_string());
-                self.import(prefix, &path.tree);
-                prefix.pop();
-            }
-            UseTree::Group(group) => {
-                for tree in &group.items {
-                    self.import(prefix, tree);
-                }
-            }
-            UseTree::Name(name) => {
-                let (path, last) = leaf(prefix, &name.ident.unraw().to_string());
-                let stands_for = self.resolved(&path);
-                // `use tokio;` stands for itself.
-                if stands_for != [last.clone()] {
-                    self.bind(last, stands_for);
-                }
-            }
-            UseTree::Rename(name) => {
-                let (path, _) = leaf(prefix, &name.ident.unraw().to_string());
-                let stands_for = self.resolved(&path);
-                self.bind(name.rename.unraw().to_string(), stands_for);
-            }
-            UseTree::Glob(_) => {}
-        }
-    }
-
-    fn name_all(&mut self, prefix: &mut Vec<String>, tree: &UseTree) {
-        match tree {
-            UseTree::Path(path) => {
-                prefix.push(path.ident.unraw().to_string());
-                self.name_all(prefix, &path.tree);
-                prefix.pop();
-            }
-            UseTree::Group(group) => {
-                for tree in &group.items {
-                    self.name_all(prefix, tree);
-                }
-            }
-            UseTree::Name(syn::UseName { ident })
-            | UseTree::Rename(syn::UseRename { ident, .. }) => {
-                let (path, _) = leaf(prefix, &ident.unraw().to_string());
-                self.add(&path, false, ident.span());
-            }
-            UseTree::Glob(glob) => self.add(prefix, true, glob.star_token.spans[0]),
-        }
-    }
-
-    /// Paths in the words of a macro's call: what they mean to the macro is not known, but they are names all the same.
-    fn in_tokens(&mut self, tokens: TokenStream) {
-        let mut path: Vec<String> = Vec::new();
-        let mut at = Span::call_site();
-        let mut colons = 0;
-        for token in tokens {
-            match token {
-                TokenTree::Ident(ident) => {
-                    if colons != 2 {
-                        self.end(&mut path, at);
-                        at = ident.span();
-                    }
-                    path.push(ident.unraw().to_string());
-                    colons = 0;
-                }
-                TokenTree::Punct(punct) if punct.as_char() == ':' => colons += 1,
-                TokenTree::Punct(_) | TokenTree::Literal(_) => {
-                    self.end(&mut path, at);
-                    colons = 0;
-                }
-                TokenTree::Group(group) => {
-                    self.end(&mut path, at);
-                    colons = 0;
-                    self.in_tokens(group.stream());
-                }
-            }
-        }
-        self.end(&mut path, at);
-    }
-
-    fn end(&mut self, path: &mut Vec<String>, at: Span) {
-        if path.len() > 1 {
-            self.add(path, false, at);
-        }
-        path.clear();
-    }
-}
-
-/// The path of a `use` tree's leaf, and the name that it binds: `a::{self}` is `a`.
-fn leaf(prefix: &[String], name: &str) -> (Vec<String>, String) {
-    let mut path = prefix.to_vec();
-    if name == "self" && !prefix.is_empty() {
-        let last = prefix.last().cloned().unwrap_or_default();
-        return (path, last);
-    }
-    path.push(name.to_owned());
-    (path, name.to_owned())
-}
-
-impl<'ast> Visit<'ast> for Names {
-    fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        self.name_all(&mut Vec::new(), &item.tree);
-    }
-
-    fn visit_item_extern_crate(&mut self, item: &'ast ItemExternCrate) {
-        self.add(&[item.ident.unraw().to_string()], false, item.ident.span());
-    }
-
-    fn visit_path(&mut self, path: &'ast syn::Path) {
-        let words: Vec<String> = path
-            .segments
-            .iter()
-            .map(|segment| segment.ident.unraw().to_string())
-            .collect();
-        // One word alone is a local name, or was imported, and is found there.
-        if words.len() > 1 {
-            let span = path.segments[0].ident.span();
-            self.add(&words, false, span);
-        }
-        visit::visit_path(self, path);
-    }
-
-    fn visit_macro(&mut self, call: &'ast Macro) {
-        visit::visit_macro(self, call);
-        self.in_tokens(call.tokens.clone());
-    }
-
-    fn visit_attribute(&mut self, attribute: &'ast Attribute) {
-        visit::visit_attribute(self, attribute);
-        if let syn::Meta::List(list) = &attribute.meta {
-            self.in_tokens(list.tokens.clone());
-        }
-    }
-
-    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
-        self.module.push(item.ident.unraw().to_string());
-        // The names of the module around it are not in scope.
-        let around = std::mem::replace(&mut self.imported, vec![HashMap::new()]);
-        if let Some((_, items)) = &item.content {
-            self.import_all(items);
-        }
-        visit::visit_item_mod(self, item);
-        self.imported = around;
-        self.module.pop();
-    }
-
-    fn visit_block(&mut self, block: &'ast Block) {
-        self.imported.push(HashMap::new());
-        let items = block.stmts.iter().filter_map(|statement| match statement {
-            syn::Stmt::Item(item) => Some(item),
-            _ => None,
-        });
-        self.import_all(items);
-        visit::visit_block(self, block);
-        self.imported.pop();
-    }
+fn breaks(name: &Name, rule: &[&str]) -> bool {
+    let starts_alike = name.path.iter().zip(rule).all(|(have, want)| have == want);
+    starts_alike && (name.path.len() >= rule.len() || name.glob)
 }
 
 #[cfg(test)]
@@ -585,18 +317,6 @@ mod tests {
             "mod crates { use crate::broker::fs; }",
         ] {
             assert_eq!(broken(text), [""; 0], "{text}");
-        }
-    }
-
-    #[test]
-    fn a_file_is_the_module_that_its_path_says() {
-        for (file, module) in [
-            ("src/lib.rs", "crate"),
-            ("src/relay/mod.rs", "crate::relay"),
-            ("src/relay/worker.rs", "crate::relay::worker"),
-            ("crates/outbox/src/inbox/claim.rs", "crate::inbox::claim"),
-        ] {
-            assert_eq!(module_of(Path::new(file)).join("::"), module);
         }
     }
 }

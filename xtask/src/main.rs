@@ -3,16 +3,21 @@
 mod bench;
 mod chaos;
 mod check;
+mod circles;
+mod commits;
 mod demo;
 mod docs;
 mod fuzz;
 mod layers;
+mod lengths;
 mod links;
 mod matrix;
 mod model;
 mod mutants;
 mod named_tests;
 mod servers;
+mod shell;
+mod syntax;
 mod test;
 mod tools;
 
@@ -20,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+pub use shell::{Result, block_on, built, command, output};
 
 #[derive(Parser)]
 #[command(name = "xtask", bin_name = "cargo xtask")]
@@ -87,29 +92,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Runs a command to its end, in sight.
-fn command(program: &str, args: &[&str]) -> Result<()> {
-    eprintln!("$ {program} {}", args.join(" "));
-    let status = std::process::Command::new(program).args(args).status();
-    let status = status.map_err(|e| format!("{program}: {e}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("{program} {}: {status}", args.join(" ")).into())
-    }
-}
-
-/// The relay, where cargo has put it.
-fn built(profile: &str) -> std::path::PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    std::path::Path::new(&target).join(profile).join("outboxd")
-}
-
-fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(work)
 }

@@ -1,48 +1,20 @@
 //! The broker's bytes, frame by frame. No I/O.
 //!
-//! The walk over a table reads the same grammar as amq-protocol-types, in the same order, with a stack on the heap. What
-//! it can't read of a message's properties is left out, since the message would come again and again; what it can't read
-//! elsewhere ends the connection. So the parser behind it never sees a byte that was not walked.
-//! <https://www.rabbitmq.com/docs/specification>, <https://www.rabbitmq.com/amqp-0-9-1-errata>
+//! What can't be read of a message's properties is left out (`header.rs`); what can't be read elsewhere ends the connection.
+//! So the parser behind it never sees a byte that was not walked.
+//! <https://www.rabbitmq.com/docs/specification>
 
-/// Deepest table that reaches lapin. RabbitMQ's own `x-death` takes four levels; lapin's parser takes 3 to 9 KiB of
-/// stack a level, of 2 MiB.
-pub const MAX_DEPTH: usize = 32;
-
-/// Stands in a message's headers for what was left out of them: nested too deep, unreadable, or too large for a frame. Its
-/// value says how many, and their names.
-pub const REMOVED: &str = "outbox-headers-removed";
-
-/// Largest content header that is read and cut down to a frame, in bytes. RabbitMQ does not split one: it may add to headers
-/// that fill a frame (`x-delivery-count`), and a publisher's connection may have agreed on larger frames.
-const LARGEST_HEADER: u32 = 16 << 20;
-/// Smallest limit that AMQP allows for a frame, in bytes.
-const SMALLEST: u32 = 4096;
-/// Of the names of what was left out, in bytes.
-const NAMES: usize = 200;
-
-/// Why the connection ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    #[error("the server does not speak AMQP 0-9-1 (does the port expect TLS, or none?)")]
-    NotAmqp,
-    #[error("the server sent a frame of {size} bytes; {max} were agreed on")]
-    FrameTooLarge { size: u64, max: u32 },
-    #[error("the server sent a broken AMQP frame")]
-    Broken,
-    #[error("the server sent a table nested deeper than {MAX_DEPTH} levels")]
-    TooDeep,
-    #[error("the server sent a method that only a client sends")]
-    ClientMethod,
-}
+use super::{
+    bounds::{HEAD, LARGEST_HEADER, Refused, SMALLEST},
+    header::header,
+    table::{Depth, Reader, table},
+};
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 const END: u8 = 0xce;
-/// Type, channel, size.
-const HEAD: usize = 7;
 
 /// The length of the frame that `input` begins with; `None` while that is not known.
 fn length(input: &[u8], frame_max: u32) -> Result<Option<usize>, Refused> {
@@ -138,272 +110,6 @@ fn method(payload: &[u8], frame_max: &mut u32) -> Result<(), Refused> {
     }
 }
 
-/// What a message's properties consist of, in the order of their flags.
-/// <https://www.rabbitmq.com/docs/specification>
-const PROPERTIES: [(&str, Property); 14] = [
-    ("content_type", Property::Text),
-    ("content_encoding", Property::Text),
-    ("headers", Property::Headers),
-    ("delivery_mode", Property::Plain(1)),
-    ("priority", Property::Plain(1)),
-    ("correlation_id", Property::Text),
-    ("reply_to", Property::Text),
-    ("expiration", Property::Text),
-    ("message_id", Property::Text),
-    ("timestamp", Property::Plain(8)),
-    ("type", Property::Text),
-    ("user_id", Property::Text),
-    ("app_id", Property::Text),
-    ("cluster_id", Property::Text),
-];
-const HEADERS: u16 = 1 << 13;
-
-#[derive(Debug, Clone, Copy)]
-enum Property {
-    Text,
-    Headers,
-    Plain(usize),
-}
-
-/// A message's properties. `Some` are others to go on with: without what is nested too deep, unreadable, or too large.
-fn header(payload: &[u8], frame_max: u32) -> Result<Option<Vec<u8>>, Refused> {
-    let mut rest = Reader(payload);
-    // Class, weight, size of the body.
-    let fixed = rest.take(12)?;
-    let flags = rest.u16()?;
-    let mut removed: Vec<&[u8]> = Vec::new();
-    let mut entries: Vec<&[u8]> = Vec::new();
-    let (mut kept, mut before, mut behind) = (flags & HEADERS, Vec::new(), Vec::new());
-    let mut whole = true;
-    for ((name, kind), bit) in PROPERTIES.into_iter().zip((2..16).rev()) {
-        let flag: u16 = 1 << bit;
-        if flags & flag == 0 {
-            continue;
-        }
-        let from = rest.0;
-        let read = match kind {
-            Property::Text => rest.short().map(|text| std::str::from_utf8(text).is_ok()),
-            Property::Plain(size) => rest.take(size).map(|_| true),
-            Property::Headers => rest.long().map(|table| {
-                shallow(table, &mut entries, &mut removed);
-                false
-            }),
-        };
-        match (read, kind) {
-            (Ok(true), _) => {
-                kept |= flag;
-                let bytes = &from[..from.len() - rest.0.len()];
-                if flag > HEADERS {
-                    &mut before
-                } else {
-                    &mut behind
-                }
-                .extend_from_slice(bytes);
-            }
-            (Ok(false), Property::Headers) => {}
-            (Ok(false), _) => removed.push(name.as_bytes()),
-            (Err(_), _) => {
-                whole = false;
-                break;
-            }
-        }
-    }
-    // Also the flag for more flags, which nobody uses and lapin does not read.
-    if !whole || !rest.0.is_empty() || flags & 0b11 != 0 {
-        removed.push(b"properties");
-    }
-    let others = HEAD + 1 + fixed.len() + 2 + before.len() + behind.len() + 4;
-    let mut size = others + entries.iter().map(|entry| entry.len()).sum::<usize>();
-    let frame_max = usize::try_from(frame_max).map_err(|_| Refused::Broken)?;
-    if removed.is_empty() && size <= frame_max {
-        return Ok(None);
-    }
-    // The broker's own counts, which it adds to headers that fill a frame already: nothing of the message is missing.
-    if size > frame_max {
-        entries.retain(|entry| {
-            let counts = [&b"x-delivery-count"[..], b"x-acquired-count"];
-            let is_count = Reader(entry)
-                .short()
-                .is_ok_and(|name| counts.contains(&name));
-            size -= if is_count { entry.len() } else { 0 };
-            !is_count
-        });
-    }
-    // The largest first: what is small, and what is ours, comes through.
-    while size > frame_max || (!removed.is_empty() && size + marker(&removed).len() > frame_max) {
-        let sizes = entries.iter().map(|entry| entry.len()).enumerate();
-        let Some((largest, _)) = sizes.max_by_key(|(_, size)| *size) else {
-            break;
-        };
-        let entry = entries.remove(largest);
-        size -= entry.len();
-        removed.push(Reader(entry).short()?);
-    }
-    let marker = match removed.as_slice() {
-        [] => Vec::new(),
-        removed => marker(removed),
-    };
-    let mut changed = fixed.to_vec();
-    changed.extend_from_slice(&(kept | HEADERS).to_be_bytes());
-    changed.extend_from_slice(&before);
-    let headers = entries.concat();
-    let size = u32::try_from(headers.len() + marker.len()).map_err(|_| Refused::Broken)?;
-    changed.extend_from_slice(&size.to_be_bytes());
-    changed.extend_from_slice(&headers);
-    changed.extend_from_slice(&marker);
-    changed.extend_from_slice(&behind);
-    Ok(Some(changed))
-}
-
-/// Takes the headers apart: those that can go on, and the names of the others.
-fn shallow<'a>(headers: &'a [u8], entries: &mut Vec<&'a [u8]>, removed: &mut Vec<&'a [u8]>) {
-    let mut rest = Reader(headers);
-    while !rest.0.is_empty() {
-        let from = rest.0;
-        let Ok(name) = rest.short() else {
-            removed.push(b"?");
-            return;
-        };
-        let depth = match rest.value() {
-            Ok(Value::Plain) => Ok(Depth::Fine),
-            // The headers themselves are the first level.
-            Ok(Value::Nested(inner, kind)) => walk(inner, kind, MAX_DEPTH - 1),
-            // Where it ends is not known, and so neither is what stands behind it.
-            Err(_) => {
-                removed.push(name);
-                return;
-            }
-        };
-        // A marker that somebody else wrote would be taken for ours.
-        if depth == Ok(Depth::Fine) && is_text(name) && name != REMOVED.as_bytes() {
-            entries.push(&from[..from.len() - rest.0.len()]);
-        } else {
-            removed.push(name);
-        }
-    }
-}
-
-fn is_text(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_ok()
-}
-
-/// The header that says what was left out.
-fn marker(removed: &[&[u8]]) -> Vec<u8> {
-    let mut names = String::new();
-    for name in removed {
-        let name = String::from_utf8_lossy(name);
-        let separator = if names.is_empty() { "" } else { ", " };
-        if names.len() + separator.len() + name.len() > NAMES {
-            names += ", …";
-            break;
-        }
-        names += separator;
-        names += &name;
-    }
-    let said = format!("{}: {names}", removed.len());
-    let mut marker = Vec::with_capacity(REMOVED.len() + said.len() + 6);
-    // Both are short.
-    marker.push(u8::try_from(REMOVED.len()).unwrap_or(0));
-    marker.extend_from_slice(REMOVED.as_bytes());
-    marker.push(b'S');
-    marker.extend_from_slice(&u32::try_from(said.len()).unwrap_or(0).to_be_bytes());
-    marker.extend_from_slice(said.as_bytes());
-    marker
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Depth {
-    Fine,
-    TooDeep,
-}
-
-fn table(body: &[u8]) -> Result<Depth, Refused> {
-    walk(body, Kind::Table, MAX_DEPTH)
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Table,
-    Array,
-}
-
-enum Value<'a> {
-    Plain,
-    Nested(&'a [u8], Kind),
-}
-
-/// Reads all of a table or an array, `levels` deep at most: itself is the first.
-fn walk(body: &[u8], kind: Kind, levels: usize) -> Result<Depth, Refused> {
-    let mut open = vec![(Reader(body), kind)];
-    while let Some((rest, kind)) = open.last_mut() {
-        if rest.0.is_empty() {
-            open.pop();
-            continue;
-        }
-        if let Kind::Table = kind
-            && !is_text(rest.short()?)
-        {
-            return Err(Refused::Broken);
-        }
-        if let Value::Nested(inner, kind) = rest.value()? {
-            if open.len() >= levels {
-                return Ok(Depth::TooDeep);
-            }
-            open.push((Reader(inner), kind));
-        }
-    }
-    Ok(Depth::Fine)
-}
-
-/// What is left to read.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], Refused> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(Refused::Broken)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn u16(&mut self) -> Result<u16, Refused> {
-        let bytes = self.take(2)?.try_into().map_err(|_| Refused::Broken)?;
-        Ok(u16::from_be_bytes(bytes))
-    }
-
-    /// A short string.
-    fn short(&mut self) -> Result<&'a [u8], Refused> {
-        let length = self.take(1)?[0];
-        self.take(usize::from(length))
-    }
-
-    /// What has its length in four bytes before it.
-    fn long(&mut self) -> Result<&'a [u8], Refused> {
-        let length = self.take(4)?.try_into().map_err(|_| Refused::Broken)?;
-        let length = usize::try_from(u32::from_be_bytes(length)).map_err(|_| Refused::Broken)?;
-        self.take(length)
-    }
-
-    fn value(&mut self) -> Result<Value<'a>, Refused> {
-        let plain = match self.take(1)?[0] {
-            b'V' => 0,
-            b't' | b'b' | b'B' => 1,
-            b's' | b'U' | b'u' => 2,
-            b'I' | b'i' | b'f' => 4,
-            b'D' => 5,
-            b'L' | b'l' | b'd' | b'T' => 8,
-            b'S' | b'x' => {
-                self.long()?;
-                0
-            }
-            b'F' => return Ok(Value::Nested(self.long()?, Kind::Table)),
-            b'A' => return Ok(Value::Nested(self.long()?, Kind::Array)),
-            _ => return Err(Refused::Broken),
-        };
-        self.take(plain)?;
-        Ok(Value::Plain)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use amq_protocol::{
@@ -414,6 +120,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        bounds::MAX_DEPTH,
+        header::{HEADERS, REMOVED},
+    };
 
     const MAX: u32 = 131_072;
 

@@ -26,12 +26,12 @@
 //! # }
 //! ```
 
+mod bounds;
 mod frames;
+mod header;
 mod stream;
+mod table;
 
-pub use frames::{MAX_DEPTH, REMOVED, Refused};
+pub use bounds::{FRAME_MAX, MAX_DEPTH, Refused};
+pub use header::REMOVED;
 pub use stream::{Guarded, Kit, Plain, guard, runtime, tokio};
-
-/// Largest frame to offer to a broker, in bytes: RabbitMQ's own default. Offer one always: a broker without a limit
-/// (`frame_max = 0`) otherwise makes lapin allocate by the largest number there is.
-pub const FRAME_MAX: u32 = 131_072;

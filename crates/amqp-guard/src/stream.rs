@@ -15,7 +15,7 @@ use futures_io::{AsyncRead, AsyncWrite};
 use futures_util::Stream;
 use lapin::tcp::AsyncTcpStream;
 
-use crate::{FRAME_MAX, frames};
+use super::{bounds::FRAME_MAX, frames};
 
 /// A connection to the broker, with or without TLS.
 pub type Plain = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;

@@ -1,26 +1,21 @@
 //! Servers of one row, and the relays that run on them.
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use test_support::{Daemon, Postgres, PostgresOptions, RabbitMq, RabbitMqOptions, eventually};
 use tokio_postgres::Client;
 
+pub use crate::wait::{SOON, since};
 use crate::{
     deliveries::Deliveries,
     flow::Flow,
-    inputs::SharedStage,
     logs::Logs,
     row::Result,
+    stage::SharedStage,
     timeline::Timeline,
     traffic::{Rate, Traffic},
 };
 
-/// A wait that should take a moment; a slow machine gets this long.
-pub const SOON: Duration = Duration::from_secs(180);
 /// Queue that is bound to everything.
 pub const QUEUE: &str = "all";
 pub const DATABASE: &str = "app";
@@ -222,9 +217,4 @@ pub async fn install(setup: &Setup, postgres: &Postgres, database: &str) -> Resu
 /// The same URL by way of another port.
 pub fn over(url: &str, port: u16, other: u16) -> String {
     url.replace(&format!(":{port}/"), &format!(":{other}/"))
-}
-
-/// Seconds since `then`.
-pub fn since(then: Instant) -> f64 {
-    then.elapsed().as_secs_f64()
 }

@@ -16,11 +16,11 @@ use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
 use crate::{
-    arena::{SOON, since},
     deliveries::Deliveries,
     row::{Outcome, Result, expect, in_time},
     timeline::Timeline,
     traffic::Traffic,
+    wait::{SOON, since},
 };
 
 /// Within which the database must say how much is pending.

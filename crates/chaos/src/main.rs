@@ -1,11 +1,11 @@
 //! The fault matrix against real servers and real processes, judged from a ledger. `cargo xtask chaos` builds the relay
 //! and runs this.
 //!
-//! - [`row`]: what a row is · [`rows`]: the rows, by what breaks
-//! - [`inputs`]: bad configuration, bad rows, bad messages
+//! - [`row`], [`outcome`]: what a row is, and how it ends · [`rows`]: the rows, by what breaks
+//! - [`inputs`]: bad configuration, bad rows, bad messages · [`stage`]: the servers that they share
 //! - [`arena`]: servers of one row · [`traffic`]: producers and what they committed · [`deliveries`]: what arrived
 //! - [`flow`]: traffic through a relay while something breaks, and the judgement
-//! - [`consumer`]: a consumer's process · [`probe`], [`usage`]: a process seen from outside
+//! - [`wait`]: how long a row waits · [`consumer`]: a consumer's process · [`probe`], [`usage`]: a process seen from outside
 //! - [`timeline`], [`plot`], [`report`], [`logs`]: what a person looks at
 
 mod arena;
@@ -14,15 +14,18 @@ mod deliveries;
 mod flow;
 mod inputs;
 mod logs;
+mod outcome;
 mod plot;
 mod probe;
 mod report;
 mod row;
 mod rows;
 mod soak;
+mod stage;
 mod timeline;
 mod traffic;
 mod usage;
+mod wait;
 
 use std::{
     collections::VecDeque,

@@ -2,12 +2,11 @@
 
 use std::{fmt, future::Future, path::Path, pin::Pin, str::FromStr};
 
-use checker::Report;
 use serde::Serialize;
 
-use crate::{arena::Setup, logs::Logs};
+pub use crate::outcome::{Outcome, Result, expect, in_time};
+use crate::{arena::Setup, logs::Logs, outcome::Late};
 
-pub type Result<T> = test_support::Result<T>;
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<Outcome>> + 'a>>;
 
 /// Which part of the matrix a row stands in; each is numbered from 1.
@@ -54,27 +53,6 @@ pub struct Row {
     /// Minutes rather than seconds: only when it is asked for.
     pub long: bool,
     pub run: for<'a> fn(&'a Setup) -> Running<'a>,
-}
-
-/// How a row ended, when it could be run.
-#[derive(Debug, Default)]
-pub struct Outcome {
-    pub report: Report,
-    /// From the end of the fault until everything that was due had arrived.
-    pub recovery_seconds: Option<f64>,
-    /// What else the row asserts, and saw.
-    pub notes: Vec<String>,
-    /// It cannot be run here, and why.
-    pub skipped: Option<String>,
-}
-
-impl Outcome {
-    pub fn skipped(why: impl Into<String>) -> Self {
-        Self {
-            skipped: Some(why.into()),
-            ..Self::default()
-        }
-    }
 }
 
 /// The line that is printed, and its JSON.
@@ -170,26 +148,6 @@ fn told(error: &(dyn std::error::Error + Send + Sync)) -> String {
     match error.source() {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
-    }
-}
-
-/// Something took longer, or more of a core, than it may. On a machine that other rows keep busy that proves nothing:
-/// such a row is run again, alone. Nothing else is.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Late(String);
-
-/// `Err` with what was expected, unless it holds.
-pub fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
-    if holds { Ok(()) } else { Err(what().into()) }
-}
-
-/// [`expect`], of a time.
-pub fn in_time(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
-    if holds {
-        Ok(())
-    } else {
-        Err(Late(what()).into())
     }
 }
 

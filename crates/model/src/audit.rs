@@ -2,48 +2,8 @@
 
 use crate::{
     Action, Machine, Safeguard,
-    state::{Due, Lane, Phase, Row, State, Waiting},
+    state::{Act, Audit, Due, Lane, Phase, Row, State, Waiting},
 };
-
-/// What somebody does to one row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
-    /// `sent_at` is taken back: it is to be sent again.
-    TakeBack,
-    /// Its row in `outbox.waiting` is deleted.
-    Unfile,
-    /// Its row in `outbox.dead` is deleted.
-    Exhume,
-    /// A position whose transaction was rolled back is written after all: a row is copied back, a sequence restarted.
-    CopyBack,
-}
-
-/// Of one relay: the one that has the audit.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Audit {
-    Idle,
-    /// Stranded in the snapshot of the walk. Kept in memory until they are filed.
-    Knows(Vec<Row>),
-    /// Its transaction holds those of their lanes that were free.
-    Holds(Vec<Row>, Vec<Lane>),
-    /// Has inserted these, and not committed.
-    Files {
-        rows: Vec<Row>,
-        /// Their lanes were held by somebody else.
-        left: Vec<Row>,
-        lanes: Vec<Lane>,
-    },
-}
-
-impl Audit {
-    /// The lanes that it has locked.
-    pub fn lanes(&self) -> &[Lane] {
-        match self {
-            Self::Idle | Self::Knows(_) => &[],
-            Self::Holds(_, lanes) | Self::Files { lanes, .. } => lanes,
-        }
-    }
-}
 
 impl Machine {
     pub(crate) fn audit_actions(&self, state: &State, actions: &mut Vec<Action>) {

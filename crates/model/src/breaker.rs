@@ -6,13 +6,12 @@ use std::{cell::RefCell, collections::HashMap, convert::Infallible, time::Durati
 use rand::TryRng;
 
 use crate::{
-    circuit::{Circuit, Open, Permits},
     real::{
         DESTINATION, Instant, POLICY, Position, Reason,
         circuit::{Admission, Arrival, Circuits, Held, Tally, Task},
         id, why,
     },
-    state::{Row, small},
+    state::{Circuit, Open, Permits, Row, small},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

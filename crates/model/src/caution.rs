@@ -5,19 +5,8 @@ use crate::{
     real::{
         Answer, Caution, Ordering, Outcome, POLICY, Plan, Position, decided, id, limits, outcome,
     },
-    state::{Decided, Held, Hold, Memory, Row, State, Work, small},
+    state::{Decided, Forbidden, Held, Hold, Memory, Row, State, Work, small},
 };
-
-/// What somebody did to `outbox.message`: until it is undone, `sent_at` cannot be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Forbidden {
-    /// A revoked privilege, a trigger that raises: the mark shows it.
-    AtMark,
-    /// Only the COMMIT shows it.
-    AtCommit,
-    /// The lock of this row is held.
-    Row(Row),
-}
 
 impl Machine {
     pub(crate) fn caution_actions(&self, state: &State, actions: &mut Vec<Action>) {

@@ -4,41 +4,10 @@ use crate::{
     Action, Machine, Safeguard,
     breaker::{self, Arrivals, Op, Said},
     real::{self, Answer, Outcome, POLICY, decided},
-    state::{Candidate, Decided, Due, Memory, Reply, Row, State, Waiting, Work, small},
-};
-
-/// What a process knows of the destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub enum Circuit {
-    #[default]
-    Works,
-    Failing(Row),
-    Open(Open),
-    Draining {
-        window: u8,
+    state::{
+        Candidate, Circuit, Decided, Due, Memory, Permits, Reply, Row, State, Waiting, Work, small,
     },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Open {
-    pub failures: u8,
-    pub probing: bool,
-    pub permits: Permits,
-    /// The last held message that was chosen to probe.
-    pub chosen: Option<Row>,
-    pub none_held: bool,
-    pub give_up: bool,
-}
-
-/// Which of the two clocks of an open circuit let one message through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Permits {
-    Neither,
-    /// One that was never tried.
-    New,
-    /// And any one as well.
-    Both,
-}
+};
 
 impl Machine {
     pub(crate) fn circuit_actions(&self, state: &State, actions: &mut Vec<Action>) {

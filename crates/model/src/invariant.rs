@@ -2,9 +2,7 @@
 
 use crate::{
     Machine,
-    audit::Audit,
-    caution::Forbidden,
-    state::{Consumer, Phase, Relay, Scout, State},
+    state::{Audit, Consumer, Forbidden, Phase, Relay, Scout, State},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -26,8 +26,10 @@ mod safeguard;
 pub mod scenario;
 mod scout;
 mod settle;
+mod shown;
 mod sighting;
 mod state;
+mod steps;
 
 pub use check::{Checked, Violation, check};
 pub use invariant::Invariant;

@@ -1,10 +1,6 @@
 //! How many of everything.
 
-use crate::{
-    audit::Act,
-    caution::Forbidden,
-    state::{Faults, Key, Lane, Reply},
-};
+use crate::state::{Act, Faults, Forbidden, Key, Lane, Reply};
 
 #[derive(Debug, Clone)]
 pub struct Scenario {

@@ -2,10 +2,8 @@
 
 use crate::{
     Machine,
-    audit::Audit,
-    circuit::Circuit,
     real::POLICY,
-    state::{Consumer, Due, Hold, Phase, Relay, Row, State, Waiting, Work},
+    state::{Audit, Circuit, Consumer, Due, Hold, Phase, Relay, Row, State, Waiting, Work},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,11 +1,6 @@
 //! What the database, the broker and the processes hold between two steps.
 
-use crate::{
-    audit::Audit,
-    caution::Forbidden,
-    circuit::Circuit,
-    real::{Limits, low_water, shares},
-};
+use crate::real::{Limits, low_water, shares};
 
 pub type Key = u8;
 pub type Lane = u8;
@@ -165,6 +160,39 @@ pub struct Memory {
     pub circuit: Circuit,
 }
 
+/// What a process knows of the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Circuit {
+    #[default]
+    Works,
+    Failing(Row),
+    Open(Open),
+    Draining {
+        window: u8,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Open {
+    pub failures: u8,
+    pub probing: bool,
+    pub permits: Permits,
+    /// The last held message that was chosen to probe.
+    pub chosen: Option<Row>,
+    pub none_held: bool,
+    pub give_up: bool,
+}
+
+/// Which of the two clocks of an open circuit let one message through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Permits {
+    Neither,
+    /// One that was never tried.
+    New,
+    /// And any one as well.
+    Both,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Relay {
     Idle,
@@ -292,6 +320,57 @@ pub enum Consumer {
         row: Row,
         acked: bool,
     },
+}
+
+/// What somebody does to one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// `sent_at` is taken back: it is to be sent again.
+    TakeBack,
+    /// Its row in `outbox.waiting` is deleted.
+    Unfile,
+    /// Its row in `outbox.dead` is deleted.
+    Exhume,
+    /// A position whose transaction was rolled back is written after all: a row is copied back, a sequence restarted.
+    CopyBack,
+}
+
+/// Of one relay: the one that has the audit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Audit {
+    Idle,
+    /// Stranded in the snapshot of the walk. Kept in memory until they are filed.
+    Knows(Vec<Row>),
+    /// Its transaction holds those of their lanes that were free.
+    Holds(Vec<Row>, Vec<Lane>),
+    /// Has inserted these, and not committed.
+    Files {
+        rows: Vec<Row>,
+        /// Their lanes were held by somebody else.
+        left: Vec<Row>,
+        lanes: Vec<Lane>,
+    },
+}
+
+impl Audit {
+    /// The lanes that it has locked.
+    pub fn lanes(&self) -> &[Lane] {
+        match self {
+            Self::Idle | Self::Knows(_) => &[],
+            Self::Holds(_, lanes) | Self::Files { lanes, .. } => lanes,
+        }
+    }
+}
+
+/// What somebody did to `outbox.message`: until it is undone, `sent_at` cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Forbidden {
+    /// A revoked privilege, a trigger that raises: the mark shows it.
+    AtMark,
+    /// Only the COMMIT shows it.
+    AtCommit,
+    /// The lock of this row is held.
+    Row(Row),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -11,17 +11,8 @@ mod tests;
 
 use std::net::Ipv6Addr;
 
-use parameters::Parts;
-
-/// What the text says.
-#[derive(Debug, Clone)]
-pub(super) struct Dsn {
-    pub config: tokio_postgres::Config,
-    /// As it was written.
-    pub sslmode: Option<String>,
-    /// The text says that a pooler stands in between, which keeps no prepared statement: by this parameter.
-    pub pooled: Option<String>,
-}
+pub(super) use parameters::Dsn;
+use parameters::{Parts, port_number};
 
 const FORM: &str = "postgres://user:password@host:5432/database?sslmode=verify-full";
 
@@ -172,16 +163,6 @@ fn authority_hosts(hosts: &str, parts: &mut Parts<'_>) -> Result<(), String> {
             .push(port_number(if port.is_empty() { "5432" } else { port })?);
     }
     Ok(())
-}
-
-fn port_number(text: &str) -> Result<u16, String> {
-    match text.parse::<u16>() {
-        Ok(port) if port > 0 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
-        _ => Err(
-            "has a port that is no number from 1 to 65535 (in a user name or a password, write : as %3A and @ as %40)"
-                .to_owned(),
-        ),
-    }
 }
 
 /// `host=… user=…`, with quotes as libpq has them.

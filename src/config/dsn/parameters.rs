@@ -6,7 +6,15 @@ use tokio_postgres::config::{
     ChannelBinding, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs,
 };
 
-use super::{Dsn, port_number};
+/// What the text says.
+#[derive(Debug, Clone)]
+pub(in crate::config) struct Dsn {
+    pub config: tokio_postgres::Config,
+    /// As it was written.
+    pub sslmode: Option<String>,
+    /// The text says that a pooler stands in between, which keeps no prepared statement: by this parameter.
+    pub pooled: Option<String>,
+}
 
 /// Have no meaning for a program with connections of its own; platforms and ORMs put them there.
 const IGNORED: &[&str] = &[
@@ -416,5 +424,15 @@ fn cure(name: &str) -> String {
         None => {
             "remove it (a setting of the session is written options=-c%20name%3Dvalue)".to_owned()
         }
+    }
+}
+
+pub(super) fn port_number(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(port) if port > 0 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
+        _ => Err(
+            "has a port that is no number from 1 to 65535 (in a user name or a password, write : as %3A and @ as %40)"
+                .to_owned(),
+        ),
     }
 }

@@ -3,11 +3,13 @@
 use test_support::Proxy;
 
 use super::{
-    flow, median, median_of,
+    flow,
     outbox::{Batch, Filled, Outbox},
+    relay::{DEFAULTS, Settings},
     report::{Findings, Measure, Target, Unit},
-    stage::{DEFAULTS, Queue, Settings, Stage},
-    suite::Bench,
+    stage::{Queue, Stage},
+    statistics::{median, median_of},
+    workload::Bench,
 };
 use crate::Result;
 

@@ -1,14 +1,31 @@
 //! The generated part of docs/internals/experiments.md.
 
+use std::time::Duration;
+
 use super::{
+    curve::Curve,
+    machine::Machine,
     report::{self, Measure},
-    suite::{Performance, minutes},
+    sizes::Sizes,
 };
 use crate::Result;
 
 pub const FILE: &str = "docs/internals/experiments.md";
 const BEGIN: &str = "<!-- generated -->";
 const END: &str = "<!-- /generated -->";
+
+/// What the whole run found.
+#[derive(serde::Serialize)]
+pub struct Performance {
+    pub machine: Machine,
+    pub command: String,
+    pub seconds: u64,
+    pub sizes: Sizes,
+    pub measures: Vec<Measure>,
+    pub failed: Vec<String>,
+    #[serde(skip)]
+    pub curves: Vec<Curve>,
+}
 
 pub fn write(performance: &Performance) -> Result<()> {
     let text = std::fs::read_to_string(FILE).map_err(|e| format!("{FILE}: {e}"))?;
@@ -62,4 +79,10 @@ fn generated(performance: &Performance) -> String {
         rows = rows.join("\n"),
         notes = report::notes(measures),
     )
+}
+
+/// "1 min 5 s"
+fn minutes(seconds: u64) -> String {
+    let took = Duration::from_secs(seconds).as_secs();
+    format!("{} min {} s", took / 60, took % 60)
 }

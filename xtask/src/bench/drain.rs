@@ -2,12 +2,14 @@
 
 use super::{
     budget::Budget,
-    flow, median_of,
+    flow,
     outbox::{BODY, Batch, Outbox},
     raw,
+    relay::DEFAULTS,
     report::{Findings, Measure, Target, Unit},
-    stage::{DEFAULTS, Queue},
-    suite::Bench,
+    stage::Queue,
+    statistics::median_of,
+    workload::Bench,
 };
 use crate::Result;
 

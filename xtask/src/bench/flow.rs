@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use super::{
     budget::{Budget, Meter},
     outbox::{Batch, Filled, Outbox},
-    stage::{Relay, SOON, Settings, Stage},
+    relay::{Relay, Settings},
+    stage::{SOON, Stage},
 };
 use crate::Result;
 

@@ -7,8 +7,8 @@ use outbox::inbox::{Claimed, Inbox, Operation};
 use super::{
     consumers::{CONSUMER, Kind, Progress, Site},
     load::Load,
-    median, percentile,
     stage::Stage,
+    statistics::{median, percentile},
 };
 use crate::Result;
 

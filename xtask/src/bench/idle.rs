@@ -10,12 +10,12 @@ use lapin::{
 };
 
 use super::{
-    median, median_of,
     outbox::{Batch, Outbox},
-    percentile,
+    relay::DEFAULTS,
     report::{Findings, Measure, Target, Unit},
-    stage::{DEFAULTS, QUEUE, Queue, SOON},
-    suite::Bench,
+    stage::{QUEUE, Queue, SOON},
+    statistics::{median, median_of, percentile},
+    workload::Bench,
 };
 use crate::Result;
 

@@ -4,8 +4,9 @@ use super::{
     consumers::{Kind, Run, Site},
     growth,
     load::Load,
-    median, save,
+    report::save,
     stage::Stage,
+    statistics::median,
 };
 use crate::Result;
 

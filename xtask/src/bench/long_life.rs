@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use super::{
+    curve::Curve,
     drain::neighbours,
     flow::{self, Drain},
-    median_of,
     outbox::{Batch, Outbox},
-    percentile,
-    plot::Curve,
+    relay::{DEFAULTS, Settings},
     report::{Findings, Measure, Target, Unit},
-    stage::{DEFAULTS, Queue, Settings},
-    suite::{Bench, Workload},
+    stage::Queue,
+    statistics::{median_of, percentile},
+    workload::{Bench, Workload},
 };
 use crate::Result;
 

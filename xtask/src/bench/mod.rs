@@ -3,6 +3,7 @@
 mod budget;
 mod consumers;
 mod costs;
+mod curve;
 mod document;
 mod drain;
 mod flow;
@@ -17,12 +18,15 @@ mod outbox;
 mod plot;
 mod process;
 mod raw;
+mod relay;
 mod report;
 mod shapes;
 mod sizes;
 mod stage;
+mod statistics;
 mod steady;
 mod suite;
+mod workload;
 mod writers;
 
 use clap::Subcommand;
@@ -76,33 +80,4 @@ pub fn run(args: &Args) -> Result<()> {
             Some(Other::Instructions(_)) | None => Box::pin(suite::run(&args.suite)).await,
         }
     })
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// The median of one number of several runs.
-fn median_of<T>(runs: &[T], pick: impl Fn(&T) -> f64) -> f64 {
-    median(runs.iter().map(pick).collect())
-}
-
-/// `p` between 0 and 1.
-fn percentile(values: &mut [f64], p: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let last = values.len().saturating_sub(1) as f64;
-    values
-        .get((last * p).round() as usize)
-        .copied()
-        .unwrap_or(f64::NAN)
-}
-
-/// Also for machines: target/bench/NAME.json.
-fn save(name: &str, report: &serde_json::Value) -> Result<()> {
-    std::fs::create_dir_all("target/bench")?;
-    let file = format!("target/bench/{name}.json");
-    std::fs::write(&file, serde_json::to_vec_pretty(report)?)?;
-    eprintln!("\nwritten to {file}");
-    Ok(())
 }

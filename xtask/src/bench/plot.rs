@@ -9,7 +9,10 @@ use plotters::{
     style::{BLACK, Color, RGBColor, WHITE},
 };
 
-use super::report::{Measure, Target};
+use super::{
+    curve::Curve,
+    report::{Measure, Target},
+};
 use crate::Result;
 
 const FOLDER: &str = "target/bench";
@@ -23,23 +26,6 @@ const COLOURS: [RGBColor; 4] = [
 const MET: RGBColor = RGBColor(0x30, 0x90, 0x50);
 const NOT_MET: RGBColor = RGBColor(0xd0, 0x30, 0x30);
 const NO_TARGET: RGBColor = RGBColor(0x90, 0x90, 0x90);
-
-/// A line of a picture.
-pub struct Curve {
-    picture: &'static str,
-    name: String,
-    points: Vec<(f64, f64)>,
-}
-
-impl Curve {
-    pub fn new(picture: &'static str, name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
-        Self {
-            picture,
-            name: name.into(),
-            points,
-        }
-    }
-}
 
 /// A picture of curves: its file, and what its axes are.
 const PICTURES: [(&str, &str, &str, &str); 2] = [

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::plot::Curve;
+use super::curve::Curve;
+use crate::Result;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Unit {
@@ -173,6 +174,15 @@ pub fn notes(measures: &[Measure]) -> String {
         }
     }
     text
+}
+
+/// Also for machines: target/bench/NAME.json.
+pub fn save(name: &str, report: &serde_json::Value) -> Result<()> {
+    std::fs::create_dir_all("target/bench")?;
+    let file = format!("target/bench/{name}.json");
+    std::fs::write(&file, serde_json::to_vec_pretty(report)?)?;
+    eprintln!("\nwritten to {file}");
+    Ok(())
 }
 
 #[cfg(test)]

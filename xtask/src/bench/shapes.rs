@@ -5,12 +5,13 @@ use std::time::Duration;
 use super::{
     drain::neighbours,
     flow::{self, Drain},
-    median, median_of,
     outbox::{BODY, Batch, Outbox},
     raw,
+    relay::{DEFAULTS, Relay, Settings},
     report::{Findings, Measure, Target, Unit},
-    stage::{DEFAULTS, NOWHERE, Queue, Relay, SOON, Settings},
-    suite::Bench,
+    stage::{NOWHERE, Queue, SOON},
+    statistics::{median, median_of},
+    workload::Bench,
 };
 use crate::Result;
 

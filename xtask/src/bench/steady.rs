@@ -7,14 +7,15 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_postgres::Client;
 
 use super::{
-    flow, median_of,
+    curve::Curve,
+    flow,
     outbox::{self, BODY, Batch, Outbox},
-    percentile,
-    plot::Curve,
     raw,
+    relay::DEFAULTS,
     report::{Findings, Measure, Target, Unit},
-    stage::{DEFAULTS, Queue, SOON},
-    suite::Bench,
+    stage::{Queue, SOON},
+    statistics::{median_of, percentile},
+    workload::Bench,
 };
 use crate::Result;
 

@@ -1,26 +1,24 @@
 //! The workloads, one after the other, on one pair of servers.
 
-use std::{
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, time::Instant};
 
 use clap::ValueEnum;
 
 use super::{
-    costs, document, drain, idle, long_life,
+    costs,
+    document::{self, Performance},
+    drain, idle, long_life,
     machine::Machine,
     plot,
-    report::Findings,
-    save, shapes,
+    report::{self, Findings, save},
+    shapes,
     sizes::Sizes,
     stage::{Queue, Stage},
-    steady, writers,
+    steady,
+    workload::{Bench, Workload},
+    writers,
 };
-use crate::{
-    Result,
-    bench::report::{self, Measure},
-};
+use crate::Result;
 
 #[derive(clap::Args)]
 pub struct Choice {
@@ -35,49 +33,6 @@ pub struct Choice {
     /// Times that baseline and relay take turns; medians are shown
     #[arg(long, default_value_t = 5)]
     runs: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Workload {
-    /// Drains a backlog to a quorum queue, beside the best raw publisher
-    #[value(alias = "relay")]
-    DrainQuorum,
-    /// The same with a classic queue
-    DrainClassic,
-    /// The relay's CPU a message beside the raw publisher's
-    Cpu,
-    /// WAL a message, beside reading and deleting the same rows
-    Wal,
-    /// Statements a message
-    Roundtrips,
-    /// Latency under a steady load of 20, 50 and 80 percent of the drain rate
-    Steady,
-    /// Latency of one message at a time
-    #[value(alias = "latency")]
-    IdleLatency,
-    /// What 16 writers pay for the outbox
-    Writers,
-    /// Beside a long read-only transaction
-    LongReader,
-    /// Beside a long history of sent messages
-    History,
-    /// With a large backlog, beside a small one; memory as well
-    #[value(alias = "memory")]
-    Backlog,
-    /// One key
-    HotKey,
-    /// One, two, four relays on one outbox
-    Relays,
-    /// Bodies of 64 KiB and 1 MiB
-    LargeBodies,
-    /// Half of the keys failing
-    FailingKeys,
-    /// While retention deletes at full speed
-    Retention,
-    /// What an idle relay uses
-    IdleRelay,
-    /// `outboxd status` and /metrics at a large backlog
-    Status,
 }
 
 /// Workloads that are measured together.
@@ -119,38 +74,7 @@ impl Workload {
     }
 }
 
-/// What every workload has.
-pub struct Bench {
-    pub stage: Stage,
-    pub sizes: Sizes,
-    began: Instant,
-    /// Of `drain-quorum`, once it is known.
-    pub drain_rate: Cell<Option<f64>>,
-}
-
 impl Bench {
-    /// What runs now, for the person who waits.
-    pub fn say(&self, what: &str) {
-        let at = self.began.elapsed().as_secs();
-        eprintln!("{:>3}:{:02}  {what}", at / 60, at % 60);
-    }
-
-    /// Baseline, relay, baseline, relay: the machine may have other work now and none later.
-    pub async fn in_turns<A, B>(
-        &self,
-        name: &str,
-        mut baseline: impl AsyncFnMut() -> Result<A>,
-        mut relay: impl AsyncFnMut() -> Result<B>,
-    ) -> Result<(Vec<A>, Vec<B>)> {
-        let (mut baselines, mut relays) = (Vec::new(), Vec::new());
-        for run in 1..=self.sizes.runs {
-            self.say(&format!("{name}: run {run} of {}", self.sizes.runs));
-            baselines.push(baseline().await?);
-            relays.push(relay().await?);
-        }
-        Ok((baselines, relays))
-    }
-
     async fn measure(&self, group: Group, wanted: &[Workload]) -> Result<Findings> {
         match group {
             Group::Drain(queue) => Box::pin(drain::run(self, queue)).await,
@@ -168,19 +92,6 @@ impl Bench {
             Group::IdleRelay => Box::pin(idle::relay(self)).await,
         }
     }
-}
-
-/// What the whole run found.
-#[derive(serde::Serialize)]
-pub struct Performance {
-    pub machine: Machine,
-    pub command: String,
-    pub seconds: u64,
-    pub sizes: Sizes,
-    pub measures: Vec<Measure>,
-    pub failed: Vec<String>,
-    #[serde(skip)]
-    pub curves: Vec<plot::Curve>,
 }
 
 pub async fn run(args: &Choice) -> Result<()> {
@@ -274,10 +185,4 @@ fn save_quietly(performance: &Performance) -> Result<()> {
 fn command() -> String {
     let words: Vec<String> = std::env::args().skip(1).collect();
     format!("cargo xtask {}", words.join(" "))
-}
-
-/// "1 min 5 s"
-pub fn minutes(seconds: u64) -> String {
-    let took = Duration::from_secs(seconds).as_secs();
-    format!("{} min {} s", took / 60, took % 60)
 }

@@ -6,11 +6,12 @@ use tokio_postgres::Client;
 
 use super::{
     drain::neighbours,
-    median_of,
     outbox::{BODY, Outbox},
+    relay::DEFAULTS,
     report::{Findings, Measure, Target, Unit},
-    stage::{DEFAULTS, Queue, SOON},
-    suite::Bench,
+    stage::{Queue, SOON},
+    statistics::median_of,
+    workload::Bench,
 };
 use crate::Result;
 
@@ -144,7 +145,7 @@ async fn pgbench(
     bench: &Bench,
     outbox: &Outbox,
     table: &str,
-    relay: Option<&super::stage::Relay>,
+    relay: Option<&super::relay::Relay>,
 ) -> Result<Run> {
     let stage = &bench.stage;
     let script = tempfile::NamedTempFile::new()?;
@@ -171,7 +172,7 @@ async fn pgbench(
     let used = || -> Result<[f64; 3]> {
         Ok([
             stage.server_cpu_seconds()?,
-            relay.map_or(Ok(0.0), super::stage::Relay::cpu_seconds)?,
+            relay.map_or(Ok(0.0), super::relay::Relay::cpu_seconds)?,
             stage.broker_cpu_seconds()?,
         ])
     };

@@ -7,8 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::output;
-use crate::Result;
+use crate::{Result, output};
 
 pub struct Built {
     pub suite: Executable,

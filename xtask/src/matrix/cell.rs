@@ -10,11 +10,10 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    OUT,
     build::{Built, Executable},
     postgres::Postgres,
     rabbitmq::RabbitMq,
-    report::{Cell, Part, Said},
+    report::{Cell, OUT, Part, Said},
 };
 use crate::{Result, test::THREADS};
 

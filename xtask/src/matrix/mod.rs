@@ -1,6 +1,6 @@
 //! `cargo xtask matrix`: the integration tests and the crash rows, against other versions of the two servers.
 //!
-//! - [`postgres`], [`rabbitmq`]: which versions can be had here, and how one is fetched
+//! - [`postgres`], [`rabbitmq`]: which versions can be had here, and how one is fetched · [`versions`]: their order
 //! - [`build`]: the tests' executables · [`cell`]: all of them against one pair of versions
 //! - [`report`]: what came of every pair, as JSON and as a document
 
@@ -9,11 +9,12 @@ mod cell;
 mod postgres;
 mod rabbitmq;
 mod report;
+mod versions;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::{Result, servers};
-use report::{Missing, Report};
+use report::{Missing, OUT, Report};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -37,11 +38,6 @@ pub struct Args {
     #[arg(long, conflicts_with = "list")]
     document: bool,
 }
-
-/// Versions that are not the machine's own.
-const VERSIONS: &str = "target/versions";
-/// What was seen.
-const OUT: &str = "target/matrix";
 
 pub fn run(args: &Args) -> Result<()> {
     servers::install(servers::Tools::Tests)?;
@@ -141,40 +137,6 @@ fn asked_for(wanted: &[String], version: &str) -> bool {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
     wanted.is_empty() || wanted.iter().any(is)
-}
-
-/// Numbers, to sort by.
-fn numbers(version: &str) -> Vec<u32> {
-    let pieces = version.split(|c: char| !c.is_ascii_digit());
-    pieces.filter_map(|piece| piece.parse().ok()).collect()
-}
-
-/// A folder that is there whole or not at all, however a download ends.
-fn unpacked(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-    let folder = std::path::absolute(VERSIONS)?.join(name);
-    if !folder.exists() {
-        let unfinished = folder.with_file_name(format!("{name}.unfinished"));
-        if unfinished.exists() {
-            std::fs::remove_dir_all(&unfinished)?;
-        }
-        std::fs::create_dir_all(&unfinished)?;
-        eprintln!("fetching {name}");
-        fill(&unfinished)?;
-        std::fs::rename(&unfinished, &folder)?;
-    }
-    Ok(folder)
-}
-
-/// Standard output of a command that is to succeed.
-fn output(command: &mut std::process::Command) -> Result<String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().map_err(|e| format!("{name}: {e}"))?;
-    if output.status.success() {
-        Ok(String::from_utf8(output.stdout)?)
-    } else {
-        let errors = String::from_utf8_lossy(&output.stderr);
-        Err(format!("{name}: {}", errors.trim()).into())
-    }
 }
 
 #[cfg(test)]

@@ -8,8 +8,11 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Missing, numbers, output, unpacked};
-use crate::Result;
+use super::{
+    report::Missing,
+    versions::{numbers, unpacked},
+};
+use crate::{Result, output};
 
 /// The supported ones.
 const MAJORS: [u32; 5] = [14, 15, 16, 17, 18];

@@ -11,8 +11,11 @@ use std::{
     process::Command,
 };
 
-use super::{Missing, VERSIONS, numbers, output, unpacked};
-use crate::Result;
+use super::{
+    report::Missing,
+    versions::{VERSIONS, numbers, unpacked},
+};
+use crate::{Result, output};
 
 /// Suites with a RabbitMQ of their own.
 const SUITES: [&str; 2] = ["trixie", "sid"];

@@ -4,9 +4,11 @@ use std::{fmt::Write, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::numbers;
+use super::versions::numbers;
 use crate::Result;
 
+/// Where it is written what was seen.
+pub const OUT: &str = "target/matrix";
 pub const DOCUMENT: &str = "docs/internals/compatibility.md";
 
 #[derive(Default, Serialize, Deserialize)]

@@ -9,11 +9,11 @@ use lapin::{
 use test_support::{Daemon, eventually};
 use tokio_postgres::{Client, error::SqlState};
 
-use super::stage::Stage;
 use crate::{
     arena::{DATABASE, SOON, Setup},
     deliveries::{self, DeadLetter, short},
     row::{Outcome, Result, Row, expect},
+    stage::Stage,
 };
 
 pub const CASES: &[Row] = &[

@@ -8,8 +8,6 @@ mod stage;
 
 use crate::row::Row;
 
-pub use stage::SharedStage;
-
 /// In the matrix's order.
 pub fn all() -> Vec<&'static Row> {
     let mut all = configuration::cases();

@@ -1,7 +1,7 @@
 //! One PostgreSQL, one RabbitMQ and one relay for all bad inputs: none of them may harm what the others use.
 
-use test_support::{Daemon, Postgres, RabbitMq};
-use tokio::sync::{OnceCell, oneshot};
+use test_support::Daemon;
+use tokio::sync::oneshot;
 
 use crate::{
     arena::{Arena, QUEUE, SOON, Setup},
@@ -9,26 +9,11 @@ use crate::{
     deliveries::{self, Deliveries},
     probe,
     row::{Result, expect},
+    stage::{SharedStage, Stage},
 };
 
 /// Bytes of a body that the stage's relay takes.
 pub const MAX_PAYLOAD: usize = 1 << 20;
-
-/// Started by the first that needs it; ended with the run.
-#[derive(Default)]
-pub struct SharedStage(OnceCell<std::result::Result<Stage, String>>);
-
-pub struct Stage {
-    pub relay: Daemon,
-    /// Everything that was delivered, to anybody.
-    pub deliveries: Deliveries,
-    pub postgres: Postgres,
-    pub rabbitmq: RabbitMq,
-    /// The relay's settings.
-    pub env: Vec<(String, String)>,
-    /// When it is dropped, the thread ends that started them.
-    _ended: oneshot::Sender<()>,
-}
 
 impl SharedStage {
     pub async fn get(&self, setup: &Setup) -> Result<&Stage> {

@@ -16,10 +16,12 @@ use tracing::Instrument;
 
 use super::{
     ConsumerError, Handler, Message,
-    process::{Attempt, DATABASE, Process, Verdict, ended},
+    attempt::{Attempt, ended},
+    held::Held,
+    process::{DATABASE, Process, Verdict},
     session::Session,
     trace,
-    worker::{Held, Worker},
+    worker::Worker,
 };
 use crate::inbox::Operation;
 

@@ -3,27 +3,23 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join;
-use tokio_postgres::{
-    Client, Transaction,
-    error::{Severity, SqlState},
-};
+use tokio_postgres::{Client, Transaction};
 
 use super::{
     ConsumerOptions, Failure, Handler, Message, ReplayPolicy, Reply,
+    attempt::{Applied, Attempt, Outcome, UNENDED, ended},
     dead_letter::Reason,
-    run::Shared,
     session::{Session, Statements},
+    shared::Shared,
 };
 use crate::{
-    inbox::{Claimed, Inbox, InboxError, Operation, within_cap},
+    inbox::{Claimed, Inbox, Operation, within_cap},
     metrics,
 };
 
 /// For what the database does around the handler, in all. A claim also waits for a handler that holds the same key.
 pub(super) const DATABASE: Duration = Duration::from_secs(10);
 
-/// What an attempt is counted with before it is made. Left standing, it says that the attempt did not end.
-pub(super) const UNENDED: &str = "delivered again: an attempt before did not end";
 /// How often a message is counted beside others before it is tried alone.
 const SUSPICIOUS: u32 = 1;
 
@@ -406,92 +402,4 @@ impl<'a, H: Handler> Process<'a, H> {
             }
         }
     }
-}
-
-/// How a message that is to be acknowledged was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
-    First,
-    Duplicate,
-    Stale,
-}
-
-impl Outcome {
-    fn name(self) -> &'static str {
-        match self {
-            Self::First => "first",
-            Self::Duplicate => "duplicate",
-            Self::Stale => "stale",
-        }
-    }
-}
-
-/// What is to be done at the end of its transaction.
-pub(super) struct Applied {
-    pub outcome: Outcome,
-    /// For duplicates.
-    result: Option<Vec<u8>>,
-}
-
-impl Applied {
-    fn nothing(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            result: None,
-        }
-    }
-}
-
-/// For a transaction that was ended with a statement: its drop would do it once more, and the server log a warning.
-pub(super) fn ended(transaction: Transaction<'_>) {
-    std::mem::forget(transaction);
-}
-
-/// How an attempt did not succeed.
-pub(super) enum Attempt {
-    Failed(String),
-    Refused { code: &'static str, error: String },
-    Hung,
-    Database(String),
-}
-
-impl Attempt {
-    pub fn no_answer(limit: Duration) -> Self {
-        Self::Database(format!("no answer within {limit:?}"))
-    }
-}
-
-impl From<InboxError> for Attempt {
-    fn from(error: InboxError) -> Self {
-        match error {
-            InboxError::Database(error) => Self::from(error),
-            other => Self::Refused {
-                code: "result_invalid",
-                error: other.to_string(),
-            },
-        }
-    }
-}
-
-impl From<tokio_postgres::Error> for Attempt {
-    fn from(error: tokio_postgres::Error) -> Self {
-        match error.code() {
-            Some(code) if *code == SqlState::IN_FAILED_SQL_TRANSACTION => Self::Failed(
-                "a statement of the handler failed, and the handler went on: nothing was committed"
-                    .to_owned(),
-            ),
-            // The connection is good, and the transaction was rolled back: an attempt like any other.
-            Some(_) if !ends_the_session(&error) => Self::Failed(
-                error
-                    .as_db_error()
-                    .map_or_else(|| error.to_string(), |db| db.message().to_owned()),
-            ),
-            _ => Self::Database(error.to_string()),
-        }
-    }
-}
-
-fn ends_the_session(error: &tokio_postgres::Error) -> bool {
-    let severity = error.as_db_error().and_then(|db| db.parsed_severity());
-    error.is_closed() || matches!(severity, Some(Severity::Fatal | Severity::Panic))
 }

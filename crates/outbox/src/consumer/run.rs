@@ -2,12 +2,11 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use amqp_guard::FRAME_MAX;
@@ -24,77 +23,14 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ConsumerOptions, Handler, Message, OptionsError,
+    ConsumerError, ConsumerOptions, Handler, Message,
     dead_letter::DeadLetters,
-    process::UNENDED,
-    session::Session,
+    held::{Held, key_of},
+    shared::{ANSWER, Connect, Shared},
     turns::Turns,
-    worker::{Held, Worker, key_of},
+    worker::Worker,
 };
 use crate::{inbox::Inbox, metrics};
-
-#[derive(Debug, thiserror::Error)]
-pub enum ConsumerError {
-    #[error("{0}")]
-    Options(#[from] OptionsError),
-    #[error("RabbitMQ: {0}")]
-    Broker(lapin::Error),
-    #[error("RabbitMQ did not answer in time ({0})")]
-    Timeout(&'static str),
-    #[error("RabbitMQ: {0}")]
-    Ended(&'static str),
-    #[error("the dead-letter queue {queue}: {why}; nothing is acknowledged")]
-    DeadLetter { queue: String, why: &'static str },
-    #[error("a handler panicked")]
-    Panicked,
-}
-
-type Connected = Pin<Box<dyn Future<Output = Result<Client, tokio_postgres::Error>> + Send>>;
-type Connect = Box<dyn Fn() -> Connected + Send + Sync>;
-
-/// What the workers of a consumer share.
-pub(super) struct Shared<H> {
-    pub handler: H,
-    pub inbox: Inbox,
-    pub options: ConsumerOptions,
-    connect: Connect,
-}
-
-impl<H> Shared<H> {
-    /// A new connection for a worker.
-    pub async fn session(&self) -> Result<Session, String> {
-        let client = self.connect().await?;
-        let session = Session::new(client, &self.inbox, self.options.prepared_statements);
-        match tokio::time::timeout(ANSWER, session).await {
-            Ok(session) => session.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {ANSWER:?}")),
-        }
-    }
-
-    /// A new connection to PostgreSQL.
-    pub async fn connect(&self) -> Result<Client, String> {
-        match tokio::time::timeout(ANSWER, (self.connect)()).await {
-            Ok(connected) => connected.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no connection within {ANSWER:?}")),
-        }
-    }
-
-    /// Whether a message may have ended its consumer. Where that cannot be found out, it may.
-    async fn is_suspected(&self) -> bool {
-        let look = async {
-            let client = self.connect().await?;
-            let any = self.inbox.any_ending_with(&client, UNENDED).await;
-            any.map_err(|error| error.to_string())
-        };
-        match tokio::time::timeout(ANSWER * 2, look).await {
-            Ok(Ok(any)) => any,
-            Ok(Err(_)) | Err(_) => true,
-        }
-    }
-}
-
-/// Within which a server must answer, or is left.
-pub(super) const ANSWER: Duration = Duration::from_secs(10);
 
 /// Consumes until `stop`, through every failure of either server; then ends when the handlers that run have ended.
 ///

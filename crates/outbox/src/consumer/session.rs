@@ -3,7 +3,7 @@
 use futures_util::future::try_join;
 use tokio_postgres::{Client, Statement, Transaction, error::SqlState};
 
-use super::process::Attempt;
+use super::attempt::Attempt;
 use crate::inbox::{Claimed, Inbox, InboxError, Operation};
 
 const JSON: &str = "application/json";

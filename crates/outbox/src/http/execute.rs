@@ -22,9 +22,9 @@ use tokio_postgres::{
 
 use super::{
     command::{Command, described, is_transient},
-    layer::Shared,
     options::{Keep, MAX_STORED},
     problem::Problem,
+    shared::Shared,
     stored,
 };
 use crate::{

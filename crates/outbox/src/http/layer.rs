@@ -4,7 +4,6 @@ use std::{
     fmt::Display,
     future::Future,
     ops::Deref,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -24,27 +23,17 @@ use super::{
     execute::{BoxError, execute},
     key,
     problem::Problem,
+    shared::{BoxFuture, Connect, Shared},
 };
 use crate::{
     inbox::{Inbox, Operation},
     metrics,
 };
 
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type Connect = Box<dyn Fn() -> BoxFuture<Result<Connection, String>> + Send + Sync>;
-type Caller = Box<dyn Fn(&Parts) -> Option<String> + Send + Sync>;
-
 /// Applies each command once. Cheap to clone; put it on the routes that are commands (with axum: `route_layer`, so
 /// that an unknown path takes no key).
 #[derive(Clone)]
 pub struct IdempotencyLayer(Arc<Shared>);
-
-pub(super) struct Shared {
-    pub inbox: Inbox,
-    pub options: IdempotencyOptions,
-    pub connect: Connect,
-    caller: Caller,
-}
 
 impl IdempotencyLayer {
     /// - `inbox` names the service: two services in one database do not share keys.

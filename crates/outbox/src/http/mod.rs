@@ -52,6 +52,7 @@ mod key;
 mod layer;
 mod options;
 mod problem;
+mod shared;
 mod stored;
 
 pub use command::{Command, CommandError};

@@ -8,13 +8,28 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use super::{Claimed, Inbox, InboxError, Operation, Stored, call, encoded, within_cap};
+use super::{Inbox, InboxError, Operation, Stored, consumer::call, stored::encoded, within_cap};
 
 const CLAIM: &str = "SELECT outcome, result, result_type FROM inbox.claim($1, $2, $3, $4, $5)";
 const CLAIM_TYPES: [Type; 5] = [Type::TEXT, Type::TEXT, Type::BYTEA, Type::TEXT, Type::INT8];
 const COMPLETE: &str = "SELECT inbox.complete($1, $2, $3, $4)";
 #[cfg(feature = "consumer")]
 const COMPLETE_TYPES: [Type; 4] = [Type::TEXT, Type::TEXT, Type::BYTEA, Type::TEXT];
+
+/// What a claim was told. Only `First` goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// Nobody applied it: apply it, complete it, commit.
+    First,
+    /// It was applied before; this is what it returned.
+    Duplicate(Stored),
+    /// The same key with another fingerprint. Never acknowledge it silently.
+    Conflict,
+    /// A later position of its entity was applied before.
+    Stale,
+    /// An external effect under this key was begun and never recorded.
+    InDoubt,
+}
 
 impl Inbox {
     /// Claims an operation. Waits for a concurrent claim of the same key to end; `lock_timeout` bounds the wait.

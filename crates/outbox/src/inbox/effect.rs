@@ -10,7 +10,9 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use super::{Claimed, Inbox, InboxError, Operation, Stored, call, claim::claimed, encoded};
+use super::{
+    Claimed, Inbox, InboxError, Operation, Stored, claim::claimed, consumer::call, stored::encoded,
+};
 
 /// What a beginning was told.
 #[derive(Debug, Clone, PartialEq, Eq)]

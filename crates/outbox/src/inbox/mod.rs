@@ -28,117 +28,21 @@
 //! ```
 
 mod claim;
+mod consumer;
 mod effect;
+mod error;
 mod operation;
+mod stored;
 mod transition;
 mod upkeep;
 
+pub use claim::Claimed;
+pub use consumer::Inbox;
 pub use effect::{Begun, Doubt};
+pub(crate) use error::within_cap;
+pub use error::{InboxError, MAX_RESULT};
 #[cfg(feature = "consumer")]
 pub(crate) use operation::fingerprint;
 pub use operation::{Operation, OperationError};
+pub use stored::Stored;
 pub use transition::{Advanced, Transition};
-
-use serde::{Serialize, de::DeserializeOwned};
-use tokio_postgres::{
-    GenericClient, Row,
-    types::{ToSql, Type},
-};
-
-/// Largest stored result, in bytes; the schema refuses more.
-pub const MAX_RESULT: usize = 1 << 20;
-
-/// The inbox of one consumer: two consumers of one message are two operations.
-#[derive(Debug, Clone)]
-pub struct Inbox {
-    consumer: String,
-}
-
-/// What a claim was told. Only `First` goes on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Claimed {
-    /// Nobody applied it: apply it, complete it, commit.
-    First,
-    /// It was applied before; this is what it returned.
-    Duplicate(Stored),
-    /// The same key with another fingerprint. Never acknowledge it silently.
-    Conflict,
-    /// A later position of its entity was applied before.
-    Stale,
-    /// An external effect under this key was begun and never recorded.
-    InDoubt,
-}
-
-/// A stored result.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Stored {
-    /// `None` when the operation was never completed with a result.
-    pub bytes: Option<Vec<u8>>,
-    pub content_type: Option<String>,
-}
-
-impl Stored {
-    /// The result as `complete` took it; `None` without one.
-    pub fn json<T: DeserializeOwned>(&self) -> Result<Option<T>, InboxError> {
-        self.bytes
-            .as_deref()
-            .map(serde_json::from_slice)
-            .transpose()
-            .map_err(InboxError::Result)
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum InboxError {
-    #[error("inbox: {0}")]
-    Database(#[from] tokio_postgres::Error),
-    #[error("a stored result has another shape than the handler expects: {0}")]
-    Result(serde_json::Error),
-    #[error("a result of {bytes} bytes is above {MAX_RESULT}; store a reference to it instead")]
-    ResultTooLarge { bytes: usize },
-    #[error("a consumer's name must have 1 to 255 bytes")]
-    Consumer,
-    #[error("a function of the schema inbox returned no row; is it the one of this version?")]
-    NoAnswer,
-}
-
-impl Inbox {
-    /// `consumer` names who applies: stable over restarts and versions.
-    pub fn new(consumer: impl Into<String>) -> Result<Self, InboxError> {
-        let consumer = consumer.into();
-        if consumer.is_empty() || consumer.len() > 255 {
-            return Err(InboxError::Consumer);
-        }
-        Ok(Self { consumer })
-    }
-
-    pub fn consumer(&self) -> &str {
-        &self.consumer
-    }
-}
-
-/// Calls a function of the schema, in one round trip: with the types given nothing is prepared before. It also works
-/// through a pooler that gives each transaction another session.
-async fn call(
-    client: &impl GenericClient,
-    sql: &str,
-    parameters: &[(&(dyn ToSql + Sync), Type)],
-) -> Result<Row, InboxError> {
-    let rows = client.query_typed(sql, parameters).await?;
-    rows.into_iter().next().ok_or(InboxError::NoAnswer)
-}
-
-/// As JSON, within the cap.
-fn encoded(result: &impl Serialize) -> Result<Vec<u8>, InboxError> {
-    let bytes = serde_json::to_vec(result).map_err(InboxError::Result)?;
-    within_cap(bytes.len())?;
-    Ok(bytes)
-}
-
-pub(crate) fn within_cap(bytes: usize) -> Result<(), InboxError> {
-    if bytes > MAX_RESULT {
-        Err(InboxError::ResultTooLarge { bytes })
-    } else {
-        Ok(())
-    }
-}

@@ -7,7 +7,7 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use super::{Inbox, InboxError, call};
+use super::{Inbox, InboxError, consumer::call};
 
 impl Inbox {
     /// Counts a failed attempt, and returns how many there were. Takes the client, not the handler's transaction:

@@ -1,8 +1,8 @@
 //! Each business operation is applied once: raced, repeated, rolled back, cut off.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
-use outbox::inbox::{Advanced, Begun, Claimed, Inbox, InboxError, Operation, Stored, Transition};
+use outbox::inbox::{Advanced, Claimed, Inbox, InboxError, Operation, Stored, Transition};
 use proptest::prelude::*;
 use tokio::{
     sync::{Barrier, OnceCell},
@@ -15,7 +15,7 @@ use crate::{read, server};
 static READY: OnceCell<()> = OnceCell::const_new();
 
 /// A consumer of payments: rights on its own table, and the role `inbox_consumer`.
-async fn consumer() -> Client {
+pub async fn consumer() -> Client {
     READY
         .get_or_init(|| async {
             let postgres = server().await;
@@ -37,18 +37,18 @@ async fn consumer() -> Client {
     connect("payments", "p").await
 }
 
-async fn connect(user: &str, password: &str) -> Client {
+pub async fn connect(user: &str, password: &str) -> Client {
     let url = server().await.url_for(user, password, "payments");
     let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
 }
 
-fn inbox(name: &str) -> Inbox {
+pub fn inbox(name: &str) -> Inbox {
     Inbox::new(name).unwrap()
 }
 
-fn operation(key: &str) -> Operation {
+pub fn operation(key: &str) -> Operation {
     Operation::new(key, "paid", "application/json", b"{}").unwrap()
 }
 
@@ -64,7 +64,7 @@ async fn cents(client: &Client, account: &str) -> i64 {
 }
 
 /// Claim, business write, result, commit; as a handler does it.
-async fn apply(
+pub async fn apply(
     client: &mut Client,
     inbox: &Inbox,
     operation: &Operation,
@@ -362,161 +362,6 @@ async fn batch_claims_do_not_deadlock() {
 }
 
 #[tokio::test]
-async fn an_effect_that_was_begun_and_not_recorded_is_in_doubt_until_somebody_settles_it() {
-    let mut client = consumer().await;
-    let inbox = inbox("effects");
-    let charge = operation("pay_1");
-    assert_eq!(
-        inbox.begin_effect(&client, &charge).await.unwrap(),
-        Begun::First
-    );
-    // The process dies here. What comes next is told so, by whatever way it asks.
-    assert_eq!(
-        inbox.begin_effect(&client, &charge).await.unwrap(),
-        Begun::InDoubt
-    );
-    assert_eq!(
-        apply(&mut client, &inbox, &charge, "effects").await,
-        Claimed::InDoubt
-    );
-    let doubts = inbox.in_doubt(&client, Duration::ZERO, 10).await.unwrap();
-    assert_eq!(
-        doubts.iter().map(|d| d.key.as_str()).collect::<Vec<_>>(),
-        ["pay_1"]
-    );
-    assert!(
-        inbox
-            .in_doubt(&client, Duration::from_secs(3600), 10)
-            .await
-            .unwrap()
-            .is_empty()
-    );
-    let watcher = connect("watcher", "w").await;
-    let status = watcher
-        .query_one(
-            "SELECT in_doubt, oldest_in_doubt_age_seconds FROM inbox.status",
-            &[],
-        )
-        .await
-        .unwrap();
-    assert!(status.get::<_, i64>(0) >= 1 && status.get::<_, f64>(1) > 0.0);
-
-    // The provider says that it was charged.
-    inbox
-        .record_effect(&client, "pay_1", &"charged")
-        .await
-        .unwrap();
-    let Begun::Duplicate(stored) = inbox.begin_effect(&client, &charge).await.unwrap() else {
-        panic!("not a duplicate")
-    };
-    assert_eq!(stored.json::<String>().unwrap().as_deref(), Some("charged"));
-    assert!(
-        inbox
-            .record_effect(&client, "pay_1", &"again")
-            .await
-            .is_err(),
-        "recorded once"
-    );
-
-    // Of another one it says that nothing happened.
-    assert_eq!(
-        inbox
-            .begin_effect(&client, &operation("pay_2"))
-            .await
-            .unwrap(),
-        Begun::First
-    );
-    inbox.abandon_effect(&client, "pay_2").await.unwrap();
-    assert_eq!(
-        inbox
-            .begin_effect(&client, &operation("pay_2"))
-            .await
-            .unwrap(),
-        Begun::First
-    );
-    let other = Operation::new("pay_2", "paid", "application/json", b"other").unwrap();
-    assert_eq!(
-        inbox.begin_effect(&client, &other).await.unwrap(),
-        Begun::Conflict
-    );
-}
-
-#[tokio::test]
-async fn pruning_forgets_what_is_older_than_the_horizon_and_never_what_is_in_doubt() {
-    let mut client = consumer().await;
-    let inbox = inbox("prune");
-    for n in 0..25 {
-        apply(&mut client, &inbox, &operation(&format!("old{n}")), "prune").await;
-    }
-    inbox
-        .begin_effect(&client, &operation("doubt"))
-        .await
-        .unwrap();
-    inbox.fail(&client, "failed", "boom").await.unwrap();
-    let admin = server().await.connect("payments").await.unwrap();
-    let age = "UPDATE inbox.message \
-               SET claimed_at = claimed_at - interval '2 days', recorded_at = recorded_at - interval '2 days' \
-               WHERE consumer = 'prune'; \
-               UPDATE inbox.attempt SET last_at = last_at - interval '2 days' WHERE consumer = 'prune'";
-    admin.batch_execute(age).await.unwrap();
-    apply(&mut client, &inbox, &operation("young"), "prune").await;
-    let day = Duration::from_secs(24 * 3600);
-    let mut steps = Vec::new();
-    loop {
-        match inbox.prune(&client, day, 10).await.unwrap() {
-            0 => break,
-            n => steps.push(n),
-        }
-    }
-    assert_eq!(steps, [10, 10, 5], "in bounded steps");
-    assert!(matches!(
-        apply(&mut client, &inbox, &operation("young"), "prune").await,
-        Claimed::Duplicate(_)
-    ));
-    assert_eq!(
-        inbox
-            .begin_effect(&client, &operation("doubt"))
-            .await
-            .unwrap(),
-        Begun::InDoubt
-    );
-    assert_eq!(
-        apply(&mut client, &inbox, &operation("old0"), "prune").await,
-        Claimed::First,
-        "past the horizon"
-    );
-}
-
-/// A person settles a doubt after weeks: the message in the dead-letter queue may be given back only then.
-#[tokio::test]
-async fn an_effect_recorded_late_is_remembered_from_its_record() {
-    let client = consumer().await;
-    let inbox = inbox("late");
-    let effect = operation("charge");
-    inbox.begin_effect(&client, &effect).await.unwrap();
-    let admin = server().await.connect("payments").await.unwrap();
-    let age = async |column: &str| {
-        let sql = format!(
-            "UPDATE inbox.message SET {column} = {column} - interval '2 days' WHERE consumer = 'late'"
-        );
-        admin.batch_execute(&sql).await.unwrap();
-    };
-    age("claimed_at").await;
-    inbox
-        .record_effect(&client, "charge", &"charged")
-        .await
-        .unwrap();
-    let day = Duration::from_secs(24 * 3600);
-    assert_eq!(inbox.prune(&client, day, 10).await.unwrap(), 0);
-    assert!(matches!(
-        inbox.begin_effect(&client, &effect).await.unwrap(),
-        Begun::Duplicate(_)
-    ));
-    age("recorded_at").await;
-    assert_eq!(inbox.prune(&client, day, 10).await.unwrap(), 1);
-}
-
-#[tokio::test]
 async fn failed_attempts_are_counted_outside_the_transaction_that_is_rolled_back() {
     let mut client = consumer().await;
     let inbox = inbox("attempts");
@@ -585,130 +430,6 @@ async fn a_result_above_the_cap_is_refused_and_one_without_is_told_apart() {
         format!("{unclaimed:?}").contains("was not claimed"),
         "{unclaimed:?}"
     );
-}
-
-#[tokio::test]
-async fn a_consumer_cannot_rename_an_operation_and_a_monitor_sees_none() {
-    let client = consumer().await;
-    for forbidden in [
-        "UPDATE inbox.message SET idempotency_key = 'x'",
-        "UPDATE inbox.message SET fingerprint = ''",
-        "DELETE FROM inbox.entity",
-        "TRUNCATE inbox.message",
-    ] {
-        let error = client.batch_execute(forbidden).await.unwrap_err();
-        assert!(
-            format!("{error:?}").contains("permission denied"),
-            "{forbidden}: {error:?}"
-        );
-    }
-    let watcher = connect("watcher", "w").await;
-    assert!(
-        watcher
-            .batch_execute("SELECT * FROM inbox.message")
-            .await
-            .is_err()
-    );
-    assert!(
-        watcher
-            .batch_execute("SELECT inbox.fail('c', 'k', 'e')")
-            .await
-            .is_err()
-    );
-}
-
-/// As postgres_exporter asks, in a database of its own: the counts are those of the whole inbox.
-#[tokio::test]
-async fn the_exporter_s_query_runs_as_the_monitor_and_tells_the_oldest_doubt() {
-    consumer().await;
-    let postgres = server().await;
-    postgres
-        .create_database("watched", "inbox_owner")
-        .await
-        .unwrap();
-    for file in [
-        "migrations/inbox/0001_inbox.sql",
-        "deploy/postgres/inbox_roles.sql",
-    ] {
-        // The watcher watches both databases.
-        let sql = format!("SET outboxd.shared_roles = on; {}", read(file));
-        postgres.psql("inbox_owner", "o", "watched", &sql).unwrap();
-    }
-    let query = read("deploy/postgres_exporter/inbox_status.sql");
-    let asked = || {
-        let answer = postgres.psql("watcher", "w", "watched", &query).unwrap();
-        let cells: Vec<_> = answer.trim().split('|').map(str::to_owned).collect();
-        let [database, in_doubt, age, failing] = &cells[..] else {
-            panic!("{answer}")
-        };
-        assert_eq!(database, "watched");
-        (
-            in_doubt.clone(),
-            age.parse::<f64>().unwrap(),
-            failing.clone(),
-        )
-    };
-    assert_eq!(
-        asked(),
-        ("0".to_owned(), 0.0, "0".to_owned()),
-        "an empty inbox"
-    );
-    let admin = postgres.connect("watched").await.unwrap();
-    let inbox = inbox("effects");
-    for key in ["old", "young"] {
-        inbox.begin_effect(&admin, &operation(key)).await.unwrap();
-    }
-    inbox.fail(&admin, "m1", "boom").await.unwrap();
-    let age = "UPDATE inbox.message SET claimed_at = claimed_at - interval '1 hour' WHERE idempotency_key = 'old'";
-    admin.batch_execute(age).await.unwrap();
-    let (in_doubt, age, failing) = asked();
-    assert_eq!((in_doubt.as_str(), failing.as_str()), ("2", "1"));
-    // It goes on growing while this test runs.
-    assert!((3600.0..5400.0).contains(&age), "{age}");
-    inbox.record_effect(&admin, "old", &"sent").await.unwrap();
-    let (in_doubt, age, _) = asked();
-    assert_eq!(in_doubt, "1");
-    assert!(age < 1800.0, "{age}");
-}
-
-/// Whoever is woken pastes it: each statement of the runbooks runs, with the rights they say.
-#[tokio::test]
-async fn the_runbooks_sql_runs_as_a_consumer() {
-    let mut client = consumer().await;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/runbooks");
-    let mut runbooks = String::new();
-    for file in std::fs::read_dir(folder).unwrap() {
-        let file = file.unwrap();
-        if file
-            .file_name()
-            .to_string_lossy()
-            .to_lowercase()
-            .starts_with("inbox")
-        {
-            runbooks += &std::fs::read_to_string(file.path()).unwrap();
-        }
-    }
-    let mut statements = 0;
-    for block in runbooks.split("```sql\n").skip(1) {
-        let (block, _) = block.split_once("```").unwrap();
-        for statement in block.split_inclusive(";\n") {
-            // What it is about is there, and nothing is left of it.
-            let transaction = client.transaction().await.unwrap();
-            let begun =
-                "SELECT inbox.begin_effect('payments', 'pay_123', inbox.fingerprint('t', 'c', ''))";
-            transaction.batch_execute(begun).await.unwrap();
-            if let Err(error) = transaction.batch_execute(statement).await {
-                panic!("{statement}: {error:?}");
-            }
-            statements += 1;
-        }
-    }
-    assert!(statements >= 8, "{statements} statements in the runbooks");
-    let monitor = connect("watcher", "w").await;
-    monitor
-        .batch_execute("SELECT * FROM inbox.status")
-        .await
-        .unwrap();
 }
 
 /// What the broker, the network and the handler may do to a message.

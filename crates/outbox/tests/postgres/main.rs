@@ -1,9 +1,12 @@
 //! What a service does, against a real PostgreSQL with the outbox in it.
 
+mod effects;
 mod enqueue;
 mod http;
 mod inbox;
+mod inbox_roles;
 mod producing_doc;
+mod service;
 mod settings;
 
 use std::path::{Path, PathBuf};

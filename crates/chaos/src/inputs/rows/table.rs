@@ -13,11 +13,9 @@ use super::specimens::{
 };
 use crate::{
     arena::{self, DATABASE, SOON, Setup},
-    inputs::{
-        program::outboxd,
-        stage::{Stage, unharmed},
-    },
+    inputs::{program::outboxd, stage::unharmed},
     row::{Outcome, Result, expect, in_time},
+    stage::Stage,
 };
 
 /// A message of another key is delivered within this, whatever stands before it.

@@ -12,7 +12,7 @@ use test_support::{
     raw::{HEADERS, MESSAGE_ID, Publisher, TYPE, long, nested, short as text},
 };
 
-use super::{MEMORY_KIB, bounded};
+use super::bounds::{MEMORY_KIB, bounded};
 use crate::{
     arena::{self, Arena, SOON, Setup, WINDOW},
     deliveries::{self, short},

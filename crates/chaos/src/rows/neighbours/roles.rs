@@ -5,7 +5,7 @@ use std::time::Duration;
 use test_support::{eventually, shadows};
 use tokio_postgres::{Client, NoTls};
 
-use super::bounded;
+use super::bounds::bounded;
 use crate::{
     arena::{Arena, DATABASE, SOON, Setup},
     flow::connect,

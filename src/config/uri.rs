@@ -11,7 +11,7 @@ use std::{
 
 use outbox_core::limits::SHORT;
 
-use crate::config::Secret;
+use super::Secret;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {

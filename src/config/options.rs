@@ -1,0 +1,21 @@
+//! Where configuration comes from, and how much of it a command needs.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// Which URLs a command cannot do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    pub database: bool,
+    pub broker: bool,
+}
+
+/// Where configuration comes from. Passed in whole: nothing here reads the process's environment.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// `None`: `config/outboxd.toml`, if it is there.
+    pub file: Option<PathBuf>,
+    pub env: BTreeMap<String, String>,
+    /// From `--set`; the last of several wins.
+    pub overrides: Vec<(String, String)>,
+    pub needs: Needs,
+}

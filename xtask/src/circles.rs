@@ -1,0 +1,510 @@
+//! No circles: a file that another one uses does not use that one, directly or over others.
+//!
+//! A file uses another one of its crate if it names something that is defined there. A name that is exported by a third
+//! file counts for the file that defines it: `mod.rs` may export what its children share. That `mod.rs` declares its
+//! children is no use. Rooms (`src/config`, `src/broker`: what stands directly below a crate's root) make no circles
+//! either.
+//!
+//! Seen is what `syntax.rs` sees. Not seen: a method whose `impl` stands in another file than its type.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use syn::ext::IdentExt;
+
+use crate::{
+    Result, named_tests,
+    syntax::{self, Name, module_of},
+};
+
+/// A circle that stays for now.
+struct Known {
+    files: &'static [&'static str],
+    why: &'static str,
+}
+
+const KNOWN: &[Known] = &[
+    Known {
+        files: &["crates/core/src/circuit.rs", "crates/core/src/outcome.rs"],
+        why: "an outcome may be held by a circuit, and a circuit has the back-off of outcomes; both are being rewritten",
+    },
+    Known {
+        files: &[
+            "src/relay/audit.rs",
+            "src/relay/listener.rs",
+            "src/relay/shared.rs",
+        ],
+        why: "shared.rs holds a part of each task; both are being rewritten",
+    },
+];
+
+pub fn check() -> Result<()> {
+    let mut circles = Vec::new();
+    let mut problems = Vec::new();
+    for place in places()? {
+        let parsed = Crate::read(&place).map_err(|e| format!("{}: {e}", place.display()))?;
+        let uses = parsed.uses();
+        let of_files = uses.circles();
+        let between_rooms = uses.without(&of_files).by(room);
+        for circle in between_rooms.circles() {
+            problems.push(format!("rooms: {}", between_rooms.shortest(&circle)));
+        }
+        circles.extend(of_files.into_iter().map(|circle| {
+            let shortest = uses.shortest(&circle);
+            (circle, shortest)
+        }));
+    }
+    problems.extend(judged(&circles, KNOWN));
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(format!(
+            "circles: {}\n         move what both use into a file of its own, which uses neither",
+            problems.join("\n         ")
+        )
+        .into())
+    }
+}
+
+/// The circles that are not known, and the known ones that are not there.
+fn judged(circles: &[(BTreeSet<String>, String)], known: &[Known]) -> Vec<String> {
+    let is = |circle: &BTreeSet<String>, known: &Known| {
+        circle.len() == known.files.len() && known.files.iter().all(|file| circle.contains(*file))
+    };
+    let new = circles
+        .iter()
+        .filter(|(circle, _)| !known.iter().any(|known| is(circle, known)))
+        .map(|(circle, shortest)| format!("{} files: {shortest}", circle.len()));
+    let gone = known
+        .iter()
+        .filter(|known| !circles.iter().any(|(circle, _)| is(circle, known)))
+        .map(|known| {
+            format!(
+                "no longer a circle of exactly these files: {} ({}); correct KNOWN in xtask/src/circles.rs",
+                known.files.join(", "),
+                known.why
+            )
+        });
+    new.chain(gone).collect()
+}
+
+fn places() -> Result<Vec<PathBuf>> {
+    let mut places = vec![PathBuf::from("src"), PathBuf::from("xtask/src")];
+    for entry in fs::read_dir("crates")? {
+        places.push(entry?.path().join("src"));
+    }
+    places.retain(|place| place.is_dir());
+    places.sort();
+    Ok(places)
+}
+
+/// A file of a crate.
+struct File {
+    path: String,
+    names: Vec<Name>,
+    /// What stands for something else in the file's own scope.
+    imports: HashMap<String, Vec<String>>,
+    /// What it defines.
+    items: BTreeSet<String>,
+}
+
+impl File {
+    fn parse(path: &Path, module: &[String], text: &str) -> Result<Self> {
+        let file = syn::parse_file(text).map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(Self {
+            path: path.display().to_string(),
+            names: syntax::names(module, &file),
+            imports: syntax::imports(module, &file),
+            items: file.items.iter().filter_map(defined).collect(),
+        })
+    }
+}
+
+fn defined(item: &syn::Item) -> Option<String> {
+    let ident = match item {
+        syn::Item::Const(item) => &item.ident,
+        syn::Item::Enum(item) => &item.ident,
+        syn::Item::Fn(item) => &item.sig.ident,
+        syn::Item::Macro(item) => item.ident.as_ref()?,
+        syn::Item::Mod(item) => &item.ident,
+        syn::Item::Static(item) => &item.ident,
+        syn::Item::Struct(item) => &item.ident,
+        syn::Item::Trait(item) => &item.ident,
+        syn::Item::Type(item) => &item.ident,
+        syn::Item::Union(item) => &item.ident,
+        _ => return None,
+    };
+    Some(ident.unraw().to_string())
+}
+
+/// The files of a crate, by their modules.
+struct Crate(BTreeMap<Vec<String>, File>);
+
+/// Exports of exports are followed so far.
+const FAR: usize = 16;
+
+impl Crate {
+    fn read(place: &Path) -> Result<Self> {
+        let folder = place
+            .to_str()
+            .ok_or("the path of a crate is not UTF-8 text")?;
+        let has_library = place.join("lib.rs").is_file();
+        let mut files = BTreeMap::new();
+        for path in named_tests::files(&[folder], "rs")? {
+            // A program beside a library is a crate of its own.
+            if has_library && path == place.join("main.rs") {
+                continue;
+            }
+            let module = module_of(&path);
+            let file = File::parse(&path, &module, &fs::read_to_string(&path)?)?;
+            files.insert(module, file);
+        }
+        Ok(Self(files))
+    }
+
+    fn uses(&self) -> Uses {
+        let mut uses = Uses::default();
+        for (module, file) in &self.0 {
+            for name in &file.names {
+                let Some(path) = self.whole_path(module, &name.module, &name.path) else {
+                    continue;
+                };
+                let Some(home) = self.home(&path, name.glob, FAR) else {
+                    continue;
+                };
+                if home.path != file.path {
+                    let said = format!("{}:{} names {}", file.path, name.line, path.join("::"));
+                    uses.add(&file.path, &home.path, said);
+                }
+            }
+        }
+        uses
+    }
+
+    /// The whole path; `None` if it begins in another crate. A path that stands in `inner`, a module of the file of
+    /// `module`, may begin with a file below either.
+    fn whole_path(
+        &self,
+        module: &[String],
+        inner: &[String],
+        path: &[String],
+    ) -> Option<Vec<String>> {
+        let first = path.first()?;
+        if first == "crate" {
+            return Some(path.to_vec());
+        }
+        (module.len()..=inner.len()).rev().find_map(|length| {
+            let mut whole = inner[..length].to_vec();
+            whole.push(first.clone());
+            let is_file = self.0.contains_key(&whole);
+            whole.extend_from_slice(&path[1..]);
+            is_file.then_some(whole)
+        })
+    }
+
+    /// The file that defines what a path names. A module as such is not defined anywhere; a glob names what is in it.
+    fn home(&self, path: &[String], glob: bool, far: usize) -> Option<&File> {
+        let mut module = path.get(..1)?.to_vec();
+        for (i, word) in path.iter().enumerate().skip(1) {
+            module.push(word.clone());
+            if self.0.contains_key(&module) {
+                continue;
+            }
+            module.pop();
+            let file = self.0.get(&module)?;
+            let stands_for = match file.imports.get(word) {
+                _ if far == 0 || file.items.contains(word) => None,
+                Some(path) => Some(self.whole_path(&module, &module, path)?),
+                None => self.through_a_glob(&module, file, word),
+            };
+            let Some(mut stands_for) = stands_for else {
+                return Some(file);
+            };
+            stands_for.extend_from_slice(&path[i + 1..]);
+            return self.home(&stands_for, glob, far - 1);
+        }
+        if glob { self.0.get(&module) } else { None }
+    }
+
+    fn through_a_glob(&self, module: &[String], file: &File, word: &String) -> Option<Vec<String>> {
+        let globs = file
+            .names
+            .iter()
+            .filter(|name| name.glob && name.module == module);
+        globs
+            .filter_map(|glob| self.whole_path(module, module, &glob.path))
+            .find(|around| {
+                let there = self.0.get(around);
+                there.is_some_and(|f| f.items.contains(word) || f.imports.contains_key(word))
+            })
+            .map(|mut around| {
+                around.push(word.clone());
+                around
+            })
+    }
+}
+
+/// What stands directly below a crate's root: `src/config/dsn/mod.rs` is of `src/config`, `src/tls.rs` is `src/tls`.
+fn room(file: &str) -> String {
+    let mut room = PathBuf::new();
+    let mut parts = Path::new(file).iter();
+    for part in parts.by_ref() {
+        room.push(part);
+        if part == "src" {
+            break;
+        }
+    }
+    room.extend(parts.next());
+    room.with_extension("").display().to_string()
+}
+
+/// Who uses whom, each with the first line that says so.
+#[derive(Default)]
+struct Uses(BTreeMap<String, BTreeMap<String, String>>);
+
+impl Uses {
+    fn add(&mut self, from: &str, to: &str, said: String) {
+        let used = self.0.entry(from.to_owned()).or_default();
+        used.entry(to.to_owned()).or_insert(said);
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&String, &String, &String)> {
+        let each = self.0.iter();
+        each.flat_map(|(from, used)| used.iter().map(move |(to, said)| (from, to, said)))
+    }
+
+    /// Without what happens inside of a circle.
+    fn without(&self, circles: &[BTreeSet<String>]) -> Self {
+        let mut rest = Self::default();
+        for (from, to, said) in self.all() {
+            let is_inside =
+                |circle: &BTreeSet<String>| circle.contains(from) && circle.contains(to);
+            if !circles.iter().any(is_inside) {
+                rest.add(from, to, said.clone());
+            }
+        }
+        rest
+    }
+
+    /// The same between larger things.
+    fn by(&self, larger: impl Fn(&str) -> String) -> Self {
+        let mut uses = Self::default();
+        for (from, to, said) in self.all() {
+            let (from, to) = (larger(from), larger(to));
+            if from != to {
+                uses.add(&from, &to, said.clone());
+            }
+        }
+        uses
+    }
+
+    /// Each largest set in which everything is reached from everything.
+    fn circles(&self) -> Vec<BTreeSet<String>> {
+        let reached: BTreeMap<&String, BTreeSet<&String>> = self
+            .0
+            .keys()
+            .map(|from| (from, self.reached(from)))
+            .collect();
+        let mut circles: Vec<BTreeSet<String>> = Vec::new();
+        for (from, to) in &reached {
+            if !to.contains(from) || circles.iter().any(|circle| circle.contains(*from)) {
+                continue;
+            }
+            let back = |to: &&&String| reached.get(**to).is_some_and(|back| back.contains(from));
+            circles.push(to.iter().filter(back).map(|file| (*file).clone()).collect());
+        }
+        circles
+    }
+
+    fn reached<'u>(&'u self, from: &String) -> BTreeSet<&'u String> {
+        let mut reached = BTreeSet::new();
+        let mut left: Vec<&String> = self
+            .0
+            .get(from)
+            .into_iter()
+            .flat_map(|to| to.keys())
+            .collect();
+        while let Some(next) = left.pop() {
+            if reached.insert(next) {
+                left.extend(self.0.get(next).into_iter().flat_map(|to| to.keys()));
+            }
+        }
+        reached
+    }
+
+    /// The shortest way round, a line a step.
+    fn shortest(&self, circle: &BTreeSet<String>) -> String {
+        let rounds = circle.iter().filter_map(|start| self.round(start));
+        let shortest = rounds.min_by_key(Vec::len).unwrap_or_default();
+        shortest.join("\n           ")
+    }
+
+    fn round(&self, start: &String) -> Option<Vec<String>> {
+        let mut ways = VecDeque::from([(start, Vec::new())]);
+        let mut seen = BTreeSet::new();
+        while let Some((at, way)) = ways.pop_front() {
+            for (to, said) in self.0.get(at).into_iter().flatten() {
+                let mut way = way.clone();
+                way.push(said.clone());
+                if to == start {
+                    return Some(way);
+                }
+                if seen.insert(to) {
+                    ways.push_back((to, way));
+                }
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uses(files: &[(&str, &str)]) -> Uses {
+        let parsed = files.iter().map(|(path, text)| {
+            let module = module_of(Path::new(path));
+            let file = File::parse(Path::new(path), &module, text).unwrap();
+            (module, file)
+        });
+        Crate(parsed.collect()).uses()
+    }
+
+    /// The circles of a crate, each as the names of its files.
+    fn circles(files: &[(&str, &str)]) -> Vec<Vec<String>> {
+        let circles = uses(files).circles();
+        circles.into_iter().map(Vec::from_iter).collect()
+    }
+
+    const ROOT: (&str, &str) = ("src/lib.rs", "mod a; mod b; mod c;");
+
+    #[test]
+    fn a_grouped_import_is_caught() {
+        let a = (
+            "src/a.rs",
+            "use std::{fs, io};\nuse crate::{b::{self, B}, c};",
+        );
+        let b = ("src/b.rs", "use super::{c::{C}, a::{A}};");
+        let found = circles(&[ROOT, a, b, ("src/c.rs", "")]);
+        assert_eq!(found, [["src/a.rs", "src/b.rs"]]);
+        let shortest = uses(&[ROOT, a, b, ("src/c.rs", "")]);
+        let shortest = shortest.shortest(&shortest.circles()[0]);
+        assert!(
+            shortest.starts_with("src/a.rs:2 names crate::b::B"),
+            "{shortest}"
+        );
+    }
+
+    #[test]
+    fn a_circle_over_others_is_caught_however_the_names_are_written() {
+        let a = ("src/a.rs", "fn f() { crate::b::f() }");
+        let b = (
+            "src/b.rs",
+            "use crate as all; fn f() { assert!(all::c::f()) }",
+        );
+        let c = (
+            "src/c.rs",
+            "use crate::a as first; impl From<first::A> for C {}",
+        );
+        let found = circles(&[ROOT, a, b, c]);
+        assert_eq!(found, [["src/a.rs", "src/b.rs", "src/c.rs"]]);
+    }
+
+    #[test]
+    fn a_child_that_uses_what_its_parent_defines_is_a_circle_if_the_parent_uses_it() {
+        let child = ("src/a/child.rs", "use super::A; pub fn f(a: A) {}");
+        let uses_it = (
+            "src/a/mod.rs",
+            "mod child; struct A; fn f() { child::f(A) }",
+        );
+        assert_eq!(
+            circles(&[ROOT, uses_it, child]),
+            [["src/a/child.rs", "src/a/mod.rs"]]
+        );
+        let exports_it = ("src/a/mod.rs", "mod child; pub use child::f; struct A;");
+        assert_eq!(circles(&[ROOT, exports_it, child]).len(), 1);
+        let declares_it = ("src/a/mod.rs", "mod child; struct A;");
+        assert_eq!(circles(&[ROOT, declares_it, child]), [[""; 0]; 0]);
+    }
+
+    #[test]
+    fn what_is_exported_by_the_parent_counts_for_the_file_that_defines_it() {
+        let parent = (
+            "src/a/mod.rs",
+            "mod error; mod left; mod right; pub use error::{Error, Other as Another}; pub use left::*;",
+        );
+        let error = ("src/a/error.rs", "pub struct Error; pub struct Other;");
+        let left = (
+            "src/a/left.rs",
+            "use super::{Another, Error}; pub struct Left;",
+        );
+        let right = (
+            "src/a/right.rs",
+            "use super::Left; fn f() { super::Error::new() }",
+        );
+        assert_eq!(circles(&[ROOT, parent, error, left, right]), [[""; 0]; 0]);
+        let left = ("src/a/left.rs", "pub struct Left; use super::right::f;");
+        assert_eq!(
+            circles(&[ROOT, parent, error, left, right]),
+            [["src/a/left.rs", "src/a/right.rs"]]
+        );
+    }
+
+    #[test]
+    fn a_module_that_is_only_named_on_the_way_is_not_used() {
+        let a = (
+            "src/a.rs",
+            "use crate::b; use tokio::sync::a; mod tests { use super::*; }",
+        );
+        let b = ("src/b.rs", "use crate::a::A;");
+        assert_eq!(circles(&[ROOT, a, b]), [[""; 0]; 0]);
+        let a = ("src/a.rs", "use crate::b; fn f() { b::f() }");
+        assert_eq!(circles(&[ROOT, a, b]).len(), 1);
+    }
+
+    #[test]
+    fn rooms_make_no_circles_either() {
+        let files = [
+            ("src/lib.rs", "mod a; mod b;"),
+            ("src/a/mod.rs", "mod one; mod two;"),
+            ("src/a/one.rs", "use crate::b::one::B;"),
+            ("src/a/two.rs", "pub struct A;"),
+            ("src/b/mod.rs", "pub mod one; mod two;"),
+            ("src/b/one.rs", "pub struct B;"),
+            ("src/b/two.rs", "use crate::a::two::A;"),
+        ];
+        let uses = uses(&files);
+        assert!(uses.circles().is_empty());
+        let rooms = uses.by(room).circles();
+        assert_eq!(
+            rooms.into_iter().map(Vec::from_iter).collect::<Vec<_>>(),
+            [["src/a", "src/b"]]
+        );
+    }
+
+    #[test]
+    fn a_circle_is_known_only_as_a_whole_and_only_while_it_is_there() {
+        let known = [Known {
+            files: &["src/a.rs", "src/b.rs"],
+            why: "a reason",
+        }];
+        let circle = |files: &[&str]| {
+            let files = files.iter().map(|file| (*file).to_owned()).collect();
+            (files, "a way".to_owned())
+        };
+        assert_eq!(
+            judged(&[circle(&["src/a.rs", "src/b.rs"])], &known),
+            [""; 0]
+        );
+        assert_eq!(
+            judged(&[circle(&["src/a.rs", "src/c.rs"])], &known).len(),
+            2
+        );
+        assert_eq!(judged(&[], &known).len(), 1);
+        assert_eq!(judged(&[circle(&["src/c.rs"])], &[]), ["1 files: a way"]);
+    }
+}

@@ -1,0 +1,74 @@
+//! No source file is too long to be read at once.
+
+use std::fs;
+
+use crate::{Result, named_tests};
+
+/// Longest file, in lines; its unit tests count.
+const MOST: usize = 600;
+
+const CODE: &[&str] = &["src", "crates", "tests", "xtask", "benches", "examples"];
+
+/// Longer ones, each with the reason.
+const EXCEPTIONS: &[(&str, &str)] = &[
+    (
+        "crates/core/src/circuit.rs",
+        "one state machine; half of it are its tests",
+    ),
+    (
+        "crates/core/src/route.rs",
+        "one grammar of patterns; half of it are its tests",
+    ),
+];
+
+pub fn check() -> Result<()> {
+    let mut lengths = Vec::new();
+    for file in named_tests::files(CODE, "rs")? {
+        let path = file.display().to_string();
+        // What is built, and what is fetched.
+        if !path
+            .split('/')
+            .any(|part| matches!(part, "target" | "node_modules"))
+        {
+            lengths.push((path, fs::read_to_string(&file)?.lines().count()));
+        }
+    }
+    let problems = judged(&lengths, EXCEPTIONS);
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("lengths: {}", problems.join("\n         ")).into())
+    }
+}
+
+fn judged(lengths: &[(String, usize)], exceptions: &[(&str, &str)]) -> Vec<String> {
+    let is_excepted = |path: &str| exceptions.iter().any(|(file, _)| *file == path);
+    let is_long = |path: &str| lengths.iter().any(|(file, n)| file == path && *n > MOST);
+    let long = lengths
+        .iter()
+        .filter(|(path, n)| *n > MOST && !is_excepted(path))
+        .map(|(path, n)| format!("{path} has {n} lines, more than {MOST}: split it by subject"));
+    let unneeded = exceptions
+        .iter()
+        .filter(|(path, _)| !is_long(path))
+        .map(|(path, why)| {
+            format!("{path} ({why}) needs no exception any more; correct xtask/src/lengths.rs")
+        });
+    long.chain(unneeded).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_file_fails_unless_it_is_excepted_and_an_exception_fails_unless_it_is_needed() {
+        let lengths = |n: usize| [("src/a.rs".to_owned(), n)];
+        assert_eq!(judged(&lengths(MOST), &[]), [""; 0]);
+        assert_eq!(judged(&lengths(MOST + 1), &[]).len(), 1);
+        let exception = [("src/a.rs", "a reason")];
+        assert_eq!(judged(&lengths(MOST + 1), &exception), [""; 0]);
+        assert_eq!(judged(&lengths(MOST), &exception).len(), 1);
+        assert_eq!(judged(&[], &exception).len(), 1);
+    }
+}

@@ -1,0 +1,30 @@
+//! Versions of a server: their order, and the folders that they are fetched into.
+
+use std::path::{Path, PathBuf};
+
+use crate::Result;
+
+/// Versions that are not the machine's own.
+pub const VERSIONS: &str = "target/versions";
+
+/// Numbers, to sort by.
+pub fn numbers(version: &str) -> Vec<u32> {
+    let pieces = version.split(|c: char| !c.is_ascii_digit());
+    pieces.filter_map(|piece| piece.parse().ok()).collect()
+}
+
+/// A folder that is there whole or not at all, however a download ends.
+pub fn unpacked(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let folder = std::path::absolute(VERSIONS)?.join(name);
+    if !folder.exists() {
+        let unfinished = folder.with_file_name(format!("{name}.unfinished"));
+        if unfinished.exists() {
+            std::fs::remove_dir_all(&unfinished)?;
+        }
+        std::fs::create_dir_all(&unfinished)?;
+        eprintln!("fetching {name}");
+        fill(&unfinished)?;
+        std::fs::rename(&unfinished, &folder)?;
+    }
+    Ok(folder)
+}

@@ -1,6 +1,8 @@
 //! `cargo xtask check`: what costs seconds. Runs everything, then fails if anything did.
 
-use crate::{Result, circles, command, commits, docs, layers, lengths, links, named_tests};
+use programs::Result;
+
+use crate::{circles, commits, layers, lengths, links, named_tests, run, shell::command};
 
 pub fn run() -> Result<()> {
     let lints = [
@@ -28,7 +30,7 @@ pub fn run() -> Result<()> {
                 "clippy", "-p", "outboxd", "--locked", "--", "-D", "warnings",
             ],
         ),
-        generated_documents_are_current(),
+        run::generated_documents_are_current(),
     ];
     let problems: Vec<String> = results
         .into_iter()
@@ -39,13 +41,4 @@ pub fn run() -> Result<()> {
     } else {
         Err(problems.join("\n").into())
     }
-}
-
-fn generated_documents_are_current() -> Result<()> {
-    for (file, expected) in docs::generated()? {
-        if std::fs::read_to_string(file)? != expected {
-            return Err(format!("{file} is not what the code says: run `cargo xtask docs`").into());
-        }
-    }
-    Ok(())
 }

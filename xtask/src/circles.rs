@@ -13,10 +13,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use programs::Result;
 use syn::ext::IdentExt;
 
 use crate::{
-    Result, named_tests,
+    files,
     syntax::{self, Name, module_of},
 };
 
@@ -153,7 +154,7 @@ impl Crate {
             .ok_or("the path of a crate is not UTF-8 text")?;
         let has_library = place.join("lib.rs").is_file();
         let mut files = BTreeMap::new();
-        for path in named_tests::files(&[folder], "rs")? {
+        for path in files::files(&[folder], "rs")? {
             // A program beside a library is a crate of its own.
             if has_library && path == place.join("main.rs") {
                 continue;

@@ -2,7 +2,7 @@
 
 use std::{io, path::Path, process::Command};
 
-use crate::Result;
+use programs::Result;
 
 /// The last commit that nobody checked. Later ones are, merges too.
 const BASE: &str = "68328c5eb5dec9530b1b1802a6381942ddcdadf1";

@@ -1,11 +1,12 @@
 //! `cargo xtask fuzz`: the fuzz targets (tests/fuzz) for longer than a test run.
 
 use std::{
+    hash::{BuildHasher, RandomState},
     process::Command,
     time::{Duration, Instant},
 };
 
-use crate::Result;
+use programs::Result;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -20,10 +21,8 @@ pub struct Args {
 const GRACE: Duration = Duration::from_secs(600);
 
 pub fn run(args: &Args) -> Result<()> {
-    let seed = match args.seed {
-        Some(seed) => seed,
-        None => u64::from_le_bytes(uuid::Uuid::new_v4().into_bytes()[..8].try_into()?),
-    };
+    // Each `RandomState` is keyed anew.
+    let seed = args.seed.unwrap_or_else(|| RandomState::new().hash_one(()));
     println!("fuzz: {} minutes, --seed {seed}", args.minutes);
     let run = Duration::from_secs(args.minutes * 60);
     let mut targets = Command::new("cargo")

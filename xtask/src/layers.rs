@@ -4,10 +4,9 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use crate::{
-    Result,
-    syntax::{self, Name, module_of},
-};
+use programs::Result;
+
+use crate::syntax::{self, Name, module_of};
 
 /// A place, and what its files must not name: a crate, or a path and all that is in it.
 const RULES: &[(&str, &[&str])] = &[
@@ -94,6 +93,24 @@ const RULES: &[(&str, &[&str])] = &[
         ],
     ),
     ("crates/test-support", &["outboxd", "outbox_core"]),
+    ("crates/demo", &["outboxd", "outbox_core"]),
+    ("crates/bench", &["outboxd", "outbox_core"]),
+    (
+        "crates/reference",
+        &["test_support", "lapin", "tokio_postgres"],
+    ),
+    // The first task on a new machine shows something within a minute.
+    (
+        "xtask",
+        &[
+            "outboxd",
+            "outbox_core",
+            "test_support",
+            "lapin",
+            "tokio_postgres",
+            "tokio",
+        ],
+    ),
     (
         "crates/amqp-guard",
         &[

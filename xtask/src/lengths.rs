@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::{Result, named_tests};
+use programs::Result;
+
+use crate::files;
 
 /// Longest file, in lines; its unit tests count.
 const MOST: usize = 600;
@@ -23,7 +25,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
 
 pub fn check() -> Result<()> {
     let mut lengths = Vec::new();
-    for file in named_tests::files(CODE, "rs")? {
+    for file in files::files(CODE, "rs")? {
         let path = file.display().to_string();
         // What is built, and what is fetched.
         if !path

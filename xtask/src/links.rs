@@ -6,9 +6,10 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use programs::Result;
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
-use crate::{Result, named_tests::files};
+use crate::files::files;
 
 const DOCUMENTS: &[&str] = &[
     "README.md",

@@ -7,9 +7,10 @@ use std::{
     process::{Command, Stdio},
 };
 
+use programs::Result;
 use serde::Deserialize;
 
-use crate::{Result, tools};
+use crate::tools;
 
 const VERSION: &str = "27.1.0";
 const OUTPUT: &str = "target/mutants";

@@ -1,8 +1,10 @@
 //! The tests that documents name are there, under that name.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
-use crate::Result;
+use programs::Result;
+
+use crate::files::files;
 
 const DOCUMENTS: &[&str] = &["README.md", "docs"];
 const CODE: &[&str] = &["src", "tests", "crates", "examples"];
@@ -50,21 +52,4 @@ fn is_test(code: &str) -> bool {
         // Metrics, columns and settings of the servers are long, too.
         && !["outbox_", "inbox_", "pg_"].iter().any(|metric| code.starts_with(metric))
         && !["_timeout", "_seconds"].iter().any(|unit| code.ends_with(unit))
-}
-
-/// The files with that extension among these paths and below them, in order.
-pub fn files(places: &[&str], extension: &str) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut left: Vec<PathBuf> = places.iter().map(PathBuf::from).collect();
-    while let Some(place) = left.pop() {
-        if place.is_dir() {
-            for entry in fs::read_dir(place)? {
-                left.push(entry?.path());
-            }
-        } else if place.extension().is_some_and(|e| e == extension) {
-            found.push(place);
-        }
-    }
-    found.sort();
-    Ok(found)
 }

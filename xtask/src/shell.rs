@@ -1,11 +1,8 @@
-//! How a task runs other programs, and what it may fail with.
+//! How a task runs other programs, and where cargo puts what it builds.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::Path, process::Command};
 
-pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+use programs::Result;
 
 /// Runs a command to its end, in sight.
 pub fn command(program: &str, args: &[&str]) -> Result<()> {
@@ -19,17 +16,12 @@ pub fn command(program: &str, args: &[&str]) -> Result<()> {
     }
 }
 
-/// The relay, where cargo has put it.
-pub fn built(profile: &str) -> PathBuf {
+/// The program of a package, built with that profile.
+pub fn built(profile: &str, program: &str) -> String {
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    Path::new(&target).join(profile).join("outboxd")
-}
-
-pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(work)
+    let folder = if profile == "dev" { "debug" } else { profile };
+    let program = Path::new(&target).join(folder).join(program);
+    program.display().to_string()
 }
 
 /// Standard output of a command that is to succeed.

@@ -15,8 +15,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use programs::{Result, Tools, install};
 
-use crate::{Result, servers};
 use report::{Checks, Tests};
 
 #[derive(clap::Args)]
@@ -33,7 +33,7 @@ pub const THREADS: &str = "6";
 const SILENCE: Duration = Duration::from_secs(20 * 60);
 
 pub fn run(args: &Args) -> Result<()> {
-    servers::install(servers::Tools::Tests)?;
+    install(Tools::Tests)?;
     let began = Instant::now();
     let filter = args.filter.as_deref();
     let tests = tests(&["--locked", "--features", "outboxd/failpoints"], filter)?;

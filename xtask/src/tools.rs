@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{Result, command};
+use programs::Result;
+
+use crate::shell::command;
 
 /// The program of a package of crates.io, which is installed unless it is there in this version.
 pub fn installed(package: &str, version: &str, more: &[&str]) -> Result<PathBuf> {

@@ -14,7 +14,6 @@
 pub mod certificates;
 mod crowd;
 mod daemon;
-mod error;
 mod guard;
 pub mod liar;
 mod pgbouncer;
@@ -30,25 +29,27 @@ mod wait;
 
 pub use crowd::crowd;
 pub use daemon::{Daemon, Transcript};
-pub use error::{Error, Result};
 pub use pgbouncer::PgBouncer;
 pub use port::free_port;
-pub use postgres::{Postgres, PostgresOptions, binaries as postgres_programs};
+pub use postgres::{Postgres, PostgresOptions};
+pub use programs::{Error, Result};
 pub use proxy::{Mode, Proxy};
-pub use rabbitmq::{RabbitMq, RabbitMqOptions, scripts as rabbitmq_scripts};
+pub use rabbitmq::{RabbitMq, RabbitMqOptions};
 pub use settings::hostile_settings;
 pub use shadows::shadows;
 pub use tls::ServerTls;
 pub use wait::{eventually, pause_after};
 
-pub fn postgres_is_installed() -> bool {
-    postgres_programs().is_ok()
-}
-
-pub fn rabbitmq_is_installed() -> bool {
-    rabbitmq_scripts().is_ok()
-}
-
 pub fn pgbouncer_is_installed() -> bool {
-    pgbouncer::program().is_ok()
+    programs::pgbouncer().is_ok()
+}
+
+/// The relay. Cargo builds it into the folder of the program that asks.
+pub fn outboxd() -> Result<std::path::PathBuf> {
+    let program = std::env::current_exe()?.with_file_name("outboxd");
+    if program.exists() {
+        Ok(program)
+    } else {
+        Err(format!("{} is not built", program.display()).into())
+    }
 }

@@ -1,9 +1,6 @@
 //! A private PgBouncer in transaction mode.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -27,7 +24,7 @@ pub struct PgBouncer {
 impl PgBouncer {
     /// Before the server on `port`. Each user (name, password) shares `pool` connections to a database.
     pub async fn start(port: u16, users: &[(&str, &str)], pool: usize) -> Result<Self> {
-        let program = program()?;
+        let program = programs::pgbouncer()?;
         // It refuses to run as root.
         let account = Account::of("postgres")?;
         let folder = tempfile::Builder::new().prefix("outboxd-pgb-").tempdir()?;
@@ -75,14 +72,4 @@ impl PgBouncer {
         tokio::spawn(connection);
         Ok(client.batch_execute(command).await?)
     }
-}
-
-/// Debian installs it where root finds it, and not everybody else.
-pub(crate) fn program() -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain([PathBuf::from("/usr/sbin")])
-        .map(|folder: PathBuf| folder.join("pgbouncer"))
-        .find(|program: &PathBuf| Path::exists(program))
-        .ok_or_else(|| "no PgBouncer here: apt-get install pgbouncer".into())
 }

@@ -44,7 +44,7 @@ impl Postgres {
     }
 
     pub async fn start_with(options: PostgresOptions) -> Result<Self> {
-        let binaries = binaries()?;
+        let binaries = programs::postgres()?;
         let account = Account::of("postgres")?;
         let under = options.under.clone().unwrap_or_else(std::env::temp_dir);
         let folder = tempfile::Builder::new()
@@ -265,33 +265,4 @@ impl Postgres {
 fn client(binaries: &Path, name: &str) -> PathBuf {
     let own = binaries.join(name);
     if own.exists() { own } else { name.into() }
-}
-
-/// `OUTBOXD_TEST_PG_BIN`, else the newest of Debian's, else where `initdb` is in the PATH.
-pub fn binaries() -> Result<PathBuf> {
-    if let Ok(path) = std::env::var("OUTBOXD_TEST_PG_BIN") {
-        return Ok(path.into());
-    }
-    let debian = std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let newest = debian
-        .filter_map(|entry| {
-            Some((
-                entry.file_name().to_str()?.parse::<u32>().ok()?,
-                entry.path().join("bin"),
-            ))
-        })
-        .filter(|(_, path)| path.join("initdb").exists())
-        .max();
-    if let Some((_, path)) = newest {
-        return Ok(path);
-    }
-    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .find(|path| path.join("initdb").exists())
-        .ok_or_else(|| {
-            "no PostgreSQL server here: apt-get install postgresql, or set OUTBOXD_TEST_PG_BIN"
-                .into()
-        })
 }

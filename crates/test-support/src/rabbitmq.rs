@@ -59,7 +59,7 @@ impl RabbitMq {
     }
 
     async fn start_node(options: RabbitMqOptions, cluster: Option<Cluster>) -> Result<Self> {
-        let scripts = scripts()?;
+        let scripts = programs::rabbitmq()?;
         let account = Account::of("rabbitmq")?;
         let folder = tempfile::Builder::new().prefix("outboxd-mq-").tempdir()?;
         account.own(folder.path())?;
@@ -332,22 +332,4 @@ impl RabbitMq {
 
 fn node_name(port: u16) -> String {
     format!("rabbit-{port}@localhost")
-}
-
-/// `OUTBOXD_TEST_RABBITMQ_HOME` (with `sbin` in it), else Debian's.
-pub fn scripts() -> Result<PathBuf> {
-    if let Ok(home) = std::env::var("OUTBOXD_TEST_RABBITMQ_HOME") {
-        return Ok(Path::new(&home).join("sbin"));
-    }
-    let debian = std::fs::read_dir("/usr/lib/rabbitmq/lib")
-        .into_iter()
-        .flatten()
-        .flatten();
-    debian
-        .map(|entry| entry.path().join("sbin"))
-        .find(|path| path.join("rabbitmq-server").exists())
-        .ok_or_else(|| {
-            "no RabbitMQ here: apt-get install rabbitmq-server, or set OUTBOXD_TEST_RABBITMQ_HOME"
-                .into()
-        })
 }

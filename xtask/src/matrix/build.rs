@@ -5,9 +5,10 @@ use std::{
     process::{Command, Stdio},
 };
 
+use programs::Result;
 use serde::Deserialize;
 
-use crate::{Result, output};
+use crate::shell::output;
 
 pub struct Built {
     pub suite: Executable,

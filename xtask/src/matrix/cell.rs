@@ -7,6 +7,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use programs::Result;
 use serde::Deserialize;
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     rabbitmq::RabbitMq,
     report::{Cell, OUT, Part, Said},
 };
-use crate::{Result, test::THREADS};
+use crate::test::THREADS;
 
 /// Rows of the fault matrix in which a process or a server dies.
 const ROWS: &str = "1,2,3,4,5,6,7,8,9,11,31";

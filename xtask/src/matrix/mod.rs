@@ -13,7 +13,8 @@ mod versions;
 
 use std::path::Path;
 
-use crate::{Result, servers};
+use programs::{Result, Tools, install};
+
 use report::{Missing, OUT, Report};
 
 #[derive(clap::Args)]
@@ -40,7 +41,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    servers::install(servers::Tools::Tests)?;
+    install(Tools::Tests)?;
     let mut missing = Vec::new();
     let (brokers, databases) = (
         rabbitmq::offered(&mut missing)?,

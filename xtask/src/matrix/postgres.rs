@@ -6,13 +6,14 @@ use std::{
     process::Command,
 };
 
+use programs::Result;
 use serde::Deserialize;
 
 use super::{
     report::Missing,
     versions::{numbers, unpacked},
 };
-use crate::{Result, output};
+use crate::shell::output;
 
 /// The supported ones.
 const MAJORS: [u32; 5] = [14, 15, 16, 17, 18];
@@ -31,7 +32,7 @@ enum From {
 
 /// The newest of each major version, the oldest first.
 pub fn offered(missing: &mut Vec<Missing>) -> Result<Vec<Postgres>> {
-    let programs = test_support::postgres_programs()?;
+    let programs = programs::postgres()?;
     let said = output(Command::new(programs.join("postgres")).arg("--version"))?;
     let version = said.split_whitespace().find(|word| is_version(word));
     let version = version.ok_or_else(|| format!("{}: {said}", programs.display()))?;

@@ -11,11 +11,13 @@ use std::{
     process::Command,
 };
 
+use programs::Result;
+
 use super::{
     report::Missing,
     versions::{VERSIONS, numbers, unpacked},
 };
-use crate::{Result, output};
+use crate::shell::output;
 
 /// Suites with a RabbitMQ of their own.
 const SUITES: [&str; 2] = ["trixie", "sid"];
@@ -44,7 +46,7 @@ enum From {
 
 /// The oldest first.
 pub fn offered(missing: &mut Vec<Missing>) -> Result<Vec<RabbitMq>> {
-    let home = test_support::rabbitmq_scripts()?;
+    let home = programs::rabbitmq()?;
     let home = home.parent().ok_or("RabbitMQ's scripts lie in no folder")?;
     let mut offered = vec![RabbitMq {
         version: version_of(home)?,

@@ -2,10 +2,10 @@
 
 use std::{fmt::Write, path::Path};
 
+use programs::Result;
 use serde::{Deserialize, Serialize};
 
 use super::versions::numbers;
-use crate::Result;
 
 /// Where it is written what was seen.
 pub const OUT: &str = "target/matrix";

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::Result;
+use programs::Result;
 
 /// Versions that are not the machine's own.
 pub const VERSIONS: &str = "target/versions";

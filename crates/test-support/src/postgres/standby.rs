@@ -7,7 +7,7 @@ use crate::{
     guard::{Account, Guarded},
 };
 
-use super::{PASSWORD, Postgres, binaries};
+use super::{PASSWORD, Postgres};
 
 /// The server writes on meanwhile, and tar says so of every file that grows; the log makes them whole.
 const COPY_DATA: &str = r#"mkdir "$2" && tar -C "$1" --exclude=./postmaster.pid --exclude='./pg_wal/*' -cf - . 2>/dev/null | tar -C "$2" -xf -"#;
@@ -102,7 +102,7 @@ impl Postgres {
         Ok(Self {
             server: None,
             account,
-            binaries: binaries()?,
+            binaries: programs::postgres()?,
             folder,
             port: free_port()?,
         })

@@ -1,0 +1,84 @@
+//! Installs Debian's packages of the servers that are missing. No service is started: tests run private instances.
+
+use std::{path::Path, process::Command};
+
+use crate::{
+    error::Result,
+    place::{pgbouncer, postgres, rabbitmq},
+};
+
+/// What is wanted besides the two servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tools {
+    None,
+    /// What only the tests need.
+    Tests,
+    /// And what only the fault matrix needs.
+    Chaos,
+    /// No server: what counts instructions.
+    Instructions,
+}
+
+pub fn install(tools: Tools) -> Result<()> {
+    let chaos = tools == Tools::Chaos;
+    let instructions = tools == Tools::Instructions;
+    // Debian packages.
+    let wanted = [
+        ("postgresql", instructions || postgres().is_ok()),
+        ("rabbitmq-server", instructions || rabbitmq().is_ok()),
+        (
+            "prometheus",
+            instructions || tools == Tools::None || in_path("promtool"),
+        ),
+        // jemalloc is built with it.
+        ("make", in_path("make")),
+        ("valgrind", !instructions || in_path("valgrind")),
+        ("pgbouncer", !chaos || pgbouncer().is_ok()),
+        ("faketime", !chaos || in_path("faketime")),
+    ];
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|(_, there)| !there)
+        .map(|(name, _)| *name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages = missing.join(" ");
+    let by_hand =
+        format!("not found here: {packages}. Install them (Debian: apt-get install {packages})");
+    if !in_path("apt-get") {
+        return Err(by_hand.into());
+    }
+    let root = nix::unistd::Uid::effective().is_root();
+    if !root && !in_path("sudo") {
+        return Err(by_hand.into());
+    }
+    eprintln!("installing {packages}");
+    let apt = |args: &[&str]| -> Result<()> {
+        // RUNLEVEL=1: Debian's scripts start no service then.
+        let env = [
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+            "RUNLEVEL=1",
+            "apt-get",
+            "-q",
+            "-y",
+        ];
+        let mut words: Vec<&str> = if root { vec![] } else { vec!["sudo", "-n"] };
+        words.extend(env.iter().chain(args));
+        let output = Command::new(words[0]).args(&words[1..]).output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(format!("{by_hand}\n{}", String::from_utf8_lossy(&output.stderr)).into())
+    };
+    let install = || apt(&[&["install", "--no-install-recommends"], &missing[..]].concat());
+    // Lists that are there already save the time to fetch them.
+    install().or_else(|_| apt(&["update"]).and_then(|()| install()))
+}
+
+fn in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| Path::new(&folder).join(program).exists())
+}

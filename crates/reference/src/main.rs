@@ -1,0 +1,40 @@
+//! The pages of docs/ that come from the code: `cargo xtask docs` writes them, `cargo xtask check` compares them.
+
+mod cli;
+mod metrics;
+mod schema;
+
+use clap::Parser;
+use outboxd::config::keys;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+#[derive(Parser)]
+struct Args {
+    /// Fails where a page is not what the code says, and writes nothing
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    for (file, text) in generated()? {
+        if !args.check {
+            std::fs::write(file, text)?;
+        } else if std::fs::read_to_string(file)? != text {
+            return Err(format!("{file} is not what the code says: run `cargo xtask docs`").into());
+        }
+    }
+    Ok(())
+}
+
+/// Each generated file, with the text that the code gives it.
+fn generated() -> Result<[(&'static str, String); 5]> {
+    Ok([
+        ("config/outboxd.toml", keys::example()),
+        ("docs/reference/configuration.md", keys::reference()),
+        ("docs/reference/cli.md", cli::reference()),
+        ("docs/reference/metrics.md", metrics::reference()?),
+        ("docs/reference/schema.md", schema::reference()?),
+    ])
+}

@@ -1,4 +1,0 @@
-//! Anything that a test may fail with.
-
-pub type Error = Box<dyn std::error::Error + Send + Sync>;
-pub type Result<T> = std::result::Result<T, Error>;

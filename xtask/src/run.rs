@@ -1,0 +1,102 @@
+//! Tasks that are programs of their own: this one compiles in seconds, because it needs neither the relay nor the clients
+//! of its servers.
+
+use programs::{Result, Tools, install};
+
+use crate::{
+    instructions,
+    shell::{built, command},
+    site,
+};
+
+/// Arguments for the program of the task.
+#[derive(clap::Args)]
+pub struct Passed {
+    /// Passed on; `--help` shows what there is
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+pub fn demo(passed: &Passed) -> Result<()> {
+    install(Tools::None)?;
+    eprintln!("compiling the relay and the demo; the first time, this takes minutes");
+    build("dev", &["-p", "outboxd", "-p", "demo"])?;
+    start("dev", "demo", passed)
+}
+
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Bench {
+    #[command(subcommand)]
+    other: Option<Other>,
+    #[command(flatten)]
+    passed: Passed,
+}
+
+#[derive(clap::Subcommand)]
+enum Other {
+    /// Instructions of the hot functions, counted by Valgrind and compared with benches/limits.toml
+    Instructions(instructions::Args),
+}
+
+pub fn bench(args: &Bench) -> Result<()> {
+    if let Some(Other::Instructions(args)) = &args.other {
+        return instructions::run(args);
+    }
+    install(Tools::None)?;
+    // The publisher that the relay is compared with must be optimised as well.
+    build("release", &["-p", "outboxd", "-p", "bench"])?;
+    start("release", "bench", &args.passed)
+}
+
+pub fn chaos(passed: &Passed) -> Result<()> {
+    install(Tools::Tests)?;
+    if let Err(error) = install(Tools::Chaos) {
+        eprintln!("some rows will be skipped: {error}");
+    }
+    // At the rates and sizes of a long run, a debug build would be what is measured.
+    let lasts = |word: &String| word == "--long" || word.starts_with("--minutes");
+    let profile = if passed.args.iter().any(lasts) {
+        "release"
+    } else {
+        "dev"
+    };
+    build(
+        profile,
+        &[
+            "-p",
+            "outboxd",
+            "-p",
+            "chaos",
+            "--features",
+            "outboxd/failpoints",
+        ],
+    )?;
+    start(profile, "chaos", passed)
+}
+
+pub fn model(passed: &Passed) -> Result<()> {
+    build("dev", &["-p", "model"])?;
+    start("dev", "model", passed)
+}
+
+pub fn write_docs() -> Result<()> {
+    build("dev", &["-p", "reference"])?;
+    command(&built("dev", "reference"), &[])?;
+    site::build()
+}
+
+pub fn generated_documents_are_current() -> Result<()> {
+    build("dev", &["-p", "reference"])?;
+    command(&built("dev", "reference"), &["--check"])
+}
+
+fn build(profile: &str, packages: &[&str]) -> Result<()> {
+    let build = ["build", "--locked", "--profile", profile];
+    command("cargo", &[&build[..], packages].concat())
+}
+
+fn start(profile: &str, program: &str, passed: &Passed) -> Result<()> {
+    let args: Vec<&str> = passed.args.iter().map(String::as_str).collect();
+    command(&built(profile, program), &args)
+}

@@ -1,4 +1,5 @@
--- How many dead messages a change would take, and how many of the filter have no message any more. As dead_take.sql.
+-- Counts the dead messages that a change would take, and those that fit the filter but have no message any more. The
+-- conditions are those of dead_take.sql.
 SELECT count(*) AS n,
        count(*) FILTER (WHERE m.id IS NULL AND moved.lane IS NULL) AS gone
 FROM outbox.dead d

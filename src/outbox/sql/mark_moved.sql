@@ -1,4 +1,4 @@
--- What mark_sent.sql did not find: somebody wrote another version of the row under a held lane.
+-- Marks the rows that mark_sent.sql did not find: somebody wrote another version of them while the lane was held.
 UPDATE outbox.message m
 SET sent_at = clock_timestamp()
 FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, id)

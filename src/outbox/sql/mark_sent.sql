@@ -1,5 +1,5 @@
--- sent_at is in no index: a heap-only update. By ctid, because the look into the index was three tenths of what a mark cost;
--- a row with another version meanwhile is not found. $1 ctids, $2 ids
+-- sent_at is in no index, so this is a heap-only update. It finds rows by ctid, because the index scan took three tenths of
+-- a mark's cost. It does not find a row that has another version by now. $1 ctids, $2 ids
 UPDATE outbox.message m
 SET sent_at = clock_timestamp()
 FROM unnest($1::tid[], $2::bigint[]) AS s (place, id)

@@ -158,7 +158,7 @@ async fn a_truncate_and_a_look_for_work_never_deadlock() {
         .sql("BEGIN; LOCK TABLE outbox.message IN ACCESS EXCLUSIVE MODE")
         .await;
     let looks = "pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND l.mode = 'AccessShareLock' \
-                 AND l.relation = 'outbox.message'::regclass AND a.query LIKE '-- Which of these lanes%'";
+                 AND l.relation = 'outbox.message'::regclass AND a.query LIKE '-- Finds the lanes that have work%'";
     test_support::eventually("a look for work", SOON, async || {
         (world.count(looks).await > 0).then_some(())
     })

@@ -1,4 +1,4 @@
-//! The command line: one file a command. Nothing else uses this module.
+//! The command line: one file for each command. No other module uses this one.
 
 mod check;
 mod check_lag;
@@ -29,7 +29,7 @@ use crate::{
 #[derive(Parser)]
 #[command(name = "outboxd", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
-    /// Configuration file [default: config/outboxd.toml, if it is there]
+    /// Configuration file [default: config/outboxd.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Override one key of the configuration, for example --set relay.workers=8
@@ -66,7 +66,7 @@ enum Command {
     Dead(dead::Command),
     /// Publish sent messages again, under the same message ids
     Replay(replay::Args),
-    /// Delete sent messages that are older than retention.sent, now
+    /// Delete sent messages that are older than retention.sent, without waiting for the relay
     Prune(prune::Args),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
@@ -97,15 +97,15 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// What a command fails with; the exit code follows from it.
+/// The error of a command; it determines the exit code.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
     #[error("{0}")]
     Config(#[from] ConfigErrors),
-    /// Wrong, and only a change of configuration, schema or grants mends it.
+    /// A person must change the configuration, the schema or the grants.
     #[error("{0}")]
     Setup(String),
-    /// A server does not answer, or does not work for now.
+    /// A server does not answer, or does not work at present.
     #[error("{0}")]
     Unavailable(String),
     #[error(transparent)]
@@ -160,14 +160,14 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // To a monitoring system 2 means critical.
+        // A monitoring system reads exit code 2 as critical.
         Err(error) if error.use_stderr() && asks_for_lag() => {
             let text = error.to_string();
             return check_lag::unknown(text.trim_start_matches("error: ").trim_end());
         }
         Err(error) => error.exit(),
     };
-    // What is not UTF-8 is not ours.
+    // Variables that are not UTF-8 are not outboxd's.
     let text = |(name, value): (OsString, OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))
     };
@@ -176,7 +176,7 @@ pub fn main() -> ExitCode {
     logs::flush();
     match result {
         Ok(code) => code,
-        // Whoever reads us has read enough.
+        // The reader of our output has closed it, which is no error.
         Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             output::note(&error.to_string());
@@ -283,7 +283,7 @@ fn chosen<'c>(cli: &Cli, config: &'c Config) -> Result<&'c Source, CliError> {
         }),
         (None, [only]) => Ok(only),
         (None, _) => Err(CliError::Usage(format!(
-            "which one? Add --source with one of {}",
+            "several sources are configured: add --source with one of {}",
             names()
         ))),
     }
@@ -302,14 +302,14 @@ async fn session(source: &Source) -> Result<Session, CliError> {
     Ok(Session::connect(&source.database, "outboxd/cli").await?)
 }
 
-/// Who does it, for `outbox.operation`: as said, else the login name.
+/// The person for `outbox.operation`: `--by`, otherwise the login name.
 fn operator(by: Option<&String>) -> String {
     by.cloned()
         .or_else(|| std::env::var("USER").ok().filter(|name| !name.is_empty()))
         .unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// Ids that were typed and not found are told one by one, and the command fails: a script must not take them for done.
+/// Prints each id that was given and not found, and fails, so that a script does not take these ids for done.
 fn none_missing(missing: &[Uuid], why: &str) -> Result<(), CliError> {
     if missing.is_empty() {
         return Ok(());

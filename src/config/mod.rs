@@ -1,11 +1,11 @@
-//! Configuration: defaults < file < `DATABASE_URL`, `AMQP_URL` < environment < flags; every problem found is told at
-//! once, with its key and what would be right, and never with the value of a secret.
+//! Configuration: defaults < file < `DATABASE_URL`, `AMQP_URL` < environment < flags. All problems are reported at once, each
+//! with its key and what would be right, and never with the value of a secret.
 //!
 //! - `keys`: every key, its default, its meaning
-//! - `layers`: from file, environment and flags to one value a key
+//! - `layers`: merges file, environment and flags into one value for each key
 //! - `reader`: typed, bounded values; unknown keys
 //! - `sections`: the sections, and the relations between them
-//! - `database`, `broker`: what is read again at every connect (URL, password)
+//! - `database`, `broker`: values that every connect reads again (URL, password)
 
 mod broker;
 mod database;
@@ -34,7 +34,7 @@ pub use given::Changes;
 pub use log::{LogError, log_filter};
 pub use secret::Secret;
 
-/// One thing that is wrong, for the person who must mend it.
+/// One problem, for the person who must correct it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {problem}")]
 pub struct ConfigError {
@@ -51,7 +51,7 @@ impl ConfigError {
     }
 }
 
-/// Keys and values are anybody's: a line break in one must not begin a line of its own.
+/// Anybody may have written a key or a value: a line break in it must not begin a new line of the output.
 fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
@@ -64,7 +64,7 @@ fn one_line(text: &str) -> String {
     line
 }
 
-/// All that is wrong.
+/// All problems.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
@@ -80,20 +80,20 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
-/// Which URLs a command cannot do without.
+/// The URLs that a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
     pub database: bool,
     pub broker: bool,
 }
 
-/// Where configuration comes from. Passed in whole: nothing here reads the process's environment.
+/// The sources of the configuration. Callers pass all of them: nothing here reads the process's environment.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// `None`: `config/outboxd.toml`, if it is there.
+    /// `None`: `config/outboxd.toml`, if it exists.
     pub file: Option<PathBuf>,
     pub env: BTreeMap<String, String>,
-    /// From `--set`; the last of several wins.
+    /// Values of `--set`; for one key the last wins.
     pub overrides: Vec<(String, String)>,
     pub needs: Needs,
 }
@@ -106,14 +106,14 @@ pub struct Config {
     pub retention: Retention,
     pub admin: Admin,
     pub log: Log,
-    /// As it was given, to compare a later one with.
+    /// The values as given, for the comparison at a reload.
     given: given::Given,
 }
 
 /// A database to relay from, and the broker to relay to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Source {
-    /// `default` when there is no `[[source]]`.
+    /// `default` if there is no `[[source]]`.
     pub name: String,
     pub database: Database,
     pub broker: Broker,
@@ -146,7 +146,7 @@ pub struct Routing {
     pub exchange: String,
     pub routing_key: String,
     pub mandatory: bool,
-    /// `None`: a row may name any exchange but the default one.
+    /// `None`: a row may name any exchange except the default exchange.
     pub allowed_exchanges: Option<Vec<String>>,
     pub routes: Vec<Rule>,
     pub format: MessageFormat,
@@ -155,7 +155,7 @@ pub struct Routing {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Retention {
-    /// Zero: sent messages are deleted by the settle itself.
+    /// Zero: the settle deletes sent messages.
     pub sent: Duration,
     pub step_rows: u32,
     pub interval: Duration,
@@ -180,11 +180,11 @@ pub struct Log {
 }
 
 impl Config {
-    /// Reads, checks and relates everything, offline.
+    /// Reads and checks everything, without a connection.
     pub fn load(options: LoadOptions) -> Result<Self, ConfigErrors> {
         let needs = options.needs;
         let (values, problems) = layers::gather(options);
-        // Half a configuration would only add what follows from its missing half.
+        // A check of incomplete values would only add problems that follow from the missing ones.
         if !problems.is_empty() {
             return Err(ConfigErrors(problems));
         }
@@ -197,12 +197,12 @@ impl Config {
         }
     }
 
-    /// What is different in `newer`, by key.
+    /// The differences to `newer`, by key.
     pub fn changes(&self, newer: &Self) -> Changes {
         self.given.changes(&newer.given)
     }
 
-    /// Takes over what needs no restart: the log's level, and what the files hold, which every connect reads again.
+    /// Takes over values that need no restart: the log level, and the contents of files, which every connect reads again.
     pub fn adopt(&mut self, newer: &Self) {
         self.log.level.clone_from(&newer.log.level);
         self.given.adopt(&newer.given, &[keys::LOG_LEVEL]);

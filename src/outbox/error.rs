@@ -197,7 +197,7 @@ fn describe(error: &tokio_postgres::Error) -> String {
 }
 
 const READ_ONLY: &str = ". This server is read-only: list every host in database.url with target_session_attrs=read-write; \
-                         or default_transaction_read_only is on for it, the database or the role: set it off";
+                         or default_transaction_read_only is on for it, the database or the role: turn it off";
 
 /// The settings that a pooler in transaction mode needs.
 pub const POOLER: &str = ". database.url leads to a pooler in transaction mode: set database.prepared_statements = false and \

@@ -39,9 +39,9 @@ pub enum MigrateError {
         differences: Vec<Difference>,
     },
     #[error(
-        "schema {schema} is half there: it has parts of ours, no recorded version, and lacks\n  {}\n\
-         Nothing was changed. Complete it as `outboxd sql{}` defines it and run this again, which then records the version; \
-         or, if nothing in it is needed (what {schema}.message holds is lost): DROP SCHEMA {schema} CASCADE, and run this again",
+        "schema {schema} is incomplete: it has parts of ours and no recorded version, and lacks\n  {}\n\
+         Nothing was changed. Complete it as `outboxd sql{}` defines it and run this again: it then records the version; \
+         or, if you need nothing in it (the rows of {schema}.message are lost): DROP SCHEMA {schema} CASCADE, and run this again",
         list(.differences), flag(.schema)
     )]
     Half {
@@ -192,7 +192,7 @@ impl Place {
         if self.read_only {
             return Err(MigrateError::ReadOnly(
                 "transactions are read-only here (default_transaction_read_only, set for the server, the database or the role): \
-                 find out who wants it so, and ALTER … RESET default_transaction_read_only",
+                 find out who set it and why, and ALTER … RESET default_transaction_read_only",
             ));
         }
         if self.there && !self.owned {

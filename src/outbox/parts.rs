@@ -54,7 +54,7 @@ impl std::fmt::Display for Difference {
         match &self.here {
             None => write!(f, "{kind} {name}"),
             // A hash means nothing to a person.
-            Some(_) if kind == "function" => write!(f, "{kind} {name}: is another one here"),
+            Some(_) if kind == "function" => write!(f, "{kind} {name}: differs here"),
             Some(here) => write!(f, "{kind} {name}: {detail} (here: {here})"),
         }
     }

@@ -78,7 +78,7 @@ pub async fn is_read_only(session: &Session) -> Result<Option<&'static str>, Out
     } else if get(&row, "read_only")? {
         Some(
             "transactions are read-only here (default_transaction_read_only, set for the server, the database or the role): \
-             find out who wants it so, and ALTER … RESET default_transaction_read_only",
+             find out who set it and why, and ALTER … RESET default_transaction_read_only",
         )
     } else {
         None

@@ -44,7 +44,7 @@ async fn every_fault_of_every_source_is_told_at_once() {
     .await;
     assert_eq!(run.code, 78, "{}{}", run.stdout, run.stderr);
     for said in [
-        "one: PostgreSQL: this role may not do what a relay does",
+        "one: PostgreSQL: this role lacks privileges that a relay needs",
         "column outbox.dead.reason\n",
         "function outbox.enqueue(",
         "view outbox.debezium\n",

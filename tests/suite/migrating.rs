@@ -134,7 +134,7 @@ async fn what_was_edited_is_named_and_never_gets_the_official_checksum() {
         (
             "ALTER FUNCTION outbox.measure() SECURITY INVOKER",
             "ALTER FUNCTION outbox.measure() SECURITY DEFINER",
-            "function outbox.measure(): is another one here",
+            "function outbox.measure(): differs here",
         ),
         (
             "ALTER FUNCTION outbox.wake() RENAME TO awake",
@@ -254,7 +254,7 @@ async fn a_schema_that_is_half_there_is_named_with_the_way_out() {
         let refused = place.migrate(&[]).await;
         assert_eq!(refused.code, 78, "{}", refused.stderr);
         for said in [
-            "half there",
+            "is incomplete",
             "table outbox.lane\n",
             "outboxd sql",
             "DROP SCHEMA outbox CASCADE",

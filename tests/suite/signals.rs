@@ -109,7 +109,7 @@ async fn sighup_changes_the_level_names_what_waits_for_a_restart_and_refuses_wha
         "log.level = \"debug\"\nrelay.batch_size = 0\nbroker.url = 7\nnope = 1\n",
     );
     relay.signal(Signal::SIGHUP).unwrap();
-    let line = relay.line("going on with the one of before", SOON).await;
+    let line = relay.line("keeping the previous one", SOON).await;
     assert!(
         line.contains("relay.batch_size: ") && line.contains("nope: unknown key"),
         "every problem is named: {line}"

@@ -23,13 +23,13 @@ async fn check_status_and_prune_tell_of_stranded_messages_and_delete_none() {
     })
     .await;
     let run = world.outboxd(&["status"], &[]).await;
-    assert!(run.stdout.contains("audit    whole"), "{}", run.stdout);
+    assert!(run.stdout.contains("audit    completed"), "{}", run.stdout);
     relay.terminate().unwrap();
     relay.ended(SOON).await.unwrap();
     let run = world.outboxd(&["check", "--connect"], &[]).await;
     assert!(
         run.stdout
-            .contains("audit of all messages: none is stranded"),
+            .contains("audit of all messages: no message is stranded"),
         "{}",
         run.stdout
     );
@@ -43,7 +43,7 @@ async fn check_status_and_prune_tell_of_stranded_messages_and_delete_none() {
         run.stdout
     );
     let run = world.outboxd(&["status"], &[]).await;
-    assert!(run.stdout.contains("not yet whole"), "{}", run.stdout);
+    assert!(run.stdout.contains("not yet completed"), "{}", run.stdout);
     let run = world.outboxd(&["prune", "--older-than", "0s"], &[]).await;
     assert!(
         run.stdout.contains("40 sent messages deleted"),

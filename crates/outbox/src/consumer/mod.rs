@@ -4,15 +4,15 @@
 //!   them waits for a retry. This holds within one copy of a service. Several copies on one queue share the messages of a
 //!   key, and apply them in any order, unless the queue has a single active consumer
 //!   ([`ConsumerOptions::single_active_consumer`]).
-//! - A message that ends the process, not only its own attempt, is tried alone after the second time: what is applied
-//!   beside it is not given up for it.
-//! - What a message is and says is the word of whoever may publish to the queue. Headers that no relay would write are
-//!   dead-lettered; forged ones that look right are believed (docs/guides/consuming.md, "Who is believed").
-//! - What a handler wrote is rolled back with its failure. Attempts are counted in transactions of their own.
-//! - Nothing is dropped: a message is acknowledged when its effect is committed, when it is a duplicate, or when its
-//!   copy in the dead-letter queue is confirmed.
-//! - A lost connection, on either side, is reconnected; what was not acknowledged comes again, and is a duplicate if
-//!   it was committed.
+//! - A message that ends the process, not only its own attempt, is tried alone from the second time on. So the runner does not
+//!   give up other messages because of it.
+//! - Anybody who may publish to the queue can write any message. The runner dead-letters headers that no relay would write,
+//!   and believes forged headers that look right (docs/guides/consuming.md, "Who is believed").
+//! - The writes of a handler that fails are rolled back. Attempts are counted in transactions of their own.
+//! - No message is dropped: the runner acknowledges a message when its effect is committed, when it is a duplicate, or when
+//!   its copy in the dead-letter queue is confirmed.
+//! - The runner replaces a lost connection, on either side. Unacknowledged messages come again, and are duplicates if they
+//!   were committed.
 
 mod burst;
 mod dead_letter;
@@ -35,15 +35,15 @@ pub use run::{ConsumerError, run};
 
 use crate::inbox::{Operation, OperationError};
 
-/// What a service does with a message.
+/// The service's code for a message.
 pub trait Handler: Send + Sync + 'static {
-    /// What names the operation: by default the message id. Name a business key instead (`pay_123`) where one fact may
-    /// be published under two message ids; add the stale guard where only the newest state counts.
+    /// The operation, named by the message id by default. Name it by a business key (`pay_123`) if one fact may be published
+    /// under two message ids. Add the stale guard if only the newest state counts.
     fn operation(&self, message: &Message) -> Result<Operation, OperationError> {
         message.operation()
     }
 
-    /// Applies the message, inside the transaction that holds its claim, and returns what duplicates get.
+    /// Applies the message in the transaction that holds its claim, and returns the result that duplicates get.
     fn handle(
         &self,
         message: &Message,
@@ -51,7 +51,7 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Reply, Failure>> + Send;
 }
 
-/// What a handler leaves for duplicates.
+/// The result that a handler stores for duplicates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reply(pub(crate) Option<Vec<u8>>);
 
@@ -60,7 +60,7 @@ impl Reply {
         Self(None)
     }
 
-    /// Stored as JSON.
+    /// A result that is stored as JSON.
     pub fn json(value: &impl serde::Serialize) -> Result<Self, Failure> {
         serde_json::to_vec(value)
             .map(|bytes| Self(Some(bytes)))
@@ -68,13 +68,13 @@ impl Reply {
     }
 }
 
-/// How a handler failed; it decides, because it alone knows what is safe to repeat.
+/// The kind of a handler's failure. The handler decides, because only the handler knows what is safe to repeat.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// Again later: a lock, a time-out, a service that is away.
+    /// Try again later: a lock, a time-out, an unavailable service.
     #[error("{0}")]
     Retry(String),
-    /// Never: the message itself is wrong.
+    /// Never try again: the message itself is wrong.
     #[error("{0}")]
     Reject(String),
     /// An external effect may or may not have happened: a person must look.
@@ -83,7 +83,7 @@ pub enum Failure {
 }
 
 impl From<tokio_postgres::Error> for Failure {
-    /// What the database refuses once it may take later; the attempts are bounded.
+    /// The database may accept later what it refuses now, so this is a retry; the attempts are bounded.
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Retry(
             error

@@ -1,5 +1,5 @@
-//! One handler's worth of keys: their messages one after the other, with one database connection. A key whose head
-//! waits for a retry keeps its later messages behind it; other keys go on.
+//! A worker processes the messages of its keys one after the other, with one database connection. While the head of a key waits
+//! for a retry, the later messages of the key wait behind it; other keys go on.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,18 +26,18 @@ use super::{
     turns::{Ordinary, Suspect, Turns},
 };
 
-/// A delivery that is not acknowledged yet.
+/// An unacknowledged delivery.
 pub(super) struct Held {
     pub message: Message,
     pub acker: Acker,
-    /// While it is to be tried beside others.
+    /// Set while the message is to be tried beside others.
     pub ordinary: Option<Ordinary>,
 }
 
-/// Messages of a key that wait: the head was tried before, or is to be tried alone.
+/// Waiting messages of a key: the head was tried before, or must be tried alone.
 struct Parked {
     wait: Wait,
-    /// Counted for the head; above 0 once anything was counted for this delivery of it.
+    /// Counted attempts of the head; above 0 once this delivery of the head was counted.
     attempts: u32,
     queue: VecDeque<Held>,
 }
@@ -61,7 +61,7 @@ impl Parked {
         self.queue.push_back(held);
     }
 
-    /// None of them is tried meanwhile.
+    /// Makes the key wait; none of its messages is tried meanwhile.
     fn waiting(mut self, wait: Wait) -> Self {
         self.wait = wait;
         for held in &mut self.queue {
@@ -83,10 +83,11 @@ pub(super) struct Worker<H> {
     pub dead_letters: Arc<DeadLetters>,
     pub deliveries: mpsc::Receiver<Held>,
     pub stop: CancellationToken,
-    /// Something was acknowledged over this connection.
+    /// Whether any message was acknowledged over this connection.
     pub settled: Arc<AtomicBool>,
     pub turns: Turns,
-    /// Where messages come one at a time: that one of them waits for a retry, and the next ones would with it.
+    /// If messages come one at a time, this reports that a message waits for a retry, so that later messages do not wait with
+    /// it.
     pub waits: Option<CancellationToken>,
 }
 
@@ -102,21 +103,20 @@ impl Held {
 }
 
 impl<H: Handler> Worker<H> {
-    /// Until `stop`, the end of the deliveries, or a broken channel. What it holds then was not acknowledged, and
-    /// comes again.
+    /// Runs until `stop`, the end of the deliveries, or a broken channel. The broker delivers unacknowledged messages again.
     pub async fn run(mut self) -> Result<(), ConsumerError> {
         let mut session: Option<Session> = None;
-        // Bounded by the prefetch.
+        // The prefetch bounds this map.
         let mut parked: HashMap<String, Parked> = HashMap::new();
-        // Delivered before what is still to be received.
+        // This delivery comes before those that are still to be received.
         let mut ahead: Option<Held> = None;
         loop {
             let due = parked.values().filter_map(Parked::due).min();
             let held = tokio::select! {
                 biased;
-                // 1. Nothing new is begun once a stop was asked for.
+                // 1. The stop: the worker begins no new message after it.
                 () = self.stop.cancelled() => return Ok(()),
-                // 2. A key whose time has come, before what is behind it.
+                // 2. A waiting key that is due, before newer messages.
                 () = until(due) => {
                     let key = parked.iter().find(|(_, p)| p.due() == due).map(|(key, _)| key.clone());
                     if let Some((key, waiting)) = key.and_then(|key| parked.remove_entry(&key)) {
@@ -124,14 +124,14 @@ impl<H: Handler> Worker<H> {
                     }
                     continue;
                 }
-                // 3. A suspect, once nothing else is to be tried.
+                // 3. A suspect, once no other message is to be tried.
                 key = turn(&parked) => {
                     if let Some(waiting) = parked.remove(&key) {
                         self.work_off(&mut session, &mut parked, key, waiting).await?;
                     }
                     continue;
                 }
-                // 4. What is new.
+                // 4. A new message.
                 held = next(&mut ahead, &mut self.deliveries) => held,
             };
             let Some(held) = held else { return Ok(()) };
@@ -188,7 +188,7 @@ impl<H: Handler> Worker<H> {
                 return Ok(());
             }
             if !alone {
-                // In this order: what is counted before a suspect begins keeps it from beginning.
+                // Keep this order: a message that is registered before a suspect begins keeps the suspect from beginning.
                 held.ordinary.get_or_insert_with(|| self.turns.ordinary());
                 self.turns.shared().await;
             }
@@ -219,7 +219,7 @@ impl<H: Handler> Worker<H> {
             };
             let due = self.settle(session, verdict, &mut waiting).await?;
             alone = false;
-            // Its turn is over.
+            // The suspect's turn is over.
             waiting.wait = Wait::Until(due.unwrap_or_else(Instant::now));
             if let Some(due) = due {
                 parked.insert(key, waiting.waiting(Wait::Until(due)));
@@ -238,7 +238,7 @@ impl<H: Handler> Worker<H> {
         Process::of(&self.shared).suspicion(client, message).await
     }
 
-    /// Does with the key's first message what was found, and takes it away; or says until when the key must wait.
+    /// Carries out the verdict about the key's first message and removes it, or returns how long the key must wait.
     async fn settle(
         &self,
         session: &mut Option<Session>,
@@ -308,7 +308,7 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Counts an attempt whose connection is stuck or gone, on another one.
+    /// Counts an attempt whose connection is stuck or gone, on another connection.
     async fn counted(&self, session: &mut Option<Session>, verdict: Verdict) -> Verdict {
         let Verdict::Uncounted { key, error, why } = verdict else {
             return verdict;
@@ -337,7 +337,7 @@ impl<H: Handler> Worker<H> {
     }
 }
 
-/// What a burst has taken and not tried, before what is behind it.
+/// The message that a burst has taken and not tried, or the next delivery.
 async fn next(ahead: &mut Option<Held>, deliveries: &mut mpsc::Receiver<Held>) -> Option<Held> {
     match ahead.take() {
         Some(held) => Some(held),
@@ -345,7 +345,7 @@ async fn next(ahead: &mut Option<Held>, deliveries: &mut mpsc::Receiver<Held>) -
     }
 }
 
-/// The key whose head is a suspect and has its turn.
+/// The key whose head is a suspect with its turn.
 async fn turn(parked: &HashMap<String, Parked>) -> String {
     let suspects = parked
         .iter()
@@ -370,7 +370,7 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-/// What must not overtake each other. Without a key each message is on its own.
+/// Messages with the same value must not overtake each other. A message without a key has a value of its own.
 pub(super) fn key_of(message: &Message) -> String {
     match message.key() {
         Some(key) => format!("k{key}"),

@@ -1,7 +1,7 @@
 //! The consumer's side: each business operation applied once.
 //!
-//! The check, the business write and the stored result are one transaction; uniqueness is the primary key of
-//! `inbox.message`. Whatever the broker repeats, whoever races, whenever the process dies: either all of it is
+//! The check, the business write and the stored result are one transaction; the primary key of `inbox.message` makes the
+//! operation unique. Whatever the broker repeats, and whenever consumers race or a process dies, either all of it is
 //! committed, or nothing.
 //!
 //! ```no_run
@@ -48,22 +48,22 @@ use tokio_postgres::{
 /// Largest stored result, in bytes; the schema refuses more.
 pub const MAX_RESULT: usize = 1 << 20;
 
-/// The inbox of one consumer: two consumers of one message are two operations.
+/// The inbox of one consumer. If two consumers process one message, these are two operations.
 #[derive(Debug, Clone)]
 pub struct Inbox {
     consumer: String,
 }
 
-/// What a claim was told. Only `First` goes on.
+/// The outcome of a claim. Only `First` goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claimed {
-    /// Nobody applied it: apply it, complete it, commit.
+    /// The operation was not applied before: apply it, complete it, commit.
     First,
-    /// It was applied before; this is what it returned.
+    /// The operation was applied before, with this result.
     Duplicate(Stored),
-    /// The same key with another fingerprint. Never acknowledge it silently.
+    /// The key was used with another fingerprint. Never acknowledge such a message silently.
     Conflict,
-    /// A later position of its entity was applied before.
+    /// A later position of the entity was applied before.
     Stale,
     /// An external effect under this key was begun and never recorded.
     InDoubt,
@@ -72,13 +72,13 @@ pub enum Claimed {
 /// A stored result.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stored {
-    /// `None` when the operation was never completed with a result.
+    /// `None` if the operation was completed without a result.
     pub bytes: Option<Vec<u8>>,
     pub content_type: Option<String>,
 }
 
 impl Stored {
-    /// The result as `complete` took it; `None` without one.
+    /// The result that `complete` stored; `None` without a result.
     pub fn json<T: DeserializeOwned>(&self) -> Result<Option<T>, InboxError> {
         self.bytes
             .as_deref()
@@ -103,7 +103,7 @@ pub enum InboxError {
 }
 
 impl Inbox {
-    /// `consumer` names who applies: stable over restarts and versions.
+    /// `consumer` names the consumer; the name must be stable over restarts and versions.
     pub fn new(consumer: impl Into<String>) -> Result<Self, InboxError> {
         let consumer = consumer.into();
         if consumer.is_empty() || consumer.len() > 255 {
@@ -117,8 +117,8 @@ impl Inbox {
     }
 }
 
-/// Calls a function of the schema, in one round trip: with the types given nothing is prepared before. It also works
-/// through a pooler that gives each transaction another session.
+/// Calls a function of the schema in one round trip: with the types given, nothing needs to be prepared. It also works through a
+/// pooler that gives each transaction another session.
 async fn call(
     client: &impl GenericClient,
     sql: &str,
@@ -128,7 +128,7 @@ async fn call(
     rows.into_iter().next().ok_or(InboxError::NoAnswer)
 }
 
-/// As JSON, within the cap.
+/// The result as JSON; refused above the limit.
 fn encoded(result: &impl Serialize) -> Result<Vec<u8>, InboxError> {
     let bytes = serde_json::to_vec(result).map_err(InboxError::Result)?;
     within_cap(bytes.len())?;

@@ -1,15 +1,15 @@
 //! Real servers, real processes and real faults for the tests, the demo and the benchmark.
 //!
 //! - [`Postgres`], [`RabbitMq`]: private instances on free ports, in temporary directories, as users without rights
-//! - [`PgBouncer`]: a pooler before one of them
-//! - [`Daemon`]: a process under test, its log lines awaited
+//! - [`PgBouncer`]: a pooler in front of a PostgreSQL
+//! - [`Daemon`]: a process under test and its log lines
 //! - [`Proxy`]: a network that can be cut, stalled or delayed
 //! - [`certificates`]: a certificate authority of our own
-//! - [`raw`], [`liar`]: AMQP by the byte, from a publisher and from a broker · [`crowd()`]: clients of a port that hold on
-//! - [`hostile_settings`], [`shadows()`]: what people set, and what they plant
-//! - [`eventually`]: waits that have a deadline and name who waits
+//! - [`raw`], [`liar`]: hand-made AMQP bytes of a publisher and of a broker · [`crowd()`]: clients that occupy a port
+//! - [`hostile_settings`], [`shadows()`]: hostile settings, and hostile objects in a schema
+//! - [`eventually`]: waits with a deadline, which name their caller
 //!
-//! Nothing started here outlives the process that started it, however that ends: see `guard`.
+//! No server or process outlives the process that started it, however that process ends: see `guard`.
 
 pub mod certificates;
 mod crowd;
@@ -38,12 +38,12 @@ pub use wait::{eventually, pause_after};
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What a server shows to those who connect with TLS.
+/// Certificates of a server with TLS.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
     pub certificate_pem: String,
     pub key_pem: String,
-    /// Client certificates are asked for, and must come from here.
+    /// If set, clients need a certificate of this authority.
     pub client_ca_pem: Option<String>,
 }
 
@@ -59,8 +59,8 @@ pub fn pgbouncer_is_installed() -> bool {
     pgbouncer::program().is_ok()
 }
 
-/// A port that nobody listens on right now. Below those that Linux gives to outgoing connections (32768 and above): one of
-/// them could take it before the server does.
+/// A port without a listener. It is below the ports of outgoing connections (32768 and above on Linux), because such a connection
+/// could take the port before the server does.
 pub fn free_port() -> Result<u16> {
     use std::hash::{BuildHasher, Hasher, RandomState};
     for _ in 0..100 {

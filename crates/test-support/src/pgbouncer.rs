@@ -15,7 +15,7 @@ use crate::{
 };
 
 const START: Duration = Duration::from_secs(300);
-/// Who may use its console, and nothing else.
+/// The user of PgBouncer's console, without other rights.
 const ADMIN: &str = "console";
 
 pub struct PgBouncer {
@@ -25,10 +25,10 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Before the server on `port`. Each user (name, password) shares `pool` connections to a database.
+    /// Starts a pooler in front of the server on `port`. Each user (name, password) has `pool` connections to a database.
     pub async fn start(port: u16, users: &[(&str, &str)], pool: usize) -> Result<Self> {
         let program = program()?;
-        // It refuses to run as root.
+        // PgBouncer refuses to run as root.
         let account = Account::of("postgres")?;
         let folder = tempfile::Builder::new().prefix("outboxd-pgb-").tempdir()?;
         account.own(folder.path())?;
@@ -67,7 +67,7 @@ impl PgBouncer {
         self.port
     }
 
-    /// A command of its console, `RECONNECT` say.
+    /// Runs a command of the console, for example `RECONNECT`.
     pub async fn console(&self, command: &str) -> Result<()> {
         let port = self.port;
         let url = format!("postgres://{ADMIN}:{ADMIN}@127.0.0.1:{port}/pgbouncer");
@@ -77,7 +77,7 @@ impl PgBouncer {
     }
 }
 
-/// Debian installs it where root finds it, and not everybody else.
+/// Debian installs PgBouncer in a directory that is only in root's PATH.
 pub(crate) fn program() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -247,7 +247,7 @@ async fn a_row_that_somebody_changes_while_it_is_claimed_is_sent_once_and_marked
             ("OUTBOXD_FAILPOINT", &gate.at("confirm.before_settle")),
         ]);
         relay.line("failpoint reached", SOON).await;
-        // A new version of every row: the places that the claim saw are no longer theirs.
+        // This writes a new version of every row, so the ctids that the claim read are no longer valid.
         let rewrite = "UPDATE outbox.message SET content_type = 'text/plain'";
         world.client.batch_execute(rewrite).await.unwrap();
         gate.open();
@@ -267,8 +267,7 @@ async fn a_row_that_somebody_changes_while_it_is_claimed_is_sent_once_and_marked
     }
 }
 
-/// Bodies above `batch_bytes / batch_size` do not come along with their rows, and above `batch_bytes` in all a claim
-/// takes no more.
+/// The read leaves out bodies above `batch_bytes / batch_size`, and a claim takes at most `batch_bytes` of bodies.
 #[tokio::test]
 async fn large_and_small_bodies_of_a_key_arrive_whole_and_in_order() {
     let world = world().await;
@@ -329,7 +328,7 @@ async fn one_daemon_relays_several_databases_and_one_s_failure_is_its_own() {
     second.until(30).await;
 }
 
-/// As behind PgBouncer in transaction mode: no prepared statement, no session setting, nobody to listen.
+/// The settings for PgBouncer in transaction mode: no prepared statement, no session setting, no listener.
 #[tokio::test]
 async fn without_a_session_of_its_own_the_relay_polls_and_delivers_all_the_same() {
     let world = world().await;

@@ -188,7 +188,7 @@ fn what_is_not_honoured_is_named_with_what_to_write_instead() {
         ),
         (
             "postgres://u:hunter2@h/d?sslmode=no-verify",
-            "has the parameter sslmode with another value",
+            "has the parameter sslmode with a value other than",
         ),
         (
             "postgres://u:hunter2@h/d?sslaccept=accept_invalid_certs",

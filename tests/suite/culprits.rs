@@ -317,7 +317,7 @@ async fn an_answer_by_direct_reply_to_is_sent_once() {
     world.declare_exchange("events").await;
     let requester = world.channel().await;
     let (mut replies, address) = reply_address(&world, &requester).await;
-    // Whoever asked does not wait for the answer.
+    // The requester of this address no longer waits for the answer.
     let gone = world.channel().await;
     let (_, nobody) = reply_address(&world, &gone).await;
     gone.close(200, short("")).await.unwrap();

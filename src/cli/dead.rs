@@ -303,7 +303,7 @@ fn key(d: &DeadMessage) -> String {
 async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<(), CliError> {
     if args.filter.is_empty() != args.all {
         return Err(CliError::Usage(
-            "give message ids or a filter, or --all, not both".to_owned(),
+            "give message ids or a filter, or --all, and not both".to_owned(),
         ));
     }
     let session = super::session(source).await?;

@@ -135,7 +135,7 @@ pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError>
     } else {
         let seconds = count as f64 / args.rate;
         output::line(&format!(
-            "the relay replays {count} messages over {seconds:.1} s: {selection}"
+            "{count} messages are filed for replay, over {seconds:.1} s: {selection}"
         ))?;
     }
     super::none_missing(

@@ -1,7 +1,7 @@
-//! How many files and sockets this process may have open, and how many of them the admin port gets.
+//! The number of files and sockets that this process may open, and the admin port's share of it.
 //!
-//! The limit is one for all of the process: without a share of its own, clients of the admin port take what the relay
-//! needs to connect again.
+//! The whole process has one limit. Without a share of its own, clients of the admin port could take the descriptors that the
+//! relay needs to reconnect.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -9,11 +9,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 const ENOUGH: u64 = 65_536;
 /// Connections of the admin port at once; each takes one descriptor.
 const ADMIN: u64 = 32;
-/// So that health checks are answered on the tightest system too.
+/// Least share, so that health checks are answered on the tightest system too.
 const ADMIN_LEAST: u64 = 4;
 
-/// Raises the soft limit towards the hard one, and returns what is allowed now. Nothing here uses select(), which is
-/// why the soft limit is low on most systems.
+/// Raises the soft limit towards the hard limit, and returns the new soft limit. Most systems have a low soft limit because of
+/// select(), which nothing here uses.
 pub fn raise() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return 1024;
@@ -25,8 +25,8 @@ pub fn raise() -> u64 {
     soft
 }
 
-/// What the relay itself may have open at once: a worker has a connection to either server, and may open the next one
-/// before the last is gone; a source has four more. The rest is files that are read, name resolution, and the runtime.
+/// Descriptors that the relay itself needs. A worker has a connection to each server, and may open the next one before the
+/// last is closed; a source has four more. The rest is for files, name resolution and the runtime.
 pub fn needed(sources: usize, workers: usize) -> u64 {
     let sources = sources as u64;
     32 + sources * (4 * workers as u64 + 8)

@@ -1,8 +1,8 @@
-//! Named stops in the flow, for tests that kill the process between two steps. Compiled to nothing without the
-//! `failpoints` feature.
+//! Named failpoints in the flow, for tests that kill the process between two steps. Without the feature `failpoints` they
+//! compile to nothing.
 //!
-//! `OUTBOXD_FAILPOINT=name=hang` prints `failpoint reached: name` to standard error and waits for ever there;
-//! `name=until:FILE` waits there until the file exists; `name=panic` panics; `name@3=hang` does so the third time.
+//! `OUTBOXD_FAILPOINT=name=hang` prints `failpoint reached: name` to standard error and waits forever;
+//! `name=until:FILE` waits until the file exists; `name=panic` panics; `name@3=hang` waits at the third pass.
 
 #[cfg(not(feature = "failpoints"))]
 pub async fn reach(_: &'static str) {}

@@ -1,7 +1,7 @@
-//! Files that people name: read without waiting, and never more than is asked for.
+//! Reads files that people name, without waiting, and only up to a limit.
 //!
-//! A pipe waits for a writer, a device has no end, and a log that was named by mistake has gigabytes: a start, a
-//! reload or a reconnect must survive each of them.
+//! A pipe waits for a writer, a device has no end, and a log that somebody names by mistake has gigabytes. A start, a reload
+//! or a reconnect must survive each of these.
 
 use std::{
     fs::{Metadata, OpenOptions},
@@ -12,36 +12,36 @@ use std::{
 
 use nix::libc::{O_NOCTTY, O_NONBLOCK};
 
-/// Of any file that a key or a flag names.
+/// Largest size of a file that a key or a flag names.
 pub const MOST: u64 = 4 << 20;
 
-/// Whose hands a file must be kept from.
+/// The accounts that must not change or read a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
-    /// It is read by the program only.
+    /// No restriction.
     Any,
-    /// Nobody but its owner and its group may change it.
+    /// Only its owner and its group may change the file.
     Trusted,
-    /// Moreover nobody but its owner changes it, and others do not read it.
+    /// Only its owner may change the file, and only its owner and its group may read it.
     Secret,
 }
 
-/// The whole file. The error names the file and what would be right, never what the file holds.
+/// Reads the whole file. The error names the file and says what would be right, and never shows the contents.
 pub fn read(path: &Path, most: u64, guard: Guard) -> Result<Vec<u8>, String> {
     let name = path.display();
     let unreadable = |e: std::io::Error| format!("cannot read {name}: {e}");
-    // Before it is opened: to open a device can already do something.
+    // Check the file before opening it, because opening a device can already have an effect.
     judge(path, &std::fs::metadata(path).map_err(unreadable)?, guard)?;
     let file = OpenOptions::new()
         .read(true)
-        // It may have become a pipe in between.
+        // The file may have become a pipe in between.
         .custom_flags(O_NONBLOCK | O_NOCTTY)
         .open(path)
         .map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     judge(path, &metadata, guard)?;
     let mut bytes = Vec::new();
-    // The size of a file under /proc is 0, and any file may grow.
+    // Bound the read as well: the size of a file under /proc is 0, and any file may grow.
     file.take(most + 1)
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;
@@ -96,7 +96,7 @@ mod tests {
 
     use super::*;
 
-    /// On a thread of its own: a regression would hang, or eat the machine's memory.
+    /// Reads on a separate thread, because a regression would hang or use up the machine's memory.
     fn soon(path: &Path, most: u64, guard: Guard) -> Result<Vec<u8>, String> {
         let (tell, told) = mpsc::channel();
         let path = path.to_owned();
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn no_more_is_read_than_may_be_there() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        // Sparse: a log of 3 GB that was named by mistake.
+        // A sparse file stands for a log of 3 GB that somebody names by mistake.
         file.as_file().set_len(3 << 30).unwrap();
         let problem = soon(file.path(), 100, Guard::Any).unwrap_err();
         assert!(problem.contains("more than 100 bytes"), "{problem}");
@@ -165,7 +165,7 @@ mod tests {
         }
     }
 
-    /// Kubernetes mounts secrets so, and swaps `..data` to rotate them.
+    /// Kubernetes mounts secrets like this, and swaps `..data` to rotate them.
     #[test]
     fn a_mounted_secret_is_followed_through_its_links() {
         let folder = tempfile::tempdir().unwrap();

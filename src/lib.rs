@@ -1,18 +1,18 @@
 //! outboxd: commit to PostgreSQL, and the event reaches RabbitMQ.
 //!
-//! One way the data flows:
+//! Data flows one way:
 //!
 //! ```text
 //! row -> outbox::claim -> Message -> envelope -> broker::publish -> answers -> outcome -> outbox::settle -> COMMIT
 //! ```
 //!
-//! - what is decided, pure: [`outbox_core`], a crate of its own
+//! - pure decisions: [`outbox_core`], a crate of its own
 //! - PostgreSQL, never lapin: [`outbox`]
 //! - RabbitMQ, never tokio-postgres: [`broker`]
-//! - both: `relay` (its worker is the only place where they meet)
-//! - around it: [`config`], `file`, `admin`, `telemetry`, [`cli`]
+//! - both: `relay` (they meet only in its worker)
+//! - the rest: [`config`], `file`, `admin`, `telemetry`, [`cli`]
 //!
-//! Public is what the program, its tests and `xtask` use; so the compiler tells what nobody uses.
+//! An item is public only if the program, its tests or `xtask` use it; so the compiler reports unused items.
 
 mod admin;
 pub mod broker;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Two fifths of the relay's CPU were glibc's malloc and free (docs/internals/experiments.md).
+/// With glibc, malloc and free took two fifths of the relay's CPU (docs/internals/experiments.md).
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

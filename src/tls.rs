@@ -1,4 +1,4 @@
-//! TLS for both servers: rustls with the ring provider; the certificate chain and the host name are always verified.
+//! TLS for both servers: rustls with the ring provider. It always verifies the certificate chain and the host name.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,7 +24,7 @@ pub enum TlsError {
     Setup(rustls::Error),
 }
 
-/// Files are read at every call, so that a renewed certificate is used from the next connect on.
+/// Reads the files at every call, so that the next connect uses a renewed certificate.
 pub fn client_config(
     ca_file: Option<&Path>,
     identity: Option<(&Path, &Path)>,
@@ -43,7 +43,7 @@ pub fn client_config(
     Ok(Arc::new(config))
 }
 
-/// A connector that is never asked: it need not read the system's roots.
+/// A connector for sessions without TLS: it does not read the system's roots.
 pub fn no_postgres_tls() -> Result<tokio_postgres_rustls::MakeRustlsConnect, TlsError> {
     let config =
         ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -62,7 +62,7 @@ pub fn postgres_tls(
     Ok(tokio_postgres_rustls::MakeRustlsConnect::new(config))
 }
 
-/// Readable, and not all of them expired.
+/// Checks that the certificates are readable, and that not all are expired.
 pub fn check_authorities(path: &Path) -> Result<(), TlsError> {
     roots(Some(path))?;
     let states = certificates(path)?
@@ -78,7 +78,7 @@ pub fn check_authorities(path: &Path) -> Result<(), TlsError> {
     }
 }
 
-/// Readable, of one pair, and not expired.
+/// Checks that certificate and key are readable, belong together, and that the certificate is valid now.
 pub fn check_identity(cert: &Path, key: &Path) -> Result<(), TlsError> {
     let chain = certificates(cert)?;
     if let Some(leaf) = chain.first() {
@@ -96,7 +96,7 @@ fn expiry(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), TlsError>
         why,
     };
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
-        .map_err(|_| file("it holds something that is no X.509 certificate".to_owned()))?;
+        .map_err(|_| file("it contains something that is not an X.509 certificate".to_owned()))?;
     let validity = parsed.validity();
     let now = x509_parser::time::ASN1Time::now();
     if validity.not_after < now {
@@ -107,7 +107,7 @@ fn expiry(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), TlsError>
     }
     if validity.not_before > now {
         return Err(file(format!(
-            "the certificate is valid from {} on",
+            "the certificate is not valid before {}",
             validity.not_before
         )));
     }
@@ -151,12 +151,12 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| file(e.to_string()))?;
     if certificates.is_empty() {
-        return Err(file("it holds no PEM certificate".to_owned()));
+        return Err(file("it contains no PEM certificate".to_owned()));
     }
     Ok(certificates)
 }
 
-/// Whoever changes a certificate authority decides whom we trust.
+/// A guard applies, because a person who can change a certificate authority decides which servers the relay trusts.
 fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
     file::read(path, file::MOST, Guard::Trusted).map_err(TlsError::Unreadable)
 }

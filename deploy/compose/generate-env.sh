@@ -1,13 +1,13 @@
 #!/bin/sh
-# Writes .env beside docker-compose.yml with fresh random passwords. Refuses to overwrite one: the database
-# volume keeps the password it was made with.
+# Writes .env beside docker-compose.yml with random passwords. It refuses to overwrite an existing file, because the
+# database volume keeps the password with which it was made.
 set -eu
 cd "$(dirname "$0")/../.."
 if [ -e .env ]; then
     echo ".env exists; remove it and the volumes (docker compose down --volumes) to start afresh" >&2
     exit 1
 fi
-# Hexadecimal, so that it needs no escaping in a URL.
+# The password is hexadecimal, so it needs no escaping in a URL.
 random_password() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 postgres_password=$(random_password)
 rabbitmq_password=$(random_password)

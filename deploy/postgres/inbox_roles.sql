@@ -1,11 +1,11 @@
--- Privileges for the roles that meet an inbox. Run it as the owner of schema inbox (CREATE ROLE needs CREATEROLE; where
--- roles are managed elsewhere, make them before), then
+-- Privileges for the roles of an inbox. Run the script as the owner of schema inbox (CREATE ROLE needs CREATEROLE; if roles
+-- are managed elsewhere, make them first), then
 --   GRANT inbox_consumer TO my_service;   GRANT inbox_monitor TO my_exporter;
--- It may be run again. It is one statement: it does all or nothing.
+-- You may run it again. It is one statement, so it does all or nothing.
 --
--- Roles belong to the whole server: see roles.sql. Where one server has several inboxes, give each roles of its own:
+-- Roles belong to the whole server: see roles.sql. If a server has several inboxes, give each of them roles of its own:
 --   outboxd sql --schema inbox --roles --consumer payments_consumer --monitor payments_monitor
--- Where one service or exporter is meant to work in all of them, say so:
+-- If one service or exporter is meant to work in all of them, say so:
 --   SET outboxd.shared_roles = on;
 
 DO $$
@@ -14,7 +14,7 @@ DECLARE
     elsewhere pg_catalog.text;
     path      CONSTANT pg_catalog.text := pg_catalog.current_setting('search_path');
 BEGIN
-    -- Nobody's function or operator stands in for one of PostgreSQL's (see the migration).
+    -- No other role's function or operator can replace one of PostgreSQL's (see the migration).
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
     FOREACH role IN ARRAY ARRAY['inbox_consumer', 'inbox_monitor'] LOOP
@@ -34,7 +34,7 @@ BEGIN
         END IF;
     END LOOP;
 
-    -- A consumer claims, completes, counts failures and prunes; it cannot change what names an operation.
+    -- A consumer claims, completes, counts failures and prunes; it cannot change an operation's key.
     GRANT USAGE ON SCHEMA inbox TO inbox_consumer;
     GRANT SELECT, INSERT, DELETE, UPDATE (state, result, result_type, recorded_at) ON inbox.message TO inbox_consumer;
     GRANT SELECT, INSERT, UPDATE (position, applied_at) ON inbox.entity TO inbox_consumer;

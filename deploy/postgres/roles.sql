@@ -1,14 +1,14 @@
--- Privileges for the three kinds of role that meet an outbox. Run it as the owner of schema outbox (CREATE ROLE needs
--- CREATEROLE; where roles are managed elsewhere, make them before), then
+-- Privileges for the three kinds of roles of an outbox. Run the script as the owner of schema outbox (CREATE ROLE needs
+-- CREATEROLE; if roles are managed elsewhere, make them first), then
 --   GRANT outbox_producer TO my_service;   GRANT outbox_relay TO my_relay;   GRANT outbox_monitor TO my_exporter;
--- It may be run again. It is one statement: it does all or nothing.
+-- You may run it again. It is one statement, so it does all or nothing.
 --
 -- PostgreSQL's roles belong to the whole server, not to a database. A member of outbox_producer writes into every
--- outbox of the server that knows outbox_producer, whoever granted it for which one. So this refuses a role that has
--- members to come (NOLOGIN) and has rights in another database already. Where one server has several outboxes, give each
--- roles of its own, or grant to the login roles themselves:
+-- outbox of the server that granted rights to outbox_producer, for whichever outbox the membership was meant. So the
+-- script refuses a role for members (NOLOGIN) that already has rights in another database. If a server has several
+-- outboxes, give each of them roles of its own, or grant to the login roles directly:
 --   outboxd sql --roles --producer shop_producer --relay shop_relay --monitor shop_monitor
--- Where one service, relay or exporter is meant to work in all of them, say so:
+-- If one service, relay or exporter is meant to work in all of them, say so:
 --   SET outboxd.shared_roles = on;
 
 DO $$
@@ -17,7 +17,7 @@ DECLARE
     elsewhere pg_catalog.text;
     path      CONSTANT pg_catalog.text := pg_catalog.current_setting('search_path');
 BEGIN
-    -- Nobody's function or operator stands in for one of PostgreSQL's (see the migration).
+    -- No other role's function or operator can replace one of PostgreSQL's (see the migration).
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
     FOREACH role IN ARRAY ARRAY['outbox_producer', 'outbox_relay', 'outbox_monitor'] LOOP
@@ -51,7 +51,7 @@ BEGIN
     GRANT SELECT ON SEQUENCE outbox.message_id_seq TO outbox_relay;
     GRANT SELECT, INSERT, UPDATE ON outbox.lane TO outbox_relay;
     GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.waiting, outbox.dead, outbox.relay TO outbox_relay;
-    -- The database says when and by which role: those columns are not its to write. What is recorded stays as it is.
+    -- The database writes the time and the role of a record: a relay cannot. A relay cannot change a record either.
     REVOKE ALL ON outbox.operation FROM outbox_relay;
     GRANT INSERT (by_whom, action, why, selection, affected, message_ids) ON outbox.operation TO outbox_relay;
     GRANT SELECT ON outbox.migration, outbox.status TO outbox_relay;

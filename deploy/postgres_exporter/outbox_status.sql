@@ -1,5 +1,5 @@
--- What a monitoring system needs to know of an outbox, in one row; none on a standby, so that of a
--- replicated database only the primary answers. Needs the role outbox_monitor (deploy/postgres/roles.sql).
+-- The readings of an outbox for a monitoring system, in one row. A standby returns no row, so that only the primary of a
+-- replicated database answers. The query needs the role outbox_monitor (deploy/postgres/roles.sql).
 SELECT pg_catalog.current_database() AS datname,
        pending,
        due,

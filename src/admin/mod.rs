@@ -1,8 +1,8 @@
 //! `/metrics`, `/livez`, `/readyz`.
 //!
-//! Anybody who reaches the port can be a bad client, so one connection is one request, each has a deadline, and there
-//! are never more than a fixed number: a newcomer takes the place of the oldest. Clients that say nothing thus never
-//! keep a health check out, nor take descriptors that the relay needs.
+//! Any client that reaches the port may misbehave. So a connection carries one request and has a deadline, and the number of
+//! connections is fixed: a new connection replaces the oldest. Silent clients therefore never keep a health check out, and
+//! never take descriptors that the relay needs.
 
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -23,11 +23,11 @@ use tokio::{
 
 use crate::relay::Readiness;
 
-/// To say what is asked for.
+/// Longest time for a request's head.
 const HEAD: Duration = Duration::from_secs(5);
-/// From the connect to the last byte of the answer.
+/// Longest time from the connect to the last byte of the answer.
 const WHOLE: Duration = Duration::from_secs(15);
-/// Of a request's head.
+/// Largest head of a request.
 const HEAD_BYTES: usize = 16 << 10;
 
 type Ask = Box<dyn Fn() -> Readiness + Send + Sync>;
@@ -46,14 +46,14 @@ pub struct BindError {
     source: std::io::Error,
 }
 
-/// Takes the port at once, so that one that is in use is known before anything is claimed.
+/// Binds the port at once, so that a port in use is reported before the first claim.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address)
         .await
         .map_err(|source| BindError { address, source })
 }
 
-/// Serves, with `most` connections at once.
+/// Serves at most `most` connections at once.
 pub async fn serve(
     listener: TcpListener,
     metrics: PrometheusHandle,
@@ -67,7 +67,7 @@ pub async fn serve(
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(admin);
-    // Histograms keep raw samples until they are folded into their buckets; without scrapes nobody would fold them.
+    // Histograms keep raw samples until a scrape folds them into their buckets. This task folds them without scrapes.
     let folding = async {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
@@ -86,9 +86,9 @@ async fn accept(listener: TcpListener, routes: Router, most: usize) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
-            // The client is gone already, or the process has no descriptor left: neither ends the listener.
+            // The client is gone, or the process has no free descriptor. Neither ends the listener.
             Err(error) => {
-                tracing::debug!(error = %error, "the admin port could not take a connection");
+                tracing::debug!(error = %error, "the admin port could not accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -99,14 +99,14 @@ async fn accept(listener: TcpListener, routes: Router, most: usize) {
             if let Some(oldest) = oldest_first.pop_front() {
                 oldest.abort();
             }
-            // Its descriptor is free before the next one is counted.
+            // Wait until its descriptor is free before the next connection counts.
             open.join_next().await;
         }
         oldest_first.push_back(open.spawn(one(stream, routes.clone())));
     }
 }
 
-/// One request. The deadline ends a client that is slow to ask or to read.
+/// Serves one request. The deadline ends a client that sends or reads slowly.
 async fn one(stream: TcpStream, routes: Router) {
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -114,7 +114,7 @@ async fn one(stream: TcpStream, routes: Router) {
         .max_buf_size(HEAD_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    // What a client does wrong is its own affair; a log line for each would be one more way to flood.
+    // Do not log a client's errors: a log line for each would be another way to flood the relay.
     let _ = tokio::time::timeout(WHOLE, serving).await;
 }
 

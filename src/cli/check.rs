@@ -15,7 +15,7 @@ use crate::{
     relay,
 };
 
-/// For how long `check --connect` looks for stranded messages.
+/// How long `check --connect` looks for stranded messages.
 const AUDIT: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
@@ -37,7 +37,7 @@ pub(super) async fn check(args: &Args, config: &Config) -> Result<(), CliError> 
     if !args.connect {
         return Ok(());
     }
-    // All of them: whoever mends one should not come back for the next.
+    // Report every fault at once, so that a person need not run the command again for each.
     let mut faults = Faults::default();
     for source in &config.sources {
         let found = database(source).await;
@@ -48,10 +48,10 @@ pub(super) async fn check(args: &Args, config: &Config) -> Result<(), CliError> 
     faults.into_result()
 }
 
-/// What was found at one server.
+/// The findings at one server.
 #[derive(Default)]
 struct Findings {
-    /// Said when there is no fault.
+    /// Printed if there is no fault.
     ok: String,
     warnings: Vec<String>,
     faults: Faults,
@@ -60,7 +60,7 @@ struct Findings {
 #[derive(Default)]
 struct Faults {
     texts: Vec<String>,
-    /// One of them at least stays until a person acts.
+    /// At least one fault stays until a person acts.
     needs_a_person: bool,
 }
 
@@ -110,7 +110,7 @@ async fn database(source: &Source) -> Findings {
     found
 }
 
-/// Connects, and looks at everything that a relay needs here.
+/// Connects, and checks everything that a relay needs in this database.
 async fn examine(source: &Source, found: &mut Findings) -> Result<(), OutboxError> {
     if let Some(why) = pooled(source).await {
         found.faults.add(why, true);
@@ -127,16 +127,16 @@ async fn examine(source: &Source, found: &mut Findings) -> Result<(), OutboxErro
     }
     for role in preflight::roles_shared_with_others(&session).await? {
         found.warnings.push(format!(
-            "members of {role} have rights in the databases in brackets, too: roles belong to the whole server. Give each \
+            "members of {role} also have rights in the databases in brackets: roles belong to the whole server. Give each \
              database roles of its own: outboxd sql --roles --producer NAME --relay NAME --monitor NAME"
         ));
     }
     if !found.faults.texts.is_empty() {
         return Ok(());
     }
-    // What a policy hides is an error of a statement that reads.
+    // A policy of row level security shows as an error of a statement that reads.
     work::find(&session, &[0]).await?;
-    // A count of what was not looked at would be a claim.
+    // The text says which part of the table was read: the count covers only that part.
     let seen = audit::glance(&session, AUDIT).await?;
     let looked_at = if seen.looked_at == seen.pages {
         "all messages".to_owned()
@@ -144,17 +144,18 @@ async fn examine(source: &Source, found: &mut Findings) -> Result<(), OutboxErro
         format!("{} of {} pages of messages", seen.looked_at, seen.pages)
     };
     if seen.stranded == 0 {
-        found.ok = format!("{}; audit of {looked_at}: none is stranded", found.ok);
+        found.ok = format!("{}; audit of {looked_at}: no message is stranded", found.ok);
     } else {
         found.warnings.push(format!(
-            "audit of {looked_at}: {} STRANDED: unsent, where no relay looks; a relay that runs files and sends them",
+            "audit of {looked_at}: {} STRANDED: unsent, where no relay looks; a running relay files and sends them",
             seen.stranded
         ));
     }
     Ok(())
 }
 
-/// A pooler in transaction mode needs settings of its own. A server that is away is told of elsewhere.
+/// The text of the fault, if a pooler in transaction mode is in between and the settings are for a direct connection. Other
+/// code reports an unavailable server.
 async fn pooled(source: &Source) -> Option<String> {
     let database = &source.database;
     if !database.prepared_statements && !database.listen {
@@ -163,7 +164,7 @@ async fn pooled(source: &Source) -> Option<String> {
     let key = |key: &str| database.key(key);
     matches!(pooler::is_between(database).await, Ok(true)).then(|| {
         format!(
-            "{} leads to a pooler in transaction mode (PgBouncer, for example), which loses what belongs to a session: set {} = \
+            "{} leads to a pooler in transaction mode (PgBouncer, for example), which keeps no session: set {} = \
              false and {} = false, or connect to PostgreSQL itself",
             key("url"),
             key("prepared_statements"),
@@ -172,7 +173,7 @@ async fn pooled(source: &Source) -> Option<String> {
     })
 }
 
-/// For a relay that starts.
+/// Refuses a pooler at the start of a relay.
 pub(super) async fn require_direct(source: &Source) -> Result<(), CliError> {
     match pooled(source).await {
         Some(why) => Err(CliError::Setup(why)),
@@ -180,16 +181,16 @@ pub(super) async fn require_direct(source: &Source) -> Result<(), CliError> {
     }
 }
 
-/// What is wrong with the database's schema and this role's rights.
+/// Faults of the database's schema and of this role's privileges.
 #[derive(Default)]
 struct Setup {
-    /// A relay could not work, or not safely.
+    /// With these a relay cannot work, or cannot work safely.
     faults: Vec<String>,
-    /// Producers may miss it, or it is slower; a relay works.
+    /// With these a relay works, but producers lack something, or the relay is slower.
     doubts: Vec<String>,
 }
 
-/// Encoding, privileges, schema version, and each part of the schema; what is wrong is named with what mends it.
+/// Checks the encoding, the privileges, the schema version, and each part of the schema. Each fault names its remedy.
 async fn setup(session: &Session) -> Result<Setup, OutboxError> {
     let mut setup = Setup::default();
     if preflight::is_without_encoding(session).await? {
@@ -199,12 +200,12 @@ async fn setup(session: &Session) -> Result<Setup, OutboxError> {
                 .to_owned(),
         );
     }
-    // Before the version, which a role without grants cannot read.
+    // Privileges come before the version, because a role without grants cannot read the version.
     let missing = preflight::missing_privileges(session).await?;
     if !missing.is_empty() {
         setup.faults.push(format!(
-            "this role may not do what a relay does. Run as the owner of schema outbox:\n  {};\n\
-             or once for all: `outboxd sql --roles`, then GRANT outbox_relay to it",
+            "this role lacks privileges that a relay needs. Run as the owner of schema outbox:\n  {};\n\
+             or grant all of them: `outboxd sql --roles`, then GRANT outbox_relay to it",
             missing.join(";\n  ")
         ));
     }
@@ -218,7 +219,7 @@ async fn setup(session: &Session) -> Result<Setup, OutboxError> {
     };
     match version {
         Ok(()) => {}
-        // For want of a column or a grant it may be unreadable: that is told with the rest.
+        // The version may be unreadable because a column or a grant is missing, which the other faults report.
         Err(OutboxError::Database { .. }) if !different.is_empty() || !missing.is_empty() => {}
         Err(error @ (OutboxError::SchemaTooNew { .. } | OutboxError::SchemaTooOld { .. })) => {
             setup.faults.push(error.to_string());
@@ -229,14 +230,14 @@ async fn setup(session: &Session) -> Result<Setup, OutboxError> {
     let known = schema::known();
     if !stopping.is_empty() {
         setup.faults.push(format!(
-            "the database has outbox schema version {known}, and something of it was taken away or changed:\n  {}\n\
+            "the database has outbox schema version {known}, and parts of it are missing or changed:\n  {}\n\
              Put it back as `outboxd sql` defines it, as the owner of schema outbox, or restore the database",
             list(&stopping)
         ));
     }
     if !other.is_empty() {
         setup.doubts.push(format!(
-            "the database has outbox schema version {known}, and what producers use or speed needs was taken away or changed:\n  {}\n\
+            "the database has outbox schema version {known}, and parts that producers use or that speed needs are missing or changed:\n  {}\n\
              Put it back as `outboxd sql` defines it, as the owner of schema outbox",
             list(&other)
         ));
@@ -244,7 +245,7 @@ async fn setup(session: &Session) -> Result<Setup, OutboxError> {
     Ok(setup)
 }
 
-/// For a relay that starts: refuses what it cannot work with, and logs the rest.
+/// At the start of a relay: refuses a schema that the relay cannot work with, and logs other faults.
 pub(super) async fn require_ready(session: &Session) -> Result<(), CliError> {
     let setup = setup(session).await?;
     for doubt in &setup.doubts {
@@ -277,7 +278,7 @@ async fn broker(config: &Config, source: &Source) -> Findings {
     for error in publisher.verify(&exchanges, broker.declare).await {
         found.faults.add(error.to_string(), error.needs_a_person());
     }
-    // Last: nothing else is answered on a connection that the broker reads no more.
+    // This comes last: a broker that blocks publishers reads no further request from this connection.
     if let Err(error) = accepts_publishes(&mut publisher, within).await {
         found.faults.add(error.to_string(), error.needs_a_person());
     }
@@ -291,7 +292,8 @@ async fn broker(config: &Config, source: &Source) -> Findings {
     found
 }
 
-/// During an alarm a new connection is told only when it publishes; what this publishes, no queue can take.
+/// Checks that the broker accepts publishes: during an alarm the broker tells a new connection only when it publishes. No
+/// queue can take the message that this function publishes.
 async fn accepts_publishes(publisher: &mut Publisher, within: Duration) -> Result<(), BrokerError> {
     let mut state = publisher.state();
     tokio::select! {
@@ -304,17 +306,17 @@ async fn accepts_publishes(publisher: &mut Publisher, within: Duration) -> Resul
     }
 }
 
-/// One HTTP request to this host's relay, for container health checks: such images have no curl.
+/// Sends one HTTP request to this host's relay, for health checks of containers whose images have no curl.
 pub(super) fn health(args: &HealthArgs, config: &Config) -> Result<(), CliError> {
     let Some(listen) = config.admin.listen else {
         return Err(CliError::Setup(
-            "admin.listen is \"off\": there is nobody to ask".to_owned(),
+            "admin.listen is \"off\", so no relay can be asked".to_owned(),
         ));
     };
     let path = if args.live { "/livez" } else { "/readyz" };
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_global(Some(Duration::from_secs(3)))
-        // A relay that is not ready says why, in its body.
+        // The body of a 503 says why the relay is not ready.
         .http_status_as_error(false)
         .build()
         .into();

@@ -57,7 +57,7 @@ fn report(args: &Args, status: &Status) -> ExitCode {
     )
 }
 
-/// Also a configuration that does not load: a plugin has no other way to say so.
+/// Exit code 3. A configuration that does not load is also "unknown", because a plugin has no other code for it.
 pub(super) fn unknown(why: &str) -> ExitCode {
     say(&format!("OUTBOX UNKNOWN - {}", why.replace('\n', "; ")), 3)
 }

@@ -104,7 +104,7 @@ impl FilterArgs {
             && self.older_than.is_none()
     }
 
-    /// As it goes into the record.
+    /// The filter's text in the record of the operation.
     fn text(&self) -> String {
         let mut parts = Vec::new();
         parts.extend(self.message_ids.iter().map(ToString::to_string));
@@ -172,7 +172,7 @@ pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliEr
 
 const NOT_DEAD: &str = "no dead message has this id";
 
-/// All of them, or so many; in memory is a page of them.
+/// Prints all messages, or `limit` of them; only one page is in memory.
 async fn list_json(session: &Session, filter: &Filter, limit: Option<u32>) -> Result<(), CliError> {
     let mut left = limit.map_or(usize::MAX, |limit| limit as usize);
     let mut array = output::Array::begin()?;
@@ -185,7 +185,7 @@ async fn list_json(session: &Session, filter: &Filter, limit: Option<u32>) -> Re
         for message in &page {
             if left == 0 {
                 array.end()?;
-                // Not on standard output, which is for the program that reads the array.
+                // On standard error, because a program reads the array from standard output.
                 output::note(&format!(
                     "the first {}; there are more: without --limit all are listed",
                     limit.unwrap_or_default()
@@ -200,7 +200,7 @@ async fn list_json(session: &Session, filter: &Filter, limit: Option<u32>) -> Re
 
 async fn list(session: &Session, filter: &Filter, limit: u32) -> Result<(), CliError> {
     let limit = limit as usize;
-    // One more than is shown, to know whether that is all.
+    // Read one message more than the limit, to know whether there are more.
     let mut found: Vec<DeadMessage> = Vec::new();
     let mut pages = Pages::new(session, filter);
     while found.len() <= limit {
@@ -279,7 +279,7 @@ fn show(d: &DeadMessage) -> Result<(), CliError> {
         (
             "replay",
             if d.replay {
-                "yes: it had been sent before"
+                "yes: it was sent before"
             } else {
                 "no"
             }
@@ -303,7 +303,7 @@ fn key(d: &DeadMessage) -> String {
 async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<(), CliError> {
     if args.filter.is_empty() != args.all {
         return Err(CliError::Usage(
-            "name message ids or a filter, or say --all, and not both".to_owned(),
+            "give message ids or a filter, or --all, and not both".to_owned(),
         ));
     }
     let session = database::session(source).await?;
@@ -313,7 +313,7 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
         Change::Redrive => ("redrive", "redriven"),
         Change::Discard => ("discard", "discarded"),
     };
-    // Before the change: afterwards none of them is dead.
+    // Ask before the change, because afterwards none of the ids is dead.
     let missing = dead::not_dead(&session, &filter.message_ids).await?;
     let done = if args.dry_run {
         dead::count(&session, &filter, change).await?
@@ -353,7 +353,7 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
         Change::Redrive => messages + sent + gone,
         Change::Discard => messages,
     };
-    let text = format!("{gone} of {all} have no message any more: it was deleted by hand");
+    let text = format!("{gone} of {all} have no message any more: somebody deleted it");
     match change {
         Change::Discard => output::note(&text),
         Change::Redrive => {

@@ -9,12 +9,12 @@ use crate::{
     },
 };
 
-/// Which of the two schemas.
+/// One of the two schemas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Schema {
     /// For a service that produces events
     Outbox,
-    /// For a service that consumes them, each once
+    /// For a service that consumes events, each once
     Inbox,
 }
 
@@ -61,14 +61,14 @@ pub(super) struct SqlArgs {
     monitor: Option<String>,
 }
 
-/// PostgreSQL cuts longer names: the grants would go to another role.
+/// PostgreSQL truncates longer names, so the grants would go to another role.
 fn role(name: &str) -> Result<String, String> {
     if name.is_empty() || name.len() > 63 {
-        Err("a role's name has 1 to 63 bytes".to_owned())
+        Err("a role's name must have 1 to 63 bytes".to_owned())
     } else if name.contains(char::is_control) || name.contains('\\') {
-        Err("a role's name holds no control characters and no backslash here".to_owned())
+        Err("a role's name must not contain control characters or a backslash".to_owned())
     } else if name.starts_with("pg_") || name == "public" || name == "none" {
-        Err("PostgreSQL keeps this name for itself".to_owned())
+        Err("PostgreSQL reserves this name".to_owned())
     } else {
         Ok(name.to_owned())
     }
@@ -87,7 +87,7 @@ pub(super) async fn migrate(args: &Args, source: &Source) -> Result<(), CliError
     };
     for file in &report.recorded {
         output::line(&format!(
-            "{records} {file}: the schema is whole, and had no record of it"
+            "{records} {file}: the schema was complete, but this file was not recorded"
         ))?;
     }
     if report.applied.is_empty() && report.recorded.is_empty() {
@@ -143,10 +143,10 @@ pub(super) fn sql(args: &SqlArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The script of roles with other names in it.
+/// The script of roles, with other names.
 fn named(sql: &str, others: &[(&str, &Option<String>)]) -> String {
     let (mut named, mut rest) = (String::with_capacity(sql.len()), sql);
-    // Left to right: a name that was put in is not looked at again.
+    // Replace from left to right, so that no inserted name is replaced again.
     while let Some((at, usual, name)) = others
         .iter()
         .filter_map(|(usual, name)| Some((rest.find(usual)?, *usual, name.as_deref()?)))

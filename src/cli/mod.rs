@@ -1,4 +1,4 @@
-//! The command line: one file a command. Nothing else uses this module.
+//! The command line: one file for each command. No other module uses this one.
 
 mod check;
 mod check_lag;
@@ -30,7 +30,7 @@ use crate::{
 #[derive(Parser)]
 #[command(name = "outboxd", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
-    /// Configuration file [default: config/outboxd.toml, if it is there]
+    /// Configuration file [default: config/outboxd.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Override one key of the configuration, for example --set relay.workers=8
@@ -67,7 +67,7 @@ enum Command {
     Dead(dead::Command),
     /// Publish sent messages again, under the same message ids
     Replay(replay::Args),
-    /// Delete sent messages that are older than retention.sent, now
+    /// Delete sent messages that are older than retention.sent, without waiting for the relay
     Prune(prune::Args),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
@@ -107,14 +107,14 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // To a monitoring system 2 means critical.
+        // A monitoring system reads exit code 2 as critical.
         Err(error) if error.use_stderr() && asks_for_lag() => {
             let text = error.to_string();
             return check_lag::unknown(text.trim_start_matches("error: ").trim_end());
         }
         Err(error) => error.exit(),
     };
-    // What is not UTF-8 is not ours.
+    // Variables that are not UTF-8 are not outboxd's.
     let text = |(name, value): (OsString, OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))
     };
@@ -123,7 +123,7 @@ pub fn main() -> ExitCode {
     logs::flush();
     match result {
         Ok(code) => code,
-        // Whoever reads us has read enough.
+        // The reader of our output has closed it, which is no error.
         Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             output::note(&error.to_string());
@@ -230,7 +230,7 @@ fn chosen<'c>(cli: &Cli, config: &'c Config) -> Result<&'c Source, CliError> {
         }),
         (None, [only]) => Ok(only),
         (None, _) => Err(CliError::Usage(format!(
-            "which one? Add --source with one of {}",
+            "several sources are configured: add --source with one of {}",
             names()
         ))),
     }

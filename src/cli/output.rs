@@ -1,4 +1,4 @@
-//! What commands print, for people or as JSON.
+//! The output of commands, for people or as JSON.
 
 use std::io::{self, Write};
 
@@ -45,9 +45,9 @@ impl Array {
     }
 }
 
-/// On standard error, beside data on standard output.
+/// Prints a line on standard error; data is on standard output.
 pub(super) fn note(text: &str) {
-    // Not eprintln!, which panics when nothing can be written there.
+    // Not eprintln!, which panics if standard error cannot be written.
     let _ = writeln!(io::stderr().lock(), "outboxd: {text}");
 }
 
@@ -55,11 +55,11 @@ pub(super) fn line(text: &str) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}")
 }
 
-/// Characters of a cell: a key or a type of a row may have millions. Padding takes no more than 65,535.
+/// Most characters of a cell: a key or a type of a row may have millions, and Rust's padding allows at most 65,535.
 const CELL: usize = 120;
 
-/// Columns as wide as their widest cell; the last one as it comes. Control characters are escaped: a row must not
-/// write to the operator's terminal. Long cells are cut.
+/// Each column is as wide as its widest cell; the last column is not padded. Control characters are escaped, because a row
+/// must not control the operator's terminal. Long cells are cut.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     let rows: Vec<Vec<String>> = rows
         .iter()

@@ -1,4 +1,4 @@
-//! `outboxd prune`: retention now, for whom the relay's own pace is too slow.
+//! `outboxd prune`: runs retention now, when the relay's own pace is too slow.
 
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ pub(super) async fn prune(
     }
     if stranded {
         output::note(
-            "unsent messages lie where no relay looks (stranded); they are kept, and a relay that runs files and sends them",
+            "unsent messages lie where no relay looks (stranded); they are kept, and a running relay files and sends them",
         );
     }
     if args.json.json {

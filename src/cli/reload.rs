@@ -1,5 +1,5 @@
-//! SIGHUP: the configuration is read again. What can be taken over is; what cannot is named; one that is not usable
-//! changes nothing.
+//! SIGHUP: reads the configuration again. It applies the keys that can change while the relay runs, and logs the keys that
+//! need a restart. An unusable configuration changes nothing.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::{
     telemetry::logs,
 };
 
-/// Files may lie on a network; a stop must not wait for them.
+/// Files may be on a network file system, and a stop must not wait for them.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Reload {
@@ -35,12 +35,12 @@ impl Reload {
                 let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 tracing::error!(
                     problems = problems.join("; "),
-                    "SIGHUP: the configuration is not usable; going on with the one of before"
+                    "SIGHUP: the configuration is not usable; keeping the previous one"
                 );
             }
             Ok(Err(_)) | Err(_) => {
                 tracing::error!(
-                    "SIGHUP: the configuration could not be read within {PATIENCE:?}; going on with the one of before"
+                    "SIGHUP: the configuration could not be read within {PATIENCE:?}; keeping the previous one"
                 );
             }
         }
@@ -55,17 +55,17 @@ impl Reload {
                 tracing::warn!(
                     reloaded,
                     needs_restart,
-                    "SIGHUP: configuration read again; some of it waits for a restart"
+                    "SIGHUP: configuration read again; some keys need a restart"
                 );
             }
         };
-        // Under the level of before and under the new one: under one of them it may be hidden.
+        // Log the line under the old level or under the new one, because one of them may hide it.
         let heard = tracing::enabled!(tracing::Level::INFO);
         if heard {
             say();
         }
         if let Err(error) = self.level.set(&newer.log.level) {
-            tracing::error!(error = %error, "SIGHUP: the log level stays as it was");
+            tracing::error!(error = %error, "SIGHUP: the log level is unchanged");
         }
         if !heard {
             say();
@@ -74,7 +74,7 @@ impl Reload {
     }
 }
 
-/// What is taken over, and what is not: keys, separated by commas.
+/// The applied keys, and the keys that need a restart, each separated by commas.
 fn outcome(changes: Changes) -> (String, String) {
     let (level, waiting): (Vec<String>, Vec<String>) = changes
         .keys

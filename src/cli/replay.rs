@@ -64,7 +64,7 @@ impl Args {
     }
 }
 
-/// As it goes into the record and the report: times in UTC.
+/// The filter's text in the record and the report, with times in UTC.
 fn text(filter: &Filter) -> String {
     let mut parts: Vec<String> = filter.message_ids.iter().map(ToString::to_string).collect();
     let named = [
@@ -84,7 +84,7 @@ fn text(filter: &Filter) -> String {
 pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError> {
     if args.is_empty() {
         return Err(CliError::Usage(
-            "name message ids, or a filter: --since, --until, --type, --aggregate-type, --key"
+            "give message ids, or a filter: --since, --until, --type, --aggregate-type, --key"
                 .to_owned(),
         ));
     }
@@ -96,7 +96,7 @@ pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError>
         && since >= until
     {
         return Err(CliError::Usage(format!(
-            "--since {} is not before --until {}: that is no message",
+            "--since {} is not before --until {}: no message is in that range",
             values::shown(since),
             values::shown(until)
         )));
@@ -135,11 +135,11 @@ pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError>
     } else {
         let seconds = count as f64 / args.rate;
         output::line(&format!(
-            "{count} messages are replayed by the relay, over {seconds:.1} s: {selection}"
+            "{count} messages are filed for replay, over {seconds:.1} s: {selection}"
         ))?;
     }
     database::none_missing(
         &missing,
-        "no sent message that fits has this id, or it waits or is dead",
+        "no matching sent message has this id, or it waits or is dead",
     )
 }

@@ -20,13 +20,13 @@ use crate::{
     telemetry::{logs, metrics},
 };
 
-/// Configuration, logs and metrics are ready before anything is connected; a bad one opens no connection.
+/// Configuration, logs and metrics are ready before the first connection; a bad configuration opens no connection.
 pub(super) fn run(options: LoadOptions) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|e| CliError::Failure(format!("cannot start the async runtime: {e}")))?;
-    // Taken first: from here on no signal ends the process by its default, or is lost.
+    // Handle signals first: from here on no signal ends the process by its default action, and none is lost.
     let signals = {
         let _runtime = runtime.enter();
         Signals::new().map_err(|e| CliError::Failure(format!("cannot handle signals: {e}")))?
@@ -34,7 +34,8 @@ pub(super) fn run(options: LoadOptions) -> Result<(), CliError> {
     let config = Config::load(options.clone())?;
     let level = logs::start(&config.log).map_err(|e| CliError::Setup(e.to_string()))?;
     let metrics = || metrics::install().map_err(|e| CliError::Failure(format!("metrics: {e}")));
-    // Only with a listener: it folds the histograms' samples, which would else be kept for ever.
+    // Install metrics only with a listener: the listener folds the histograms' samples, which otherwise accumulate without
+    // bound.
     let admin = match config.admin.listen {
         Some(address) => Some((address, metrics()?)),
         None => None,
@@ -45,12 +46,12 @@ pub(super) fn run(options: LoadOptions) -> Result<(), CliError> {
         reload: Reload::new(options, config.clone(), level),
     };
     let result = runtime.block_on(relay(config, stops, admin));
-    // A task that hangs in a system call must not keep the process: its sockets close with it.
+    // A task that hangs in a system call must not keep the process alive. Its sockets close with the process.
     runtime.shutdown_timeout(Duration::from_secs(1).min(grace));
     result
 }
 
-/// Waits to be stopped; whatever else a signal asks for is done meanwhile.
+/// Waits for a signal that stops the relay, and handles other signals meanwhile.
 struct Stops {
     signals: Signals,
     reload: Reload,
@@ -63,13 +64,13 @@ impl Stops {
                 Asked::Stop => return,
                 Asked::Reload => self.reload.now().await,
                 Asked::Nothing(name) => {
-                    tracing::info!(signal = name, "this signal has no meaning here; going on");
+                    tracing::info!(signal = name, "this signal has no effect");
                 }
             }
         }
     }
 
-    /// A drain has no use for another configuration.
+    /// Waits for a second stop; a drain ignores reloads.
     async fn again(&mut self) {
         while self.signals.next().await != Asked::Stop {}
     }
@@ -84,7 +85,7 @@ async fn relay(
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
 
-    // A stop while a server does not answer the first questions is a stop.
+    // A stop also ends checks that wait for a server.
     tokio::select! {
         biased;
         () = stops.next() => return Ok(()),
@@ -100,7 +101,7 @@ async fn relay(
             .iter()
             .map(|s| Box::new(s.readiness()) as _)
             .collect();
-        // Not stopped with the relay: a drain is worth watching. It ends with the process.
+        // The server runs until the process ends, so that a drain can be watched.
         tokio::spawn(admin::serve(listener, metrics, asks, most));
     }
     for source in sources {
@@ -115,19 +116,19 @@ async fn relay(
     );
 
     stops.next().await;
-    tracing::info!(grace = ?config.relay.shutdown_grace, "stopping: claiming nothing new, settling what is published");
+    tracing::info!(grace = ?config.relay.shutdown_grace, "stopping: claiming no new messages, settling published messages");
     stop.cancel();
     let drained = async { while tasks.join_next().await.is_some() {} };
     tokio::select! {
         biased;
         () = drained => tracing::info!("stopped"),
         () = stops.again() => {
-            tracing::warn!("second signal: leaving at once; what was in flight is published again");
+            tracing::warn!("second signal: ending at once; messages in flight are published again");
             logs::flush();
             process::exit(1);
         }
         () = tokio::time::sleep(config.relay.shutdown_grace) => {
-            tracing::warn!("the grace period is over; what was in flight is published again");
+            tracing::warn!("the grace period is over; messages in flight are published again");
             logs::flush();
             process::exit(0);
         }
@@ -150,8 +151,8 @@ fn admin_connections(config: &Config) -> usize {
     most
 }
 
-/// What no waiting mends ends the start: a schema or a grant that is missing.
-/// A server that is away is waited for, by the relay itself.
+/// Ends the start for faults that waiting does not cure: a missing schema or grant. The relay itself waits for an unavailable
+/// server.
 async fn preflight(config: &Config) -> Result<(), CliError> {
     for source in &config.sources {
         check::require_direct(source).await?;
@@ -159,7 +160,7 @@ async fn preflight(config: &Config) -> Result<(), CliError> {
             Ok(session) => check::require_ready(&session).await?,
             Err(error) if outcome_is_final(&error) => return Err(error.into()),
             Err(error) => {
-                tracing::warn!(source = source.name, error = %error, "PostgreSQL is away; waiting for it")
+                tracing::warn!(source = source.name, error = %error, "PostgreSQL is unavailable; waiting for it")
             }
         }
     }

@@ -1,7 +1,7 @@
-//! What each signal asks of `outboxd run`.
+//! The signals of `outboxd run`, and their effects.
 //!
-//! The default of most signals ends a process at once, which leaves duplicates; and systemd takes a death by SIGHUP for
-//! a clean end. So every signal that can be taken and is no fault of the program has a meaning here, if only none.
+//! By default most signals end a process at once, which leaves duplicates, and systemd takes a death by SIGHUP for a clean
+//! end. So the relay handles every signal that it can catch and that is no fault of the program; some have no effect.
 
 use std::{future::poll_fn, io, task::Poll};
 
@@ -13,12 +13,12 @@ pub(super) enum Asked {
     /// Drain and end; during a drain: end at once.
     Stop,
     Reload,
-    /// By its name.
+    /// No effect; holds the signal's name.
     Nothing(&'static str),
 }
 
 pub(super) struct Signals {
-    /// Those that stop first.
+    /// Signals that stop come first.
     each: Vec<(Asked, Signal)>,
 }
 
@@ -48,13 +48,13 @@ impl Signals {
     }
 }
 
-/// `None`: left as it is.
+/// `None`: the default action stays.
 fn asked(name: Name) -> Option<Asked> {
     match name {
-        // SIGXCPU: the processor time of a soft limit is used up, and a drain fits before the hard one.
+        // SIGXCPU: the soft limit of processor time is reached, and a drain ends before the hard limit.
         Name::SIGTERM | Name::SIGINT | Name::SIGQUIT | Name::SIGXCPU => Some(Asked::Stop),
         Name::SIGHUP => Some(Asked::Reload),
-        // They cannot be taken, or are a fault of the program, and a core dump is what is wanted.
+        // These cannot be caught, or are a fault of the program, where a core dump helps.
         Name::SIGKILL
         | Name::SIGSTOP
         | Name::SIGSEGV
@@ -64,7 +64,7 @@ fn asked(name: Name) -> Option<Asked> {
         | Name::SIGABRT
         | Name::SIGTRAP
         | Name::SIGSYS => None,
-        // They end nothing by default: job control, children, windows.
+        // These do not end a process by default: job control, children, windows.
         Name::SIGCHLD
         | Name::SIGCONT
         | Name::SIGTSTP
@@ -72,7 +72,7 @@ fn asked(name: Name) -> Option<Asked> {
         | Name::SIGTTOU
         | Name::SIGURG
         | Name::SIGWINCH => None,
-        // Rust's runtime ignores it: a write to a pipe that nobody reads is an error like any other.
+        // Rust's runtime ignores SIGPIPE: a write to a pipe without a reader is an ordinary error.
         Name::SIGPIPE => None,
         other => Some(Asked::Nothing(other.as_str())),
     }

@@ -15,9 +15,9 @@ use crate::{
 struct Report {
     #[serde(flatten)]
     status: Status,
-    /// Since all messages were last audited by a relay that lives.
+    /// Seconds since a running relay last audited all messages.
     audited_seconds_ago: Option<f64>,
-    /// Unsent messages below the mark that are known and not yet filed.
+    /// Stranded messages that are known and not yet filed.
     stranded: i64,
     relays: Vec<RelaySeen>,
 }
@@ -55,8 +55,8 @@ pub(super) async fn status(json: output::Json, source: &Source) -> Result<(), Cl
     output::line(&format!(
         "audit    {}, {} stranded and not yet filed",
         report.audited_seconds_ago.map_or_else(
-            || "not yet whole by a relay that lives".to_owned(),
-            |s| format!("whole {s:.0} s ago")
+            || "not yet completed by a running relay".to_owned(),
+            |s| format!("completed {s:.0} s ago")
         ),
         report.stranded
     ))?;

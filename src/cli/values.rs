@@ -1,15 +1,15 @@
-//! What people type behind a flag: read strictly, and refused with what would be right.
+//! Values of flags: parsed strictly; a refusal says what would be right.
 
 use std::time::{Duration, SystemTime};
 
 use outbox_core::reason::Reason;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// A point in time, as it was typed.
+/// A point in time, as the person gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Moment {
     At(OffsetDateTime),
-    /// Before now, by the database's clock.
+    /// A time before now, by the database's clock.
     Ago(Duration),
 }
 
@@ -22,15 +22,15 @@ impl Moment {
     }
 }
 
-/// In UTC, for reports and the record.
+/// The time in UTC, for reports and the record.
 pub(super) fn shown(at: OffsetDateTime) -> String {
     at.to_offset(time::UtcOffset::UTC)
         .format(&Rfc3339)
         .unwrap_or_else(|_| at.unix_timestamp().to_string())
 }
 
-/// RFC 3339, or a duration before now. A time without a zone is refused: the server's zone, this machine's and the
-/// person's may all differ, and the wrong hours would be chosen without a word.
+/// RFC 3339, or a duration before now. A time without a zone is refused: the zones of the server, of this machine and of the
+/// person may all differ, and the command would silently select the wrong hours.
 pub(super) fn moment(text: &str) -> Result<Moment, String> {
     let text = text.trim();
     let mut iso = text.to_uppercase();
@@ -53,13 +53,13 @@ pub(super) fn moment(text: &str) -> Result<Moment, String> {
     match humantime::parse_duration(text) {
         Ok(ago) if ago <= MOST => Ok(Moment::Ago(ago)),
         _ => Err(
-            "must be a time with its zone, as 2026-01-31T08:00:00Z or 2026-01-31T09:00:00+01:00, or how long ago, as 2h"
+            "must be a time with its zone, for example 2026-01-31T08:00:00Z or 2026-01-31T09:00:00+01:00, or a time ago, for example 2h"
                 .to_owned(),
         ),
     }
 }
 
-/// A century; the database's intervals end somewhere, too.
+/// At most a century, because the database's intervals have a limit too.
 const MOST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 pub(super) fn age(text: &str) -> Result<Duration, String> {
@@ -77,7 +77,7 @@ pub(super) fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A variable of a script that is empty chooses nothing; it is more likely a mistake.
+/// Refuses an empty value: it is more likely a script's empty variable than a choice.
 pub(super) fn text(text: &str) -> Result<String, String> {
     if text.trim().is_empty() {
         return Err("is empty".to_owned());
@@ -103,7 +103,7 @@ pub(super) fn reason(text: &str) -> Result<String, String> {
         .map(|(_, code)| format!("did you mean {code}? "))
         .unwrap_or_default();
     Err(format!(
-        "is no reason code; {near}There are {}",
+        "is not a reason code; {near}Reason codes: {}",
         codes.collect::<Vec<_>>().join(", ")
     ))
 }

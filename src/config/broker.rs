@@ -1,4 +1,4 @@
-//! The section `broker`: what is fixed at start, and what is read again at every connect.
+//! The section `broker`: values that are fixed at the start, and values that every connect reads again.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,7 +12,7 @@ pub enum BrokerAuth {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Broker {
-    /// For messages: `broker.`, or `source.0.broker.`.
+    /// Prefix of keys in messages: `broker.`, or `source.0.broker.`.
     pub(super) section: String,
     pub(super) url: Url,
     pub password_file: Option<PathBuf>,
@@ -27,7 +27,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Where and as whom to connect now: files of secrets are read again.
+    /// The address and the credentials for a connect now: reads files of secrets again.
     pub fn current(&self) -> Result<BrokerEndpoint, ConfigError> {
         let key = self.url.key(&self.section);
         let url = self.url.current(&self.section)?;
@@ -49,7 +49,7 @@ impl Broker {
                 return Err(ConfigError::new(
                     key,
                     format!(
-                        "names no user and password (amqp://user:password@host); the password may also stand in \
+                        "names no user and password (amqp://user:password@host); the password may also be in \
                          {}password_file. guest is never assumed",
                         self.section
                     ),

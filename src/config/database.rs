@@ -1,4 +1,4 @@
-//! The section `database`: what is fixed at start, and what is read again at every connect.
+//! The section `database`: values that are fixed at the start, and values that every connect reads again.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,7 +12,7 @@ use super::{
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Database {
-    /// For messages: `database.`, or `source.0.database.`.
+    /// Prefix of keys in messages: `database.`, or `source.0.database.`.
     pub(super) section: String,
     pub(super) url: Url,
     pub password_file: Option<PathBuf>,
@@ -28,18 +28,18 @@ pub struct Database {
     pub allow_plaintext: bool,
 }
 
-/// A URL is a secret: it may hold a password.
+/// A URL is a secret, because it may contain a password.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Url {
     Value(Secret),
     File(PathBuf),
-    /// The command at hand does not need it.
+    /// This command does not need the URL.
     None,
 }
 
 impl Database {
-    /// For sessions that only look: they give up a lock that they wait for before the server's `deadlock_timeout` (a second)
-    /// looks for somebody to end. That could be a person's TRUNCATE or migration, which takes its tables in another order.
+    /// For sessions that only read: they stop waiting for a lock before the server's `deadlock_timeout` (a second). Otherwise
+    /// the server could end a person's TRUNCATE or migration, which locks its tables in another order.
     pub(crate) fn yielding(&self) -> Self {
         Self {
             lock_timeout: self.lock_timeout.min(YIELD),
@@ -69,13 +69,13 @@ impl Url {
 }
 
 impl Database {
-    /// Full name of one of its keys, for messages.
+    /// Full name of a key of this section, for messages.
     pub fn key(&self, key: &str) -> String {
         format!("{}{key}", self.section)
     }
 
-    /// Where and how to connect now: files of secrets are read again. `get_ssl_mode` is `Disable`, `Prefer`, or
-    /// `Require`, which verifies the chain and the host's name.
+    /// The settings for a connect now: reads files of secrets again. `get_ssl_mode` is `Disable`, `Prefer`, or `Require`,
+    /// which verifies the chain and the host's name.
     pub fn current(&self) -> Result<tokio_postgres::Config, ConfigError> {
         let key = self.url.key(&self.section);
         let url = self.url.current(&self.section)?;
@@ -128,7 +128,7 @@ impl Database {
     }
 }
 
-/// Every place it may connect to is this host: loopback, or a socket in the file system.
+/// Every server of the configuration is on this host: loopback, or a socket in the file system.
 fn is_local(config: &tokio_postgres::Config) -> bool {
     let by_address = config.get_hostaddrs();
     if !by_address.is_empty() {
@@ -238,14 +238,14 @@ mod tests {
         for (url, says) in [
             (
                 "postgres://u:hunt er2@h/db?nope=1",
-                "holds a space; write it as %20",
+                "contains a space; write it as %20",
             ),
             ("user=u password=hunter2", "names no host"),
             ("postgres://h/hunter2", "names no user"),
             ("mysql://u:hunter2@h/db", "is a MySQL URL"),
             (
                 "postgres://u:hunter2@h/db?sslmode=allow",
-                "has the parameter sslmode with another value than",
+                "has the parameter sslmode with a value other than",
             ),
         ] {
             let error = database(url).current().unwrap_err().to_string();

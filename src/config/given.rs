@@ -1,4 +1,4 @@
-//! Which keys two configurations differ in: a reload says what it took over, and what waits for a restart.
+//! Finds the keys in which two configurations differ: a reload logs the keys that it applied and those that need a restart.
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 use super::{keys, layers::Values};
 use crate::file;
 
-/// Fingerprints, because a value may be a secret: of what is given for a key other than its default, and of the
-/// files that keys name.
+/// Fingerprints of the values that differ from the default, and of the files that keys name. Fingerprints, because a value
+/// may be a secret.
 #[derive(Clone, PartialEq, Default)]
 pub(super) struct Given {
     values: BTreeMap<String, Fingerprint>,
@@ -18,12 +18,12 @@ pub(super) struct Given {
 
 type Fingerprint = [u8; 32];
 
-/// What a reload found, by key.
+/// The changes that a reload found, by key.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Have another value.
+    /// Keys with another value.
     pub keys: Vec<String>,
-    /// Name the same file, which holds something else.
+    /// Keys that name the same file, whose contents changed.
     pub files: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ impl Given {
         Changes { keys, files }
     }
 
-    /// From here on `keys`, and what the files hold, are as in `newer`.
+    /// Takes over the values of `keys` and the contents of all files from `newer`.
     pub fn adopt(&mut self, newer: &Self, keys: &[&str]) {
         for key in keys {
             match newer.values.get(*key) {
@@ -91,7 +91,7 @@ fn hash(bytes: &[u8]) -> Fingerprint {
 
 impl fmt::Debug for Given {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A short secret could be found from its fingerprint.
+        // Somebody could guess a short secret from its fingerprint.
         f.write_str("[fingerprints]")
     }
 }

@@ -1,13 +1,13 @@
-//! Every key: its default, what it takes, what it is for. `docs/reference/configuration.md` and `config/outboxd.toml` are
-//! generated from this table (`cargo xtask docs`), and the reader takes the defaults from it.
+//! Every key: its default, its values, its meaning. `cargo xtask docs` generates `docs/reference/configuration.md` and
+//! `config/outboxd.toml` from this table, and the reader takes the defaults from it.
 
 use std::fmt::Write;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
-    /// Dotted, as in `--set`; `OUTBOXD__` and `__` for the dots make it an environment variable.
+    /// Dotted, as in `--set`. The environment variable is `OUTBOXD__` and the name, with `__` for each dot.
     pub name: &'static str,
-    /// As it would be written in TOML; `None` when there is no default.
+    /// The default in TOML; `None` if there is none.
     pub default: Option<&'static str>,
     pub takes: &'static str,
     pub meaning: &'static str,
@@ -41,7 +41,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("log", "Logs, on standard error."),
 ];
 
-/// The one key that a reload takes over (SIGHUP).
+/// The only key that a reload (SIGHUP) applies.
 pub const LOG_LEVEL: &str = "log.level";
 
 pub const KEYS: &[Key] = &[
@@ -49,7 +49,7 @@ pub const KEYS: &[Key] = &[
         "database.url",
         None,
         "postgres:// URL or key=value text; secret",
-        "The database with the outbox. sslmode: `disable`, `prefer`, `require`, `verify-ca`, `verify-full`; from `require` on the relay always verifies the chain and the host name. Without sslmode: plaintext to this host, verified TLS to any other. Several hosts and `target_session_attrs=read-write` work. The relay honours the parameters of libpq, platforms and ORMs, ignores those without a meaning here (a pool's, `schema`, `application_name`, keepalives: the relay has its own), and refuses the others by name and says what to write instead.",
+        "The database with the outbox. sslmode: `disable`, `prefer`, `require`, `verify-ca`, `verify-full`; from `require` on the relay always verifies the chain and the host name. Without sslmode: plaintext to this host, verified TLS to any other. Several hosts and `target_session_attrs=read-write` work. The relay honours the parameters of libpq, platforms and ORMs, ignores those without a meaning here (of pools, `schema`, `application_name`, keepalives: the relay has its own), and refuses the others: the error names the parameter and says what to write instead.",
     ),
     key(
         "database.url_file",
@@ -75,7 +75,12 @@ pub const KEYS: &[Key] = &[
         "path to PEM",
         "Client certificate; with `key_file`.",
     ),
-    key("database.key_file", None, "path to PEM", "Its private key."),
+    key(
+        "database.key_file",
+        None,
+        "path to PEM",
+        "Private key of the client certificate.",
+    ),
     key(
         "database.connect_timeout",
         Some("\"5s\""),
@@ -379,7 +384,7 @@ pub fn reference() -> String {
     text
 }
 
-/// `config/outboxd.toml`: every key at its default; those without one commented out.
+/// `config/outboxd.toml`: every key at its default; keys without a default are commented out.
 pub fn example() -> String {
     let mut text = String::from(EXAMPLE_HEAD);
     for (section, meaning) in SECTIONS {

@@ -1,4 +1,4 @@
-//! From file, environment and flags to one value a key.
+//! Merges file, environment and flags into one value for each key.
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +13,10 @@ use crate::file::{self, Guard};
 
 const DEFAULT_FILE: &str = "config/outboxd.toml";
 const PREFIX: &str = "OUTBOXD";
-/// A hundred times the file that holds every key.
+/// Largest configuration file: a hundred times the file with every key.
 const MOST: u64 = 1 << 20;
 
-/// A value, and where it was found.
+/// A value and its origin.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
     pub kind: ValueKind,
@@ -30,7 +30,7 @@ pub(super) type Values = BTreeMap<String, Found>;
 pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
     let mut values = Values::new();
     let mut problems = Vec::new();
-    // One that is there and cannot be looked at is not passed over: the defaults would be somebody else's settings.
+    // Do not ignore a file that exists and cannot be read: its settings would silently be replaced by the defaults.
     let file = options.file.or_else(|| {
         let absent = std::fs::metadata(DEFAULT_FILE)
             .is_err_and(|e| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory));
@@ -51,7 +51,7 @@ pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
             values.insert(key.to_owned(), found);
         }
     }
-    // Their case does not count, so which of two wins would be chance.
+    // Case does not count in the names, so it would be chance which of two variables wins.
     let mut seen: BTreeMap<String, &str> = BTreeMap::new();
     for name in options.env.keys() {
         let key = name.to_lowercase();
@@ -62,8 +62,8 @@ pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
             problems.push(ConfigError::new("environment", problem));
         }
     }
-    // With the separator behind the prefix too: Kubernetes injects OUTBOXD_PORT for a Service of that name.
-    // Without try_parsing: it would turn the password 00123 into 123.
+    // The separator follows the prefix too, because Kubernetes injects OUTBOXD_PORT for a Service named outboxd.
+    // try_parsing stays off, because it would turn the password 00123 into 123.
     let environment = Environment::with_prefix(PREFIX)
         .prefix_separator("__")
         .separator("__")
@@ -103,7 +103,7 @@ fn file_values(path: &Path) -> Result<Map<String, Value>, ConfigError> {
     let named = |problem: String| ConfigError::new(path.display().to_string(), problem);
     let bytes = file::read(path, MOST, Guard::Trusted).map_err(named)?;
     let text = String::from_utf8(bytes).map_err(|_| named("is not UTF-8 text".to_owned()))?;
-    // Parsed once before, for the position alone: a parse error that quotes the line could show a password.
+    // This first parse serves only the position of an error: an error that quotes the line could show a password.
     if let Err(error) = text.parse::<toml::Table>() {
         let at = error.span().map_or(0, |span| span.start);
         let line = text.get(..at).unwrap_or_default().matches('\n').count() + 1;

@@ -1,4 +1,4 @@
-//! What `log.level` may hold.
+//! The values of `log.level`.
 
 use tracing_subscriber::EnvFilter;
 
@@ -9,10 +9,10 @@ pub struct LogError {
     source: tracing_subscriber::filter::ParseError,
 }
 
-/// lapin logs a returned message with its payload at WARN; no payload ever goes to a log.
+/// lapin logs a returned message with its payload at WARN, and no payload may reach a log.
 const SILENCED: &str = "lapin=off,amq_protocol=off";
 
-/// What `log.level` lets through.
+/// The filter that `log.level` describes.
 pub fn log_filter(level: &str) -> Result<EnvFilter, LogError> {
     let checked = |text: String| {
         EnvFilter::builder().parse(text).map_err(|source| LogError {

@@ -1,8 +1,8 @@
-//! Configuration: defaults < file < `DATABASE_URL`, `AMQP_URL` < environment < flags; every problem found is told at
-//! once, with its key and what would be right, and never with the value of a secret.
+//! Configuration: defaults < file < `DATABASE_URL`, `AMQP_URL` < environment < flags. All problems are reported at once, each
+//! with its key and what would be right, and never with the value of a secret.
 //!
 //! - `keys`: every key, its default, its meaning
-//! - `layers`: from file, environment and flags to one value a key
+//! - `layers`: merges file, environment and flags into one value for each key
 //! - `reader`: typed, bounded values; unknown keys
 //! - `sections`: the sections, and the relations between them
 //! - `settings`: the configuration as the program uses it

@@ -1,4 +1,4 @@
-//! Typed, bounded values; what is wrong is collected, never the first error alone.
+//! Typed, bounded values. The reader collects all problems instead of stopping at the first.
 
 use std::{
     collections::BTreeSet, fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf,
@@ -19,7 +19,7 @@ pub(super) struct Reader {
     problems: Vec<ConfigError>,
 }
 
-/// Where a section is read from: itself, and for a `[[source]]` the common section behind it.
+/// The places where a section's values are read: the section itself, and for a `[[source]]` also the common section.
 #[derive(Debug, Clone)]
 pub(super) struct Scope {
     /// `""`, or `source.0.`.
@@ -49,7 +49,7 @@ impl Reader {
         }
     }
 
-    /// Everything that is wrong, unknown keys included.
+    /// All problems, unknown keys included.
     pub fn finish(mut self) -> Vec<ConfigError> {
         let unknown: Vec<(String, String)> = self
             .values
@@ -75,7 +75,8 @@ impl Reader {
         self.problems.push(error);
     }
 
-    /// How many tables `name` has. A number behind a gap is no table but an unknown key: it would ask for all before it.
+    /// The number of tables of `name`. A number after a gap is no table but an unknown key: it would need all numbers before
+    /// it.
     pub fn tables(&self, name: &str) -> usize {
         let beginning = format!("{name}.");
         let numbers: BTreeSet<usize> = self
@@ -98,7 +99,7 @@ impl Reader {
         Some(found.clone())
     }
 
-    /// The value in its own scope, else in the common section, with the key it was found under.
+    /// The value in its own scope, otherwise in the common section, with the key under which it was found.
     fn scoped(&mut self, scope: &Scope, key: &str) -> (String, Option<Found>) {
         let own = format!("{}{key}", scope.prefix);
         let found = self.take(&own);
@@ -119,7 +120,7 @@ impl Reader {
                 None
             }
             ValueKind::String(text) => Some(text),
-            // Not shown: it may be a secret that was written without quotes.
+            // Do not show the value: it may be a secret without quotes.
             _ => {
                 self.problem(&key, "must be text in quotes");
                 None
@@ -127,7 +128,7 @@ impl Reader {
         }
     }
 
-    /// The key that a scoped value stands under; its own where there is none.
+    /// The key under which a scoped value was found; the scope's own key if there is no value.
     pub fn found_as(&self, scope: &Scope, key: &str) -> String {
         let own = format!("{}{key}", scope.prefix);
         if self.has(key) && !self.has(&own) {
@@ -140,7 +141,7 @@ impl Reader {
         self.values.contains_key(key)
     }
 
-    /// Under exactly this key.
+    /// The value under exactly this key.
     pub fn own_text(&mut self, key: &str) -> Option<String> {
         self.optional_text(&Scope::top(), key)
     }
@@ -149,7 +150,7 @@ impl Reader {
         self.optional_text(scope, key).map(PathBuf::from)
     }
 
-    /// The value as text, or the table's default.
+    /// The value as text, or the default of the table of keys.
     fn text_of(&mut self, scope: &Scope, key: &str) -> (String, String, String) {
         let (name, found) = self.scoped(scope, key);
         match found {
@@ -194,7 +195,7 @@ impl Reader {
                 ));
             }
             if text.contains(char::is_control) {
-                return Err("must not hold control characters".to_owned());
+                return Err("must not contain control characters".to_owned());
             }
             Ok(text.to_owned())
         })
@@ -326,7 +327,7 @@ impl Reader {
         flag
     }
 
-    /// An array that is empty, or that is no array of tables.
+    /// Reports a value that is not an array of tables; an empty array is allowed.
     pub fn no_tables(&mut self, key: &str) {
         if let Some(found) = self.take(key)
             && !matches!(&found.kind, ValueKind::Array(items) if items.is_empty())
@@ -336,7 +337,7 @@ impl Reader {
     }
 }
 
-/// As it was written, for a value that is no secret.
+/// The value as it was written; not for secrets.
 fn plain(kind: &ValueKind) -> String {
     match kind {
         ValueKind::String(text) => text.clone(),
@@ -368,7 +369,7 @@ fn parse_bytes(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// The known key that was probably meant.
+/// The most similar known key.
 fn nearest(unknown: &str) -> Option<String> {
     let without_index = |key: &str| {
         key.split('.')

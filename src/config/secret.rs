@@ -1,10 +1,10 @@
-//! Text that must not be seen, and the files that hold it.
+//! Secret text, and the files that contain it.
 
 use std::{fmt, path::Path};
 
 use crate::file::{self, Guard};
 
-/// Neither `Debug` nor `Display` shows it, and it cannot be serialised.
+/// A secret: `Debug` and `Display` do not show it, and it cannot be serialised.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(String);
 
@@ -24,10 +24,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A URL or a password is far shorter.
+/// Largest file of a secret. A URL or a password is far shorter.
 const MOST: u64 = 64 << 10;
 
-/// Reads a secret. One newline at its end is not part of it. The error names the file, never what it holds.
+/// Reads a secret. One newline at the file's end is not part of it. The error names the file, and never shows its contents.
 pub(super) fn read_file(path: &Path) -> Result<Secret, String> {
     let name = path.display();
     let bytes = file::read(path, MOST, Guard::Secret)?;

@@ -24,7 +24,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// `None` when something was wrong that left no value behind; the reader knows what.
+/// `None` if a problem left no value; the reader has the problem.
 pub(super) fn config(reader: &mut Reader, needs: Needs) -> Option<Config> {
     let relay = relay(reader)?;
     let sources = sources(reader, &relay, needs);
@@ -82,7 +82,7 @@ fn relay(reader: &mut Reader) -> Option<Relay> {
         reader.problem(
             "relay.shutdown_grace",
             format!(
-                "{} must be above relay.confirm_timeout ({}): what is published when the stop comes waits for its confirm",
+                "{} must be above relay.confirm_timeout ({}): messages that are published when the stop comes wait for their confirms",
                 humantime::format_duration(relay.shutdown_grace),
                 humantime::format_duration(relay.confirm_timeout)
             ),
@@ -152,7 +152,7 @@ fn source(reader: &mut Reader, name: String, scope: &Scope, relay: &Relay, needs
     }
 }
 
-/// URL and password come from one place: a source that has a URL of its own takes nobody else's password.
+/// URL and password come from one section: a source with a URL of its own does not take the common section's password.
 struct Secrets {
     scope: Scope,
     url: Url,
@@ -401,9 +401,10 @@ fn log(reader: &mut Reader) -> Option<Log> {
     ];
     let format = reader.choice(&Scope::top(), "log.format", &formats)?;
     let level = reader.text("log.level", 1..=1000);
-    // tracing-subscriber 0.3.23 panics at some of those, instead of refusing them.
+    // tracing-subscriber 0.3.23 panics for some of these characters instead of refusing them.
     if !level.is_ascii() {
-        let problem = "holds characters that are not ASCII; write for example info,outboxd=debug";
+        let problem =
+            "contains characters that are not ASCII; write for example info,outboxd=debug";
         reader.problem("log.level", problem.to_owned());
     } else if let Err(error) = super::log::log_filter(&level) {
         reader.problem("log.level", error.to_string());

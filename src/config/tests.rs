@@ -142,7 +142,7 @@ fn the_environment_alone_is_enough() {
         ("OUTBOXD__ROUTING__ALLOWED_EXCHANGES", "audit, events"),
         ("OUTBOXD__BROKER__DECLARE", "true"),
         ("OUTBOXD__ADMIN__LISTEN", "off"),
-        // What Kubernetes injects for a Service named outboxd.
+        // Kubernetes injects these for a Service named outboxd.
         ("OUTBOXD_PORT", "tcp://10.0.0.1:9464"),
         ("OUTBOXD_SERVICE_HOST", "10.0.0.1"),
     ]);

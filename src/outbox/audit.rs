@@ -1,15 +1,15 @@
-//! The audit: finds unsent messages that no claim will ever look at, and files them so that they are sent.
+//! The audit: finds unsent messages that no claim will ever read, and files them so that they are sent.
 //!
-//! **Why.** A mark (`low_water`) makes whatever lies at or below it invisible. Producers can't write there; people and
-//! their tools can: a sequence that is restarted or cached, rows that are copied back, a truncated table of exceptions,
-//! `sent_at` taken back, a key that is corrected. Nothing else would ever tell.
+//! **Why.** A mark (`low_water`) hides the rows at or below it. Producers cannot write there, but people and their tools
+//! can: a sequence is restarted or cached, rows are copied back, `outbox.waiting` or `outbox.dead` is truncated, `sent_at`
+//! is set back to NULL, a key is corrected. Nothing else would find these rows.
 //!
 //! **Authority.** A message is *stranded* when it is unsent, at or below its lane's mark, and neither waiting nor dead.
-//! A settle moves marks and rows in one transaction, so what one snapshot shows as stranded is stranded. It is filed by
-//! the holder of its lane, as everything is, and looked at again under that lock.
+//! A settle moves marks and rows in one transaction, so a row that one snapshot shows as stranded is stranded. The audit
+//! locks the row's lane, checks the row again under that lock, and files it.
 //!
-//! **Failures.** A crash rolls the filing back, and the next audit finds the row again. Nothing about it is kept anywhere
-//! but in the rows themselves.
+//! **Failures.** A crash rolls the filing back, and the next audit finds the row again. The audit keeps no state outside
+//! the rows.
 
 use std::{
     collections::BTreeSet,
@@ -97,7 +97,7 @@ pub struct Signs {
 }
 
 impl Signs {
-    /// `self` is what was seen before `now`.
+    /// `self` is the reading before `now`.
     pub fn alarm(&self, now: &Self) -> bool {
         self.files != now.files || self.properties != now.properties || now.drawn < self.drawn
     }
@@ -116,7 +116,7 @@ pub async fn signs(session: &Session) -> Result<Signs, OutboxError> {
     })
 }
 
-/// Which of the two tables is walked.
+/// The table that a walk reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
     Message,
@@ -153,12 +153,12 @@ pub async fn walk(session: &Session, from: u32, to: u32) -> Result<Vec<Position>
     rows.iter().map(position).collect()
 }
 
-/// Lets go what waits for what is no more, on these pages of `outbox.waiting`. Returns how many.
+/// Makes records due that wait for a message that is gone, on these pages of `outbox.waiting`. Returns their number.
 pub async fn release(session: &Session, from: u32, to: u32) -> Result<u64, OutboxError> {
     session.execute(&RELEASE, &[&page(from), &page(to)]).await
 }
 
-/// Those of these ids that are stranded, wherever they are now.
+/// The stranded messages among these ids, in any lane.
 pub async fn find(session: &Session, ids: &[i64]) -> Result<Vec<Position>, OutboxError> {
     let rows = session.query(&FIND, &[&ids]).await?;
     rows.iter().map(position).collect()
@@ -171,15 +171,15 @@ fn position(row: &tokio_postgres::Row) -> Result<Position, OutboxError> {
     })
 }
 
-/// What became of stranded messages.
+/// The result of filing stranded messages.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Filed {
     pub filed: u64,
-    /// Their lanes were held by somebody else.
+    /// Messages whose lanes another session held.
     pub left: Vec<Position>,
 }
 
-/// Files them, of every lane that nobody holds.
+/// Files the messages of every lane that no other session holds.
 pub async fn file(session: &Session, found: &[Position]) -> Result<Filed, OutboxError> {
     let lanes: Vec<Lane> = found
         .iter()
@@ -190,7 +190,7 @@ pub async fn file(session: &Session, found: &[Position]) -> Result<Filed, Outbox
     transaction(session, found, &HOLD, &lanes, &[&lanes]).await
 }
 
-/// Files those of one lane, and waits for it a moment: a lane with a backlog is never free for long.
+/// Files the messages of one lane. It waits a moment for the lane, because a lane with a backlog is never free for long.
 pub async fn file_lane(
     session: &Session,
     lane: Lane,
@@ -227,7 +227,7 @@ async fn transaction(
     };
     match filing.await {
         Ok(filed) => Ok(filed),
-        // Somebody truncates or migrates, or holds the lane: later.
+        // Another session truncates, migrates or holds the lane. The audit tries again later.
         Err(error) if is_locked(&error) => {
             session.rollback().await?;
             Ok(Filed {
@@ -256,7 +256,7 @@ pub async fn leads(session: &Session, instance: &str) -> Result<bool, OutboxErro
     }
 }
 
-/// For people, in `outbox.relay`. `whole`: an audit of everything has just ended.
+/// Reports the audit in `outbox.relay`, for people. `whole`: an audit of all messages has just ended.
 pub async fn record(
     session: &Session,
     instance: &str,
@@ -270,12 +270,12 @@ pub async fn record(
         .map(drop)
 }
 
-/// Puts back lanes that are not in `outbox.lane`. Returns how many were.
+/// Puts back lanes that are missing from `outbox.lane`. Returns their number.
 pub async fn add_lanes(session: &Session, lanes: &[Lane]) -> Result<u64, OutboxError> {
     session.execute(&ADD_LANES, &[&lanes]).await
 }
 
-/// What a bounded look at the table found.
+/// The result of a bounded look at the table.
 #[derive(Debug, Clone, Copy)]
 pub struct Glance {
     pub looked_at: u32,
@@ -283,7 +283,7 @@ pub struct Glance {
     pub stranded: usize,
 }
 
-/// Looks at pages from the beginning for so long, and files nothing.
+/// Walks pages from the beginning for this long, and files nothing.
 pub async fn glance(session: &Session, within: Duration) -> Result<Glance, OutboxError> {
     const PAGES: u32 = 512;
     let began = Instant::now();

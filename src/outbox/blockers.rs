@@ -1,4 +1,4 @@
-//! Who keeps the relay from writing: sessions of others that hold a lock in its way.
+//! Finds sessions that keep the relay from writing, because they hold a lock that the relay needs.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub struct Blocker {
     pub pid: i32,
     pub user: String,
     pub application: String,
-    /// `None`: this role may not see it.
+    /// `None`: this role may not see the state.
     pub state: Option<String>,
     pub transaction_seconds: f64,
     /// One of the locks, for a person.
@@ -65,7 +65,7 @@ pub fn text(blockers: &[Blocker]) -> String {
     let one = |b: &Blocker| {
         let user = b.user.escape_debug();
         let application = b.application.escape_debug();
-        // Of another role's session a relay may see no more than that.
+        // Of another role's session a relay may see only the pid, the user and the application.
         let since = match &b.state {
             Some(state) => format!(
                 ", {state}, in its transaction for {:.0} s",

@@ -1,5 +1,5 @@
-//! Dead messages: listed, redriven, discarded. Every change is recorded in `outbox.operation`, in its own
-//! transaction: who, when, why, and which messages.
+//! Lists, redrives and discards dead messages. The transaction of a change records it in `outbox.operation`: who, when, why,
+//! and which messages.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,7 @@ use super::{
     session::{Query, Session},
 };
 
-/// Which dead messages; an empty filter means all of them.
+/// Selects dead messages; an empty filter selects all.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     pub reasons: Vec<String>,
@@ -97,7 +97,7 @@ const COUNT: Query = Query {
         Type::UUID_ARRAY,
     ],
 };
-/// A message that is no longer in the lane where it died may be in the hands of that lane's holder.
+/// A message that is no longer in the lane where it died may be in a claim of its new lane, so the change holds that lane.
 const HOLD: Query = Query {
     action: "hold the lanes of messages that moved",
     sql: "SELECT l.lane FROM outbox.lane l WHERE l.lane = ANY ($1::smallint[]) ORDER BY l.lane FOR UPDATE",
@@ -108,7 +108,7 @@ const REDRIVE: Query = Query {
     sql: include_str!("sql/redrive.sql"),
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::BOOL_ARRAY],
 };
-/// A message that was sent before (its replay died) is kept for the audit like any other sent one.
+/// If a replay died, its message was sent before. That message is kept like any other sent message.
 const DISCARD: Query = Query {
     action: "discard dead messages",
     sql: "DELETE FROM outbox.message m USING unnest($1::smallint[], $2::bigint[]) AS s (lane, id) \
@@ -116,10 +116,10 @@ const DISCARD: Query = Query {
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
 };
 
-/// Messages changed in one transaction at most.
+/// Most messages that one transaction changes.
 const STEP: i64 = 1000;
 
-/// Rows in memory at once.
+/// Most rows in memory at once.
 const PAGE: i64 = 200;
 
 /// The oldest first, page by page.
@@ -140,7 +140,7 @@ impl<'a> Pages<'a> {
         }
     }
 
-    /// Empty at the end.
+    /// The next page; empty at the end.
     pub async fn next(&mut self) -> Result<Vec<DeadMessage>, OutboxError> {
         if self.done {
             return Ok(Vec::new());
@@ -152,7 +152,7 @@ impl<'a> Pages<'a> {
     }
 }
 
-/// The oldest that fits.
+/// The oldest dead message that fits the filter.
 pub async fn first(session: &Session, filter: &Filter) -> Result<Option<DeadMessage>, OutboxError> {
     Ok(page(session, filter, None, 1).await?.pop())
 }
@@ -221,7 +221,7 @@ const NOT_DEAD: Query = Query {
     types: &[Type::UUID_ARRAY],
 };
 
-/// Those that no dead message has.
+/// The ids that no dead message has.
 pub async fn not_dead(session: &Session, ids: &[Uuid]) -> Result<Vec<Uuid>, OutboxError> {
     if ids.is_empty() {
         return Ok(Vec::new());
@@ -230,18 +230,18 @@ pub async fn not_dead(session: &Session, ids: &[Uuid]) -> Result<Vec<Uuid>, Outb
     rows.iter().map(|row| get(row, "id")).collect()
 }
 
-/// What a change of dead messages did, or would do.
+/// The result of a change of dead messages, or of its dry run.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Changed {
-    /// Redriven, or discarded.
+    /// Messages redriven or discarded.
     pub messages: i64,
-    /// Had been marked as sent since they died: their record is removed, and nothing is published.
+    /// Messages that somebody marked as sent after they died: the change removes their record and publishes nothing.
     pub sent: i64,
-    /// Have no message any more: somebody has deleted it. A discard removes their record, a redrive leaves it.
+    /// Records whose message somebody has deleted. A discard removes the record, a redrive leaves it.
     pub gone: i64,
 }
 
-/// What a change would find.
+/// Counts the messages that a change would find.
 pub async fn count(
     session: &Session,
     filter: &Filter,
@@ -321,7 +321,7 @@ pub async fn change(
     Ok(total)
 }
 
-/// How many records were taken, and what came of it.
+/// Returns the number of records that it took, and the changes.
 async fn step(
     session: &Session,
     filter: &Filter,

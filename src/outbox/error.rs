@@ -1,4 +1,4 @@
-//! What can go wrong with PostgreSQL, and what to do about it.
+//! Errors of PostgreSQL, and their remedies.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub enum OutboxError {
         action: &'static str,
         after: Duration,
     },
-    /// Seen without an attempt to write.
+    /// The relay detected this without an attempt to write.
     #[error("PostgreSQL ({action}): every transaction is read-only here{READ_ONLY}")]
     ReadOnly { action: &'static str },
     #[error("PostgreSQL ({action}): {why}")]
@@ -55,8 +55,8 @@ pub enum OutboxError {
 }
 
 impl OutboxError {
-    /// The server refused this statement, and the connection is still good once it is rolled back. One to a server that
-    /// turned read-only is not: the writable one is elsewhere, and only a new connection finds it.
+    /// The server refused this statement, and the connection is usable again after a rollback. A connection to a server that
+    /// turned read-only is not usable: the writable server is elsewhere, and only a new connection finds it.
     pub fn is_statement_refused(&self) -> bool {
         match self {
             Self::Database { source, .. } => {
@@ -76,28 +76,28 @@ impl OutboxError {
         }
     }
 
-    /// Another session holds a lock that this one needs.
+    /// Another session holds a lock that this session needs.
     pub fn is_lock(&self) -> bool {
         matches!(self, Self::Database { source, .. } if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
     }
 
-    /// The server has no connection left for us: for this role, this database, or at all.
+    /// The server has no free connection: for this role, for this database, or at all.
     pub fn is_short_of_connections(&self) -> bool {
         matches!(self, Self::Database { source, .. } if source.code() == Some(&SqlState::TOO_MANY_CONNECTIONS))
     }
 
-    /// A time-out that the server has for everybody may be the cause: a statement or the session was ended.
+    /// The server ended a statement or the session, perhaps because of its default time-outs.
     pub(super) fn is_impatience(&self) -> bool {
         matches!(self, Self::Database { source, .. }
             if source.is_closed() || source.code() == Some(&SqlState::QUERY_CANCELED) || is_fatal(source) && is_timeout(source))
     }
 
-    /// A prepared statement that is somebody else's, or is gone.
+    /// A prepared statement belongs to another client, or is gone.
     pub fn is_of_a_pooler(&self) -> bool {
         matches!(self, Self::Database { source, .. } if pooled(source))
     }
 
-    /// The schema is not the one this program knows. Waiting alone does not mend it; a migration does.
+    /// The schema is not the one that this program knows. It needs a migration; waiting does not help.
     pub fn is_schema(&self) -> bool {
         match self {
             Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => true,
@@ -120,7 +120,7 @@ impl OutboxError {
 }
 
 impl OutboxError {
-    /// Waiting does not help: a person must change the configuration, the server's or the schema.
+    /// Waiting does not help: a person must change the relay's configuration, the server's configuration or the schema.
     pub fn needs_a_person(&self) -> bool {
         match self {
             Self::Config(_) | Self::Tls(_) => true,
@@ -166,19 +166,19 @@ fn pooled(error: &tokio_postgres::Error) -> bool {
     )
 }
 
-/// By the name of the server's function: its words are translated.
+/// Compares the name of the server's function, because the server translates its messages.
 fn is_row_security(error: &tokio_postgres::Error) -> bool {
     error
         .as_db_error()
         .is_some_and(|db| db.routine() == Some("check_enable_rls"))
 }
 
-/// The driver prints `db error`; the cause is one level down.
+/// The driver's own text is `db error`; the cause is one level down.
 fn describe(error: &tokio_postgres::Error) -> String {
     use std::error::Error;
     if let Some(db) = error.as_db_error() {
         let text = format!("{} (SQLSTATE {})", db.message(), db.code().code());
-        // Its detail names what is in the way, and holds nothing of a row.
+        // The detail of this error names the obstacle, and contains nothing of a row.
         return match db.detail() {
             Some(detail) if *db.code() == SqlState::INVALID_COLUMN_REFERENCE => {
                 format!("{text}: {detail}")
@@ -199,13 +199,13 @@ fn describe(error: &tokio_postgres::Error) -> String {
 }
 
 const READ_ONLY: &str = ". This server is read-only: list every host in database.url with target_session_attrs=read-write; \
-                         or default_transaction_read_only is on for it, the database or the role: set it off";
+                         or default_transaction_read_only is on for it, the database or the role: turn it off";
 
-/// What a pooler in transaction mode needs.
+/// The settings that a pooler in transaction mode needs.
 pub const POOLER: &str = ". database.url leads to a pooler in transaction mode: set database.prepared_statements = false and \
                           database.listen = false, or connect to PostgreSQL itself";
 
-/// What the person at the keyboard can do, where the server's own text does not say.
+/// The remedy, where the server's own text names none.
 fn remedy(action: &str, error: &tokio_postgres::Error) -> &'static str {
     if is_row_security(error) {
         return ". Row level security would hide rows of it from this role, and they would never be sent: ALTER TABLE outbox.… \

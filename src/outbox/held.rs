@@ -1,5 +1,5 @@
-//! Held messages: their destination fails, and they wait in `outbox.waiting` without a due time (`outbox_core::circuit`). Each step
-//! is one statement of bounded size; rows that somebody else has locked are left to that one.
+//! Held messages: their destination fails, and they wait in `outbox.waiting` without a due time (`outbox_core::circuit`).
+//! Each step is one statement of bounded size. It skips rows that another session has locked.
 
 use outbox_core::{
     circuit::{Destination, Held, Why},
@@ -34,7 +34,7 @@ const DESTINATIONS: Query = Query {
     types: &[Type::INT4],
 };
 
-/// Makes one due, and returns its position; `None` when none is held.
+/// Makes one held message due, and returns its position; `None` if no message is held.
 pub async fn probe(
     session: &Session,
     destination: Destination,
@@ -44,7 +44,7 @@ pub async fn probe(
     rows.first().map(|row| get(row, "id")).transpose()
 }
 
-/// Makes those due for the last time that have failed often enough. Returns how many, at most `rows`.
+/// Makes held messages that have failed often enough due for the last time. Returns their number, at most `rows`.
 pub async fn give_up(
     session: &Session,
     destination: Destination,
@@ -59,7 +59,7 @@ pub async fn give_up(
         .await
 }
 
-/// Makes the first `rows` due; returns how many there were.
+/// Makes the first `rows` held messages due; returns their number.
 pub async fn release(
     session: &Session,
     destination: Destination,
@@ -70,7 +70,7 @@ pub async fn release(
     Ok(usize::try_from(released).unwrap_or(usize::MAX))
 }
 
-/// Destinations for which messages are held, at most `most`, as of the first message of each.
+/// Destinations with held messages, at most `most`, each described by its first message.
 pub async fn destinations(session: &Session, most: i32) -> Result<Vec<Held>, OutboxError> {
     let rows = session.query(&DESTINATIONS, &[&most]).await?;
     rows.iter()

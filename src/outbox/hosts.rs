@@ -1,8 +1,8 @@
-//! A connect that gives every server of a URL its own time.
+//! Connects to the servers of a URL, with a time limit for each server.
 //!
-//! The driver tries hosts, and the addresses of a name, one after the other, and bounds only their TCP connects. A
-//! server whose machine hangs, or whose address was taken over by something silent, accepts and says nothing: the
-//! driver would wait there, and never ask the standby that was promoted meanwhile.
+//! The driver tries hosts, and the addresses of a name, one after the other, and bounds only the TCP connects. A server may
+//! accept a connection and never answer: its machine hangs, or another program has taken over its address. The driver would
+//! wait there, and never try the standby that was promoted meanwhile.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -23,7 +23,7 @@ type Connected = (
 
 const ACTION: &str = "connect";
 
-/// To the first server that takes the session, each within `within`: name, TCP, TLS and login.
+/// Connects to the first server that accepts the session. Each attempt (name, TCP, TLS and login) must end within `within`.
 pub async fn connect(
     config: &Config,
     tls: &MakeRustlsConnect,
@@ -66,13 +66,13 @@ fn timed_out(after: Duration) -> OutboxError {
 
 /// One of the servers that a URL names.
 struct Server {
-    /// TLS verifies this name, whatever the address.
+    /// TLS verifies this name, for any address.
     host: Option<Host>,
     address: Option<IpAddr>,
     port: u16,
 }
 
-/// In the order that the URL asks for.
+/// The servers, in the order of the URL.
 fn servers(config: &Config) -> Vec<Server> {
     let (hosts, addresses, ports) = (
         config.get_hosts(),
@@ -93,8 +93,8 @@ fn servers(config: &Config) -> Vec<Server> {
 }
 
 impl Server {
-    /// Resolved at every connect: a re-pointed name is followed. `None` leaves it to the driver: a socket in the file
-    /// system, or a name that has no address, which it can say best.
+    /// Resolves the name at every connect, so the relay follows a name that changes its address. `None` leaves the address to
+    /// the driver: for a socket in the file system, and for a name without an address, whose error the driver reports best.
     async fn addresses(&self) -> Vec<Option<IpAddr>> {
         let found = match (&self.host, self.address) {
             (Some(Host::Tcp(name)), None) => {
@@ -108,7 +108,7 @@ impl Server {
         }
     }
 
-    /// All of `all` but its servers, and this one instead. The driver's configuration cannot forget a host.
+    /// A copy of `all` with this server instead of its servers. The driver's configuration has no way to remove a host.
     fn config(&self, all: &Config, address: Option<IpAddr>) -> Config {
         let mut config = Config::new();
         config
@@ -162,7 +162,7 @@ impl Server {
 mod tests {
     use super::*;
 
-    /// One that names everything the driver knows.
+    /// A URL with every parameter that the driver knows.
     const URL: &str = "postgres://u:p@one:1,two:2/d?options=-c%20x%3Dy&application_name=n&sslmode=require\
                        &sslnegotiation=direct&connect_timeout=3&tcp_user_timeout=4&keepalives=1&keepalives_idle=5\
                        &keepalives_interval=6&keepalives_retries=7&target_session_attrs=read-write\

@@ -1,4 +1,4 @@
-//! Applies the migrations; and refuses to work on a schema that this program does not know.
+//! Applies the migrations, and refuses a schema that this program does not know.
 
 use tokio_postgres::types::Type;
 
@@ -39,9 +39,9 @@ pub enum MigrateError {
         differences: Vec<Difference>,
     },
     #[error(
-        "schema {schema} is half there: it has parts of ours, no recorded version, and lacks\n  {}\n\
-         Nothing was changed. Complete it as `outboxd sql{}` defines it and run this again, which then records the version; \
-         or, if nothing in it is needed (what {schema}.message holds is lost): DROP SCHEMA {schema} CASCADE, and run this again",
+        "schema {schema} is incomplete: it has parts of ours and no recorded version, and lacks\n  {}\n\
+         Nothing was changed. Complete it as `outboxd sql{}` defines it and run this again: it then records the version; \
+         or, if you need nothing in it (the rows of {schema}.message are lost): DROP SCHEMA {schema} CASCADE, and run this again",
         list(.differences), flag(.schema)
     )]
     Half {
@@ -86,7 +86,7 @@ fn edited(version: i32, schema: &str, differences: &[Difference]) -> String {
     }
 }
 
-/// What `outboxd sql` needs to be told for it.
+/// The flag of `outboxd sql` for this schema.
 fn flag(schema: &str) -> &'static str {
     if schema == OUTBOX.name {
         ""
@@ -95,7 +95,7 @@ fn flag(schema: &str) -> &'static str {
     }
 }
 
-/// For a statement that a person is to run.
+/// Quotes a name where necessary, for a statement that a person runs.
 pub fn identifier(name: &str) -> String {
     let plain = name
         .bytes()
@@ -108,30 +108,30 @@ pub fn identifier(name: &str) -> String {
     }
 }
 
-/// What one run of `outboxd migrate` found and did.
+/// The result of one run of `outboxd migrate`.
 #[derive(Debug, serde::Serialize)]
 pub struct Report {
     pub schema: &'static str,
     pub from: Option<i32>,
     pub to: i32,
-    /// Files applied, or to be applied with a dry run.
+    /// Files that it applied; with a dry run, files that it would apply.
     pub applied: Vec<&'static str>,
-    /// Files whose work was found whole, without a record of them; or to be recorded with a dry run.
+    /// Files whose parts are all present but were not recorded: it recorded them; with a dry run, it would record them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub recorded: Vec<&'static str>,
     pub dry_run: bool,
 }
 
-/// Two `outboxd migrate` at once take turns. Bytes of `obxmigr`.
+/// Two runs of `outboxd migrate` at once take turns. Bytes of `obxmigr`.
 const LOCK: &str = "SELECT pg_catalog.pg_advisory_xact_lock(31351991786104690)";
 
-/// Where a migration would run, and as whom.
+/// The database in which a migration would run, and the role.
 struct Place {
     there: bool,
     owner: String,
     owned: bool,
     may_create: bool,
-    /// The table that says which migrations ran is there, and this role may read it.
+    /// The table that records the migrations exists.
     recorded: bool,
     readable: bool,
     role: String,
@@ -140,7 +140,7 @@ struct Place {
     read_only: bool,
 }
 
-/// By object ids and the catalog alone: a name cannot even be looked up without USAGE.
+/// Uses only object ids and the catalog, because without USAGE a role cannot even look up a name.
 const PLACE: Query = Query {
     action: "look for the schema",
     sql: "SELECT n.oid IS NOT NULL AS there, \
@@ -182,7 +182,7 @@ impl Place {
         })
     }
 
-    /// Whether this role may write here, asked before it tries: the server's own words name no cure.
+    /// Checks whether this role may write here before it tries, because the server's own error names no remedy.
     fn require_writable(&self, schema: &Schema) -> Result<(), MigrateError> {
         if self.standby {
             return Err(MigrateError::ReadOnly(
@@ -192,7 +192,7 @@ impl Place {
         if self.read_only {
             return Err(MigrateError::ReadOnly(
                 "transactions are read-only here (default_transaction_read_only, set for the server, the database or the role): \
-                 find out who wants it so, and ALTER … RESET default_transaction_read_only",
+                 find out who set it and why, and ALTER … RESET default_transaction_read_only",
             ));
         }
         if self.there && !self.owned {
@@ -217,8 +217,8 @@ impl Place {
     }
 }
 
-/// Applies what is missing in one transaction, under an advisory lock, and records a checksum only where what is here is
-/// what the migrations make. A dry run does the same looking.
+/// Applies the missing migrations in one transaction, under an advisory lock. It records a checksum only if the schema is
+/// exactly as the migrations make it. A dry run makes the same checks.
 pub async fn migrate(
     session: &Session,
     schema: &Schema,
@@ -292,7 +292,7 @@ async fn in_transaction(
                 let expected = migration.checksum();
                 match get::<Option<String>, _>(row, "checksum")? {
                     Some(recorded) if recorded == expected => {}
-                    // psql or another tool ran it. Its word is not taken: the schema is compared.
+                    // psql or another tool ran the file. The record alone is no proof, so the schema is compared.
                     None => unrecorded.push(migration),
                     Some(recorded) => {
                         return Err(MigrateError::Edited {
@@ -314,7 +314,7 @@ async fn in_transaction(
                 report.applied.push(migration.file);
                 unrecorded.push(migration);
             }
-            // Somebody made it by hand, or emptied the table that says so.
+            // Somebody made the schema by hand, or emptied the table that records the migrations.
             None if different.is_empty() => {
                 report.recorded.push(migration.file);
                 unrecorded.push(migration);
@@ -375,8 +375,8 @@ async fn version(session: &Session, schema: &Schema) -> Result<Option<i32>, Outb
     }
 }
 
-/// As `require_known`, but a relay at work goes on beside a whole schema whose record somebody has emptied (a cleaner that
-/// truncates every table): its connections come back, and the inspection says what is wrong.
+/// Like `require_known`, but accepts a whole schema whose record somebody has emptied (a cleaner that truncates every table).
+/// So a relay that runs can reconnect, and the inspection reports the fault.
 pub async fn require_usable(session: &Session) -> Result<(), OutboxError> {
     match require_known(session).await {
         Err(OutboxError::SchemaTooOld { found: None, .. })
@@ -388,7 +388,7 @@ pub async fn require_usable(session: &Session) -> Result<(), OutboxError> {
     }
 }
 
-/// Refuses an outbox that this program was not written for.
+/// Refuses an outbox of another schema version.
 pub async fn require_known(session: &Session) -> Result<(), OutboxError> {
     let known = schema::known();
     match version(session, &OUTBOX).await? {

@@ -1,4 +1,4 @@
-//! The record of what people changed by hand.
+//! The record of changes that people made with a command.
 
 use tokio_postgres::types::Type;
 use uuid::Uuid;
@@ -8,13 +8,13 @@ use super::{
     session::{Query, Session},
 };
 
-/// Who does what, and why; the database adds its role and its time.
+/// The person, the action and the reason; the database adds the role and the time.
 #[derive(Debug, Clone)]
 pub struct Operation {
     pub action: &'static str,
     pub by: String,
     pub why: String,
-    /// The filters, as given.
+    /// The filters, as the person gave them.
     pub selection: String,
 }
 
@@ -32,7 +32,7 @@ const RECORD: Query = Query {
     ],
 };
 
-/// In the transaction of the change.
+/// Writes the record, in the transaction of the change.
 pub async fn record(
     session: &Session,
     operation: &Operation,

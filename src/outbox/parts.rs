@@ -1,7 +1,8 @@
-//! What a schema consists of here, beside what its migrations make: the same words for both, a line a part.
+//! Compares the parts of a schema in this database with the parts that its migrations make. Both lists use the same words,
+//! one line for each part.
 //!
-//! The lists in `parts/` are taken from a database on which the migrations ran; a test compares them and writes them
-//! anew. What a team added (an index, a table, a column with a default) is nobody's business here.
+//! The lists in `parts/` come from a database on which the migrations ran; a test compares them, and can write them again.
+//! Parts that a team added (an index, a table, a column with a default) are ignored.
 
 use tokio_postgres::types::Type;
 
@@ -18,7 +19,7 @@ const PARTS: Query = Query {
     types: &[Type::TEXT],
 };
 
-/// A table, a column, a function: what it is called, and what it is like.
+/// A table, a column or a function: its kind, its name and its definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     pub kind: String,
@@ -26,16 +27,16 @@ pub struct Part {
     pub detail: String,
 }
 
-/// A part that is not as the migrations make it.
+/// A part that differs from what the migrations make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
     pub expected: Part,
-    /// What it is like here; `None` when it is not here.
+    /// The definition in this database; `None` if the part is missing.
     pub here: Option<String>,
 }
 
 impl Difference {
-    /// A relay would fail with it, or lose a message's place. The rest is for producers and for speed.
+    /// Whether a relay would fail with this difference, or lose a message's position. Other parts serve producers and speed.
     pub fn stops_a_relay(&self) -> bool {
         match self.expected.kind.as_str() {
             "table" | "column" | "sequence" | "order" | "key" => {
@@ -52,16 +53,16 @@ impl std::fmt::Display for Difference {
         let Part { kind, name, detail } = &self.expected;
         match &self.here {
             None => write!(f, "{kind} {name}"),
-            // A hash tells a person nothing.
-            Some(_) if kind == "function" => write!(f, "{kind} {name}: is another one here"),
+            // A hash means nothing to a person.
+            Some(_) if kind == "function" => write!(f, "{kind} {name}: differs here"),
             Some(here) => write!(f, "{kind} {name}: {detail} (here: {here})"),
         }
     }
 }
 
-/// The parts that are here.
+/// The parts of the schema in this database.
 pub async fn here(session: &Session, schema: &str) -> Result<Vec<Part>, OutboxError> {
-    // PostgreSQL names what it finds by the path in other words.
+    // PostgreSQL leaves out the schema of names that the search path finds.
     session.begin().await?;
     let rows = async {
         let path = "SET LOCAL search_path = pg_catalog, pg_temp";
@@ -73,7 +74,7 @@ pub async fn here(session: &Session, schema: &str) -> Result<Vec<Part>, OutboxEr
     rows?.iter().map(part).collect()
 }
 
-/// As [`here`], for a session that is in a transaction; its settings stay.
+/// Like [`here`], for a session in a transaction; the session's settings stay.
 pub async fn here_in_transaction(
     session: &Session,
     schema: &str,
@@ -99,7 +100,7 @@ fn part(row: &tokio_postgres::Row) -> Result<Part, OutboxError> {
     })
 }
 
-/// What the migrations make of it.
+/// The parts that the migrations make.
 pub fn expected(schema: &Schema) -> Vec<Part> {
     let mut parts = Vec::new();
     for line in schema.parts.lines() {
@@ -119,7 +120,7 @@ pub fn written(parts: &[Part]) -> String {
         .collect()
 }
 
-/// What is missing or other than expected. Of a table that is missing, that alone is said.
+/// The parts that are missing or differ. If a table is missing, its own parts are not listed.
 pub fn differences(expected: &[Part], here: &[Part]) -> Vec<Difference> {
     let find = |part: &Part| {
         here.iter()

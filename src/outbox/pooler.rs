@@ -1,22 +1,22 @@
-//! Is there a pooler in transaction mode between us and the server?
+//! Detects a pooler in transaction mode between the relay and the server.
 //!
-//! It hands out another server connection for each transaction, so a prepared statement, a setting of the session or a
-//! LISTEN ends up with somebody else. Nothing in the protocol says that it is there; but only behind one can the process
-//! on the other side of an open connection change.
+//! Such a pooler hands out another server connection for each transaction. So a prepared statement, a setting of the session
+//! or a LISTEN ends up in another client's session. Nothing in the protocol announces the pooler. But the server process of
+//! an open connection can change only behind a pooler.
 
 use std::time::Duration;
 
 use super::{OutboxError, session::Session};
 use crate::config::Database;
 
-/// A pool of one connection, which the other session holds, gives no answer.
+/// A pool with a single connection gives no answer while the other session holds that connection.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// `false` also where it cannot be told. Neither session is set up: what they set would stay in the pool.
+/// `false` also if the answer is unknown. The relay sets up neither session, because their settings would stay in the pool.
 pub async fn is_between(database: &Database) -> Result<bool, OutboxError> {
     let (one, _) = Session::bare(database, "outboxd/start", None, "").await?;
     let before = one.backend(PATIENCE).await?;
-    // Holds the server connection that was just given back. Without a second connection it cannot be told.
+    // This session takes the server connection that the pool just got back. Without a second session there is no answer.
     let Ok((other, _)) = Session::bare(database, "outboxd/start", None, "").await else {
         return Ok(false);
     };

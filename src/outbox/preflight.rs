@@ -1,5 +1,5 @@
-//! What this role may do here, and what is here, asked before the first claim: a missing grant or column is said at
-//! start, not at 3 a.m.
+//! Checks the role's privileges and the schema's parts before the first claim, so that a missing grant or column shows at the
+//! start and not at 3 a.m.
 
 use super::{
     OutboxError,
@@ -34,25 +34,25 @@ const ENCODING: Query = Query {
     types: &[],
 };
 
-/// PostgreSQL does not say in which encoding text is, so it converts none, and one row that is not UTF-8 would fail
-/// every claim that reads it. <https://www.postgresql.org/docs/current/multibyte.html>
+/// With the encoding SQL_ASCII PostgreSQL does not know the encoding of a text and converts none. One row that is not UTF-8
+/// would fail every claim that reads it. <https://www.postgresql.org/docs/current/multibyte.html>
 pub async fn is_without_encoding(session: &Session) -> Result<bool, OutboxError> {
     let encoding = words(session, &ENCODING).await?;
     Ok(encoding.iter().any(|name| name == "SQL_ASCII"))
 }
 
-/// The GRANT statements that this role lacks to run a relay; empty when it has all.
+/// The GRANT statements that this role lacks to run a relay; empty if it lacks none.
 pub async fn missing_privileges(session: &Session) -> Result<Vec<String>, OutboxError> {
     words(session, &MISSING).await
 }
 
-/// What the schema version that is recorded has, and what somebody has taken away or changed since.
+/// The parts of the recorded schema version that somebody has removed or changed since.
 pub async fn differences(session: &Session) -> Result<Vec<Difference>, OutboxError> {
     let here = parts::here(session, OUTBOX.name).await?;
     Ok(parts::differences(&parts::expected(&OUTBOX), &here))
 }
 
-/// Those of them without which a relay fails, or loses a message's place.
+/// The differences with which a relay fails, or loses a message's position.
 pub async fn missing_parts(session: &Session) -> Result<Vec<String>, OutboxError> {
     let found = differences(session).await?;
     Ok(found
@@ -62,7 +62,7 @@ pub async fn missing_parts(session: &Session) -> Result<Vec<String>, OutboxError
         .collect())
 }
 
-/// Why a relay's transactions could not write here; `None` when they can.
+/// The reason why a relay's transactions cannot write here; `None` if they can.
 pub async fn is_read_only(session: &Session) -> Result<Option<&'static str>, OutboxError> {
     session.begin().await?;
     let rows = session.query(&WRITABLE, &[]).await;
@@ -78,14 +78,14 @@ pub async fn is_read_only(session: &Session) -> Result<Option<&'static str>, Out
     } else if get(&row, "read_only")? {
         Some(
             "transactions are read-only here (default_transaction_read_only, set for the server, the database or the role): \
-             find out who wants it so, and ALTER … RESET default_transaction_read_only",
+             find out who set it and why, and ALTER … RESET default_transaction_read_only",
         )
     } else {
         None
     })
 }
 
-/// Roles without a login that have rights on this outbox, members, and rights in other databases; with those databases.
+/// Roles without LOGIN that have members, rights on this outbox, and rights in other databases; each with these databases.
 pub async fn roles_shared_with_others(session: &Session) -> Result<Vec<String>, OutboxError> {
     words(session, &SHARED).await
 }

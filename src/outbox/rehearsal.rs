@@ -1,8 +1,8 @@
-//! Rehearsal: can these messages be marked as sent? Asked in the claim's own transaction, before anything is published.
+//! Rehearsal: checks whether messages can be marked as sent, in the claim's own transaction and before the publish.
 //!
-//! **Why.** Some of what forbids a mark shows only at the mark: a revoked privilege, a trigger that raises or swallows the
-//! update, a publication with a row filter, a row that somebody else has locked, a deferred constraint. A claim that finds
-//! out after its publishes publishes the same messages again at its next attempt.
+//! **Why.** Some obstacles show only at the mark: a revoked privilege, a trigger that raises an error or swallows the update,
+//! a publication with a row filter, a row that another session has locked, a deferred constraint. A claim that meets them
+//! after its publishes would publish the same messages again at its next attempt.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,10 +21,10 @@ const REHEARSE: Query = Query {
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
 };
 
-/// After so many messages that the server refuses to mark, the others are not asked for: it refuses all.
+/// After this many refused messages the rehearsal stops, and all others count as refused.
 const REFUSALS: usize = 3;
 
-/// Messages that cannot be marked, each with the reason. The transaction is as it was before.
+/// Returns the messages that cannot be marked, each with the reason. The transaction is unchanged afterwards.
 pub async fn rehearse(
     session: &Session,
     positions: &[Position],
@@ -50,7 +50,7 @@ pub async fn rehearse(
         }
         Err(_) => {}
     }
-    // One message, or each of them, is refused: which one shows one by one.
+    // The server refuses one message or all. Single attempts show which.
     let mut refusals = 0;
     let mut last = String::new();
     for position in positions {
@@ -85,7 +85,7 @@ async fn attempt(
         .await?;
     let rehearsed = async {
         let rows = session.query(&REHEARSE, &[&lanes, &ids]).await?;
-        // What a deferred trigger says at COMMIT, it says now.
+        // Run deferred triggers now instead of at COMMIT.
         session
             .batch("rehearse the commit", "SET CONSTRAINTS ALL IMMEDIATE")
             .await?;

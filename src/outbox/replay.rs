@@ -1,6 +1,6 @@
-//! Replay: messages that were sent are published again, under the same message id and with an `outbox-replay`
-//! header. They wait in `outbox.waiting` like any other message that is not due yet; a rate spaces their due times,
-//! and a replay never holds back, nor waits for, what is new.
+//! Replay: publishes sent messages again, with the same message id and the header `outbox-replay`. Replayed messages wait in
+//! `outbox.waiting` like any other message that is not yet due. A rate spaces their due times. A replay never holds back new
+//! messages, and never waits for them.
 
 use std::{collections::BTreeSet, time::SystemTime};
 
@@ -15,7 +15,7 @@ use super::{
     session::{Query, Session},
 };
 
-/// Which sent messages. At least one condition is asked for by the command.
+/// Selects sent messages. The command demands at least one condition.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     pub since: Option<SystemTime>,
@@ -51,28 +51,28 @@ const NOW: Query = Query {
     types: &[],
 };
 
-/// By the clock that also wrote `created_at`.
+/// The database's time: its clock also wrote `created_at`.
 pub async fn now(session: &Session) -> Result<SystemTime, OutboxError> {
     let rows = session.query(&NOW, &[]).await?;
     rows.first()
         .map_or_else(|| Ok(SystemTime::now()), |row| get(row, "now"))
 }
 
-/// What a replay chose.
+/// The messages that a replay selected.
 #[derive(Debug, Default)]
 pub struct Replayed {
     pub messages: i64,
-    /// Those of the filter's message ids that were found.
+    /// The message ids of the filter that were found.
     pub found: BTreeSet<Uuid>,
 }
 
-/// Rows looked at in one transaction.
+/// Rows that one transaction reads.
 const ROWS: i64 = 5000;
 const LANES: Lane = 64;
-/// Message ids of one record.
+/// Most message ids in one record.
 const LISTED: usize = 1000;
 
-/// Files the messages, or counts them with `dry_run`. `per_second`: at most so many of them fall due in a second.
+/// Files the messages; with `dry_run` it only counts them. At most `per_second` of them fall due in a second.
 pub async fn replay(
     session: &Session,
     filter: &Filter,
@@ -121,7 +121,7 @@ struct Found {
     cursor: Option<i64>,
     looked: i64,
     chosen: i64,
-    /// When the filter names some: those.
+    /// The message ids that the filter names, if any.
     message_ids: Vec<Uuid>,
 }
 

@@ -13,19 +13,19 @@ pub struct Migration {
     pub sql: &'static str,
 }
 
-/// A schema of ours, in whichever database it lies.
+/// One of the two schemas of this project, in any database.
 pub struct Schema {
     pub name: &'static str,
     pub migrations: &'static [Migration],
-    /// Roles and grants; a script for a person to run.
+    /// Script with roles and grants, for a person to run.
     pub roles: &'static str,
-    /// What the migrations make, as `parts` tells it.
+    /// The parts that the migrations make, as module `parts` writes them.
     pub parts: &'static str,
     pub(super) applied: Query,
     pub(super) record: Query,
 }
 
-/// In the producing service's database.
+/// The schema in the producing service's database.
 pub const OUTBOX: Schema = Schema {
     name: "outbox",
     migrations: &[Migration {
@@ -49,7 +49,7 @@ pub const OUTBOX: Schema = Schema {
     },
 };
 
-/// In the consuming service's database. The relay never looks at it.
+/// The schema in the consuming service's database. The relay never reads it.
 pub const INBOX: Schema = Schema {
     name: "inbox",
     migrations: &[Migration {

@@ -1,9 +1,9 @@
-//! One connection to PostgreSQL on which nothing waits for ever.
+//! One connection to PostgreSQL on which every wait has a bound.
 //!
-//! tokio-postgres has no query timeout, and a dropped future does not cancel its statement. So every await here is
-//! bounded, the server is given the same bounds (`statement_timeout`, `lock_timeout`,
-//! `idle_in_transaction_session_timeout`), and after a timeout the session is not to be used again: whether the
-//! statement ran is unknown. All other settings are the session's own as well: `outbox::settings`.
+//! tokio-postgres has no query timeout, and a dropped future does not cancel its statement. So every await here is bounded,
+//! and the server gets the same bounds (`statement_timeout`, `lock_timeout`, `idle_in_transaction_session_timeout`). After a
+//! timeout nobody knows whether the statement ran, so the session must not be used again. The session has its own values
+//! for all other settings too: `outbox::settings`.
 //! <https://www.postgresql.org/docs/current/runtime-config-client.html>
 
 use std::{
@@ -35,8 +35,8 @@ use crate::config::Database;
 
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// A statement of `sql/`, with its parameters' types: without prepared statements (PgBouncer in transaction mode)
-/// they must be said.
+/// A statement of `sql/`, with the types of its parameters: without prepared statements (PgBouncer in transaction mode) the
+/// client must give the types.
 pub struct Query {
     pub action: &'static str,
     pub sql: &'static str,
@@ -47,27 +47,28 @@ pub struct Session {
     client: Client,
     driver: AbortHandle,
     closed: CancellationToken,
-    /// `None`: every statement is sent whole, unnamed, and outside a transaction in one of its own.
+    /// `None`: the session sends every statement whole and unnamed. A statement outside a transaction gets its own transaction.
     prepared: Option<Mutex<HashMap<&'static str, Statement>>>,
-    /// What begins a transaction; with all settings where a pooler would lose those of the session.
+    /// The text that begins a transaction. It contains all settings if a pooler would lose the session's settings.
     begin: String,
-    /// A transaction was begun, and not ended.
+    /// A transaction is open.
     open: AtomicBool,
     patience: Duration,
 }
 
-/// Where the notifications that a session hears go.
+/// The receivers of a session's notifications.
 #[derive(Clone)]
 pub struct Ear {
-    /// A full channel already holds a wake-up.
+    /// If the channel is full, it already holds a wake-up.
     pub wake: mpsc::Sender<()>,
     pub heard: Arc<AtomicU64>,
 }
 
-/// A database or a role may have another default: a settle would then fail with 40001 after its publishes, again and again.
+/// A database or a role may have another default. With it, a settle would fail with 40001 after its publishes, again and
+/// again.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
-/// How long past the server's own timeouts an answer may take before the connection is given up.
+/// How long after the server's own timeouts the session waits for an answer before it gives the connection up.
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Session {
@@ -85,16 +86,16 @@ impl Session {
             Err(error) if error.is_impatience() => error,
             done => return done,
         };
-        // A time-out of the server's own (a millisecond, say) may have ended it before it could set another.
+        // The server's default time-out (a millisecond, for example) may have ended the session before it could set its own.
         let options = settings::as_options(database);
         match Box::pin(Self::prepared(database, name, ear, &options)).await {
-            // A pooler may refuse options; the first error is the one to report.
+            // A pooler may refuse options, so report the first error.
             Err(_) => Err(first),
             done => done,
         }
     }
 
-    /// Connected and set up.
+    /// Connects and sets the session up.
     async fn prepared(
         database: &Database,
         name: &str,
@@ -106,7 +107,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Connected, with whatever settings the server gives it. Also the server's major version; 0 if it does not say.
+    /// Connects, and leaves the settings as the server gives them. Also returns the server's major version; 0 if unknown.
     pub(super) async fn bare(
         database: &Database,
         name: &str,
@@ -114,7 +115,7 @@ impl Session {
         options: &str,
     ) -> Result<(Self, u32), OutboxError> {
         let mut config = database.current()?;
-        // What the URL says is nearer than the key.
+        // A connect_timeout in the URL takes precedence over the key.
         let connect_timeout = config
             .get_connect_timeout()
             .copied()
@@ -142,7 +143,7 @@ impl Session {
                     .zip(database.key_file.as_deref()),
             )?,
         };
-        // Twice: the driver's own bound is for the TCP connect alone, not for what follows it.
+        // Twice, because the driver's own bound covers only the TCP connect and not TLS and the login.
         let within = connect_timeout * 2;
         let (client, mut connection) = hosts::connect(&config, &tls, within).await?;
         let version = connection.parameter("server_version");
@@ -193,7 +194,7 @@ impl Session {
         let needed = settings::needed(database, scope, version);
         let set = settings::statements(&needed, scope);
         let answer = match self.alone(scope, &format!("{set}{}", settings::LIST)).await {
-            // Not everybody may read pg_settings everywhere. What is needed must be granted all the same.
+            // Some servers do not let every role read pg_settings. The settings that the relay needs must still be accepted.
             Err(error) if error.is_statement_refused() => {
                 tracing::debug!(error = %error, "the server's settings cannot be read");
                 self.alone(scope, &set).await?
@@ -209,7 +210,7 @@ impl Session {
         Ok(())
     }
 
-    /// Sets them, and returns those that the server takes: a fork of PostgreSQL may refuse one to change.
+    /// Tries the settings, and returns those that the server accepts: a fork of PostgreSQL may refuse to change some.
     async fn accepted(
         &self,
         scope: Scope,
@@ -238,7 +239,8 @@ impl Session {
         Ok(accepted)
     }
 
-    /// One message, as a transaction. What it sets for a session stays; what it sets for a transaction is only tried.
+    /// Sends one message, as a transaction of its own. Settings for the session stay; settings for a transaction are only
+    /// tried.
     async fn alone(&self, scope: Scope, sql: &str) -> Result<Vec<SimpleQueryMessage>, OutboxError> {
         let sql = match scope {
             Scope::Session => sql.to_owned(),
@@ -249,7 +251,7 @@ impl Session {
             && error.is_statement_refused()
             && scope == Scope::Transaction
         {
-            // The rest of the message was skipped, its end as well.
+            // The server skipped the rest of the message, COMMIT included.
             self.rollback().await?;
         }
         done
@@ -269,15 +271,16 @@ impl Session {
         self.batch("begin", &self.begin).await
     }
 
-    /// Begins, and runs `first` in the same round trip. Every transaction begins here or there: the session must know that
-    /// it has one.
+    /// Begins a transaction, and runs `first` in the same round trip. Every transaction begins with this function or `begin`,
+    /// because the session must know that a transaction is open.
     pub async fn begin_with(&self, first: &str) -> Result<(), OutboxError> {
         self.open.store(true, Ordering::Relaxed);
         let sql = format!("{}; {first}", self.begin);
         self.batch("begin", &sql).await
     }
 
-    /// Only for a transaction in which no statement failed: COMMIT of a failed one answers ROLLBACK, without error.
+    /// Call this only if no statement of the transaction failed: COMMIT of a failed transaction answers ROLLBACK, without an
+    /// error.
     pub async fn commit(&self) -> Result<(), OutboxError> {
         self.open.store(false, Ordering::Relaxed);
         self.batch("commit", "COMMIT").await
@@ -288,9 +291,9 @@ impl Session {
         self.batch("rollback", "ROLLBACK").await
     }
 
-    /// Asks an idle session whether it is still of use. An error when no answer comes `within` a short time: a firewall or a
-    /// NAT forgets connections without a word. And an error when the server was demoted where it stands: it goes on
-    /// answering, and the producers are at another one.
+    /// Checks whether an idle session is still usable. It returns an error if no answer comes `within` a short time, because a
+    /// firewall or a NAT can drop connections silently. It also returns an error if the server was demoted in place: such a
+    /// server still answers, but producers use another one.
     pub async fn probe(&self, within: Duration) -> Result<(), OutboxError> {
         let action = "probe the connection";
         let asking = self
@@ -306,7 +309,7 @@ impl Session {
         }
     }
 
-    /// Process id of the server's side.
+    /// The process id of the server's side.
     pub(super) async fn backend(&self, within: Duration) -> Result<String, OutboxError> {
         let action = "ask for the server's process";
         let asking = self
@@ -333,7 +336,7 @@ impl Session {
         Ok(rows)
     }
 
-    /// Row by row, each as it arrives: what `take` does not keep is not held.
+    /// Passes each row to `take` as it arrives; the session keeps no row.
     pub async fn each(
         &self,
         query: &Query,
@@ -368,7 +371,7 @@ impl Session {
                 self.bounded(query.action, self.client.execute(&statement, params))
                     .await
             }
-            // Boxed: a session of its own need not have room for it.
+            // Boxed, so that futures of sessions with prepared statements stay small.
             None => {
                 Box::pin(async {
                     let typed: Vec<_> = params
@@ -385,8 +388,8 @@ impl Session {
         }
     }
 
-    /// Where settings last for a transaction, every statement needs one: outside any, one of its own, in the same round
-    /// trip.
+    /// If settings last for one transaction only, every statement needs a transaction. A statement outside a transaction gets
+    /// its own, in the same round trip.
     async fn in_transaction<T>(
         &self,
         work: Pin<&mut impl Future<Output = Result<T, tokio_postgres::Error>>>,
@@ -394,8 +397,8 @@ impl Session {
         if self.prepared.is_some() || self.open.load(Ordering::Relaxed) {
             return work.await;
         }
-        // Sent in this order. The first error is the cause of the others; COMMIT of a failed transaction is none.
-        // Boxed, too.
+        // The three are sent in this order. The first error causes the others; COMMIT of a failed transaction is no error.
+        // Boxed, to keep the callers' futures small.
         let (begun, done, ended) = Box::pin(async {
             tokio::join!(
                 self.client.batch_execute(&self.begin),
@@ -409,7 +412,7 @@ impl Session {
         ended.map(|()| done)
     }
 
-    /// Several statements without parameters, in one message.
+    /// Runs several statements without parameters, in one message.
     pub async fn batch(&self, action: &'static str, sql: &str) -> Result<(), OutboxError> {
         self.bounded(action, self.client.batch_execute(sql)).await
     }
@@ -439,7 +442,7 @@ impl Session {
         Ok(Some(statement))
     }
 
-    /// No layer of its own: each would hold the work once more.
+    /// This is no async function, because each async layer would hold the work once more.
     fn bounded<T>(
         &self,
         action: &'static str,

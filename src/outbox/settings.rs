@@ -1,16 +1,16 @@
-//! The session's settings are the relay's own, whatever a server, a database or a role sets for it.
+//! Gives the session the relay's own settings, whatever the server, the database or the role sets.
 //!
-//! **Why.** `ALTER SYSTEM`, `ALTER DATABASE` and `ALTER ROLE … SET` change what a statement returns (`row_security`), when it
-//! is ended (`statement_timeout`), how it is isolated and how it is planned.
+//! **Why.** `ALTER SYSTEM`, `ALTER DATABASE` and `ALTER ROLE … SET` change the results of statements (`row_security`), their
+//! time-outs (`statement_timeout`), their isolation and their plans.
 //!
-//! **How.** What the relay needs is listed here (`needed`). Every other setting that a session may change gets its built-in
+//! **How.** `needed` lists the settings that the relay needs. Every other setting that a session may change gets its built-in
 //! value (`sql/settings.sql` lists them). A value that the session has set itself outlives a reload of the server's
-//! configuration, so in a session of its own all of them are set, once. A pooler in transaction mode hands out another
-//! server connection for each transaction: there what the relay needs, and what differed at the connect, is said in each
-//! BEGIN.
+//! configuration. So in a session of its own the relay sets all of them once. A pooler in transaction mode hands out another
+//! server connection for each transaction. There each BEGIN sets the settings that the relay needs, and those that differed
+//! at the connect.
 //!
-//! **Limits.** What only a superuser may set is not touched: none of it changes a result of the relay's statements.
-//! `default_transaction_read_only` is left as it is, and said by the scout.
+//! **Limits.** The relay does not touch settings that only a superuser may change: none of them changes a result of the
+//! relay's statements. `default_transaction_read_only` is left as it is, and the scout reports it.
 
 use std::time::Duration;
 
@@ -27,14 +27,14 @@ pub struct Setting {
     pub value: String,
 }
 
-/// Where a value is to last.
+/// How long a value lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     Session,
     Transaction,
 }
 
-/// The server ends a session whose client has vanished, and frees its locks and its place among the connections.
+/// With keepalives the server ends a session whose client has vanished, and frees its locks and its connection slot.
 const KEEPALIVE: [(&str, &str); 4] = [
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
@@ -45,11 +45,11 @@ const KEEPALIVE: [(&str, &str); 4] = [
 /// The first version that knows `transaction_timeout`.
 const TRANSACTION_TIMEOUT: u32 = 17;
 
-/// What the relay needs of a server of this version.
+/// The settings that the relay needs on a server of this version.
 pub fn needed(database: &Database, scope: Scope, version: u32) -> Vec<Setting> {
     let ms = |d: Duration| d.as_millis().to_string();
     let mut needed: Vec<Setting> = [
-        // First what may end the session, or a statement that follows.
+        // First come the settings that may end the session, or a later statement.
         ("exit_on_error", "off".to_owned()),
         ("statement_timeout", ms(database.statement_timeout)),
         ("lock_timeout", ms(database.lock_timeout)),
@@ -66,9 +66,9 @@ pub fn needed(database: &Database, scope: Scope, version: u32) -> Vec<Setting> {
     }
     needed.extend(
         [
-            // Not found in a schema that somebody else may create in.
+            // The relay finds no name in a schema where another role may create objects.
             ("search_path", "pg_catalog, pg_temp"),
-            // A policy is an error then, and not a filter: what it hides would be passed over.
+            // With `off` a policy is an error and not a filter. A filter would hide rows, and they would never be sent.
             ("row_security", "off"),
             ("default_transaction_isolation", "read committed"),
             ("default_transaction_deferrable", "off"),
@@ -79,12 +79,12 @@ pub fn needed(database: &Database, scope: Scope, version: u32) -> Vec<Setting> {
             ("TimeZone", "UTC"),
             ("bytea_output", "hex"),
             ("extra_float_digits", "1"),
-            // How the server reads our texts, and writes definitions, which are compared.
+            // These decide how the server reads our texts and writes definitions, which the relay compares.
             ("standard_conforming_strings", "on"),
             ("quote_all_identifiers", "off"),
             ("transform_null_equals", "off"),
             ("array_nulls", "on"),
-            // Pins the plans: a batch is a few hundred index probes, and a plan that sorts a lane or compiles itself costs
+            // These pin the plans: a batch is a few hundred index probes, and a plan that sorts a lane or is compiled costs
             // more than the batch.
             ("jit", "off"),
             ("enable_bitmapscan", "off"),
@@ -99,8 +99,8 @@ pub fn needed(database: &Database, scope: Scope, version: u32) -> Vec<Setting> {
     needed
 }
 
-/// As options of the start of a session: a server's own time-outs may end a session, or its first statement, before it has
-/// set anything.
+/// The settings as options of the session's start: the server's default time-outs may end a session, or its first statement,
+/// before the session has set its own.
 pub fn as_options(database: &Database) -> String {
     needed(database, Scope::Session, 0)
         .iter()
@@ -109,7 +109,8 @@ pub fn as_options(database: &Database) -> String {
         .collect()
 }
 
-/// What `LIST` found, without what is `needed` anyway. Behind a pooler only what differs: it is said again and again.
+/// The settings that `LIST` found, without the `needed` ones. Behind a pooler only those that differ, because every BEGIN
+/// repeats them.
 pub fn others(answer: &[SimpleQueryMessage], needed: &[Setting], scope: Scope) -> Vec<Setting> {
     let get = |row: &SimpleQueryRow, column: &str| row.get(column).map(str::to_owned);
     answer
@@ -142,7 +143,7 @@ impl Setting {
     }
 }
 
-/// The statements that set them.
+/// The statements that set these settings.
 pub fn statements<'s>(settings: impl IntoIterator<Item = &'s Setting>, scope: Scope) -> String {
     let set = match scope {
         Scope::Session => "SET",
@@ -152,7 +153,7 @@ pub fn statements<'s>(settings: impl IntoIterator<Item = &'s Setting>, scope: Sc
         .into_iter()
         .map(|Setting { name, value }| {
             let value = match name.as_str() {
-                // A list: each of its parts is a word.
+                // A list of names, which must not be quoted as one text.
                 "search_path" => value.clone(),
                 _ => format!("'{}'", value.replace('\'', "''")),
             };

@@ -16,7 +16,7 @@ pub struct Status {
     pub waiting: i64,
     pub dead: i64,
     pub oldest_due_age_seconds: f64,
-    /// A count passed 10,000 and is derived, or cut there.
+    /// A count passed 10,000, so it is derived or cut.
     pub pending_is_capped: bool,
 }
 
@@ -28,9 +28,9 @@ pub struct RelaySeen {
     pub workers: i32,
     pub state: String,
     pub seen_seconds_ago: f64,
-    /// Since it last audited all messages; `None` before the first time.
+    /// Seconds since the relay last audited all messages; `None` before the first audit.
     pub audited_seconds_ago: Option<f64>,
-    /// Unsent messages below the mark that it knows of and has not filed yet.
+    /// Stranded messages that the relay knows of and has not filed yet.
     pub stranded: i64,
 }
 
@@ -41,7 +41,7 @@ const STATUS: Query = Query {
 };
 const RELAYS: Query = Query {
     action: "read outbox.relay",
-    // A role that may write there may write anything.
+    // A role that may write to this table may write texts of any length.
     sql: "SELECT left(instance, 200) AS instance, left(host, 200) AS host, left(version, 50) AS version, workers, \
                  left(state, 50) AS state, \
                  extract(epoch FROM clock_timestamp() - seen_at)::double precision AS age, \
@@ -57,7 +57,7 @@ const BEAT: Query = Query {
 };
 const LEAVE: Query = Query {
     action: "leave outbox.relay",
-    // Also those that died without a word, a day ago.
+    // This also removes relays that died silently, more than a day ago.
     sql: "DELETE FROM outbox.relay WHERE instance = $1 OR seen_at < clock_timestamp() - interval '1 day'",
     types: &[Type::TEXT],
 };
@@ -99,7 +99,7 @@ pub async fn relays(session: &Session) -> Result<Vec<RelaySeen>, OutboxError> {
         .collect()
 }
 
-/// "I am here, and this is how I am."
+/// Reports that this relay runs, and its state.
 pub async fn beat(
     session: &Session,
     instance: &str,

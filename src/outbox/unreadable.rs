@@ -1,5 +1,6 @@
-//! A message that cannot be read is given up without being read: text that has no equivalent in UTF-8, a damaged page, a
-//! row that takes longer than any time-out. Else every claim that meets it would fail, and all that is read beside it wait.
+//! Files a message as dead without a read, if the message cannot be read: its text has no equivalent in UTF-8, its page is
+//! damaged, or its read takes longer than every time-out. Otherwise every claim that meets it would fail, and all messages of
+//! these claims would wait.
 
 use outbox_core::{
     message::{Lane, Position},
@@ -34,9 +35,9 @@ const WAITS: Query = Query {
 };
 
 impl OutboxError {
-    /// A claim failed because of what it read: fewer rows may do, and in the end one row is to blame. Only errors that depend
-    /// on data are: a lock, a privilege, a function that somebody has changed or a full disk say nothing about a row, and
-    /// would have one good message after the other given up.
+    /// Whether a row that the claim read may have caused this error: then a read of fewer rows may succeed, and in the end one
+    /// row is to blame. Only errors that depend on data count. A lock, a privilege, a changed function or a full disk says
+    /// nothing about a row; if such errors counted, the relay would give up one good message after the other.
     pub fn is_about_a_row(&self) -> bool {
         let Self::Database { action, source } = self else {
             return false;
@@ -53,7 +54,7 @@ impl OutboxError {
             && (is_data || self.may_be_the_servers())
     }
 
-    /// Too little time, memory or luck with a disk: a server in trouble says so of good rows as well.
+    /// A lack of time or memory, or a fault of the disk: a server in trouble reports these for good rows as well.
     pub fn may_be_the_servers(&self) -> bool {
         let Self::Database { source, .. } = self else {
             return false;
@@ -65,7 +66,7 @@ impl OutboxError {
     }
 }
 
-/// Where the message stands that this lane's next claim reads first. Nothing of it is read.
+/// The position of the message that this lane's next claim reads first. The statement reads no column of that message.
 pub async fn first(session: &Session, lane: Lane) -> Result<Option<Position>, OutboxError> {
     // Before the lane, as a claim does: a TRUNCATE of outbox.message updates all lanes, and would wait for this one while
     // this waits for the table.
@@ -87,7 +88,7 @@ async fn first_held(session: &Session, lane: Lane) -> Result<Option<Position>, O
     Ok(id.map(|id| Position { lane, id }))
 }
 
-/// Gives it up if it still comes first. `false`: it does not, or another relay has the lane.
+/// Files the message as dead if it is still the first of its lane. `false`: it is not, or another relay holds the lane.
 pub async fn bury(session: &Session, position: Position, error: &str) -> Result<bool, OutboxError> {
     session.begin_with(LOCK_TABLES).await?;
     if first_held(session, position.lane).await? != Some(position) {

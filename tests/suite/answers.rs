@@ -5,7 +5,7 @@ use test_support::eventually;
 
 use crate::world::{SOON, own_world, world};
 
-/// The trap of pipelined mandatory publishes: a return that is paired with another message's confirm.
+/// Pipelined mandatory publishes have a trap: lapin may pair a return with another message's confirm.
 #[tokio::test]
 async fn unroutable_mixed_into_good_is_told_apart_in_a_hundred_batches() {
     let world = world().await;
@@ -98,7 +98,7 @@ async fn messages_of_a_claim_that_fail_alike_are_one_line_of_the_log() {
     const N: usize = 200;
     let world = world().await;
     world.declare_exchange("events").await;
-    // Each to a destination of its own: those of one destination would be held.
+    // Each message has a destination of its own, because messages of one failing destination would be held.
     let sql = "INSERT INTO outbox.message (aggregate_type, event_type, payload) \
                SELECT 'order', 'type' || i, '{}' FROM generate_series(1, 200) i";
     world.client.batch_execute(sql).await.unwrap();
@@ -121,7 +121,7 @@ async fn messages_of_a_claim_that_fail_alike_are_one_line_of_the_log() {
         };
         relay.lines().iter().filter_map(messages).collect()
     };
-    // Some are tried twice meanwhile: delays begin at nothing.
+    // Some messages are tried twice meanwhile, because a delay can be zero.
     eventually("all to be counted", SOON, async || {
         (told().iter().sum::<usize>() >= N).then_some(())
     })
@@ -151,7 +151,7 @@ async fn a_full_queue_nacks_and_drains_when_there_is_room_and_nothing_dies() {
     let relay = world.relay(&[("OUTBOXD__RELAY__MAX_ATTEMPTS", "4")]);
     world.commit_many(60, 60).await;
     relay.line("nacked", SOON).await;
-    // Half of the attempts is all that nacks use up.
+    // Nacks use up at most half of the attempts.
     world
         .until(
             "everything else to wait",
@@ -210,7 +210,7 @@ async fn a_missing_exchange_fails_only_its_own_messages() {
             40,
         )
         .await;
-    // The good ones paid no attempt for their neighbours.
+    // The good messages lost no attempt because of their neighbours.
     assert!(
         consumer
             .seen()
@@ -362,7 +362,7 @@ async fn a_backlog_of_poison_lets_healthy_messages_flow() {
     let before = attempts().await;
     world.insert(Some("1"), "good", "1", "").await;
     consumer.until(1).await;
-    // Each lane in its turn: not behind more than two rounds of the poison.
+    // Each lane has its turn, after at most two rounds of the poison.
     let tried = attempts().await - before;
     assert!(tried <= 10_000, "behind {tried} other attempts");
 }

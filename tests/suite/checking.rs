@@ -1,4 +1,4 @@
-//! `outboxd check --connect` tells everything that is wrong at once, and the exit code tells whether waiting helps.
+//! `outboxd check --connect` reports all faults at once, and its exit code says whether waiting helps.
 
 use crate::world::{SOON, World, own_world, world};
 
@@ -44,7 +44,7 @@ async fn every_fault_of_every_source_is_told_at_once() {
     .await;
     assert_eq!(run.code, 78, "{}{}", run.stdout, run.stderr);
     for said in [
-        "one: PostgreSQL: this role may not do what a relay does",
+        "one: PostgreSQL: this role lacks privileges that a relay needs",
         "column outbox.dead.reason\n",
         "function outbox.enqueue(",
         "view outbox.debezium\n",
@@ -87,7 +87,7 @@ async fn the_exit_code_tells_whether_waiting_helps() {
     }
 }
 
-/// Asked without publishing: a queue that takes everything stays empty.
+/// The check does not publish to the exchange: a queue that takes everything stays empty.
 #[tokio::test]
 async fn a_user_without_write_on_the_exchange_is_told_and_nothing_is_published() {
     let world = world().await;
@@ -95,7 +95,7 @@ async fn a_user_without_write_on_the_exchange_is_told_and_nothing_is_published()
     world.declare_exchange("other").await;
     let user = format!("writer_{}", world.vhost);
     let rabbitmq = world.rabbitmq();
-    // A call starts an Erlang node of its own; a loaded machine makes it run into its time-out.
+    // Each call of rabbitmqctl starts an Erlang node, which may time out on a loaded machine.
     let ctl = async |args: &[&str]| {
         test_support::eventually("rabbitmqctl", SOON * 3, async || {
             rabbitmq.ctl(args).await.ok()
@@ -159,7 +159,7 @@ async fn a_user_without_write_on_the_exchange_is_told_and_nothing_is_published()
             }
         }
     }
-    // What `check` sends, nothing gets.
+    // No queue gets the message of `check`.
     let channel = world.channel().await;
     let got = channel
         .basic_get("all".into(), lapin::options::BasicGetOptions::default())
@@ -249,7 +249,7 @@ async fn a_database_where_a_relay_can_write_nothing_is_not_ok() {
     }
 }
 
-/// A stand-in for the whole: what stops a relay stops its start, and the rest is logged.
+/// One example for all parts: a difference that stops a relay refuses its start, and other differences are logged.
 #[tokio::test]
 async fn a_relay_starts_without_what_only_producers_need_and_says_so() {
     let world = world().await;
@@ -278,7 +278,7 @@ async fn a_relay_starts_without_what_only_producers_need_and_says_so() {
     );
 }
 
-/// By default a row reaches the exchanges of the broker and never, by the default exchange, any queue.
+/// By default a row can name any exchange except the default exchange, by which it could name any queue.
 #[tokio::test]
 async fn a_producer_does_not_reach_other_people_s_queues_by_the_default_exchange() {
     let world = world().await;
@@ -301,7 +301,7 @@ async fn a_producer_does_not_reach_other_people_s_queues_by_the_default_exchange
         Some("exchange_not_allowed")
     );
     drop(relay);
-    // Listed, it is the team's own wish.
+    // The list may allow the default exchange.
     let other = world.consume("other.queue").await;
     let _relay = world.relay(&[("OUTBOXD__ROUTING__ALLOWED_EXCHANGES", "audit,")]);
     world

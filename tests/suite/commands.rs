@@ -39,7 +39,7 @@ async fn migrate_applies_once_says_what_it_would_do_and_refuses_what_it_does_not
         migrate(&["migrate", "--dry-run"]).await.stdout,
         "would apply 0001_outbox.sql\n"
     );
-    // Two at once: one applies, the other waits and finds it done.
+    // Of two runs at once, one applies the migration, and the other waits and finds it applied.
     let (one, two) = tokio::join!(migrate(&["migrate"]), migrate(&["migrate"]));
     assert_eq!(
         (one.code, two.code),
@@ -100,7 +100,7 @@ async fn sql_prints_what_psql_can_run() {
             &["sql", "--schema", schema][..],
             &["sql", "--schema", schema, "--roles"],
         ] {
-            // The roles work in the database of the template, too.
+            // The roles have rights in the template database too.
             let sql = format!("SET outboxd.shared_roles = on; {}", ok(&world, what).await);
             world
                 .postgres()
@@ -110,7 +110,7 @@ async fn sql_prints_what_psql_can_run() {
     }
 }
 
-/// For a database that consumes only, with the same care.
+/// The same for a database that only consumes.
 #[tokio::test]
 async fn the_inbox_is_migrated_the_same_way_and_apart_from_the_outbox() {
     let world = world().await;
@@ -194,7 +194,7 @@ async fn check_validates_offline_and_connects_when_asked() {
         missing.stderr
     );
 
-    // A role without the grants is told the grants.
+    // The error for a role without grants lists the missing grants.
     let producer = world
         .postgres()
         .url_for("producer", "producer", &world.database);
@@ -212,7 +212,7 @@ async fn check_validates_offline_and_connects_when_asked() {
 #[tokio::test]
 async fn bad_configuration_names_every_key_before_anything_is_asked_of_a_server() {
     let world = world().await;
-    // Nobody answers there.
+    // No server listens on this port.
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let at = server.local_addr().unwrap();
     let run = world
@@ -284,7 +284,7 @@ async fn check_lag_answers_as_a_monitoring_plugin() {
     let warning = lag(&[]).await;
     assert_eq!(warning.code, 1);
     let (text, data) = warning.stdout.split_once(" | ").unwrap();
-    // As old as the machine is slow, and older than two minutes.
+    // The age depends on the machine's speed, and is above two minutes.
     let seconds = |text: &str, before: &str| -> u32 {
         let (_, number) = text.split_once(before).unwrap();
         let mut digits = number.split(|c: char| !c.is_ascii_digit());
@@ -305,7 +305,7 @@ async fn check_lag_answers_as_a_monitoring_plugin() {
         3
     );
     assert_eq!(lag(&[("OUTBOXD__RELAY__NOPE", "1")]).await.code, 3);
-    // A role that may only monitor is enough.
+    // The monitoring role is sufficient.
     let monitor = world
         .postgres()
         .url_for("monitor", "monitor", &world.database);
@@ -374,7 +374,7 @@ async fn dead_messages_are_listed_shown_and_filtered() {
         all.contains("unroutable") && !all.contains("--limit"),
         "{all}"
     );
-    // A list that was cut says so; one that ends at its limit was not.
+    // A list that was cut says so. A list that ends exactly at its limit was not cut.
     assert_eq!(ok(&world, &["dead", "list", "--limit", "5"]).await, all);
     let cut = ok(&world, &["dead", "list", "--limit", "2"]).await;
     assert_eq!(cut.lines().count(), 1 + 2 + 1, "{cut}");
@@ -501,7 +501,7 @@ async fn prune_deletes_now() {
             200,
         )
         .await;
-    // The marks move while it is idle, three looks at least.
+    // The marks move while the relay is idle, after at least three polls.
     let above = "outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water";
     world.until("the low-water marks", above, 0).await;
     relay.terminate().unwrap();

@@ -1,4 +1,4 @@
-//! Connections: too few of them, flooded ones, and some that die without a word.
+//! Connections: too few, flooded, and silently dead.
 
 use std::{
     sync::{
@@ -97,7 +97,8 @@ async fn a_flood_of_notifications_delays_nothing_and_costs_little() {
         slowest = slowest.max(sent.load(Ordering::Relaxed) - before);
     }
     flooded(100_000).await;
-    // Without a connection of its own for the listener, a minute's flood. Counted in notifications: a slow machine floods less.
+    // If the listener had no connection of its own, this flood would take a minute. The test counts notifications, because a slow
+    // machine sends fewer.
     assert!(
         slowest < 500_000,
         "an event waited behind {slowest} notifications"
@@ -110,13 +111,13 @@ async fn a_flood_of_notifications_delays_nothing_and_costs_little() {
     clean(&world, &consumer).await;
 }
 
-/// When a line of the log was written.
+/// The time of a log line.
 fn written(line: &str) -> SystemTime {
     let line: serde_json::Value = serde_json::from_str(line).unwrap();
     humantime::parse_rfc3339(line["timestamp"].as_str().unwrap()).unwrap()
 }
 
-/// Who holds the lock that says "somebody sleeps"; its upper half tells it from the audit's.
+/// The session that holds the lock of a sleeping relay; the upper half of the key distinguishes it from the audit's lock.
 const SLEEPERS: &str = "pg_locks l JOIN pg_database d ON d.oid = l.database \
                         WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.granted \
                         AND l.classid = 28533";
@@ -125,7 +126,7 @@ const SLEEPERS: &str = "pg_locks l JOIN pg_database d ON d.oid = l.database \
 async fn while_the_notification_queue_fills_up_the_relay_stays_awake_so_that_producers_need_not_notify()
  {
     let world = own_world().await;
-    // To fill it takes gigabytes. So the server says that it fills.
+    // Filling the queue takes gigabytes. So a stand-in function reports that it is filling up.
     let usage = async |usage: f64| {
         let sql = format!(
             "SET allow_system_table_mods = on; CREATE OR REPLACE FUNCTION pg_catalog.pg_notification_queue_usage() \
@@ -194,7 +195,7 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
         // A relay that is killed before it has settled repeats.
         clean(&world, &consumer).await;
     }
-    // A limit that comes while it runs, and a server that ends all its connections.
+    // The limit is set while the relay runs, and the server ends all its connections.
     let sql = format!("ALTER ROLE {role} CONNECTION LIMIT -1");
     world.client.batch_execute(&sql).await.unwrap();
     let relay = world.relay(&settings);
@@ -209,7 +210,7 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
     consumer.until(committed + 100).await;
     world.drained().await;
     drop(relay);
-    // With one there is nobody to publish, and that is said.
+    // With one connection no worker can publish, and the relay says so.
     let sql = format!("ALTER ROLE {role} CONNECTION LIMIT 1");
     world.client.batch_execute(&sql).await.unwrap();
     let relay = world.relay(&settings);
@@ -245,7 +246,7 @@ async fn with_fewer_connections_to_rabbitmq_than_workers_the_relay_delivers_with
     for limit in [1, 2] {
         let limits = format!("{{\"max-connections\": {limit}}}");
         ctl(&["set_user_limits", &user, &limits]).await;
-        // Also with PostgreSQL's connections short: the worker that has one must be the worker that has the other.
+        // PostgreSQL's connections are short too: one worker must get a connection to both servers.
         let role = format!("scarce_{limit}_{}", world.database);
         let sql = format!(
             "CREATE ROLE {role} LOGIN PASSWORD 'few' CONNECTION LIMIT 2 IN ROLE outbox_relay"
@@ -297,7 +298,8 @@ async fn sessions_that_all_fall_silent_at_once_are_replaced_together() {
     proxy.forget();
     world.commit_many(100, 10).await;
     consumer.until(600).await;
-    // A statement is given up after 25 s. Those of one time are given up at one time; one behind the other are 25 s apart.
+    // The relay gives a statement up after 25 s. Connections that are found together are given up together; connections that are
+    // found one after the other would be 25 s apart.
     relay.line("no answer within 25s", SOON).await;
     let lines = relay.lines();
     let given_up = lines.iter().filter(|l| l.contains("no answer within 25s"));

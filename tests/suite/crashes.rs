@@ -1,4 +1,4 @@
-//! The relay is killed between every two steps, stopped, stalled, and run several at once.
+//! The relay is killed between every two steps, stopped and stalled; several relays run at once.
 
 use nix::sys::signal::Signal;
 use test_support::eventually;
@@ -19,13 +19,13 @@ fn settings(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'stati
     .collect()
 }
 
-/// Hangs at `failpoint`, is killed there, and another one finishes. Returns the duplicates.
+/// A relay hangs at `failpoint` and is killed there, and another relay finishes. Returns the duplicates.
 async fn killed_at(failpoint: &'static str) -> usize {
     killed_with(failpoint, "2", true).await
 }
 
-/// `published`: the failpoint lies behind the publishing, and the broker has some of it before the kill. (To have
-/// handed a message to the client is not to have written it to the socket.)
+/// `published`: the failpoint comes after the publish, and the test waits until the broker has some messages before the kill. (A
+/// message that was handed to the client need not have been written to the socket.)
 async fn killed_with(failpoint: &'static str, workers: &'static str, published: bool) -> usize {
     let world = world().await;
     let consumer = world.consumer().await;
@@ -46,7 +46,7 @@ async fn killed_with(failpoint: &'static str, workers: &'static str, published: 
     let _second = world.relay(&settings(&[]));
     world.drained().await;
     consumer.until(400).await;
-    // What the first one published may still be on its way.
+    // Messages of the first relay may still be on their way.
     eventually("the last delivery", SOON, async || {
         let passive = lapin::options::QueueDeclareOptions {
             passive: true,
@@ -65,7 +65,7 @@ async fn killed_with(failpoint: &'static str, workers: &'static str, published: 
 
 #[tokio::test]
 async fn killed_after_claim_repeats_nothing() {
-    // One worker: another one would be killed in the middle of its publishing.
+    // Use one worker, because a second one would be killed in the middle of its publish.
     assert_eq!(killed_with("claim.after=hang", "1", false).await, 0);
 }
 
@@ -102,7 +102,7 @@ async fn killed_after_the_commit_of_the_settle_repeats_nothing() {
 async fn a_peer_takes_over_at_once_when_a_relay_dies() {
     let world = world().await;
     let consumer = world.consumer().await;
-    // There is no lease; and the time-out that ends a silent claim is far away.
+    // There is no lease, and the time-out that ends a silent claim is far away.
     let silent = ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", FAR);
     let hangs = ("OUTBOXD_FAILPOINT", "claim.after=hang");
     let mut first = world.relay(&settings(&[silent, hangs]));
@@ -222,7 +222,7 @@ async fn the_grace_period_bounds_a_stop() {
     world.commit_many(10, 1).await;
     relay.line("failpoint reached", SOON).await;
     relay.terminate().unwrap();
-    // What hangs would hang until the database ends its claim.
+    // The hanging worker would hang until the database ends its claim.
     relay.line("the grace period is over", SOON).await;
     relay.ended(SOON).await.unwrap();
     let locks = "pg_locks l JOIN pg_database d ON d.oid = l.database WHERE d.datname = current_database() \
@@ -230,12 +230,13 @@ async fn the_grace_period_bounds_a_stop() {
     world.until("its locks to be gone", locks, 0).await;
 }
 
-/// The database ends the claim of a relay that stands still; when it goes on, it cannot mark.
+/// The database ends the claim of a stalled relay. When the relay goes on, it cannot mark.
 #[tokio::test]
 async fn a_stalled_relay_is_fenced_by_the_database() {
     let world = world().await;
     let consumer = world.consumer().await;
-    // Long enough for a claim of the busiest machine; else it would be ended, and repeated, before it stalls.
+    // The time-out is long enough for a claim on the busiest machine. With a shorter one the database would end claims before the
+    // stall, and their messages would be repeated.
     let fast = [
         ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "9s"),
         ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "12s"),

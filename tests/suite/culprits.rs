@@ -1,4 +1,4 @@
-//! Only the culprit pays: what the broker refuses costs the message that it refuses; a broker that lies costs nothing.
+//! A refusal of the broker costs only the refused message. A broker that lies costs no message.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -17,7 +17,7 @@ use test_support::{
 
 use crate::world::{Consumer, SOON, World, own_world, short, world};
 
-/// A user who may write to `events`, with keys of the event types "good…" alone.
+/// A user who may write to `events` only with routing keys of the event types "good…".
 async fn with_topic_permission(world: &World) -> String {
     let ctl = async |args: &[&str]| world.rabbitmq().ctl(args).await.unwrap();
     ctl(&["add_user", "relay", "relay"]).await;
@@ -34,7 +34,7 @@ async fn with_topic_permission(world: &World) -> String {
     world.rabbitmq().url_for("relay", "relay", "/")
 }
 
-/// 700 messages, of which `percent` are forbidden, with up to 500 keys that are refused.
+/// 700 messages, `percent` of them forbidden, with up to 500 refused keys.
 async fn share(world: &World, consumer: &Consumer, percent: i32) {
     let before = consumer.len();
     world
@@ -98,7 +98,8 @@ async fn a_topic_permission_harms_only_what_it_refuses_at_any_share() {
     for percent in [1, 30, 99] {
         share(&world, &consumer, percent).await;
     }
-    // A channel of many was closed once a worker, when nothing was known yet; after that the culprits go alone.
+    // The broker closed the channel of a wave once for each worker, when the worker knew no culprit yet. After that the culprits
+    // go alone.
     let closings = relay
         .lines()
         .iter()
@@ -130,7 +131,7 @@ async fn a_topic_permission_that_is_given_and_taken_away_is_followed_at_work() {
     };
     allow(".*").await;
     consumer.until(2).await;
-    // The broker's channels remember what they were allowed for a while; a new one does not.
+    // The broker's channels cache permissions for a while; a new channel does not have them.
     allow("^order\\.late").await;
     world
         .rabbitmq()
@@ -147,7 +148,7 @@ async fn a_topic_permission_that_is_given_and_taken_away_is_followed_at_work() {
     assert_eq!(world.count("outbox.dead").await, 0);
 }
 
-/// What goes alone takes sixteen channels where it can.
+/// Messages that go alone use sixteen channels, if the broker allows as many.
 #[tokio::test]
 async fn a_user_who_may_have_few_channels_is_served_more_slowly() {
     let world = own_world().await;
@@ -176,7 +177,7 @@ async fn a_user_who_may_have_few_channels_is_served_more_slowly() {
     world.drained().await;
     let report = world.judge(&consumer).await;
     assert!(report.is_clean(), "{report}");
-    // The limit was met.
+    // The relay reached the limit.
     relay.line("open another channel", SOON).await;
 }
 
@@ -313,7 +314,7 @@ async fn an_answer_by_direct_reply_to_is_sent_once() {
 
     let _relay = world.relay(&[
         ("OUTBOXD__RELAY__MAX_ATTEMPTS", "3"),
-        // The last one is the default exchange.
+        // The last exchange is the default exchange.
         ("OUTBOXD__ROUTING__ALLOWED_EXCHANGES", "events,"),
     ]);
     let columns = format!("exchange = ''; routing_key = '{address}'");
@@ -358,7 +359,7 @@ async fn an_answer_by_direct_reply_to_is_sent_once() {
     assert!(again.is_err(), "once");
 }
 
-/// The most that a process has had in memory, in MiB.
+/// The peak memory of a process, in MiB.
 fn peak_mib(relay: &Daemon) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", relay.pid())).unwrap();
     let line = status
@@ -377,7 +378,7 @@ fn peak_mib(relay: &Daemon) -> u64 {
 async fn a_broker_without_a_frame_limit_costs_no_memory() {
     let world = own_world().await;
     let consumer = world.consumer().await;
-    // From here on: the test's own clients have no bound of their own, and are connected already.
+    // Lie only from here on: the test's own clients are connected already, and have no guard.
     let unlimited = "application:set_env(rabbit, frame_max, 0).";
     world.rabbitmq().ctl(&["eval", unlimited]).await.unwrap();
     let relay = world.relay(&[]);
@@ -419,7 +420,7 @@ async fn a_broker_that_nests_its_properties_is_refused_and_the_relay_lives() {
         relay.terminate().unwrap();
         assert!(relay.ended(SOON).await.unwrap().success());
     }
-    // As deep as nobody needs, and harmless.
+    // This is deeper than anybody needs, but harmless.
     let liar = Liar::start(liar::nested_start(31), liar::tune(131_072))
         .await
         .unwrap();

@@ -417,7 +417,7 @@ async fn one_daemon_relays_several_databases_and_one_s_failure_is_its_own() {
     second.until(30).await;
 }
 
-/// As behind PgBouncer in transaction mode: no prepared statement, no session setting, nobody to listen.
+/// The settings for PgBouncer in transaction mode: no prepared statement, no session setting, no listener.
 #[tokio::test]
 async fn without_a_session_of_its_own_the_relay_polls_and_delivers_all_the_same() {
     let world = world().await;

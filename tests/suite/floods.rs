@@ -1,5 +1,5 @@
-//! Nothing is published that cannot be marked: whatever keeps the relay from marking, the duplicates of one incident are no
-//! more than its workers had in flight. And a destination that fails is probed by one message at a time.
+//! The relay does not publish messages that it cannot mark: whatever prevents the mark, one incident makes no more duplicates
+//! than the workers had in flight. And one message at a time probes a destination that fails.
 
 use checker::{Committed, sha256};
 use lapin::{BasicProperties, options::BasicPublishOptions, types::AMQPValue};
@@ -21,7 +21,7 @@ fn settings<'s>(more: &[(&'s str, &'s str)]) -> Vec<(&'s str, &'s str)> {
     all
 }
 
-/// A relay at work, an obstacle, several attempts in its way, and the obstacle gone.
+/// A relay works, meets an obstacle for several attempts, and then the obstacle is gone.
 async fn obstructed(obstacle: &str, cure: &str, said: &str) {
     let world = world().await;
     let consumer = world.consumer().await;
@@ -54,7 +54,7 @@ async fn obstructed(obstacle: &str, cure: &str, said: &str) {
     relay.line("messages are marked as sent again", SOON).await;
 }
 
-/// How many deliveries there were, once all that was published before has arrived: behind it stands a message of ours.
+/// The number of deliveries, once everything that was published before has arrived: a message of the test marks the end.
 async fn arrived(world: &World, consumer: &Consumer) -> usize {
     let id = Uuid::new_v4();
     world.ledger.lock().unwrap().push(Committed {
@@ -114,7 +114,7 @@ async fn a_table_lock_that_lets_reads_pass_costs_no_duplicate_and_is_named() {
     }
 }
 
-/// Whoever waits for a lock is not overtaken, and so is in the way as much as whoever has it.
+/// Later requests queue behind a session that waits for a lock, so that session blocks them as much as the holder does.
 #[tokio::test]
 async fn a_table_lock_that_is_only_asked_for_is_named() {
     let world = world().await;
@@ -233,7 +233,7 @@ async fn a_row_that_somebody_has_locked_waits_alone() {
             2,
         )
         .await;
-    // Its neighbours are on their way, and those that come later as well.
+    // The other messages are sent, and so are later ones.
     let before = consumer.len();
     for _ in 0..5 {
         world.commit_many(40, 5).await;
@@ -241,7 +241,7 @@ async fn a_row_that_somebody_has_locked_waits_alone() {
     consumer.until(before + 200).await;
     relay.line("a-person", SOON).await;
     person.batch_execute("COMMIT").await.unwrap();
-    // Each of two workers met each of the two rows once, with a batch around it.
+    // Each of two workers met each of the two rows once, in a batch.
     clean(&world, &consumer, 2 * WORKERS * BATCH).await;
 }
 
@@ -301,7 +301,7 @@ async fn lanes_that_somebody_has_locked_are_named() {
     clean(&world, &consumer, 0).await;
 }
 
-/// The healthy queue's copies of one message are the price of each attempt.
+/// Each attempt costs one more copy in the healthy queue.
 #[tokio::test]
 async fn a_full_queue_beside_a_healthy_one_is_probed_by_one_message_at_a_time() {
     let world = world().await;
@@ -340,11 +340,11 @@ async fn a_full_queue_beside_a_healthy_one_is_probed_by_one_message_at_a_time() 
     })
     .await;
     let copies = consumer.len();
-    // 300 heads at most were published before the circuit opened: each worker's batches until its first answers. From then
-    // on a probe a second, two with the luck of its jitter: the slower this machine, the more of them.
+    // At most 300 heads were published before the circuit opened: each worker's batches until its first answers. After that there
+    // is one probe a second, or two with a short jitter. A slower machine makes more of them.
     let probes = 60 + 4 * usize::try_from(began.elapsed().as_secs()).unwrap();
     assert!(copies <= 2 * WORKERS * BATCH + probes, "{copies} copies");
-    // Somebody makes room.
+    // Now the queue gets room.
     let _drain = world.consume("full").await;
     world.drained().await;
     relay
@@ -410,7 +410,7 @@ async fn a_failing_destination_holds_up_no_other() {
         .await;
 }
 
-/// Json that compresses 200 times is measured without being decompressed, and dies for its size alone.
+/// The relay measures JSON that compresses 200 times without decompressing it, and the message dies only because of its size.
 #[tokio::test]
 async fn small_rows_that_decompress_to_much_hold_nobody_up() {
     let world = world().await;
@@ -433,7 +433,7 @@ async fn small_rows_that_decompress_to_much_hold_nobody_up() {
     assert_eq!(world.count(dead).await, 12);
 }
 
-/// Bytes that have no equivalent in the encoding that the relay reads.
+/// Bytes without an equivalent in the encoding of the relay's session.
 #[tokio::test]
 async fn a_row_that_cannot_be_read_is_given_up_and_its_neighbours_flow() {
     let world = world().await;
@@ -500,7 +500,7 @@ async fn a_row_that_cannot_be_read_is_given_up_and_its_neighbours_flow() {
     );
 }
 
-/// A function of the schema that somebody has replaced fails every read: no message is to blame.
+/// A replaced function of the schema fails every read, so no message is to blame.
 #[tokio::test]
 async fn a_read_that_fails_for_no_row_s_fault_gives_no_message_up() {
     let world = world().await;
@@ -529,7 +529,7 @@ async fn a_read_that_fails_for_no_row_s_fault_gives_no_message_up() {
     clean(&world, &consumer, 0).await;
 }
 
-/// The lane goes from worker to worker, and each reads others between: that is the same time-out all the same.
+/// The lane goes from worker to worker, and each worker reads other lanes in between. Two time-outs still count together.
 #[tokio::test]
 async fn a_row_whose_read_never_ends_is_given_up_while_all_others_flow() {
     let world = world().await;

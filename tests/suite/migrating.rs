@@ -1,4 +1,4 @@
-//! `outboxd migrate` over what people leave: half of a schema, an edited one, one of their own making.
+//! `outboxd migrate` over schemas that people have made or changed: incomplete, edited, or made by hand.
 
 use std::path::Path;
 
@@ -61,7 +61,7 @@ impl<'w> Place<'w> {
     }
 }
 
-/// What the parts of a schema are, is written from a database. With OUTBOXD_WRITE_PARTS=1 it is written anew.
+/// The lists of a schema's parts come from a database. With OUTBOXD_WRITE_PARTS=1 this test writes them again.
 #[tokio::test]
 async fn the_list_of_parts_is_what_the_migrations_make() {
     let world = world().await;
@@ -95,7 +95,8 @@ fn outboxd_database(world: &World) -> outboxd::config::Database {
     Config::load(options).unwrap().sources.remove(0).database
 }
 
-/// Each kind of edit; migrate names it, changes nothing, and records no checksum for what is not the file's work.
+/// For each kind of edit, migrate names the edit, changes nothing, and records no checksum for a schema that differs from the
+/// file's result.
 #[tokio::test]
 async fn what_was_edited_is_named_and_never_gets_the_official_checksum() {
     let world = world().await;
@@ -134,7 +135,7 @@ async fn what_was_edited_is_named_and_never_gets_the_official_checksum() {
         (
             "ALTER FUNCTION outbox.measure() SECURITY INVOKER",
             "ALTER FUNCTION outbox.measure() SECURITY DEFINER",
-            "function outbox.measure(): is another one here",
+            "function outbox.measure(): differs here",
         ),
         (
             "ALTER FUNCTION outbox.wake() RENAME TO awake",
@@ -185,12 +186,12 @@ async fn what_was_edited_is_named_and_never_gets_the_official_checksum() {
             assert_eq!(place.recorded(), "1|t");
         }
     }
-    // What a team adds is its own business.
+    // Additions of a team are ignored.
     place.owner("CREATE INDEX of_ours ON outbox.message (created_at); CREATE TABLE outbox.ours (); ALTER TABLE outbox.message SET (fillfactor = 90)");
     assert_eq!(place.migrate(&[]).await.code, 0);
 }
 
-/// Somebody emptied the table that says which migrations ran. Nothing else is gone, so it is said again.
+/// Somebody emptied the table that records the migrations. Nothing else is missing, so migrate records them again.
 #[tokio::test]
 async fn a_whole_schema_without_a_record_is_recorded_again() {
     let world = world().await;
@@ -221,7 +222,7 @@ async fn a_whole_schema_without_a_record_is_recorded_again() {
         place.migrate(&[]).await.stdout,
         "outbox schema version 1: nothing to do\n"
     );
-    // Edited besides: named, and not recorded.
+    // If the schema was also edited, migrate names the edit and records nothing.
     place.owner("TRUNCATE outbox.migration; DROP VIEW outbox.debezium");
     let refused = place.migrate(&[]).await;
     assert_eq!(refused.code, 78);
@@ -233,7 +234,8 @@ async fn a_whole_schema_without_a_record_is_recorded_again() {
     assert_eq!(place.recorded(), "");
 }
 
-/// A DBA's own half, or a run that another tool left. Neither `migrate` nor `check` sends to the other and back.
+/// A DBA made part of the schema, or another tool's run was cut off. `migrate` and `check` do not send a person from one to the
+/// other and back.
 #[tokio::test]
 async fn a_schema_that_is_half_there_is_named_with_the_way_out() {
     let world = world().await;
@@ -254,7 +256,7 @@ async fn a_schema_that_is_half_there_is_named_with_the_way_out() {
         let refused = place.migrate(&[]).await;
         assert_eq!(refused.code, 78, "{}", refused.stderr);
         for said in [
-            "half there",
+            "is incomplete",
             "table outbox.lane\n",
             "outboxd sql",
             "DROP SCHEMA outbox CASCADE",
@@ -270,7 +272,7 @@ async fn a_schema_that_is_half_there_is_named_with_the_way_out() {
             "{}",
             check.stderr
         );
-        // The one way out, and the other.
+        // Both remedies that the error names work.
         if name == "one" {
             place.owner("DROP SCHEMA outbox CASCADE");
         } else {
@@ -301,7 +303,7 @@ async fn a_role_that_may_not_migrate_is_told_who_may_or_what_it_needs() {
         .await
         .unwrap();
     let url = postgres.url_for(&role, "weak", &place.database);
-    // Without CREATE on the database.
+    // The role has no CREATE on the database.
     let refused = place.migrate_as(&url, &[]).await;
     assert_eq!(refused.code, 78, "{}", refused.stderr);
     let grant = format!("GRANT CREATE ON DATABASE {} TO {role}", place.database);
@@ -310,7 +312,7 @@ async fn a_role_that_may_not_migrate_is_told_who_may_or_what_it_needs() {
         "{}",
         refused.stderr
     );
-    // A schema that a DBA made for it is as good.
+    // A schema that a DBA made for the role is enough.
     postgres
         .execute(
             &place.database,
@@ -320,7 +322,7 @@ async fn a_role_that_may_not_migrate_is_told_who_may_or_what_it_needs() {
         .unwrap();
     let run = place.migrate_as(&url, &[]).await;
     assert_eq!(run.code, 0, "{}", run.stderr);
-    // Another one's.
+    // The schema belongs to another role.
     let refused = place.migrate(&[]).await;
     assert_eq!(refused.code, 78);
     assert!(
@@ -335,7 +337,7 @@ async fn a_role_that_may_not_migrate_is_told_who_may_or_what_it_needs() {
         "{}",
         inbox.stderr
     );
-    // Somebody else's empty schema is no place for ours: its owner could drop what is in it.
+    // Refuse another role's empty schema, because its owner could drop our objects in it.
     let place = Place::new(&world, "foreign").await;
     postgres
         .execute(
@@ -378,7 +380,7 @@ async fn a_database_that_cannot_be_written_to_is_said_to_be_so_and_why() {
     );
 }
 
-/// Two at once take turns; the path of the connection is as it was, whatever tool runs the file.
+/// Two runs at once take turns, and the connection's search_path is unchanged afterwards, whatever tool runs the file.
 #[tokio::test]
 async fn the_file_leaves_the_caller_s_search_path_as_it_was() {
     let world = world().await;

@@ -1,10 +1,11 @@
-//! Names of SQL: whoever may create in a schema of somebody's search_path runs nothing in that somebody's name.
+//! Names in SQL: a role that may create objects in a schema of another role's search_path cannot run code as that role.
 
 use test_support::{Postgres, shadows};
 
 use crate::world::{SOON, World, repository, world};
 
-/// What PostgreSQL 14 lets everybody do in public. A schema of the role's name stands before it.
+/// Creates objects in public, as PostgreSQL 14 lets every role do, and in a schema with the role's name, which comes first in the
+/// path.
 async fn plant(postgres: &Postgres, database: &str, schemas: &[&str]) {
     for schema in schemas {
         let sql = shadows(repository(), schema).unwrap();
@@ -12,7 +13,7 @@ async fn plant(postgres: &Postgres, database: &str, schemas: &[&str]) {
     }
 }
 
-/// Before the migration and after it, with the usual path and with one that looks at PostgreSQL's own names last.
+/// Before and after the migration, with the usual path and with a path that has pg_catalog last.
 #[tokio::test]
 async fn a_stand_in_for_a_function_operator_or_type_never_runs_as_anybody() {
     let world = world().await;
@@ -53,7 +54,7 @@ fn script(file: &str) -> String {
     std::fs::read_to_string(repository().join(file)).unwrap()
 }
 
-/// By the program, then by psql the roles.
+/// The program migrates, then psql runs the roles.
 async fn migrates(world: &World, database: &str) {
     let url = world.postgres().url_for("owner", "owner", database);
     for schema in ["outbox", "inbox"] {
@@ -72,7 +73,7 @@ async fn migrates(world: &World, database: &str) {
             .psql("owner", "owner", database, &sql)
             .unwrap();
     }
-    // What other tools run is the same file; here in a schema that is there already it must fail at its first table.
+    // Other tools run the same file. In a schema that exists already it must fail at its first table.
     let again = world
         .postgres()
         .psql(
@@ -97,7 +98,7 @@ fn produces_and_consumes(world: &World, database: &str) {
         "SELECT outbox.enqueue('order', '1', 'created', '{}');".to_owned(),
         "SELECT outbox.enqueue_binary('order', '1', 'scanned', 'x', 'text/plain');".to_owned(),
         "INSERT INTO outbox.debezium (aggregatetype, aggregateid, type, payload) VALUES ('order', '1', 'created', '{}');".to_owned(),
-        // For `dead redrive` and `discard`.
+        // This prepares `dead redrive` and `dead discard`.
         insert("('order', '2', 'created', '{}', '[]'), ('order', '3', 'created', '{}', '[]')"),
     ]
     .concat();

@@ -31,7 +31,7 @@ async fn keys_keep_their_order_in_pipelined_mode_while_nothing_fails() {
     hot_and_many_keys(PIPELINED).await;
 }
 
-/// A poison message heads a key: it and those behind it wait, and nobody else does.
+/// A poison message is the head of a key: it and the later messages of its key wait, and no other message does.
 #[tokio::test]
 async fn a_poison_message_at_the_head_holds_back_its_key_alone() {
     let world = world().await;
@@ -67,7 +67,7 @@ async fn a_poison_message_at_the_head_holds_back_its_key_alone() {
         .await;
     assert_eq!(world.count("outbox.dead").await, 0);
 
-    // Mended: the queue is bound, and the poison is due now.
+    // The fault is corrected: the queue is bound, and the poison is due now.
     world.bind("all", "#", &[]).await;
     world
         .client
@@ -83,7 +83,7 @@ async fn a_poison_message_at_the_head_holds_back_its_key_alone() {
     assert!(report.is_clean() && report.duplicates == 0, "{report}");
 }
 
-/// A new message is claimed together with the head of its key, while others stand between the two.
+/// A new message is claimed together with the head of its key, while other messages of the key are between the two.
 #[tokio::test]
 async fn a_key_is_released_although_a_new_message_joins_the_end_of_its_queue() {
     let world = world().await;
@@ -113,7 +113,7 @@ async fn a_key_is_released_although_a_new_message_joins_the_end_of_its_queue() {
     assert!(report.is_clean() && report.duplicates == 0, "{report}");
 }
 
-/// In one claim: what follows a message that was just refused is not published either.
+/// Within one claim: the message after one that was just refused is not published either.
 #[tokio::test]
 async fn a_failing_message_is_not_overtaken_in_strict_mode() {
     let world = world().await;
@@ -121,7 +121,7 @@ async fn a_failing_message_is_not_overtaken_in_strict_mode() {
     let consumer = world.consume("all").await;
     for key in 0..20 {
         let key = key.to_string();
-        // Each to a destination of its own: one that fails for two messages would hold them.
+        // Each message has a destination of its own, because a destination that fails for two messages would hold them.
         world
             .insert(Some(&key), &format!("nobody{key}"), "0", "")
             .await;
@@ -149,8 +149,8 @@ async fn a_failing_message_is_not_overtaken_in_strict_mode() {
     assert!(report.is_clean() && report.duplicates == 0, "{report}");
 }
 
-/// The head falls due in the same claim in which a newer message of its key is read for the first time, while another one
-/// stands behind the head: all of them go.
+/// The head falls due in the claim that first reads a newer message of its key, while a third message is filed behind the head:
+/// all of them are sent.
 #[tokio::test]
 async fn a_head_releases_its_key_though_a_new_message_came_with_it() {
     let world = world().await;
@@ -192,7 +192,7 @@ async fn late_commit_of_a_lower_id_is_not_skipped() {
         let row = late.query_one(sql, &[]).await.unwrap();
         (row.get(0), row.get(1))
     };
-    // Enough for the low-water mark of every lane to want to pass it.
+    // Enough messages that the low-water mark of every lane would pass the open position.
     for _ in 0..4 {
         world.commit_many(5000, 500).await;
         let sent = i64::try_from(world.ledger.lock().unwrap().len()).unwrap();
@@ -216,13 +216,13 @@ async fn late_commit_of_a_lower_id_is_not_skipped() {
     late.batch_execute("COMMIT").await.unwrap();
     consumer.until_all(&[low.1]).await;
 
-    // And once nobody is left below, the marks follow.
+    // Once no open transaction is left below, the marks follow.
     world.commit_many(5000, 500).await;
     world.drained().await;
     marks_moved(&world, low.0).await;
 }
 
-/// Its lane is never empty, and no worker ever waits.
+/// The hot key's lane is never empty, and no worker ever waits.
 #[tokio::test]
 async fn a_hot_key_does_not_keep_other_keys_from_being_found() {
     let world = world().await;
@@ -244,7 +244,7 @@ async fn a_hot_key_does_not_keep_other_keys_from_being_found() {
     let others: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
     let before = consumer.len();
     consumer.until_all(&others).await;
-    // Counted in messages: a slow machine sends fewer while it looks.
+    // The test counts messages instead of time, because a slow machine sends fewer meanwhile.
     let others: HashSet<String> = others.iter().map(Uuid::to_string).collect();
     let seen = consumer.seen();
     let last = seen.iter().rposition(|m| others.contains(&m.message_id));
@@ -252,7 +252,7 @@ async fn a_hot_key_does_not_keep_other_keys_from_being_found() {
     assert!(waited < 10_000, "behind {waited} messages of the hot key");
 }
 
-/// Else the fuller lanes of a backlog would stay behind the others, further and further.
+/// Without this, the fuller lanes of a backlog would lag further and further behind the others.
 #[tokio::test]
 async fn a_claim_reads_more_of_a_lane_that_is_behind() {
     let world = world().await;
@@ -273,7 +273,7 @@ async fn a_claim_reads_more_of_a_lane_that_is_behind() {
     world.client.batch_execute(&sql.join("; ")).await.unwrap();
     let lanes = "(SELECT DISTINCT lane FROM outbox.message) m";
     assert_eq!(world.count(lanes).await, 2, "other keys are needed");
-    // One wave, however long it takes: in strict order the chain of a key is cut after a second.
+    // Pipelined order makes one wave, however long it takes. In strict order a claim cuts the chain of a key after a second.
     let relay = world.relay(&[
         PIPELINED,
         ("OUTBOXD__RELAY__WORKERS", "1"),
@@ -286,7 +286,8 @@ async fn a_claim_reads_more_of_a_lane_that_is_behind() {
     assert_eq!(behind.count(), 40, "twice as many as of the other");
 }
 
-/// As after a logical copy without the sequence's value, or a TRUNCATE that restarts it: what is new lies below the marks.
+/// This happens after a logical copy without the sequence's value, or after a TRUNCATE that restarts the sequence: new messages
+/// lie below the marks.
 #[tokio::test]
 async fn events_below_the_marks_of_a_restarted_sequence_are_found() {
     let world = world().await;
@@ -294,7 +295,7 @@ async fn events_below_the_marks_of_a_restarted_sequence_are_found() {
     let relay = world.relay(&[]);
     world.commit_many(5000, 500).await;
     marks_moved(&world, 0).await;
-    // Not by a TRUNCATE, which takes the marks back itself.
+    // The test does not use TRUNCATE, because a trigger then takes the marks back.
     let sql = "DELETE FROM outbox.message; ALTER SEQUENCE outbox.message_id_seq RESTART";
     world.client.batch_execute(sql).await.unwrap();
     let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
@@ -305,7 +306,7 @@ async fn events_below_the_marks_of_a_restarted_sequence_are_found() {
     relay.line("message_id_seq stands below", SOON).await;
 }
 
-/// A candidate's transaction id, copied from a cluster that has used more of them, would hold the mark for years.
+/// A candidate's transaction id from another cluster with higher transaction ids would hold the mark for years.
 #[tokio::test]
 async fn a_candidate_from_another_cluster_does_not_hold_the_mark() {
     let world = world().await;

@@ -5,8 +5,8 @@ use test_support::{Daemon, Mode, Proxy, eventually};
 
 use crate::world::{Consumer, FAR, FARTHER, Gate, SOON, World, own_world, world};
 
-/// Quicker to notice than production's, and no quicker than a busy machine answers. How long a recovery may take, the fault
-/// matrix says and measures: crates/chaos.
+/// Time-outs shorter than in production, but long enough for a busy machine. The fault matrix (crates/chaos) limits and measures
+/// the time of a recovery.
 const QUICK: [(&str, &str); 4] = [
     ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "10s"),
     ("OUTBOXD__BROKER__HEARTBEAT", "10s"),
@@ -14,7 +14,7 @@ const QUICK: [(&str, &str); 4] = [
     ("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "5s"),
 ];
 
-/// No claim is ended by a time-out, and no confirm is given up: what is noticed is noticed by something else.
+/// With these no time-out ends a claim or gives up a confirm: the relay must detect the fault in another way.
 const NO_TIMEOUTS: [(&str, &str); 3] = [
     ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", FAR),
     ("OUTBOXD__RELAY__SHUTDOWN_GRACE", FARTHER),
@@ -33,7 +33,7 @@ async fn flowing_with(world: &World, settings: &[(&str, &str)]) -> (Consumer, Da
     (consumer, relay)
 }
 
-/// Everything arrives, in order, with no more duplicates than two workers had in flight.
+/// Every message arrives, in order, with no more duplicates than two workers had in flight.
 async fn clean(world: &World, consumer: &Consumer, duplicates: usize) -> Report {
     world.drained().await;
     let all = world.ledger.lock().unwrap().len();
@@ -118,7 +118,7 @@ async fn postgresql_killed_between_publish_and_settle_repeats_at_most_what_was_i
     assert!(report.duplicates > 0, "it had published: {report}");
 }
 
-/// The test's database on one of two servers of this host, whichever takes writes.
+/// URL of the test's database on the one of two local servers that accepts writes.
 fn either(world: &World, ports: [u16; 2]) -> String {
     let url = world.database_url();
     let direct = format!("127.0.0.1:{}", world.postgres().port());
@@ -130,7 +130,7 @@ fn either(world: &World, ports: [u16; 2]) -> String {
 #[tokio::test]
 async fn a_silent_server_does_not_keep_the_relay_from_the_next_one() {
     let world = world().await;
-    // The kernel accepts for it. Nobody ever answers.
+    // The kernel accepts connections for this listener, and no program ever answers.
     let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let ports = [silent.local_addr().unwrap().port(), world.postgres().port()];
     let url = either(&world, ports);
@@ -155,7 +155,7 @@ async fn a_server_that_turned_read_only_is_left_for_the_one_that_takes_writes() 
     world.commit_many(200, 20).await;
     consumer.until(200).await;
     world.drained().await;
-    // The relay is idle, and keeps every connection: it has nothing to write that would be refused.
+    // The relay is idle and keeps every connection, because it writes nothing that the server could refuse.
     for sql in [
         "ALTER SYSTEM SET default_transaction_read_only = on",
         "SELECT pg_reload_conf()",
@@ -180,7 +180,7 @@ async fn a_server_that_turned_read_only_is_left_for_the_one_that_takes_writes() 
     clean(&world, &consumer, 0).await;
 }
 
-/// A relay whose way to the broker, or to PostgreSQL, goes through a proxy.
+/// A relay that reaches the broker, or PostgreSQL, through a proxy.
 async fn through(
     world: &World,
     postgres: bool,
@@ -224,7 +224,7 @@ async fn when_only_confirms_are_lost_the_connection_is_replaced_and_duplicates_a
     world.drained().await;
     consumer.until(200).await;
     let report = world.judge(&consumer).await;
-    // Per time-out a batch a worker; the stall lasts for one, and the connects after it do not publish.
+    // Each time-out repeats a batch of each worker. The stall lasts for one time-out, and the connects after it do not publish.
     assert!(report.is_clean() && report.duplicates <= 200, "{report}");
 }
 
@@ -293,7 +293,7 @@ async fn a_peer_that_accepts_and_stays_silent_costs_no_threads() {
     };
     reach(8).await;
     let early = threads();
-    // The runtime may have started another thread of its own meanwhile; an attempt must not.
+    // The runtime may have started another thread meanwhile, but an attempt must not.
     reach(24).await;
     assert!(
         threads() < early + 8,
@@ -322,7 +322,7 @@ async fn a_memory_alarm_holds_no_claim_open_and_readiness_says_blocked() {
         .ctl(&["set_vm_memory_high_watermark", "0"])
         .await
         .unwrap();
-    // The alarm goes off a moment after that; only then is it told to connections.
+    // The alarm comes a moment later, and only then does the broker tell its connections.
     eventually("the alarm", SOON, async || {
         let alarms = world
             .rabbitmq()

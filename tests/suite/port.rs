@@ -1,4 +1,4 @@
-//! Bad clients of the admin port.
+//! Misbehaving clients of the admin port.
 
 use std::{path::Path, time::Duration};
 
@@ -13,12 +13,12 @@ use crate::{
     world::{SOON, World, binary, world},
 };
 
-/// More than the admin port takes, and more than the process may open.
+/// More clients than the admin port takes, and more than the process has descriptors.
 const CLIENTS: usize = 2000;
-/// Of files and sockets: little more than the relay needs.
+/// Limit of descriptors: little more than the relay needs.
 const DESCRIPTORS: usize = 96;
 
-/// A relay with few descriptors, whose way to PostgreSQL can be cut.
+/// A relay with few descriptors, whose connection to PostgreSQL the test can cut.
 async fn relay(world: &World) -> (Daemon, Proxy, u16) {
     let port = test_support::free_port().unwrap();
     let proxy = Proxy::start(([127, 0, 0, 1], world.postgres().port()).into())
@@ -66,7 +66,7 @@ async fn withstands(head: &str) {
         descriptors(&relay) < DESCRIPTORS,
         "some are left for the work"
     );
-    // What the relay has to open again, it can.
+    // The relay can reopen its connections.
     proxy.set(Mode::Cut);
     relay.line("PostgreSQL failed", SOON).await;
     proxy.set(Mode::Forward);
@@ -94,7 +94,7 @@ async fn two_thousand_clients_that_never_read_their_answer_keep_nobody_from_the_
     withstands("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
 }
 
-/// It has its time, and no more; what it sends is bounded.
+/// A slow client has limited time, and a limited request.
 #[tokio::test]
 async fn a_client_that_says_nothing_or_too_much_is_closed() {
     let world = world().await;

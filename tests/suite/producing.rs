@@ -1,4 +1,4 @@
-//! The services' crate, with a producer's rights and no more.
+//! The services' crate, with only a producer's rights.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,8 +1,8 @@
-//! What a producer, a relay, a monitor, a consumer and a stranger may do, and that one database's do it there only.
+//! The rights of producers, relays, monitors, consumers and strangers, and that a role has them only in its database.
 
 use crate::world::{World, repository, world};
 
-/// The table of docs/operating/security.md between its two marks: role, object, privileges.
+/// The table of docs/operating/security.md between the two marks: role, object, privileges.
 fn documented() -> Vec<String> {
     let text = std::fs::read_to_string(repository().join("docs/operating/security.md")).unwrap();
     let table = text.split("<!-- privileges -->").nth(1).unwrap();
@@ -30,7 +30,7 @@ async fn each_role_may_do_what_the_manual_says_and_nothing_else() {
     assert_eq!(here, documented());
 }
 
-/// Which role wrote a record, and when, is the database's word; and what is recorded stays.
+/// The database sets the role and the time of a record, and a relay cannot change a record.
 #[tokio::test]
 async fn a_relay_cannot_forge_or_change_the_record_of_an_operation() {
     let world = world().await;
@@ -73,7 +73,7 @@ async fn a_relay_cannot_forge_or_change_the_record_of_an_operation() {
         let refused = as_relay(&forbidden).unwrap_err();
         assert!(refused.contains("permission denied"), "{forbidden}: {refused}");
     }
-    // Neither more ids than were affected, nor a number below zero.
+    // A record cannot have more ids than affected messages, or a negative number.
     for values in ["0, ARRAY[gen_random_uuid()]", "-1, '{}'"] {
         let sql = format!(
             "INSERT INTO outbox.operation (by_whom, action, why, selection, affected, message_ids) \
@@ -97,7 +97,7 @@ async fn second_database(world: &World) -> String {
     database
 }
 
-/// Roles are the server's: what lets a service into one database's outbox must not let it into another's.
+/// Roles belong to the server: a right on one database's outbox must not become a right on another's.
 #[tokio::test]
 async fn a_service_of_one_database_does_not_get_into_another_one_s_outbox() {
     let world = world().await;
@@ -131,7 +131,7 @@ async fn a_service_of_one_database_does_not_get_into_another_one_s_outbox() {
     );
     refused("producer", &other);
 
-    // Names of its own, and a login role itself.
+    // Roles with other names, and grants to a login role directly.
     let n = &world.database;
     let (service, relay, monitor) = (
         format!("svc_{n}"),
@@ -163,7 +163,7 @@ async fn a_service_of_one_database_does_not_get_into_another_one_s_outbox() {
         "t"
     );
 
-    // Meant so, and then `check` says it.
+    // If shared roles are meant, `check` reports them.
     let shared = format!("SET outboxd.shared_roles = on; {}", roles(&[]).await);
     postgres.psql("owner", "owner", &other, &shared).unwrap();
     world.declare_exchange("events").await;
@@ -181,7 +181,7 @@ async fn a_service_of_one_database_does_not_get_into_another_one_s_outbox() {
         check.stdout
     );
 
-    // And what makes no sense is refused.
+    // Options that make no sense are refused.
     for (args, code) in [
         (&["sql", "--producer", "x"][..], 2),
         (&["sql", "--roles", "--consumer", "x"], 2),
@@ -233,7 +233,7 @@ async fn an_inbox_s_roles_stay_in_their_database_too() {
     assert!(refused.contains("permission denied"), "{refused}");
 }
 
-/// A text and its bytes are one body, whatever a driver makes of the parameter; what may be either is refused.
+/// A text and its bytes have one fingerprint, whatever type the driver gives the parameter. A text that could be either is refused.
 #[tokio::test]
 async fn text_and_its_bytes_have_one_fingerprint_and_are_one_result() {
     let world = world().await;
@@ -264,7 +264,7 @@ async fn text_and_its_bytes_have_one_fingerprint_and_are_one_result() {
         ))
         .unwrap();
         assert_eq!(by_literal, by_bytes, "{body}");
-        // A driver that asks the server for the types, one that says text, and one that says bytea.
+        // Three drivers: one asks the server for the types, one gives text, one gives bytea.
         for (sql, typed) in [
             (
                 "SELECT encode(inbox.fingerprint('t', 'c', $1), 'hex')",

@@ -1,4 +1,4 @@
-//! Bad rows: each is dead with its reason; the relay and everybody else go on.
+//! Bad rows: each is dead with its reason; the relay and all other messages go on.
 
 use crate::world::world;
 
@@ -96,7 +96,7 @@ async fn every_bad_row_dies_with_its_reason_and_holds_nobody_up() {
     assert!(relay.ended(crate::world::SOON).await.unwrap().success());
 }
 
-/// A row that tries to write into the log finds its line breaks escaped.
+/// A row cannot forge log lines: its line breaks are escaped.
 #[tokio::test]
 async fn a_line_break_in_a_row_cannot_forge_a_log_line() {
     let world = world().await;
@@ -125,7 +125,7 @@ fn quoted(text: &str) -> String {
     format!("E'{}'", text.replace('\r', "\\r").replace('\n', "\\n"))
 }
 
-/// The server is not asked to fetch a large body only to be measured, and the length it tells instead must be the same.
+/// The relay does not fetch a large body only to measure it. The length that the server reports must be correct.
 #[tokio::test]
 async fn a_body_is_as_long_as_its_octets_however_the_server_stores_it() {
     const LIMIT: i32 = 40_000;
@@ -133,7 +133,7 @@ async fn a_body_is_as_long_as_its_octets_however_the_server_stores_it() {
     let consumer = world.consumer().await;
     let limit = LIMIT.to_string();
     let _relay = world.relay(&[("OUTBOXD__RELAY__MAX_PAYLOAD_BYTES", &limit)]);
-    // What cannot be compressed is stored as it is, outside its row.
+    // PostgreSQL stores an incompressible body uncompressed, outside its row.
     let hard = "(SELECT string_agg(md5(i::text), '') FROM generate_series(1, 2000) i)";
     let mut expected = Vec::new();
     for (text, compressed) in [

@@ -122,7 +122,7 @@ async fn exactly_one_payload_is_asked_for() {
     }
 }
 
-/// The transaction's id is assigned before the position is drawn; the low-water mark rests on it.
+/// The transaction id is assigned before the position is drawn; the low-water mark depends on this order.
 #[tokio::test]
 async fn the_transaction_id_comes_before_the_position() {
     let world = world().await;
@@ -147,14 +147,14 @@ async fn the_mark_is_a_heap_only_update() {
     let world = world().await;
     let consumer = world.consumer().await;
     world.commit_many(20_000, 500).await;
-    // Holds every first version on its page.
+    // This snapshot keeps every first version on its page.
     let old = world.postgres().connect(&world.database).await.unwrap();
     let snapshot = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox.message";
     old.batch_execute(snapshot).await.unwrap();
     let mut relay = world.relay(&[]);
     consumer.until(20_000).await;
     world.drained().await;
-    // An idle session of PostgreSQL 14 keeps its last counts; one that ends hands them over.
+    // On PostgreSQL 14 an idle session keeps its last statistics; a session that ends reports them.
     relay.terminate().unwrap();
     relay.ended(SOON).await.unwrap();
     let stats = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname = 'message'";
@@ -178,7 +178,7 @@ async fn every_table_and_column_is_described() {
     assert_eq!(world.count(bare).await, 0);
 }
 
-/// No relay lives: the lag still shows. And it is cheap: no sequential scan of the messages.
+/// The lag shows without a running relay. Reading it is cheap: no sequential scan of the messages.
 #[tokio::test]
 async fn the_status_view_is_exact_when_small_and_cheap_when_large() {
     let world = world().await;
@@ -214,8 +214,7 @@ async fn the_status_view_is_exact_when_small_and_cheap_when_large() {
         )
         .await
         .unwrap();
-    // Of this transaction: a session's older counts arrive elsewhere when it likes, and PostgreSQL 14 cannot be told to
-    // hurry.
+    // Use the counts of this transaction: a session reports older counts late, and PostgreSQL 14 has no way to force it.
     world.client.batch_execute("BEGIN").await.unwrap();
     let scans = async || {
         let sql = "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE schemaname = 'outbox' AND relname = 'message'";
@@ -235,7 +234,7 @@ async fn the_status_view_is_exact_when_small_and_cheap_when_large() {
     );
     assert_eq!(scans().await, before, "no sequential scan");
     world.client.batch_execute("COMMIT").await.unwrap();
-    // What it reads, index and all, whatever time that takes here.
+    // The test counts the buffers that the view reads, index included, and not the time.
     let explain = "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) SELECT * FROM outbox.status";
     let rows = world.client.simple_query(explain).await.unwrap();
     let text = rows.iter().find_map(|message| match message {
@@ -248,7 +247,7 @@ async fn the_status_view_is_exact_when_small_and_cheap_when_large() {
     assert!(read < 20_000, "{read} pages");
 }
 
-/// While nobody sleeps no notification is paid for; when somebody does, the commit wakes it.
+/// While no relay sleeps, a commit costs no notification. While a relay sleeps, the commit wakes it.
 #[tokio::test]
 async fn a_sleeping_relay_is_woken_by_a_commit_and_an_awake_one_costs_no_notification() {
     let world = world().await;
@@ -256,7 +255,7 @@ async fn a_sleeping_relay_is_woken_by_a_commit_and_an_awake_one_costs_no_notific
     let listener = Listener::start(&world).await;
     world.commit_many(10, 3).await;
     assert_eq!(listener.heard().await, 0, "nobody sleeps: nobody is told");
-    // It would poll once an hour.
+    // Without a notification this relay would poll once an hour.
     let relay = world.relay(&[("OUTBOXD__RELAY__POLL_INTERVAL", "1h")]);
     consumer.until(10).await;
     for n in 0..5 {
@@ -268,7 +267,7 @@ async fn a_sleeping_relay_is_woken_by_a_commit_and_an_awake_one_costs_no_notific
     drop(relay);
 }
 
-/// Whatever was told or not told, a sleeping relay looks for itself.
+/// A sleeping relay polls, also if a notification is lost.
 #[tokio::test]
 async fn a_lost_notification_costs_at_most_the_poll_interval() {
     let world = world().await;
@@ -314,7 +313,7 @@ impl Listener {
         Self { client, heard }
     }
 
-    /// Whatever was notified before this call has been heard after it: the server delivers in order.
+    /// Waits until all earlier notifications have arrived: the server delivers in order.
     async fn heard(&self) -> usize {
         self.client.batch_execute("SELECT 1").await.unwrap();
         self.heard.load(std::sync::atomic::Ordering::Relaxed)
@@ -350,7 +349,7 @@ async fn retention_deletes_what_is_old_in_steps_and_nothing_else() {
         )
         .await
         .unwrap();
-    // Only what lies at or below a lane's mark is looked at: it moves when the relay is idle.
+    // Retention reads only rows at or below a lane's mark, and the marks move when the relay is idle.
     let old = "outbox.message WHERE sent_at < clock_timestamp() - interval '1 h'";
     world.until("the old half to go", old, 0).await;
     assert_eq!(
@@ -367,7 +366,8 @@ async fn retention_deletes_what_is_old_in_steps_and_nothing_else() {
     );
 }
 
-/// As a service's developer would: psql, an owner without rights, ON_ERROR_STOP; then the same by `outboxd migrate`.
+/// The migration runs as a developer would run it: psql, an owner without special rights, ON_ERROR_STOP. Then `outboxd migrate`
+/// does the same.
 #[tokio::test]
 async fn psql_and_outboxd_migrate_make_the_same_schema() {
     let world = world().await;
@@ -398,7 +398,7 @@ async fn psql_and_outboxd_migrate_make_the_same_schema() {
     assert!(one.contains("sent_at"));
 }
 
-/// Text that is not UTF-8 would come as it is, and fail every claim that reads it.
+/// Without an encoding, text that is not UTF-8 would reach the relay unconverted and fail every claim that reads it.
 #[tokio::test]
 async fn a_database_without_an_encoding_is_refused() {
     let world = world().await;

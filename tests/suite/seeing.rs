@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::world::{FARTHER, Gate, SOON, world};
 
-/// One GET: status and body; `None` while nobody answers.
+/// One GET: status and body; `None` if no server answers.
 pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -86,7 +86,7 @@ async fn every_metric_moves() {
         "outbox_published_total",
         r#"outbox_dead_lettered_total{reason="unroutable"}"#,
         "outbox_broker_blocked",
-        // It moves in `a_full_disk_under_the_log_costs_log_lines_and_nothing_else`.
+        // Another test moves this metric: `a_full_disk_under_the_log_costs_log_lines_and_nothing_else`.
         "outbox_log_lines_dropped_total",
     ] {
         assert_eq!(
@@ -140,7 +140,7 @@ async fn every_metric_moves() {
     until(port, "outbox_pruned_total", |v| v >= 1.0).await;
     until(port, "outbox_schema_ok", |v| v == 1.0).await;
     assert_eq!(start.get("outbox_lanes_restored_total"), Some(&0.0));
-    // Below every mark.
+    // This position is below every mark.
     world
         .sql(
             "INSERT INTO outbox.message (id, aggregate_type, event_type, payload) OVERRIDING SYSTEM VALUE \
@@ -281,7 +281,7 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
     until(port, up, |v| v == 1.0).await;
 }
 
-/// With the broker away each lane that has work waits for a worker, and no claim would notice.
+/// While the broker is unavailable, lanes with work wait for a worker, and no claim would detect that PostgreSQL is gone too.
 #[tokio::test]
 async fn a_database_that_falls_silent_while_the_broker_is_away_is_noticed() {
     let world = world().await;
@@ -318,14 +318,14 @@ async fn a_database_that_falls_silent_while_the_broker_is_away_is_noticed() {
     world.commit_many(2000, 500).await;
     until(port, "outbox_pending_messages", |v| v >= 2000.0).await;
     database.set(test_support::Mode::Stall);
-    // By a look that is not answered, and by nothing else that would notice later.
+    // The unanswered poll must detect it, and nothing that would detect it later.
     relay
         .line("PostgreSQL (look for work): no answer", SOON)
         .await;
     until(port, up, |v| v == 0.0).await;
 }
 
-/// An old value would keep the lag alert silent.
+/// A gauge that kept its old value would keep the lag alert silent.
 #[tokio::test]
 async fn a_lag_that_cannot_be_read_is_no_number_rather_than_an_old_one() {
     let world = world().await;
@@ -344,7 +344,7 @@ async fn a_lag_that_cannot_be_read_is_no_number_rather_than_an_old_one() {
     until(port, "outbox_oldest_due_age_seconds", |v| v == 0.0).await;
 }
 
-/// Passwords and payloads, through every failing path there is.
+/// Passwords and payloads pass through every path that fails, and none reaches a log.
 #[tokio::test]
 async fn no_secret_and_no_payload_reaches_the_logs() {
     let world = world().await;
@@ -401,7 +401,7 @@ async fn no_secret_and_no_payload_reaches_the_logs() {
         more.push(("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "1s"));
         more.push(("OUTBOXD__BROKER__CONNECT_TIMEOUT", "1s"));
         let mut relay = world.relay(&more);
-        // Refused at start, or failing and trying again, or not delivering: each has said what it has to say by then.
+        // The relay refuses to start, or fails and tries again, or does not deliver: by then it has logged its errors.
         eventually("its first words", SOON, async || {
             let said = |text: &str| relay.lines().iter().any(|line| line.contains(text));
             (said("failed")
@@ -414,7 +414,7 @@ async fn no_secret_and_no_payload_reaches_the_logs() {
         .await;
         relay.kill().await.unwrap();
         for line in relay.lines() {
-            // It logs returned messages whole.
+            // At this level lapin logs returned messages with their payloads.
             assert!(!line.contains(r#""target":"lapin"#), "{line}");
             for secret in ["canary-password", "payload-canary", "header-canary"] {
                 assert!(!line.contains(secret), "{setting:?}: {line}");
@@ -436,7 +436,7 @@ async fn logs_are_json_lines_where_nobody_watches() {
     assert_eq!(event["workers"], 2);
 }
 
-/// Whoever reads the log stops reading: the relay keeps flowing.
+/// The reader of the log stops reading, and the relay goes on.
 #[tokio::test]
 async fn a_blocked_log_holds_nothing_up() {
     let world = world().await;

@@ -1,4 +1,4 @@
-//! The relay's session is its own: whatever people set for its role, its database or the server.
+//! Settings of the role, the database or the server do not change the relay's session.
 
 use test_support::{PgBouncer, eventually, hostile_settings, pgbouncer_is_installed};
 
@@ -7,7 +7,7 @@ use crate::{
     world::{Consumer, SOON, World, own_world, world},
 };
 
-/// Two ways to have settings: those of a session, and those of each transaction.
+/// The relay sets its settings in two ways: for a session, and for each transaction.
 const MODES: [&[(&str, &str)]; 2] = [
     &[],
     &[
@@ -59,7 +59,7 @@ async fn no_setting_that_a_role_can_have_changes_what_the_relay_does() {
             assert!(failed.is_empty(), "{failed:?} with {settings:?}");
         }
     }
-    // Where not everybody may see what there is, the relay sets what it knows.
+    // If the relay may not read pg_settings, it sets the settings that it knows.
     let sql = "REVOKE SELECT ON pg_settings FROM PUBLIC";
     world.client.batch_execute(sql).await.unwrap();
     for mode in MODES {
@@ -94,7 +94,7 @@ async fn a_time_out_that_the_server_gets_while_the_relay_runs_does_not_matter() 
     ] {
         world.client.batch_execute(sql).await.unwrap();
     }
-    // Everybody else has them.
+    // Other sessions have the hostile settings.
     eventually("the server to have read them", SOON, async || {
         let url = world.database_url();
         let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
@@ -114,13 +114,13 @@ async fn a_time_out_that_the_server_gets_while_the_relay_runs_does_not_matter() 
         !lines.iter().any(|line| line.contains("failed")),
         "{lines:#?}"
     );
-    // And a relay that connects now.
+    // A relay that connects now works too.
     drop(relay);
     let _relay = world.relay(&[]);
     delivers(&world, &consumer, "a relay that started under them").await;
 }
 
-/// A relay with an admin port, and one that answers on it.
+/// Starts a relay with an admin port, and returns the port's address.
 async fn ready(world: &World) -> (test_support::Daemon, u16) {
     let port = test_support::free_port().unwrap();
     let listen = format!("127.0.0.1:{port}");
@@ -207,7 +207,7 @@ async fn a_policy_that_is_forced_on_the_owner_never_makes_the_status_say_nothing
             status.stderr
         );
     }
-    // Also to a monitor whose session is its own.
+    // A monitor with an ordinary session gets the same error.
     let url = world
         .postgres()
         .url_for("monitor", "monitor", &world.database);
@@ -229,7 +229,7 @@ async fn a_policy_that_is_forced_on_the_owner_never_makes_the_status_say_nothing
     );
     let off = "ALTER TABLE outbox.message NO FORCE ROW LEVEL SECURITY";
     world.client.batch_execute(off).await.unwrap();
-    // The owner of the function reads all of it.
+    // The owner of the function can read the whole table.
     let status = world.outboxd(&["status", "--json"], &[]).await;
     assert!(
         status.code == 0 && status.stdout.contains("\"pending\": 50"),
@@ -296,11 +296,11 @@ async fn behind_a_pooler_in_transaction_mode_the_defaults_are_refused_with_the_c
     }
 }
 
-/// What a pool hands out may have been used by others, who left settings in it.
+/// A pooled connection may carry settings of other clients.
 #[tokio::test]
 async fn without_a_session_of_its_own_the_relay_says_its_settings_with_every_statement() {
     let world = world().await;
-    // Statements that are alone and those of a transaction: each would otherwise fail, or take policies for filters.
+    // Both single statements and statements of a transaction would otherwise fail, or treat policies as filters.
     let role = format!("ALTER ROLE relay IN DATABASE {}", world.database);
     for (name, value) in [
         ("statement_timeout", "1"),

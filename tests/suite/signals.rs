@@ -1,4 +1,4 @@
-//! What the surroundings of the process do to it: signals, a configuration that changes, a full disk under the log.
+//! Effects of the process's environment: signals, a changed configuration, a full disk under the log.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::{
     world::{SOON, binary, world},
 };
 
-/// Every signal that a person or a tool sends and that is not meant to end a process, in the middle of the work.
+/// Sends every signal that is not meant to end a process, while the relay works.
 #[tokio::test]
 async fn no_signal_but_those_that_stop_ends_the_relay_or_repeats_a_message() {
     let world = world().await;
@@ -51,7 +51,7 @@ async fn no_signal_but_those_that_stop_ends_the_relay_or_repeats_a_message() {
     );
 }
 
-/// As `systemctl kill --signal=RTMIN+1` does; nix has no name for them.
+/// Sends a real-time signal, as `systemctl kill --signal=RTMIN+1` does; nix has no names for them.
 fn real_time(pid: u32) {
     let sent = std::process::Command::new("bash")
         .args(["-c", &format!("kill -s RTMIN+1 {pid}")])
@@ -91,7 +91,7 @@ async fn sighup_changes_the_level_names_what_waits_for_a_restart_and_refuses_wha
         "the level is warn"
     );
 
-    // Each is waited for: a signal that is already pending is not sent again.
+    // Wait for each signal, because a pending signal is not delivered twice.
     write(
         &file,
         "log.level = \"info\"\nrelay.batch_size = 7\nrouting.mandatory = false\n",
@@ -109,7 +109,7 @@ async fn sighup_changes_the_level_names_what_waits_for_a_restart_and_refuses_wha
         "log.level = \"debug\"\nrelay.batch_size = 0\nbroker.url = 7\nnope = 1\n",
     );
     relay.signal(Signal::SIGHUP).unwrap();
-    let line = relay.line("going on with the one of before", SOON).await;
+    let line = relay.line("keeping the previous one", SOON).await;
     assert!(
         line.contains("relay.batch_size: ") && line.contains("nope: unknown key"),
         "every problem is named: {line}"
@@ -135,7 +135,7 @@ async fn sighup_changes_the_level_names_what_waits_for_a_restart_and_refuses_wha
     );
 }
 
-/// An operator's second thought, or a supervisor's: it is not a second stop.
+/// A SIGHUP during the drain, from an operator or a supervisor, is not a second stop.
 #[tokio::test]
 async fn sighup_during_a_drain_does_not_cut_it_short() {
     let world = world().await;
@@ -154,7 +154,7 @@ async fn sighup_during_a_drain_does_not_cut_it_short() {
     relay.ended(SOON).await.unwrap();
 }
 
-/// The disk that the log goes to is full from the start: nothing is repeated, nothing waits, and it is counted.
+/// The disk of the log is full from the start: no message is repeated, nothing waits, and the dropped lines are counted.
 #[tokio::test]
 async fn a_full_disk_under_the_log_costs_log_lines_and_nothing_else() {
     let world = world().await;
@@ -185,13 +185,13 @@ async fn a_full_disk_under_the_log_costs_log_lines_and_nothing_else() {
     relay.terminate().unwrap();
     assert_eq!(relay.ended(SOON).await.unwrap().code(), Some(0));
 
-    // A command has nowhere to say what is wrong: its exit code does.
+    // A command cannot print its error, so its exit code reports it.
     let script = ["-c", "exec \"$0\" check --set nope=1 2>/dev/full", &binary];
     let mut check = Daemon::start(Path::new("sh"), &script, &env).unwrap();
     assert_eq!(check.ended(SOON).await.unwrap().code(), Some(78));
 }
 
-/// logrotate with `copytruncate` cuts the file under a process that goes on writing to it.
+/// logrotate with `copytruncate` truncates the file while the process goes on writing to it.
 #[tokio::test]
 async fn a_log_file_that_is_cut_goes_on_at_its_beginning() {
     let world = world().await;

@@ -27,7 +27,7 @@ fn server_tls(certificate: Certificate, client_ca: Option<&Authority>) -> Server
     }
 }
 
-/// Servers that ask for client certificates of `authority`.
+/// Servers that require client certificates of `authority`.
 async fn tls_world(authority: &Authority) -> World {
     let mut world = own_world().await;
     let tls = |names: &[&str]| {
@@ -68,7 +68,7 @@ async fn certificates_are_verified_and_a_client_certificate_is_identity_enough()
     let cert = files.write("relay.pem", &client.pem);
     let key = files.write("relay.key", &client.key_pem);
 
-    // Over the socket in the file system; over TCP the server takes certificates alone.
+    // This connects over the socket in the file system, because over TCP the server accepts only certificates.
     world
         .postgres()
         .execute("postgres", "CREATE ROLE relay LOGIN")
@@ -108,7 +108,7 @@ async fn certificates_are_verified_and_a_client_certificate_is_identity_enough()
             ("AMQP_URL".to_owned(), broker),
             ("OUTBOXD__BROKER__AUTH".to_owned(), "external".to_owned()),
             ("OUTBOXD__BROKER__DECLARE".to_owned(), "true".to_owned()),
-            // The last one is the default exchange.
+            // The last exchange is the default exchange.
             (
                 "OUTBOXD__ROUTING__ALLOWED_EXCHANGES".to_owned(),
                 "events,".to_owned(),
@@ -135,7 +135,7 @@ async fn certificates_are_verified_and_a_client_certificate_is_identity_enough()
     let checked = crate::world::run(&["check", "--connect"], &good).await;
     assert_eq!(checked.code, 0, "{}", checked.stderr);
 
-    // A name that is not in the certificate; a chain to somebody else; no client certificate.
+    // Three faults: a name that is not in the certificate, a chain to another authority, no client certificate.
     let by_address = env(database("127.0.0.1"), broker("127.0.0.1"), &ca, true);
     let unknown_ca = env(database("localhost"), broker("localhost"), &other_ca, true);
     let mut nameless = env(database("localhost"), broker("localhost"), &ca, false);
@@ -144,12 +144,12 @@ async fn certificates_are_verified_and_a_client_certificate_is_identity_enough()
     for (bad, what, code) in [
         (by_address, "name", 69),
         (unknown_ca, "chain", 69),
-        // The server says so itself, and waiting does not help.
+        // The server reports the fault itself, and waiting does not help.
         (nameless, "client", 78),
     ] {
         let refused = crate::world::run(&["status"], &bad).await;
         assert_eq!(refused.code, code, "PostgreSQL, {what}: {}", refused.stderr);
-        // The broker alone: this database is right.
+        // Only the broker is at fault; the database accepts the connection.
         let mut broker_only = bad.clone();
         broker_only
             .retain(|(name, _)| !name.starts_with("OUTBOXD__DATABASE") && name != "DATABASE_URL");

@@ -1,4 +1,4 @@
-//! What people type: commands, times, ids, files and URLs.
+//! Input that people type: commands, times, ids, files and URLs.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -10,7 +10,7 @@ async fn ran(world: &World, args: &[&str]) -> Run {
     world.outboxd(args, &[]).await
 }
 
-/// Dead as they are, in one moment: only lane and position tell them apart. `event_type` is SQL.
+/// All messages died at the same moment, so only lane and position distinguish them. `event_type` is SQL.
 async fn dead(world: &World, rows: i64, event_type: &str) {
     world
         .client
@@ -195,7 +195,7 @@ async fn dead_messages_as_json_are_all_of_them_or_the_cut_is_said() {
     assert_eq!(none.stdout, "[]\n");
 }
 
-/// A role with INSERT alone may write them: 640 MB as texts, a few as they are stored.
+/// A role with only INSERT may write these texts: 640 MB of text, a few MB as PostgreSQL stores them.
 #[tokio::test]
 async fn huge_texts_of_dead_messages_are_listed_as_their_beginnings() {
     let world = world().await;
@@ -285,7 +285,7 @@ async fn what_cannot_be_meant_is_a_wrong_usage() {
         assert_eq!(run.code, 2, "{args:?}: {} {}", run.stdout, run.stderr);
         assert!(run.stderr.contains(says), "{args:?}: {}", run.stderr);
     }
-    // To a monitoring system 2 is critical, and 1 a warning.
+    // A monitoring system reads 2 as critical and 1 as a warning.
     for args in [
         &["check-lag", "--warning", "-5s"][..],
         &["check-lag", "--warning", "5"],
@@ -306,7 +306,7 @@ async fn what_cannot_be_meant_is_a_wrong_usage() {
     assert_eq!(ran(&world, &["check-lag", "--help"]).await.code, 0);
 }
 
-/// Each is answered within a moment, whatever the file is; the time-out of a run is what would be red.
+/// Each command answers within a moment, whatever the file is. If one hangs, the run's time-out makes the test red.
 #[tokio::test]
 async fn a_file_that_never_ends_or_never_begins_is_a_bad_configuration() {
     let world = world().await;

@@ -1,4 +1,4 @@
-//! Writing events.
+//! Writes events into the outbox.
 
 use tokio_postgres::{
     GenericClient,
@@ -17,15 +17,15 @@ pub enum EnqueueError {
     },
     #[error("cannot write to outbox.message: {0}")]
     Database(#[from] tokio_postgres::Error),
-    /// A trigger or a rule of the database's own is in the way.
+    /// A trigger or a rule of this database keeps events out.
     #[error("outbox.message took {written} of {events} events; roll the transaction back")]
     NotAllWritten { events: usize, written: u64 },
 }
 
-/// One statement for any number of events, in their order. The two payloads, headers and times travel as text:
-/// a producer needs no type support of the driver for them.
-/// Types carry their schema: nobody's type of the same name stands in for one. `unnest` of several arrays is always
-/// PostgreSQL's own.
+/// One statement for any number of events, in their order. Payloads, headers and times are sent as text, so a producer needs no
+/// type support of the driver for them.
+/// Type names carry their schema, so no other role's type of the same name can replace one. `unnest` of several arrays is
+/// always PostgreSQL's own.
 const INSERT: &str = "\
     INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload, binary_payload, \
                                 content_type, headers, exchange, routing_key, available_at) \
@@ -47,7 +47,7 @@ pub async fn enqueue(
     Ok(event.message_id)
 }
 
-/// Writes events in one statement; positions follow the order of the slice. Nothing is written if one is refused.
+/// Writes events in one statement; positions follow the order of the slice. If one event is refused, nothing is written.
 pub async fn enqueue_all(
     transaction: &impl GenericClient,
     events: &[Event],
@@ -91,7 +91,7 @@ pub async fn enqueue_all(
         (&routing_keys, Type::TEXT_ARRAY),
         (&available_at, Type::TIMESTAMPTZ_ARRAY),
     ];
-    // With the types said, it is one round trip and leaves no named statement: a pool in transaction mode is fine.
+    // With explicit types this takes one round trip and leaves no named statement, so it works with a pool in transaction mode.
     let written = transaction.execute_typed(INSERT, &parameters).await?;
     if written != ids.len() as u64 {
         return Err(EnqueueError::NotAllWritten {

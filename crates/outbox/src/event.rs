@@ -1,5 +1,4 @@
-//! An event, checked before it is written: what the relay would have to refuse is the developer's to see, not the
-//! operator's.
+//! An event, checked before it is written: the developer sees an event that the relay would refuse, not the operator.
 
 use std::{fmt, time::SystemTime};
 
@@ -32,7 +31,7 @@ pub(crate) enum Body {
     Bytes(Vec<u8>),
 }
 
-/// What is wrong with an event; names the field and no content.
+/// The fault of an event; it names the field and never shows content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
     #[error("{field} has {bytes} bytes; AMQP allows {SHORT}")]
@@ -56,7 +55,7 @@ pub enum EventError {
 }
 
 impl Event {
-    /// Without a key, and with the body `null`. Its message id is drawn here and stays the same for ever.
+    /// An event without a key, with the body `null`. This draws its message id, which never changes.
     pub fn new(aggregate_type: impl Into<String>, event_type: impl Into<String>) -> Self {
         Self {
             message_id: Uuid::new_v4(),
@@ -72,33 +71,32 @@ impl Event {
         }
     }
 
-    /// Which aggregate. Events of one key are delivered in the order of their positions; without one there is no
-    /// order.
+    /// Sets the aggregate id. Events of one key are delivered in the order of their positions; without a key there is no order.
     #[must_use]
     pub fn key(mut self, aggregate_id: impl Into<String>) -> Self {
         self.aggregate_id = Some(aggregate_id.into());
         self
     }
 
-    /// The body, as JSON.
+    /// Sets the body, as JSON.
     pub fn json(mut self, body: &impl Serialize) -> Result<Self, EventError> {
         let text = serde_json::to_string(body).map_err(|e| EventError::NotJson(e.to_string()))?;
         self.body = Body::Json(text);
         Ok(self)
     }
 
-    /// The body as JSON text that is there already; it reaches the broker byte for byte.
+    /// Sets the body to existing JSON text; it reaches the broker byte for byte.
     pub fn raw_json(mut self, text: impl Into<String>) -> Result<Self, EventError> {
         let text = text.into();
         serde_json::from_str::<serde::de::IgnoredAny>(&text).map_err(|e| {
-            // The parser's own words may quote the body.
+            // The parser's own message may quote the body.
             EventError::NotJson(format!("line {}, column {}", e.line(), e.column()))
         })?;
         self.body = Body::Json(text);
         Ok(self)
     }
 
-    /// The body as any bytes.
+    /// Sets the body to any bytes.
     #[must_use]
     pub fn bytes(mut self, content_type: impl Into<String>, bytes: Vec<u8>) -> Self {
         self.content_type = content_type.into();
@@ -106,33 +104,33 @@ impl Event {
         self
     }
 
-    /// Instead of the random one, for an id that the caller already has.
+    /// Replaces the random message id with an id that the caller already has.
     #[must_use]
     pub fn message_id(mut self, id: Uuid) -> Self {
         self.message_id = id;
         self
     }
 
-    /// An AMQP header: scalars, or trees of at most four levels.
+    /// Adds an AMQP header: a scalar, or a tree of at most four levels.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.headers.insert(name.into(), value.into());
         self
     }
 
-    /// W3C trace context, so that a consumer's span continues this one.
+    /// Sets the W3C trace context, so that a consumer's span continues this trace.
     #[must_use]
     pub fn traceparent(self, traceparent: impl Into<String>) -> Self {
         self.header("traceparent", traceparent.into())
     }
 
-    /// Becomes the AMQP property.
+    /// Sets the correlation id, which becomes the AMQP property.
     #[must_use]
     pub fn correlation_id(self, id: impl Into<String>) -> Self {
         self.header("correlation_id", id.into())
     }
 
-    /// Instead of the exchange and routing key that the relay is configured with.
+    /// Overrides the exchange and routing key of the relay's configuration.
     #[must_use]
     pub fn route(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
         self.exchange = Some(exchange.into());
@@ -140,7 +138,7 @@ impl Event {
         self
     }
 
-    /// Not published before. A scheduled event leaves its key's order until then.
+    /// Schedules the event: it is not published before this time. Until then it is outside its key's order.
     #[must_use]
     pub fn available_at(mut self, at: SystemTime) -> Self {
         self.available_at = Some(at);
@@ -151,7 +149,7 @@ impl Event {
         self.message_id
     }
 
-    /// As it will reach the broker.
+    /// The body as it will reach the broker.
     pub fn body(&self) -> &[u8] {
         match &self.body {
             Body::Json(text) => text.as_bytes(),
@@ -159,7 +157,7 @@ impl Event {
         }
     }
 
-    /// What the relay would refuse whatever its configuration.
+    /// Refuses an event that the relay would refuse with every configuration.
     pub fn check(&self) -> Result<(), EventError> {
         for (field, text, limited) in [
             ("aggregate_type", Some(&self.aggregate_type), false),
@@ -199,7 +197,7 @@ impl Event {
     }
 }
 
-/// Neither the body nor the headers' values: an event ends up in logs.
+/// Shows neither the body nor the headers' values, because events end up in logs.
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event")
@@ -262,7 +260,7 @@ fn check_header_name(name: &str) -> Result<(), EventError> {
     })
 }
 
-/// `name`: the header that the value belongs to.
+/// `name` is the header of the value.
 fn check_value(name: &str, value: &Value, levels_left: usize) -> Result<(), EventError> {
     let too_deep = || EventError::TooDeep {
         name: name.to_owned(),

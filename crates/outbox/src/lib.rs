@@ -1,5 +1,5 @@
-//! For services: writes events into the outbox, in the transaction of the business change; and applies what arrives
-//! once ([`inbox`]).
+//! The library for services: writes events into the outbox, in the transaction of the business change, and applies each
+//! received event once ([`inbox`]).
 //!
 //! ```no_run
 //! # async fn place(client: &mut tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -14,8 +14,8 @@
 //! # }
 //! ```
 //!
-//! Needs the role `outbox_producer` and nothing else. Of the relay it knows the rules for a row (`outbox-core`), so that
-//! what the relay would refuse is refused here; the schema is their contract.
+//! A producer needs the role `outbox_producer` and nothing else. The library shares the rules for a row with the relay
+//! (`outbox-core`), so it refuses an event that the relay would refuse. The schema is the contract between the two.
 
 #[cfg(feature = "consumer")]
 pub mod consumer;

@@ -1,4 +1,4 @@
-//! What an inbox counts. No label holds a key or an id.
+//! The metrics of an inbox. No label contains a key or an id.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::inbox::Claimed;
 
 use metrics::{counter, gauge, histogram};
 
-/// Counters start at 0: one that is born at 1 shows no increase, and the first conflict would go unseen.
+/// Counters start at 0: a counter that appears with the value 1 shows no increase, and nobody would see the first conflict.
 pub(crate) struct Counted {
     outcomes: &'static [&'static str],
     retries: &'static [&'static str],
@@ -78,12 +78,12 @@ pub(crate) fn message(consumer: &str, outcome: &'static str) {
 }
 
 #[cfg(feature = "consumer")]
-/// A duplicate that the broker delivered again: applied before, and its acknowledgement lost.
+/// Counts a duplicate that the broker delivered again: it was applied before, and its acknowledgement was lost.
 pub(crate) fn acknowledgement_lost(consumer: &str) {
     counter!("inbox_lost_acknowledgements_total", "consumer" => consumer.to_owned()).increment(1);
 }
 
-/// What a claim for a command was told, when it was not the first.
+/// Counts the outcome of a command's claim that was not the first.
 #[cfg(feature = "http")]
 pub(crate) fn claimed(consumer: &str, claimed: &Claimed) {
     let outcome = match claimed {
@@ -101,8 +101,8 @@ fn conflict(consumer: &str) {
     counter!("inbox_conflicts_total", "consumer" => consumer.to_owned()).increment(1);
 }
 
-/// `reason`: `failed` (the handler said so), `timed_out`, `database`, or `running` (a
-/// command whose first request has not ended).
+/// `reason`: `failed` (the handler failed), `timed_out`, `database`, or `running` (the first request of a command has not
+/// ended).
 pub(crate) fn retry(consumer: &str, reason: &'static str) {
     counter!("inbox_retries_total", "consumer" => consumer.to_owned(), "reason" => reason)
         .increment(1);
@@ -130,9 +130,9 @@ pub(crate) fn handled(consumer: &str, took: Duration) {
         .record(took.as_secs_f64());
 }
 
-/// How many external effects were begun and not recorded, and the age of the oldest: what was begun a moment ago is
-/// in flight, and only its age tells it from what is in doubt. Without a reading both are NaN: an inbox that cannot be
-/// asked must not pass for one without doubts.
+/// The number of external effects that were begun and not recorded, and the age of the oldest. An effect that began a moment ago
+/// is in flight; only its age distinguishes it from an effect in doubt. Without a reading both values are NaN, because an
+/// inbox that does not answer must not look like one without doubts.
 pub(crate) fn in_doubt(consumer: &str, reading: Option<(usize, Duration)>) {
     let (operations, oldest) = match reading {
         Some((operations, oldest)) => (operations as f64, oldest.as_secs_f64()),

@@ -1,4 +1,4 @@
-//! What an inbox needs done now and then: old operations are forgotten, what is in doubt is measured.
+//! Regular upkeep of an inbox: deletes old operations, and measures effects in doubt.
 
 use std::{
     fmt::Display,
@@ -12,18 +12,18 @@ use tokio_postgres::Client;
 use crate::{inbox::Inbox, metrics};
 
 const EVERY: Duration = Duration::from_secs(30);
-/// Within which the database must answer.
+/// Time limit for the database's answer.
 const ANSWER: Duration = Duration::from_secs(30);
 /// Rows that one step of pruning deletes.
 const PRUNE: u32 = 1000;
-/// More doubtful operations than this are shown as this many.
+/// Largest number of operations in doubt that the metric shows.
 const DOUBTS: i64 = 10_000;
 
 impl Inbox {
-    /// Forgets operations older than `retention` and measures what is in doubt (`inbox_in_doubt`,
-    /// `inbox_oldest_in_doubt_age_seconds`), every 30 s for as long as it is polled, through every failure of the
-    /// database. `consumer::run` does it for the inbox that it is given, `IdempotencyLayer::forget_expired` for the
-    /// layer's: spawn this for any other, such as one of a handler's external effects.
+    /// Deletes operations older than `retention`, and measures effects in doubt (`inbox_in_doubt`,
+    /// `inbox_oldest_in_doubt_age_seconds`), every 30 s for as long as it is polled, through every failure of the database.
+    /// `consumer::run` does this for its inbox, and `IdempotencyLayer::forget_expired` for the layer's inbox. Spawn this for
+    /// any other inbox, such as an inbox of a handler's external effects.
     ///
     /// - `retention` must be longer than any redelivery or replay can take, see [`Inbox::prune`].
     /// - `connect` opens a connection and drives it, or takes one from a pool, and `client` shows it as a client. It is
@@ -40,7 +40,7 @@ impl Inbox {
         loop {
             match timeout(ANSWER, connect()).await {
                 Ok(Ok(connection)) => steps(self, retention, client(&connection)).await,
-                // Its consumer or its requests say so, too, and louder.
+                // The consumer or the requests report this too, and louder.
                 Ok(Err(error)) => failed(self, &error),
                 Err(_) => failed(self, &"no connection in time"),
             }
@@ -54,7 +54,7 @@ async fn steps(inbox: &Inbox, retention: Duration, client: &Client) {
     loop {
         let step = async {
             let doubts = inbox.in_doubt(client, Duration::ZERO, DOUBTS).await?;
-            // A clock that is behind the database's makes it younger, never negative.
+            // If this clock is behind the database's clock, the age is smaller, but never negative.
             let oldest = doubts
                 .first()
                 .and_then(|doubt| SystemTime::now().duration_since(doubt.begun_at).ok());

@@ -1,4 +1,4 @@
-//! A certificate authority that lives as long as a test.
+//! A certificate authority for one test.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -22,7 +22,7 @@ impl Authority {
         Self::from(name, CertificateParams::new(Vec::<String>::new())?)
     }
 
-    /// Its own certificate has expired.
+    /// An authority whose own certificate has expired.
     pub fn expired(name: &str) -> Result<Self> {
         let mut params = CertificateParams::new(Vec::<String>::new())?;
         params.not_after = rcgen::date_time_ymd(2001, 1, 1);

@@ -1,4 +1,4 @@
-//! Bad clients of a port.
+//! Clients that occupy a port.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::Result;
 
-/// So many clients that all say `head`, read nothing, and hold on.
+/// Opens this many clients. Each sends `head`, reads nothing, and keeps its connection open.
 pub async fn crowd(port: u16, head: &str, clients: usize) -> Result<Vec<TcpStream>> {
-    // They are as many descriptors here, for everybody who does so now.
+    // Each client takes a descriptor of this process, and tests that run at the same time share the limit.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let one = async || {
         let mut client = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-        // It may have been closed already, to make room.
+        // The server may have closed the connection already, to make room.
         let _ = client.write_all(head.as_bytes()).await;
         Some(client)
     };
-    // A listener that takes no more leaves the others waiting.
+    // If the listener accepts no more, the other connects wait.
     let bounded = async || tokio::time::timeout(Duration::from_secs(10), one()).await;
     let all = join_all((0..clients).map(|_| bounded())).await;
     Ok(all.into_iter().filter_map(|client| client.ok()?).collect())

@@ -1,4 +1,4 @@
-//! A process under test: started, watched by its log lines, signalled, awaited.
+//! Starts a process under test, watches its log lines, signals it, and awaits its end.
 
 use std::{
     collections::VecDeque,
@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{Result, eventually};
 
-/// More lines than this are forgotten, oldest first.
+/// Most lines that are kept; the oldest are dropped first.
 const LINES: usize = 5000;
 
 pub struct Daemon {
@@ -28,7 +28,7 @@ pub struct Daemon {
     said: Transcript,
 }
 
-/// What a process wrote to its standard error; it can be read after the process has gone.
+/// Lines that a process wrote to its standard error. They stay readable after the process has ended.
 #[derive(Clone, Default)]
 pub struct Transcript(Arc<Mutex<VecDeque<String>>>);
 
@@ -48,9 +48,9 @@ impl Transcript {
 }
 
 impl Daemon {
-    /// With nothing of our environment but PATH and HOME.
+    /// Starts the process with only PATH and HOME of our environment.
     pub fn start(program: &Path, args: &[&str], env: &[(String, String)]) -> Result<Self> {
-        // Killed with us, however we end; the pid is the program's own.
+        // The process is killed when we end, however we end. The pid is the program's own.
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
@@ -93,7 +93,7 @@ impl Daemon {
         self.said.clone()
     }
 
-    /// Waits for a line that holds `text`, also among those already seen.
+    /// Waits for a line that contains `text`; lines that arrived before count too.
     #[track_caller]
     pub fn line(&self, text: &str, within: Duration) -> impl Future<Output = String> {
         let (what, text) = (format!("a line with {text:?}"), text.to_owned());
@@ -106,12 +106,12 @@ impl Daemon {
         Ok(kill(Pid::from_raw(self.pid.cast_signed()), signal)?)
     }
 
-    /// SIGTERM.
+    /// Sends SIGTERM.
     pub fn terminate(&self) -> Result<()> {
         self.signal(Signal::SIGTERM)
     }
 
-    /// SIGKILL, and waits for its end.
+    /// Sends SIGKILL, and waits for the end.
     pub async fn kill(&mut self) -> Result<()> {
         Ok(self.child.kill().await?)
     }
@@ -129,7 +129,7 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
-    /// A failed test shows what the process under test said.
+    /// If the test failed, prints the lines of the process.
     fn drop(&mut self) {
         if std::thread::panicking() {
             let lines = self.lines();

@@ -1,7 +1,7 @@
-//! Processes that cannot outlive us.
+//! Starts processes that cannot outlive us.
 //!
-//! A server runs in a process group of its own under a shell that waits on a pipe whose other end is ours. When we
-//! end, by whatever signal, the pipe closes, and the shell kills its group.
+//! A server runs in a process group of its own, under a shell that reads from a pipe. We hold the other end. When we end, by
+//! any signal, the pipe closes and the shell kills the group.
 
 use std::{
     fs,
@@ -19,13 +19,13 @@ use nix::{
 
 use crate::{Result, eventually};
 
-/// Starts "$@" with its output in $LOG, prints its pid, and kills the group at the end of standard input. When that
-/// end comes without a word, nobody is left to remove $FOLDER.
+/// Starts "$@" with its output in $LOG, prints its pid, and kills the group at the end of standard input. If standard input ends
+/// without a line, we are gone, and the shell removes $FOLDER.
 const KEEPER: &str = r#""$@" >>"$LOG" 2>&1 </dev/null & echo $!
 if ! read -r word; then kill -9 $!; sleep 1; rm -rf "$FOLDER"; fi
 kill -9 0"#;
 
-/// Who runs a server: itself when we are nobody special, else an account without rights.
+/// The account of a server: our own, or an account without rights if we are root.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Account {
     pub uid: u32,
@@ -34,7 +34,7 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// The account `name` when we are root and it exists, else `nobody`.
+    /// If we are root: the account `name` if it exists, otherwise `nobody`.
     pub fn of(name: &str) -> Result<Self> {
         let me = Uid::effective();
         if !me.is_root() {
@@ -94,7 +94,7 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    /// `command` is what is to run; its environment and account are kept.
+    /// Runs `command`, with its environment and account.
     pub fn start(
         account: Account,
         program: &Path,
@@ -146,7 +146,7 @@ impl Guarded {
         Ok(kill(self.pid, signal)?)
     }
 
-    /// To it and all its children: the process that was started may be a script that waits for the server.
+    /// Sends a signal to the process and all its children, because the process may be a script that waits for the server.
     pub fn signal_all(&self, signal: Signal) -> Vec<Pid> {
         let mut all = vec![self.pid];
         all.extend(
@@ -155,7 +155,7 @@ impl Guarded {
                 .map(|pid| Pid::from_raw(pid.cast_signed())),
         );
         for pid in &all {
-            // One that has just ended needs no signal.
+            // A process that has just ended needs no signal.
             let _ = kill(*pid, signal);
         }
         all
@@ -172,8 +172,8 @@ impl Guarded {
         .await;
     }
 
-    /// SIGKILL to it and all its children at one moment. Waits until the last is gone: on a busy machine a child lives
-    /// on for a while, with the memory or the port that its successor needs.
+    /// Sends SIGKILL to the process and all its children at the same moment, and waits until the last is gone: on a busy machine
+    /// a child lives on for a while, and keeps memory or a port that its successor needs.
     pub async fn kill(&self, within: Duration) {
         let all = self.signal_all(Signal::SIGKILL);
         eventually("the server and its children to end", within, async || {
@@ -195,7 +195,7 @@ impl Drop for Guarded {
         use std::io::Write;
         self.signal_all(Signal::SIGKILL);
         if let Some(mut word) = self.keeper.stdin.take() {
-            // It has nobody else to expect.
+            // The shell waits for no other process.
             let _ = word.write_all(b"done\n");
         }
         let _ = self.keeper.wait();
@@ -203,7 +203,7 @@ impl Drop for Guarded {
 }
 
 pub(crate) fn is_running(pid: u32) -> bool {
-    // The state stands behind the name in parentheses; a zombie has ended.
+    // The state follows the name in parentheses; a zombie has ended.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         stat.rsplit(") ")
             .next()

@@ -1,4 +1,4 @@
-//! A broker that lies at the handshake, and a PostgreSQL whose rows do not end.
+//! A broker that lies in the handshake, and a PostgreSQL server that sends endless rows.
 
 use std::{
     net::SocketAddr,
@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::Result;
 
-/// An AMQP server that says `start`, then `tune`, and keeps what it is answered.
+/// An AMQP server that sends `start`, then `tune`, and records the answers.
 pub struct Liar {
     address: SocketAddr,
     agreed: Arc<Mutex<Vec<u32>>>,
@@ -33,7 +33,7 @@ impl Liar {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (start, tune, into) = (start.clone(), tune.clone(), Arc::clone(&into));
-                // A peer that hangs up is what is tested.
+                // The test expects the peer to hang up.
                 tokio::spawn(async move { answer(stream, &start, &tune, &into).await });
             }
         });
@@ -44,7 +44,7 @@ impl Liar {
         self.address
     }
 
-    /// `frame_max` of each tune-ok.
+    /// The `frame_max` of each tune-ok.
     pub fn agreed(&self) -> Vec<u32> {
         lock(&self.agreed).clone()
     }
@@ -122,7 +122,7 @@ pub fn tune(frame_max: u32) -> Vec<u8> {
     }))
 }
 
-/// `connection.start` with properties nested `levels` deep. Written by hand: lapin's writer recurses, too.
+/// `connection.start` with properties nested `levels` deep. It is written by hand, because lapin's writer recurses too.
 pub fn nested_start(levels: u32) -> Vec<u8> {
     let mut payload = vec![0, 10, 0, 10, 0, 9];
     for inside in (1..=levels).rev() {
@@ -141,15 +141,15 @@ pub fn nested_start(levels: u32) -> Vec<u8> {
     frame
 }
 
-/// A PostgreSQL that lets everybody in, and answers whatever it is asked with a row of two gigabytes, of which so many bytes
-/// come. The connections end with the task that is returned.
+/// A PostgreSQL server that accepts every login, and answers every statement with a row of two gigabytes, of which it sends this
+/// many bytes. The connections end with the returned task.
 pub async fn endless_postgres(bytes: usize) -> Result<(SocketAddr, AbortHandle)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let serving = tokio::spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            // A client that hangs up is what is tested.
+            // The test expects the client to hang up.
             connections.spawn(async move { drop(endless_row(stream, bytes).await) });
         }
     });
@@ -158,9 +158,9 @@ pub async fn endless_postgres(bytes: usize) -> Result<(SocketAddr, AbortHandle)>
 
 async fn endless_row(mut stream: TcpStream, bytes: usize) -> std::io::Result<()> {
     let mut asked = [0; 4096];
-    // The start, which needs no answer in a certain form.
+    // Read the startup message, whatever it contains.
     let _ = stream.read(&mut asked).await?;
-    // Let in; version 15; ready for a question.
+    // Answer: login accepted, version 15, ready for a query.
     let mut greeting = vec![b'R', 0, 0, 0, 8, 0, 0, 0, 0];
     let version = b"server_version\x0015.0\0";
     greeting.extend([b'S', 0, 0, 0, 4 + 20]);
@@ -173,7 +173,7 @@ async fn endless_row(mut stream: TcpStream, bytes: usize) -> std::io::Result<()>
         for _ in 0..bytes >> 20 {
             stream.write_all(&block).await?;
         }
-        // And then nothing.
+        // Then send nothing more.
         while stream.read(&mut asked).await? > 0 {}
     }
     Ok(())

@@ -1,15 +1,15 @@
 //! Real servers, real processes and real faults for the tests, the demo and the benchmark.
 //!
 //! - [`Postgres`], [`RabbitMq`]: private instances on free ports, in temporary directories, as users without rights
-//! - [`PgBouncer`]: a pooler before one of them
-//! - [`Daemon`]: a process under test, its log lines awaited
+//! - [`PgBouncer`]: a pooler in front of a PostgreSQL
+//! - [`Daemon`]: a process under test and its log lines
 //! - [`Proxy`]: a network that can be cut, stalled or delayed
 //! - [`certificates`]: a certificate authority of our own
-//! - [`raw`], [`liar`]: AMQP by the byte, from a publisher and from a broker · [`crowd()`]: clients of a port that hold on
-//! - [`hostile_settings`], [`shadows()`]: what people set, and what they plant
-//! - [`eventually`]: waits that have a deadline and name who waits
+//! - [`raw`], [`liar`]: hand-made AMQP bytes of a publisher and of a broker · [`crowd()`]: clients that occupy a port
+//! - [`hostile_settings`], [`shadows()`]: hostile settings, and hostile objects in a schema
+//! - [`eventually`]: waits with a deadline, which name their caller
 //!
-//! Nothing started here outlives the process that started it, however that ends: see `guard`.
+//! No server or process outlives the process that started it, however that process ends: see `guard`.
 
 pub mod certificates;
 mod crowd;

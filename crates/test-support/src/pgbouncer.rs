@@ -12,7 +12,7 @@ use crate::{
 };
 
 const START: Duration = Duration::from_secs(300);
-/// Who may use its console, and nothing else.
+/// The user of PgBouncer's console, without other rights.
 const ADMIN: &str = "console";
 
 pub struct PgBouncer {
@@ -22,7 +22,7 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Before the server on `port`. Each user (name, password) shares `pool` connections to a database.
+    /// Starts a pooler in front of the server on `port`. Each user (name, password) has `pool` connections to a database.
     pub async fn start(port: u16, users: &[(&str, &str)], pool: usize) -> Result<Self> {
         let program = programs::pgbouncer()?;
         // It refuses to run as root.
@@ -64,7 +64,7 @@ impl PgBouncer {
         self.port
     }
 
-    /// A command of its console, `RECONNECT` say.
+    /// Runs a command of the console, for example `RECONNECT`.
     pub async fn console(&self, command: &str) -> Result<()> {
         let port = self.port;
         let url = format!("postgres://{ADMIN}:{ADMIN}@127.0.0.1:{port}/pgbouncer");

@@ -18,15 +18,15 @@ use crate::{
 };
 
 const PASSWORD: &str = "postgres";
-/// A start takes a second; on a busy machine it may take minutes.
+/// Time limit of a start, which takes a second, and minutes on a busy machine.
 const START: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Default)]
 pub struct PostgresOptions {
-    /// Lines of postgresql.conf.
+    /// Additional lines of postgresql.conf.
     pub settings: Vec<(String, String)>,
     pub tls: Option<ServerTls>,
-    /// Where its folder is made, instead of the system's place for temporary files.
+    /// Parent of the server's folder, instead of the system's directory for temporary files.
     pub under: Option<PathBuf>,
 }
 
@@ -110,12 +110,13 @@ impl Postgres {
         Ok(postgres)
     }
 
-    /// Starts it, on the same port and data, and waits until it takes connections.
+    /// Starts the server, on the same port and data, and waits until it accepts connections.
     pub async fn restart(&mut self) -> Result<()> {
         self.server = None;
         let data = self.folder.path().join("data");
         let (data, port) = (data.display().to_string(), self.port.to_string());
-        // Not in a file of the data directory: a copy of it is another server's, with a folder of its own.
+        // Do not write this to a file of the data directory: a copy of that directory belongs to another server with another
+        // folder.
         let sockets = format!("unix_socket_directories={}", self.folder.path().display());
         let log = self.folder.path().join("log");
         let program = self.binaries.join("postgres");
@@ -140,7 +141,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// Holds data, configuration and logs.
+    /// The folder with data, configuration and logs.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -149,7 +150,7 @@ impl Postgres {
         self.port
     }
 
-    /// As superuser, over TCP.
+    /// URL of a superuser, over TCP.
     pub fn url(&self, database: &str) -> String {
         self.url_for("postgres", PASSWORD, database)
     }
@@ -161,7 +162,7 @@ impl Postgres {
         )
     }
 
-    /// As superuser; the connection ends with the client.
+    /// Connects as superuser; the connection ends with the client.
     pub async fn connect(&self, database: &str) -> Result<Client> {
         self.connect_by_socket(database).await
     }
@@ -179,7 +180,7 @@ impl Postgres {
         Ok(client)
     }
 
-    /// As superuser, several statements at once.
+    /// Runs several statements as superuser.
     pub async fn execute(&self, database: &str, sql: &str) -> Result<()> {
         Ok(self.connect(database).await?.batch_execute(sql).await?)
     }
@@ -189,7 +190,7 @@ impl Postgres {
             .await
     }
 
-    /// A copy, in some ten milliseconds.
+    /// Copies a database, in some ten milliseconds.
     pub async fn copy_database(&self, name: &str, template: &str) -> Result<()> {
         self.execute(
             "postgres",
@@ -198,7 +199,7 @@ impl Postgres {
         .await
     }
 
-    /// One of the server's client programs, as superuser of this database.
+    /// Runs one of the server's client programs, as superuser of this database.
     pub fn program(&self, name: &str, database: &str) -> Command {
         let mut command = Command::new(self.binaries.join(name));
         command
@@ -210,7 +211,7 @@ impl Postgres {
         command
     }
 
-    /// Plain psql with ON_ERROR_STOP, as a user would run it. Returns its output; fails with its errors.
+    /// Runs plain psql with ON_ERROR_STOP, as a user would. Returns its output; fails with its errors.
     pub fn psql(&self, user: &str, password: &str, database: &str, input: &str) -> Result<String> {
         use std::io::Write;
         let mut psql = Command::new(client(&self.binaries, "psql"))
@@ -242,7 +243,7 @@ impl Postgres {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Fast shutdown.
+    /// Stops the server with a fast shutdown.
     pub async fn stop(&mut self) -> Result<()> {
         if let Some(server) = self.server.take() {
             server.signal(Signal::SIGINT)?;
@@ -251,17 +252,17 @@ impl Postgres {
         Ok(())
     }
 
-    /// SIGKILL to the postmaster and every backend, as when the machine loses power.
+    /// Sends SIGKILL to the postmaster and every backend, like a loss of power.
     pub async fn kill(&mut self) {
         if let Some(server) = self.server.take() {
             server.kill(START).await;
         }
-        // A postmaster that died leaves it, and the next one may find another process under that number.
+        // A killed postmaster leaves this file, and the next postmaster may find another process with that number.
         let _ = std::fs::remove_file(self.folder.path().join("data/postmaster.pid"));
     }
 }
 
-/// A client program: the server's own, or the machine's where a server comes without.
+/// A client program: the server's own, or the machine's if the server has none.
 fn client(binaries: &Path, name: &str) -> PathBuf {
     let own = binaries.join(name);
     if own.exists() { own } else { name.into() }

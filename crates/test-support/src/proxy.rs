@@ -1,4 +1,4 @@
-//! A network between two processes that does what a test says.
+//! A proxy between two processes: a network that a test controls.
 
 use std::{
     net::SocketAddr,
@@ -24,18 +24,18 @@ use crate::{Result, eventually};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Forward,
-    /// Connections are closed, and new ones too.
+    /// Close all connections, and every new one.
     Cut,
-    /// Connections stay, new ones are accepted, and no byte moves.
+    /// Keep connections and accept new ones, but move no byte.
     Stall,
-    /// Bytes reach the server; what it answers is held back.
+    /// Forward bytes to the server, and hold its answers back.
     StallAnswers,
-    /// The server is heard; what is said to it is held back.
+    /// Forward the server's bytes, and hold bytes to the server back.
     StallRequests,
-    /// The next connection that sends more than so many bytes to the server is reset behind them, wherever in a frame
-    /// that is; then it forwards.
+    /// Reset the next connection that sends more than this many bytes to the server, after these bytes, also in the middle of a
+    /// frame. Then forward.
     ResetAfter(usize),
-    /// Every piece of data takes this much longer, each way.
+    /// Delay every piece of data by this time, in each direction.
     Delay(Duration),
 }
 
@@ -43,7 +43,7 @@ pub struct Proxy {
     address: SocketAddr,
     target: watch::Sender<SocketAddr>,
     mode: Arc<watch::Sender<Mode>>,
-    /// Changes when the open connections are forgotten.
+    /// Changes when the proxy forgets its open connections.
     forgetting: watch::Sender<()>,
     open: Arc<AtomicUsize>,
     resets: Arc<AtomicUsize>,
@@ -56,7 +56,7 @@ impl Proxy {
         Self::start_at(([127, 0, 0, 1], 0).into(), target).await
     }
 
-    /// Listens where it is told.
+    /// Listens on the given address.
     pub async fn start_at(listen: SocketAddr, target: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
@@ -67,7 +67,7 @@ impl Proxy {
         let (count, modes) = (Arc::clone(&open), Arc::clone(&mode));
         let (done, taken) = (Arc::clone(&resets), Arc::clone(&turns));
         let accepting = tokio::spawn(async move {
-            // Dropped with this task, and the connections with it.
+            // The set is dropped with this task, and so are the connections.
             let mut connections = JoinSet::new();
             loop {
                 tokio::select! {
@@ -112,10 +112,10 @@ impl Proxy {
         self.mode.send_replace(mode);
     }
 
-    /// Ends every connection, and carries new ones as before.
+    /// Ends every connection, and forwards new ones as before.
     pub async fn sever(&self, within: Duration) {
         self.set(Mode::Cut);
-        // Whoever has not seen the cut yet would miss it.
+        // Wait until every connection has seen the cut.
         eventually("the connections to end", within, async || {
             (self.connections() == 0).then_some(())
         })
@@ -123,38 +123,38 @@ impl Proxy {
         self.set(Mode::Forward);
     }
 
-    /// As a NAT or a firewall that lost its state: no byte of a connection that is open now moves any more, nothing closes
-    /// it, and new ones are carried as before.
+    /// Acts like a NAT or a firewall that lost its state: no byte of an open connection moves any more, nothing closes it, and
+    /// new connections are forwarded as before.
     pub fn forget(&self) {
         self.forgetting.send_replace(());
     }
 
-    /// New connections go there from now on; open ones stay where they are.
+    /// Forwards new connections to this address from now on; open connections stay.
     pub fn retarget(&self, target: SocketAddr) {
         self.target.send_replace(target);
     }
 
-    /// Connections that `ResetAfter` has reset so far.
+    /// Number of connections that `ResetAfter` has reset so far.
     pub fn resets(&self) -> usize {
         self.resets.load(Ordering::Relaxed)
     }
 
-    /// How many times somebody spoke to the server after it had spoken: round trips, where each question waits for the
-    /// answer to the one before.
+    /// Number of times that a client sent data after the server had sent data. These are round trips, if each question waits for
+    /// the answer to the previous one.
     pub fn turns(&self) -> usize {
         self.turns.load(Ordering::Relaxed)
     }
 
-    /// Connections that are open through it now.
+    /// Number of connections that are open now.
     pub fn connections(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 }
 
-/// Counts the turns of one connection among those of all.
+/// Adds the turns of one connection to the turns of all.
 struct Turns {
     all: Arc<AtomicUsize>,
-    /// The client spoke last.
+    /// Whether the client sent data last.
     asked: AtomicBool,
 }
 
@@ -167,7 +167,7 @@ impl Turns {
     }
 }
 
-/// How a connection through the proxy ended.
+/// The end of a connection through the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Closed,
@@ -189,7 +189,7 @@ async fn carry(
 ) -> Ended {
     let mut cut = modes.clone();
     let work = async {
-        // A stalled network does not even reach the server.
+        // In a stalled network a connect does not reach the server.
         if modes.wait_for(|mode| *mode != Mode::Stall).await.is_err() {
             return Ended::Closed;
         }
@@ -206,21 +206,21 @@ async fn carry(
             or_forgotten(there, &forgotten),
             or_forgotten(back, &forgotten),
         );
-        // One side's end ends both: nobody here needs half-closed connections.
+        // The end of one side ends both, because no client here needs half-closed connections.
         tokio::select! {
             ended = there => ended,
             ended = back => ended,
         }
     };
     tokio::select! {
-        // The cut first: what was held back by a stall must not slip through with it.
+        // Check for the cut first: bytes that a stall held back must not pass with it.
         biased;
         _ = cut.wait_for(|mode| *mode == Mode::Cut) => Ended::Closed,
         ended = work => ended,
     }
 }
 
-/// A connection that is forgotten never ends by itself.
+/// A forgotten connection never ends by itself.
 async fn or_forgotten(work: impl Future<Output = Ended>, forgotten: &watch::Receiver<()>) -> Ended {
     let mut forgotten = forgotten.clone();
     let mut work = std::pin::pin!(work);
@@ -240,7 +240,7 @@ async fn pump(
     to_server: bool,
 ) -> Ended {
     let mut buffer = vec![0; 64 * 1024];
-    // Bytes until the reset, once one is asked for.
+    // Bytes until the reset, if a reset was requested.
     let mut left: Option<usize> = None;
     while let Ok(n @ 1..) = from.read(&mut buffer).await {
         turns.spoke(to_server);
@@ -255,7 +255,7 @@ async fn pump(
                 let left = left.get_or_insert(bytes);
                 if *left < n {
                     let _ = to.write_all(&buffer[..*left]).await;
-                    // Closed with unsent data thrown away, which the peer sees as a reset.
+                    // Close and discard unsent data, which the peer sees as a reset.
                     let _ = to.as_ref().set_zero_linger();
                     return Ended::Reset;
                 }

@@ -17,19 +17,19 @@ use crate::{
     guard::{Account, Guarded},
 };
 
-/// A start takes seconds; on a busy machine it may take minutes.
+/// Time limit of a start, which takes seconds, and minutes on a busy machine.
 const START: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Default)]
 pub struct RabbitMqOptions {
-    /// Lines of rabbitmq.conf.
+    /// Additional lines of rabbitmq.conf.
     pub config: Vec<String>,
     /// Adds a TLS listener.
     pub tls: Option<ServerTls>,
     pub plugins: Vec<String>,
 }
 
-/// The node whose cluster another one joins, and the port of the epmd that both are registered with.
+/// A node whose cluster another node joins, and the port of the epmd of both.
 struct Cluster {
     first: String,
     epmd_port: u16,
@@ -43,7 +43,7 @@ pub struct RabbitMq {
     folder: TempDir,
     env: Vec<(&'static str, String)>,
     epmd_port: u16,
-    /// Another node's, which lives as long as that one.
+    /// The epmd of another node, which lives as long as that node.
     shares_epmd: bool,
     port: u16,
     tls_port: Option<u16>,
@@ -130,7 +130,7 @@ impl RabbitMq {
             ("HOME", folder.path().display().to_string()),
             ("ERL_EPMD_PORT", epmd_port.to_string()),
             ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
-            // One that the node starts itself is a daemon, and would outlive us.
+            // An epmd that the node starts itself is a daemon, and would outlive us.
             ("ERL_FLAGS", "-start_epmd false".to_owned()),
             ("RABBITMQ_NODENAME", node_name(port)),
             ("RABBITMQ_DIST_PORT", dist_port.to_string()),
@@ -161,14 +161,14 @@ impl RabbitMq {
         Ok(broker)
     }
 
-    /// Starts it, on the same port and data, and waits until it speaks AMQP.
+    /// Starts the node, on the same port and data, and waits until it speaks AMQP.
     pub async fn restart(&mut self) -> Result<()> {
         self.server = None;
         if !self.shares_epmd && !self.epmd.as_ref().is_some_and(Guarded::is_running) {
             let port = self.epmd_port.to_string();
             let log = self.folder.path().join("epmd.log");
             let args = ["-port", &port, "-address", "127.0.0.1"];
-            // A home with an Erlang of its own has its epmd beside the scripts.
+            // A RabbitMQ home with its own Erlang has epmd beside the scripts.
             let own = self.scripts.join("epmd");
             let program = if own.exists() { own } else { "epmd".into() };
             self.epmd = Some(Guarded::start(
@@ -211,7 +211,7 @@ impl RabbitMq {
         )
     }
 
-    /// Another node of this one's cluster; this one must be running, and must outlive it.
+    /// Starts another node in this node's cluster. This node must be running, and must outlive the new one.
     pub async fn member(&self) -> Result<Self> {
         let cluster = Cluster {
             first: self.node(),
@@ -224,7 +224,7 @@ impl RabbitMq {
         node_name(self.port)
     }
 
-    /// Holds data, configuration and logs.
+    /// The folder with data, configuration and logs.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -237,7 +237,7 @@ impl RabbitMq {
         self.tls_port
     }
 
-    /// As `guest`, which may do everything. `vhost` needs no percent-encoding here.
+    /// URL of `guest`, who may do everything. `vhost` needs no percent-encoding here.
     pub fn url(&self, vhost: &str) -> String {
         self.url_for("guest", "guest", vhost)
     }
@@ -250,12 +250,12 @@ impl RabbitMq {
         )
     }
 
-    /// Of the process that was started; the node itself is below it.
+    /// The pid of the process that was started; the node itself is a child of it.
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(Guarded::pid)
     }
 
-    /// rabbitmqctl against this node; takes a second or two, and many more on a busy machine.
+    /// Runs rabbitmqctl against this node. This takes a second or two, and many more on a busy machine.
     pub async fn ctl(&self, args: &[&str]) -> Result<String> {
         let mut command =
             tokio::process::Command::from(self.account.command(self.scripts.join("rabbitmqctl")));
@@ -277,7 +277,7 @@ impl RabbitMq {
         Ok(text)
     }
 
-    /// Virtual hosts in which `guest` may do everything, all in one call.
+    /// Creates virtual hosts in which `guest` may do everything, in one call.
     pub async fn create_vhosts(&self, names: &[String]) -> Result<()> {
         let list: Vec<String> = names.iter().map(|name| format!("<<\"{name}\">>")).collect();
         let code = format!(
@@ -297,22 +297,22 @@ impl RabbitMq {
         Ok(())
     }
 
-    /// Waits until what was declared is on disk. Mnesia writes its log a moment later than it answers: a broker that was
-    /// killed too soon forgot a durable binding (seen with RabbitMQ 3.10 on a busy machine, one kill in twenty).
+    /// Waits until declarations are on disk. Mnesia writes its log a moment after it answers: a broker that was killed too soon
+    /// forgot a durable binding (seen with RabbitMQ 3.10 on a busy machine, in one kill of twenty).
     pub async fn remember(&self) -> Result<()> {
-        // Versions without Mnesia need none of this.
+        // Versions without Mnesia do not need this.
         self.ctl(&["eval", "catch mnesia:sync_log(), ok."]).await?;
         Ok(())
     }
 
-    /// SIGKILL, as when the machine loses power.
+    /// Sends SIGKILL, like a loss of power.
     pub async fn kill(&mut self) {
         if let Some(server) = self.server.take() {
             server.kill(START).await;
         }
     }
 
-    /// SIGSTOP: it keeps its sockets and says nothing.
+    /// Sends SIGSTOP: the node keeps its sockets and answers nothing.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)
     }

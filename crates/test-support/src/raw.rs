@@ -1,4 +1,4 @@
-//! AMQP by the byte: what a publisher can send that no library of ours would.
+//! Hand-made AMQP bytes: messages that a publisher can send, but none of our libraries would.
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,13 +14,13 @@ pub const TYPE: u16 = 1 << 5;
 pub struct Publisher(TcpStream);
 
 impl Publisher {
-    /// Logged in, with channel 1.
+    /// Connects and logs in, with channel 1.
     pub async fn connect(port: u16, vhost: &str) -> Result<Self> {
         let socket = TcpStream::connect(("127.0.0.1", port));
         let mut publisher = Self(socket.await?);
         publisher.0.write_all(b"AMQP\0\0\x09\x01").await?;
         publisher.until(10, 10).await?;
-        // No properties, PLAIN, guest.
+        // The answer: no properties, PLAIN, guest.
         let mut start = vec![0, 0, 0, 0];
         start.extend(short("PLAIN"));
         start.extend(long(b"\0guest\0guest"));
@@ -36,7 +36,7 @@ impl Publisher {
         Ok(publisher)
     }
 
-    /// To a queue, with properties as they stand behind their flags.
+    /// Publishes to a queue, with the bytes of the properties after their flags.
     pub async fn publish(
         &mut self,
         queue: &str,
@@ -54,7 +54,7 @@ impl Publisher {
         self.frame(3, 1, body).await
     }
 
-    /// The broker has taken all of it.
+    /// Waits until the broker has taken everything.
     pub async fn done(mut self) -> Result<()> {
         let close = [&200_u16.to_be_bytes()[..], &short("bye"), &[0; 4]].concat();
         self.method(1, 20, 40, &close).await?;
@@ -80,7 +80,7 @@ impl Publisher {
         Ok(self.0.write_all(&frame).await?)
     }
 
-    /// The arguments of the broker's next method of this kind.
+    /// Waits for the broker's next method of this kind, and returns its arguments.
     async fn until(&mut self, class: u16, method: u16) -> Result<Vec<u8>> {
         let what = [class.to_be_bytes(), method.to_be_bytes()].concat();
         loop {
@@ -111,13 +111,13 @@ pub fn long(bytes: &[u8]) -> Vec<u8> {
     [&size[..], bytes].concat()
 }
 
-/// The entries of a table: one without a name, which holds a table with one entry, and so on.
+/// The entries of a nested table: each table has one entry without a name, which is the next table.
 pub fn nested(levels: usize) -> Vec<u8> {
     let mut inner = Vec::new();
-    // From the inside; each level stands behind its length.
+    // Build from the inside out; each level follows its length.
     for _ in 0..levels {
         let size = u32::try_from(inner.len()).unwrap().to_be_bytes();
-        // Reversed, so that a level is added at the end.
+        // The bytes are reversed, so that each level is appended.
         inner.extend(size.iter().rev());
         inner.extend([b'F', 0]);
     }

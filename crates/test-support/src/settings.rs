@@ -1,10 +1,11 @@
-//! What people set for a server, a database or a role.
+//! Settings that people make for a server, a database or a role.
 
 use tokio_postgres::{Client, Row};
 
 use crate::Result;
 
-/// Not set here: a transaction's own; a library that is not there ends the login; and what is said instead (a test of its own).
+/// Settings that are left out: those of a transaction; a missing library, which ends the login; and those that the relay reports
+/// (another test covers them).
 const LEFT_OUT: [&str; 6] = [
     "transaction_isolation",
     "transaction_read_only",
@@ -14,7 +15,7 @@ const LEFT_OUT: [&str; 6] = [
     "application_name",
 ];
 
-/// For a setting that is text.
+/// Values for settings that are text.
 const TEXTS: [(&str, &str); 11] = [
     ("search_path", "nowhere"),
     ("DateStyle", "SQL, DMY"),
@@ -29,8 +30,8 @@ const TEXTS: [(&str, &str); 11] = [
     ("lc_numeric", "POSIX"),
 ];
 
-/// Values that are not the built-in ones, for every setting that a user may change: the lowest, then the highest; the first
-/// of the words, then the second, and so on.
+/// Values other than the built-in ones, for every setting that a user may change: the lowest, then the highest; of words the
+/// first, then the second, and so on.
 pub async fn hostile_settings(client: &Client, round: usize) -> Result<Vec<(String, String)>> {
     let sql = "SELECT name, vartype, enumvals, min_val, max_val, boot_val FROM pg_settings WHERE context = 'user' \
                AND NOT name = ANY ($1)";
@@ -45,7 +46,7 @@ pub async fn hostile_settings(client: &Client, round: usize) -> Result<Vec<(Stri
                 let others: Vec<String> = words.into_iter().filter(|word| *word != boot).collect();
                 others.get(round % others.len().max(1))?.clone()
             }
-            // A time-out of a millisecond, say. The lowest is "none" for most.
+            // For example a time-out of a millisecond. The lowest value of most time-outs means "none".
             "integer" if round == 0 => match text(row, 3) {
                 low if low == boot || low == "0" || low == "-1" => "1".to_owned(),
                 low => low,

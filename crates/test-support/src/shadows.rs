@@ -1,10 +1,10 @@
-//! What somebody who may create in a schema of others' search_path can put there.
+//! Objects that an attacker can create in a schema of other roles' search_path.
 
 use std::{collections::BTreeSet, path::Path};
 
 use crate::Result;
 
-/// The SQL that is ours and runs as somebody: migrations, roles, the exporter's queries, the relay's statements.
+/// All SQL of ours that a role runs: migrations, roles, the exporter's queries, the relay's statements.
 fn our_sql(repository: &Path) -> Result<String> {
     let folders = [
         "migrations/outbox",
@@ -28,8 +28,8 @@ fn our_sql(repository: &Path) -> Result<String> {
     Ok(all)
 }
 
-/// Plants, in a schema, a stand-in for every function, operator, type and table of PostgreSQL's own that our SQL names. One
-/// that runs draws a number from `trap.sprung`.
+/// Plants, in a schema, a stand-in for every function, operator, type and table of PostgreSQL that our SQL names. A stand-in that
+/// runs draws a number from `trap.sprung`.
 pub fn shadows(repository: &Path, schema: &str) -> Result<String> {
     let sql = our_sql(repository)?;
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
@@ -47,7 +47,7 @@ pub fn shadows(repository: &Path, schema: &str) -> Result<String> {
         .split(|c| !is_symbol(c))
         .filter(|s| !s.is_empty())
         .collect();
-    // What IN and BETWEEN stand for.
+    // The operators of IN and BETWEEN.
     symbols.extend(["=", "<=", ">="]);
     let list = |names: &BTreeSet<&str>| {
         let quoted: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();

@@ -1,7 +1,6 @@
--- Plants, in one schema, a stand-in for every function, operator, type and table of PostgreSQL's own that our SQL names.
--- $1 in psql's place: {schema}. {words}: every word of our SQL that stands before a bracket; {symbols}: its operators;
--- {names}: every word of it.
--- A stand-in fits exactly whatever types the original would take by a cast, and so wins wherever its schema is looked at.
+-- Plants, in one schema, a stand-in for every function, operator, type and table of PostgreSQL that our SQL names.
+-- Parameters: {schema}; {words}: every word of our SQL before a parenthesis; {symbols}: its operators; {names}: all its words.
+-- A stand-in takes exactly the types that the original would take by a cast, so it wins wherever its schema is in the path.
 CREATE SCHEMA IF NOT EXISTS trap;
 GRANT USAGE ON SCHEMA trap TO PUBLIC;
 CREATE SEQUENCE IF NOT EXISTS trap.sprung;
@@ -22,13 +21,13 @@ DECLARE
     sql text;
     planted bigint := 0;
 BEGIN
-    -- Types that our rows and parameters have, and what expressions over them come to.
+    -- Types of our rows and parameters, and of expressions over them.
     CREATE TEMP TABLE kind ON COMMIT DROP AS
         SELECT DISTINCT t.oid, t.typbasetype AS base, format_type(t.oid, NULL) AS called
         FROM pg_type t
         WHERE t.oid = ANY ('{int2,int4,int8,float8,numeric,bool,text,name,timestamptz,interval,uuid,json,bytea,xid8,oid,regclass,pg_snapshot,tid,"\"char\"",pg_node_tree,oidvector,int2[],int8[],text[],uuid[],aclitem[]}'::regtype[])
            OR (t.typtype = 'd' AND t.typnamespace::regnamespace::text IN ('outbox', 'inbox'));
-    -- From which of those to which parameter PostgreSQL goes by itself.
+    -- Implicit casts from these types to parameter types.
     CREATE TEMP TABLE goes ON COMMIT DROP AS
         SELECT k.oid AS given, p.oid AS taken
         FROM kind k CROSS JOIN pg_type p
@@ -111,7 +110,7 @@ BEGIN
                            one.relname, one.relname);
             EXECUTE format('GRANT SELECT ON {schema}.%I TO PUBLIC', one.relname);
             planted := planted + 1;
-        -- Some have columns that no view can have.
+        -- Some tables have columns that no view can have.
         EXCEPTION WHEN invalid_table_definition THEN
             NULL;
         END;

@@ -1,4 +1,4 @@
-//! The servers start, die, come back, and leave nothing behind.
+//! The servers start, die, start again, and leave nothing behind.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use lapin::{
 };
 use test_support::{Postgres, RabbitMq, eventually};
 
-/// A slow machine gets this long.
+/// Time limit, for a slow machine.
 const SOON: Duration = Duration::from_secs(180);
 
 fn processes(of: &str) -> usize {
@@ -59,7 +59,7 @@ async fn postgresql_starts_dies_comes_back_and_leaves_nothing() {
     .await;
 }
 
-/// Durable bindings of a durable queue; how many.
+/// The number of durable bindings of a durable queue.
 async fn bind(url: &str) -> Result<usize, lapin::Error> {
     const BINDINGS: usize = 50;
     let connection =

@@ -1,8 +1,8 @@
-//! The forms in which people have a PostgreSQL address: URLs of libpq, of platforms and of ORMs, and key=value text.
+//! Parses PostgreSQL addresses: URLs of libpq, of platforms and of ORMs, and key=value text.
 //!
-//! Each part is honoured, or has no meaning here, or is refused by its name with what to write instead. The driver's
-//! own parser has one word for all that it refuses, adds hosts where libpq replaces them, and takes a part of a
-//! password that was not encoded for a host. No text of a password, and nothing that could be one, is ever shown.
+//! The relay honours a part, ignores it because it has no meaning here, or refuses it: the error names the part and says what
+//! to write instead. The driver's own parser has one error text for everything that it refuses, adds hosts where libpq
+//! replaces them, and takes part of an unencoded password for a host. No error shows a password, or text that could be one.
 //! <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING>
 
 mod parameters;
@@ -16,7 +16,7 @@ use parameters::{Parts, port_number};
 
 const FORM: &str = "postgres://user:password@host:5432/database?sslmode=verify-full";
 
-/// Other forms, by how they begin.
+/// Other forms, by their beginnings.
 const FOREIGN: &[(&str, &str)] = &[
     ("jdbc:", "is a JDBC URL"),
     ("r2dbc:", "is an R2DBC URL"),
@@ -39,7 +39,7 @@ const FOREIGN: &[(&str, &str)] = &[
     ("https:", "is a web address"),
 ];
 
-/// `section` is where the keys stand that are named instead: `database.`, or `source.0.database.`.
+/// `section` is the prefix of the keys that errors name: `database.`, or `source.0.database.`.
 pub(super) fn parse(text: &str, section: &str) -> Result<Dsn, String> {
     let text = text.trim();
     let mut parts = Parts::new(section);
@@ -57,7 +57,7 @@ pub(super) fn parse(text: &str, section: &str) -> Result<Dsn, String> {
         );
     } else if text.contains("://") || !text.contains('=') {
         return Err(format!(
-            "is not a PostgreSQL URL ({FORM}) and no key=value text"
+            "is not a PostgreSQL URL ({FORM}) and not key=value text"
         ));
     } else if text.contains(';') && !text.contains(char::is_whitespace) {
         return Err(format!("is an ADO.NET connection string; write {FORM}"));
@@ -67,22 +67,23 @@ pub(super) fn parse(text: &str, section: &str) -> Result<Dsn, String> {
     parts.finish()
 }
 
-/// What stands behind `postgres://`.
+/// Parses the text after `postgres://`.
 fn url(rest: &str, parts: &mut Parts<'_>) -> Result<(), String> {
     if let Some(c) = rest.chars().find(|c| c.is_whitespace() || c.is_control()) {
         return Err(match c {
-            ' ' => "holds a space; write it as %20".to_owned(),
-            _ => "holds a line break or another control character; remove it".to_owned(),
+            ' ' => "contains a space; write it as %20".to_owned(),
+            _ => "contains a line break or another control character; remove it".to_owned(),
         });
     }
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, behind) = rest.split_at(end);
-    // Else the rest of a password would be taken for a database, a parameter or a host, and be shown or looked up.
+    // Without this check the rest of a password would be taken for a database, a parameter or a host. It would be shown in an
+    // error, or looked up in DNS.
     if behind.contains('@') {
         let culprit = &behind[..1];
         let code = if culprit == "/" { "%2F" } else { "%3F" };
         return Err(format!(
-            "holds a {culprit} before an @: in a user name or a password write {culprit} as {code}, and an @ that does \
+            "contains a {culprit} before an @: in a user name or a password write {culprit} as {code}, and an @ that does \
              not stand before the host as %40"
         ));
     }
@@ -93,7 +94,7 @@ fn url(rest: &str, parts: &mut Parts<'_>) -> Result<(), String> {
     if let Some(credentials) = credentials {
         if credentials.contains('@') {
             return Err(
-                "holds more than one @ before the host: in a user name or a password write @ as %40"
+                "contains more than one @ before the host: in a user name or a password write @ as %40"
                     .to_owned(),
             );
         }
@@ -150,7 +151,7 @@ fn authority_hosts(hosts: &str, parts: &mut Parts<'_>) -> Result<(), String> {
         } else {
             if one.matches(':').count() > 1 {
                 return Err(
-                    "has a host with more than one colon; an IPv6 address stands in brackets: [::1]:5432"
+                    "has a host with more than one colon; write an IPv6 address in brackets: [::1]:5432"
                         .to_owned(),
                 );
             }
@@ -170,9 +171,9 @@ fn words(text: &str, parts: &mut Parts<'_>) -> Result<(), String> {
     parts.holds_password = holds_password(text);
     let mut rest = text.trim_start();
     while !rest.is_empty() {
-        // Not shown: it may be the rest of a password that was not quoted.
+        // Do not show the part: it may be the rest of an unquoted password.
         let no_pair = || {
-            "is key=value text in which something is no key=value; write a value with spaces in quotation marks: \
+            "is key=value text with a part that is not key=value; write a value with spaces in quotation marks: \
              password='two words'"
                 .to_owned()
         };
@@ -222,7 +223,7 @@ fn decoded(text: &str, part: &str) -> Result<String, String> {
     }
     let text = percent_encoding::percent_decode_str(text)
         .decode_utf8()
-        .map_err(|_| format!("has bytes in its {part} that are no UTF-8"))?;
+        .map_err(|_| format!("has bytes in its {part} that are not UTF-8"))?;
     if text.contains('\0') {
         return Err(format!("has a NUL in its {part}"));
     }

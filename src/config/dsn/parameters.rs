@@ -1,4 +1,4 @@
-//! What each parameter of an address means here: honoured, of no meaning, or refused with what to write instead.
+//! The parameters of an address: honoured, ignored, or refused with a text that says what to write instead.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -16,7 +16,7 @@ pub(in crate::config) struct Dsn {
     pub pooled: Option<String>,
 }
 
-/// Have no meaning for a program with connections of its own; platforms and ORMs put them there.
+/// Ignored: parameters of platforms and ORMs without a meaning for a program that manages its own connections.
 const IGNORED: &[&str] = &[
     // The relay has its own name, keepalives and session.
     "application_name",
@@ -26,11 +26,11 @@ const IGNORED: &[&str] = &[
     "keepalives_count",
     "keepalives_retries",
     "tcp_user_timeout",
-    // Every name in the relay's SQL has its schema.
+    // The relay's SQL names the schema of every object.
     "schema",
     "currentschema",
     "search_path",
-    // Of a pool.
+    // Parameters of pools.
     "connection_limit",
     "pool",
     "pool_size",
@@ -41,7 +41,7 @@ const IGNORED: &[&str] = &[
     "pool_max_conn_idle_time",
     "max_overflow",
     "socket_timeout",
-    // Of TLS: the name is always sent, nothing is compressed.
+    // Parameters of TLS: the relay always sends the name, and compresses nothing.
     "sslcompression",
     "uselibpqcompat",
     // Doctrine, Supabase and Vercel.
@@ -50,7 +50,7 @@ const IGNORED: &[&str] = &[
     "workaround",
 ];
 
-/// What to do instead, by name.
+/// Refused parameters, each with what to do instead.
 const INSTEAD: &[(&str, &str)] = &[
     ("sslrootcert", "write {}ca_file = \"<path>\""),
     ("sslcert", "write {}cert_file = \"<path>\""),
@@ -115,7 +115,7 @@ const INSTEAD: &[(&str, &str)] = &[
     ),
 ];
 
-/// Understood with these values.
+/// Parameters that the relay honours, with their values.
 const HONOURED: &[&str] = &[
     "user",
     "username",
@@ -162,7 +162,7 @@ pub(super) struct Parts<'s> {
     sslmode: Option<String>,
     pooled: Option<String>,
     seen: BTreeSet<String>,
-    /// A name that nobody knows may then be a part of it, which was not encoded or quoted.
+    /// The text contains a password. An unknown name may then be part of that password, if it was not encoded or quoted.
     pub(super) holds_password: bool,
 }
 
@@ -184,7 +184,7 @@ impl<'s> Parts<'s> {
         }
     }
 
-    /// For messages.
+    /// The parameter as messages show it.
     pub(super) fn shown(&self, name: &str) -> String {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
         let known = HONOURED.contains(&name.to_lowercase().as_str());
@@ -198,7 +198,7 @@ impl<'s> Parts<'s> {
     pub(super) fn parameter(&mut self, name: &str, value: &str) -> Result<(), String> {
         let key = name.to_lowercase();
         let shown = self.shown(name);
-        let wrong = |right: &str| Err(format!("has the {shown} with another value than {right}"));
+        let wrong = |right: &str| Err(format!("has the {shown} with a value other than {right}"));
         if !self.seen.insert(key.clone()) {
             return Err(format!("has the {shown} twice; leave one of them"));
         }
@@ -206,7 +206,7 @@ impl<'s> Parts<'s> {
             "user" | "username" => self.user = Some(value.to_owned()),
             "password" => self.password = Some(value.to_owned()).filter(|p| !p.is_empty()),
             "dbname" | "database" => self.dbname = Some(value.to_owned()),
-            // As in libpq: instead of the ones before the path.
+            // As in libpq, these replace the hosts before the path.
             "host" => {
                 self.hosts = value.split(',').map(str::to_owned).collect();
                 if !self.seen.contains("port") {
@@ -245,7 +245,7 @@ impl<'s> Parts<'s> {
             "sslaccept" => return wrong("strict: certificates are always verified"),
             "sslsni" if value == "1" => {}
             "sslsni" => return wrong("1: the host's name is always sent"),
-            // libpq 16: the system's authorities, which is the default here.
+            // In libpq 16 this selects the system's authorities, which is the default here.
             "sslrootcert" if value == "system" => {}
             "sslnegotiation" => {
                 self.config.ssl_negotiation(match value {
@@ -362,12 +362,12 @@ impl<'s> Parts<'s> {
         }
         if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
             return Err(
-                "has the parameter hostaddr with another number of addresses than there are hosts"
+                "has the parameter hostaddr with a different number of addresses than hosts"
                     .to_owned(),
             );
         }
         if ports.len() > 1 && ports.len() != count {
-            return Err("has another number of ports than there are hosts".to_owned());
+            return Err("has a different number of ports than hosts".to_owned());
         }
         for host in &hosts {
             if host.starts_with('/') {
@@ -378,7 +378,7 @@ impl<'s> Parts<'s> {
             let is_name = !host.is_empty() && host.len() <= 253 && host.bytes().all(allowed);
             if !is_name && host.parse::<IpAddr>().is_err() {
                 return Err(
-                    "has a host that is no name, no IP address and no path (in a user name or a password, write @ as \
+                    "has a host that is not a name, an IP address or a path (in a user name or a password, write @ as \
                      %40, / as %2F, ? as %3F)"
                         .to_owned(),
                 );
@@ -412,7 +412,7 @@ impl<'s> Parts<'s> {
     }
 }
 
-/// For a name that nobody knows.
+/// Advice for an unknown name.
 fn cure(name: &str) -> String {
     let near = HONOURED
         .iter()

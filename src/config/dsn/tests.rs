@@ -7,7 +7,7 @@ fn parsed(text: &str) -> Dsn {
     parse(text, "database.").unwrap_or_else(|problem| panic!("{text}: {problem}"))
 }
 
-/// Every usual form that is taken, and what the driver's own parser, or libpq, would make of it.
+/// Every usual form that is accepted, and the result of the driver's own parser, or of libpq.
 #[test]
 fn the_usual_forms_are_understood() {
     let plain = "user=u password=p dbname=d host=h port=5432";
@@ -41,7 +41,7 @@ fn the_usual_forms_are_understood() {
             plain,
         ),
         ("postgres://u:p@h/d?connect_timeout=0", plain),
-        // Where parts may stand.
+        // Places of parts.
         ("postgres://h/d?user=u&password=p", plain),
         ("postgres:///d?host=h&user=u&password=p&port=5432", plain),
         ("postgres://u:p@elsewhere:1/d?host=h&port=5432", plain),
@@ -81,7 +81,7 @@ fn the_usual_forms_are_understood() {
             "postgres://u:p@h/d?options=project%3Dshop",
             "user=u password=p dbname=d host=h port=5432 options=project=shop",
         ),
-        // What a password may hold as it is, and what it holds encoded.
+        // Characters of a password, plain and encoded.
         (
             "postgres://u:a:b#c!$&'()*+,;=[]{}|^~`\\\"<>@h/d",
             "user=u password='a:b#c!$&\\'()*+,;=[]{}|^~`\\\\\"<>' dbname=d host=h port=5432",
@@ -128,7 +128,7 @@ fn the_usual_forms_are_understood() {
     assert_eq!(socket.get_hosts(), [Host::Unix("/tmp".into())]);
 }
 
-/// Every usual form that is refused: what it says, and never a part of the password.
+/// Every usual form that is refused, and its error, which never shows part of the password.
 #[test]
 fn what_is_not_honoured_is_named_with_what_to_write_instead() {
     for (form, says) in [
@@ -184,11 +184,11 @@ fn what_is_not_honoured_is_named_with_what_to_write_instead() {
         // Values.
         (
             "postgres://u:hunter2@h/d?sslmode=allow",
-            "has the parameter sslmode with another value than disable, prefer",
+            "has the parameter sslmode with a value other than disable, prefer",
         ),
         (
             "postgres://u:hunter2@h/d?sslmode=no-verify",
-            "has the parameter sslmode with another value",
+            "has the parameter sslmode with a value other than",
         ),
         (
             "postgres://u:hunter2@h/d?sslaccept=accept_invalid_certs",
@@ -200,7 +200,7 @@ fn what_is_not_honoured_is_named_with_what_to_write_instead() {
         ),
         (
             "postgres://u:hunter2@h/d?target_session_attrs=standby",
-            "has the parameter target_session_attrs with another value than any, read-write",
+            "has the parameter target_session_attrs with a value other than any, read-write",
         ),
         (
             "postgres://u:hunter2@h/d?keepalives=0",
@@ -208,7 +208,7 @@ fn what_is_not_honoured_is_named_with_what_to_write_instead() {
         ),
         (
             "postgres://u:hunter2@h/d?connect_timeout=5s",
-            "has the parameter connect_timeout with another value than seconds",
+            "has the parameter connect_timeout with a value other than seconds",
         ),
         (
             "postgres://u:hunter2@h/d?channel_binding=maybe",
@@ -220,7 +220,7 @@ fn what_is_not_honoured_is_named_with_what_to_write_instead() {
         ),
         (
             "postgres://u:hunter2@h/d?hostaddr=db.example",
-            "has the parameter hostaddr with another value than IP",
+            "has the parameter hostaddr with a value other than IP",
         ),
         (
             "postgres://u:hunter2@h/d?sslmode=disable&sslmode=verify-full",
@@ -239,31 +239,31 @@ fn what_is_not_honoured_is_named_with_what_to_write_instead() {
             "postgres://u:hunter2@h/d?sslmode",
             "has a parameter without a value",
         ),
-        // Special characters: the character, and how it is written.
+        // Special characters: the character, and its encoding.
         (
             "postgres://u:hun/ter2@h/d",
-            "holds a / before an @: in a user name or a password write / as %2F",
+            "contains a / before an @: in a user name or a password write / as %2F",
         ),
         (
             "postgres://u:hun?ter2@h/d",
-            "holds a ? before an @: in a user name or a password write ? as %3F",
+            "contains a ? before an @: in a user name or a password write ? as %3F",
         ),
         (
             "postgres://u:hun@ter2@h/d",
-            "holds more than one @ before the host",
+            "contains more than one @ before the host",
         ),
         (
             "postgres://u:hun ter2@h/d",
-            "holds a space; write it as %20",
+            "contains a space; write it as %20",
         ),
-        ("postgres://u:hun\nter2@h/d", "holds a line break"),
+        ("postgres://u:hun\nter2@h/d", "contains a line break"),
         (
             "postgres://u:hun%ter2@h/d",
             "has a % in its password without two hexadecimal digits",
         ),
         (
             "postgres://u:hun%fFter2@h/d",
-            "has bytes in its password that are no UTF-8",
+            "has bytes in its password that are not UTF-8",
         ),
         (
             "postgres://u:hunter2@h/d/e",
@@ -275,7 +275,7 @@ fn what_is_not_honoured_is_named_with_what_to_write_instead() {
         ("postgres://:hunter2@h/d", "names no user"),
         (
             "postgres://u:hunter2@::1/d",
-            "an IPv6 address stands in brackets",
+            "write an IPv6 address in brackets",
         ),
         (
             "postgres://u:hunter2@[::1/d",
@@ -283,18 +283,24 @@ fn what_is_not_honoured_is_named_with_what_to_write_instead() {
         ),
         (
             "postgres://u:hunter2@h:port/d",
-            "has a port that is no number",
+            "has a port that is not a number",
         ),
-        ("postgres://u:hunter2@h:0/d", "has a port that is no number"),
+        (
+            "postgres://u:hunter2@h:0/d",
+            "has a port that is not a number",
+        ),
         (
             "postgres://u:hunter2@a,b/d?port=1,2,3",
-            "has another number of ports than there are hosts",
+            "has a different number of ports than hosts",
         ),
-        ("postgres://u:hunter2@a,,b/d", "has a host that is no name"),
+        (
+            "postgres://u:hunter2@a,,b/d",
+            "has a host that is not a name",
+        ),
         // Words.
         (
             "host=h user=u password=hun ter2",
-            "in which something is no key=value",
+            "with a part that is not key=value",
         ),
         (
             "host=h user=u password='hunter2",
@@ -311,7 +317,7 @@ fn what_is_not_honoured_is_named_with_what_to_write_instead() {
             assert!(!problem.contains(part), "{form}: {problem}");
         }
     }
-    // Behind a password, a name may be the rest of it.
+    // After a password, a name may be the rest of it.
     let problem = parse("host=h password=a ter2=b user=u", "database.").unwrap_err();
     assert!(!problem.contains("ter2"), "{problem}");
 }
@@ -333,7 +339,7 @@ proptest! {
         ] {
             match parse(&text, "database.") {
                 Ok(dsn) => {
-                    // Taken as a whole, or as the wrong part: then it would be looked up in DNS.
+                    // The parser must take the password as a whole. Otherwise a part of it would be looked up in DNS.
                     let config = dsn.config;
                     prop_assert!(!format!("{:?}", config.get_hosts()).contains("canary"), "{}", text);
                 }
@@ -342,7 +348,7 @@ proptest! {
         }
     }
 
-    /// Whoever encodes gets every password through.
+    /// Every encoded password is accepted.
     #[test]
     fn an_encoded_password_arrives(password in "[^\\x00]{1,20}") {
         let encoded = percent_encoding::utf8_percent_encode(&password, percent_encoding::NON_ALPHANUMERIC);

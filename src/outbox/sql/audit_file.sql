@@ -1,5 +1,6 @@
--- Files stranded messages of lanes held, to be published in the order of their positions. A statement of its own after the
--- locks: what was found may have been sent or filed since, and the mark may have moved. $1 lanes, $2 ids
+-- Files stranded messages of the lanes that this session holds; they are published in the order of their positions. This
+-- statement runs after the locks: since the walk, somebody may have sent or filed the messages, or moved the mark.
+-- $1 lanes, $2 ids
 INSERT INTO outbox.waiting (lane, id, message_id, key_hash, cause, due_at, due_since)
 SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id),
        CASE WHEN m.available_at > statement_timestamp() THEN 'scheduled' ELSE 'stranded' END,

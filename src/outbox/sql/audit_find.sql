@@ -1,4 +1,4 @@
--- Which of these ids are stranded, in whatever lane: 64 probes of the index for each. $1 ids
+-- Finds the stranded messages among these ids, in any lane: 64 index probes for each id. $1 ids
 SELECT m.lane, m.id
 FROM unnest($1::bigint[]) AS s (id)
 CROSS JOIN outbox.lane l

@@ -1,6 +1,6 @@
--- Makes due what would wait for ever because somebody changed what it waits for: what stands behind nobody any more, and
--- what has no unsent message any more, so that it is read and forgotten, and frees its key. A held message stands behind
--- nobody; its destination lets it go. Who was made due by mistake would only be read once more.
+-- Makes records due that would wait forever, because somebody changed the message that they wait for: a message behind a
+-- head that is gone, and a record without an unsent message (a claim reads it, removes it and frees its key). A held
+-- message waits for its destination, not for another message. A record that becomes due by mistake is only read once more.
 -- $1 first page of outbox.waiting, $2 the page after the last
 UPDATE outbox.waiting w
 SET due_at = clock_timestamp()

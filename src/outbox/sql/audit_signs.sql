@@ -1,5 +1,5 @@
--- What tells that marks and messages may no longer fit together. `files` changes when one of the tables or the sequence is
--- truncated, restarted or rewritten; `drawn` goes back with setval.
+-- Signs that marks and messages may no longer fit together. `files` changes when somebody truncates, restarts or rewrites
+-- one of the tables or the sequence; `drawn` goes back with setval.
 SELECT (SELECT string_agg(concat(c.relname, '=', c.relfilenode), ' ' ORDER BY c.relname)
         FROM pg_class c
         JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -1,6 +1,6 @@
--- Sessions that keep this one from writing to the outbox: a table lock that conflicts with ROW EXCLUSIVE, there or asked for
--- (whoever comes later does not overtake it), or the transaction that wrote to, or locked, one of these rows or a lane's row.
--- Relays are left out: they hold lanes for their work.
+-- Sessions that keep this one from writing to the outbox. They hold or request a table lock that conflicts with ROW
+-- EXCLUSIVE (later requests queue behind a requested lock), or their transaction has written or locked one of these rows or a
+-- lane's row. Relays are left out, because they hold lanes for their work.
 -- $1 lanes, $2 ids of messages
 WITH holder (pid, what) AS (
     SELECT l.pid, 'table outbox.' || c.relname || ' (' || l.mode || CASE WHEN l.granted THEN ')' ELSE ', asked for)' END

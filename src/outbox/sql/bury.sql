@@ -1,4 +1,4 @@
--- Gives messages up. $1 lane, $2 id, $3 reason, $4 attempts, $5 error, $6 replay
+-- Files messages as dead. $1 lane, $2 id, $3 reason, $4 attempts, $5 error, $6 replay
 INSERT INTO outbox.dead AS d (lane, id, message_id, reason, attempts, last_error, replay)
 SELECT m.lane, m.id, m.message_id, s.reason, s.attempts, s.error, s.replay
 FROM unnest($1::smallint[], $2::bigint[], $3::text[], $4::integer[], $5::text[], $6::boolean[])

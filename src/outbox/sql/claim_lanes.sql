@@ -1,7 +1,7 @@
--- Locks the lanes asked for that nobody else holds, in the order asked for.
--- xmin comes from a snapshot taken before the read of the messages, so it can only be too low, never too high.
--- Locking a lane's row assigns the transaction id. The sequence must be read before that (low_water.rs): every row that
--- is locked has come through the join, and none does without the sequence's.
+-- Locks the requested lanes that no other session holds, in the order of the request.
+-- xmin comes from a snapshot that is older than the read of the messages, so it can be too low, but never too high.
+-- The lock of a lane's row assigns the transaction id. The statement must read the sequence before that (low_water.rs): the
+-- join with the sequence's row comes before every lock.
 WITH last AS MATERIALIZED (
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS drawn FROM outbox.message_id_seq
 )

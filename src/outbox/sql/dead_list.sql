@@ -1,7 +1,8 @@
--- A page, the oldest first. $1 reasons, $2 aggregate type, $3 aggregate id, $4 event type, $5 dead for at least (s),
--- $6 message ids, $7 rows, $8 died at, $9 lane and $10 position of the last row of the page before; none: NULL, 0, 0.
--- Anybody's text may have hundreds of megabytes, so what is shown of one is bounded: a character has up to four bytes,
--- and to ask for a text's bytes does not read it.
+-- A page of dead messages, the oldest first. $1 reasons, $2 aggregate type, $3 aggregate id, $4 event type, $5 dead for at
+-- least (s), $6 message ids, $7 rows, $8 died at, $9 lane and $10 position of the last row of the page before; for the first
+-- page NULL, 0, 0.
+-- A producer's text can have hundreds of megabytes, so the shown part is bounded. A character has up to four bytes, and
+-- octet_length does not read the text.
 SELECT d.message_id, left(d.reason, 100) AS reason, d.attempts, d.replay, d.lane, d.id AS position,
        d.died_at AS died, to_char(d.died_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS died_at,
        to_char(m.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created_at,
@@ -22,7 +23,7 @@ SELECT d.message_id, left(d.reason, 100) AS reason, d.attempts, d.replay, d.lane
        coalesce(m.body_size, 0)::bigint AS body_size
 FROM outbox.dead d
 LEFT JOIN outbox.message m ON m.lane = d.lane AND m.id = d.id
--- The texts of one that cannot be read would fail the whole page.
+-- The texts of an unreadable message would fail the whole page, so they are left out.
 LEFT JOIN outbox.message t ON t.lane = m.lane AND t.id = m.id AND d.reason <> 'unreadable'
 WHERE (cardinality($1::text[]) = 0 OR d.reason = ANY ($1))
   AND ($2::text IS NULL OR m.aggregate_type = $2)

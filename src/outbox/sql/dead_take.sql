@@ -1,5 +1,6 @@
--- Locks and removes up to $7 dead messages, and says where each is now; what happens to them is the caller's. One that is
--- no longer where it was filed is looked for in every lane: its key was corrected. One that is nowhere stays, unless $8.
+-- Locks and removes the records of up to $7 dead messages, and returns where each message is now; the caller redrives or
+-- discards them. If a message is no longer where it was filed (somebody corrected its key), the statement looks in every
+-- lane. If a message no longer exists, its record stays, unless $8 is true.
 WITH chosen AS (
     SELECT d.lane, d.id, coalesce(m.lane, moved.lane) AS now_in
     FROM outbox.dead d

@@ -1,4 +1,4 @@
--- Where the message stands that a claim of this lane reads first, without reading anything of it. $1 lane, $2 its mark
+-- Finds the message that a claim of this lane reads first, without reading its columns. $1 lane, $2 its mark
 SELECT id FROM (
     (SELECT w.id, 0 AS turn FROM outbox.waiting w
       WHERE w.lane = $1 AND w.due_at <= statement_timestamp()

@@ -1,5 +1,5 @@
--- Destinations for which messages are held, with what was said of the first of each. One index probe a destination.
--- $1 how many at most
+-- Destinations with held messages, each with the reason and error of its first message: one index probe for each
+-- destination. $1 the largest number of destinations
 WITH RECURSIVE found (destination, failed_probes, reason, last_error, n) AS (
     (SELECT w.destination, coalesce(w.failed_probes, 0), w.reason, w.last_error, 1 FROM outbox.waiting w
       WHERE w.cause = 'held' AND w.due_at IS NULL

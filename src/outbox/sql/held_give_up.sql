@@ -1,5 +1,5 @@
--- Held messages that have failed often enough are tried one last time: their own attempts, and the probes that failed since
--- they were held. $1 destination, $2 failed probes by now, $3 attempts that are enough, $4 rows
+-- Makes held messages due for one last attempt when they have failed often enough. The count is their own attempts plus the
+-- probes that failed since they were held. $1 destination, $2 failed probes so far, $3 attempts that are enough, $4 rows
 WITH chosen AS (
     SELECT w.lane, w.id FROM outbox.waiting w
     WHERE w.cause = 'held' AND w.due_at IS NULL AND w.destination = $1

@@ -1,5 +1,5 @@
--- Makes one held message of a destination due, as its probe: the next one after a position, or else the first, so that
--- they take turns. $1 destination, $2 position
+-- Makes one held message of a destination due, as its probe: the next message after a position, otherwise the first. So the
+-- messages take turns. $1 destination, $2 position
 WITH chosen AS (
     SELECT later.lane, later.id FROM (
         SELECT w.lane, w.id FROM outbox.waiting w

@@ -1,4 +1,5 @@
--- GRANT statements that this role lacks to run a relay. By object id: a name cannot even be looked up without USAGE.
+-- GRANT statements that this role lacks to run a relay. The query uses object ids, because without USAGE a role cannot even
+-- look up a name.
 WITH table_ AS (
     SELECT c.relname AS name, c.oid
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -11,7 +12,7 @@ WITH table_ AS (
     FROM table_ t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = 'sent_at'
     WHERE t.name = 'message'
     UNION ALL
-    -- Which role wrote it, and when, the database says.
+    -- The database sets the role and the time of a record.
     SELECT 'INSERT (by_whom, action, why, selection, affected, message_ids) ON outbox.operation',
            bool_and(has_column_privilege(t.oid, a.attnum, 'INSERT'))
     FROM table_ t
@@ -28,7 +29,7 @@ WITH table_ AS (
                  ('migration', 'SELECT'), ('status', 'SELECT')) AS p (name, privilege)
     JOIN table_ t ON t.name = p.name
     UNION ALL
-    -- CASE: the planner may ask it of every relation, before it looks at the name.
+    -- CASE: without it the planner may evaluate this for every relation, before it compares the name.
     SELECT 'SELECT ON SEQUENCE outbox.message_id_seq',
            CASE s.relkind WHEN 'S' THEN has_sequence_privilege(s.oid, 'SELECT') END
     FROM pg_class s JOIN pg_namespace n ON n.oid = s.relnamespace

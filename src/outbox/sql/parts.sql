@@ -1,5 +1,5 @@
--- What a schema of ours consists of, a row a part, in words that do not depend on the server's version. $1 schema
--- What teams may set as they like is left out: owners and privileges, storage parameters, statistics, comments.
+-- The parts of a schema of ours, one row for each part, in words that do not depend on the server's version. $1 schema
+-- Teams may change owners, privileges, storage parameters, statistics and comments, so these are left out.
 WITH home AS (
     SELECT oid, nspname FROM pg_namespace WHERE nspname = $1
 ), relation AS (
@@ -26,7 +26,7 @@ WITH home AS (
 ), part (kind, name, detail) AS (
     SELECT CASE WHEN relkind IN ('v', 'm') THEN 'view' ELSE 'table' END, called,
            CASE WHEN relkind = 'v'
-                -- Servers differ in where they say a column's table.
+                -- Server versions differ in where they name a column's table.
                 THEN regexp_replace(pg_get_viewdef(oid), '\m(?!outbox\M|inbox\M)[a-z_]+\.', '', 'g')
                 ELSE concat_ws(' ', CASE relpersistence WHEN 'p' THEN 'logged' ELSE 'not logged' END,
                                     CASE WHEN relkind <> 'r' THEN format('of kind %s', relkind) END) END
@@ -42,7 +42,7 @@ WITH home AS (
     UNION ALL
     SELECT 'sequence', r.called,
            format('CACHE %s, %s, INCREMENT BY %s', s.seqcache, CASE WHEN s.seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END,
-                  -- Two masters count in steps of two.
+                  -- With two masters each sequence counts in steps of two.
                   CASE WHEN s.seqincrement > 0 THEN 1 ELSE s.seqincrement END)
     FROM relation r JOIN pg_sequence s ON s.seqrelid = r.oid
     UNION ALL
@@ -89,7 +89,7 @@ WITH home AS (
     LEFT JOIN pg_collation l ON l.oid = t.typcollation
     WHERE t.typtype = 'd'
 )
--- One line each.
+-- Each part takes one line.
 SELECT kind, name, regexp_replace(btrim(detail), '\s+', ' ', 'g') AS detail
 FROM part
 ORDER BY kind COLLATE "C", name COLLATE "C"

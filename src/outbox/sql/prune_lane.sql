@@ -1,7 +1,7 @@
--- One step of retention: looks at the next rows of a lane above the cursor, deletes those that were sent long
--- enough ago, and says where it stopped. Of a lane whose first row is too young it looks at that row only. $1 lane,
--- $2 cursor, $3 rows looked at, $4 kept for (seconds)
--- The mark as a value of its own: as a join, every row above it would be read and thrown away.
+-- One step of retention: reads the next rows of a lane above the cursor, deletes the rows that were sent long enough ago,
+-- and returns where it stopped. If the lane's first row is too young, the step reads only that row.
+-- $1 lane, $2 cursor, $3 rows to read, $4 kept for (seconds)
+-- The mark is a value of its own. With a join, the step would read every row above the mark and discard it.
 WITH mark AS MATERIALIZED (
     SELECT l.low_water,
            EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = l.lane AND w.id > $2 AND w.id <= l.low_water)
@@ -23,8 +23,8 @@ WITH mark AS MATERIALIZED (
         LIMIT 1
     ) THEN 1 ELSE $3 END
 ), gone AS (
-    -- By ctid: a second look into the index was a third of what a row cost. A row that somebody writes to meanwhile is
-    -- not found, and stays.
+    -- This finds rows by ctid, because a second index scan took a third of a row's cost. It does not find a row that
+    -- somebody has written meanwhile; that row stays.
     DELETE FROM outbox.message m
     USING step s
     WHERE m.ctid = s.place AND s.old
@@ -36,10 +36,10 @@ WITH mark AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM step) AS looked,
        (SELECT count(*) FROM gone) AS deleted,
-       -- The audit's part: unsent, at or below the mark, and filed nowhere.
+       -- Stranded messages are left to the audit: unsent, at or below the mark, and filed nowhere.
        EXISTS (SELECT FROM step s
                WHERE s.unsent
                  AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = $1 AND w.id = s.id OFFSET 0)
                  AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = $1 AND d.id = s.id OFFSET 0)) AS stranded,
-       -- Up to the first row that is only too young; dead and waiting ones are passed over.
+       -- The step ends at the first row that is only too young; it passes over dead and waiting rows.
        coalesce((SELECT min(id) - 1 FROM step WHERE NOT unsent AND NOT old), (SELECT max(id) FROM step), $2) AS cursor

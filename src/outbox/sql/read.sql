@@ -1,15 +1,15 @@
--- The next messages of the lanes held: what fell due among the waiting ones, then new ones by position.
--- A statement of its own after the locks: its snapshot must show what the lane's last holder committed.
--- $1 lanes, $2 their marks, $3 how many new messages of each, $4 messages in all, $5 due ones among them,
--- $6 bytes of a body that comes along; larger ones are fetched by bodies.sql, or never
--- Every row passes each level of this once, and none of them may keep it (docs/internals/experiments.md): no window function, and
--- statement_timestamp(), because a volatile function would have the WITH queries written down first.
--- OFFSET 0 keeps each look into the exceptions an index probe: PostgreSQL would else hash all of outbox.waiting for it,
--- with the plan of a day when it was small.
--- No size is measured here: body_size and headers_size were counted at the insert. To measure compressed json is to
+-- Reads the next messages of the lanes that this session holds: waiting messages that fell due, then new messages by
+-- position. This statement runs after the locks, because its snapshot must show what the lane's last holder committed.
+-- $1 lanes, $2 their marks, $3 new messages to read of each lane, $4 messages in all, $5 due messages among them,
+-- $6 the largest body that the row brings along; bodies.sql fetches larger bodies, up to the limit
+-- Every row passes each level of the query once, and no level may materialize it (docs/internals/experiments.md). So there
+-- is no window function, and statement_timestamp() instead of a volatile function.
+-- OFFSET 0 keeps each test against outbox.waiting and outbox.dead an index probe. Without it PostgreSQL may hash all of
+-- outbox.waiting, with a plan from a time when the table was small.
+-- The query measures no size: the insert stored body_size and headers_size. A measurement of compressed json would
 -- decompress it.
 WITH lane AS MATERIALIZED (
-    -- With nothing filed above the mark, no message needs a look into the exceptions.
+    -- If nothing is filed above the mark, no message needs a probe of outbox.waiting or outbox.dead.
     SELECT u.lane,
            u.low_water,
            u.share,
@@ -31,7 +31,7 @@ WITH lane AS MATERIALIZED (
         ORDER BY w.due_at
         LIMIT $5
     ) w
-    -- One that somebody has marked as sent meanwhile is forgotten, like one that is gone.
+    -- A message that somebody has marked as sent is treated like a message that was deleted: its record is removed.
     LEFT JOIN outbox.message m ON m.lane = w.lane AND m.id = w.id AND (m.sent_at IS NULL OR w.replay)
     LIMIT $5
 ), fresh AS (
@@ -65,7 +65,7 @@ SELECT filed, lane, id, place, tx, key_hash, attempts, replay, scheduled, messag
            AS aggregate_id,
        CASE WHEN octet_length(event_type) <= 255 THEN event_type ELSE left(event_type, 256) END AS event_type,
        CASE WHEN octet_length(content_type) <= 255 THEN content_type ELSE left(content_type, 256) END AS content_type,
-       -- Longer ones are refused by their size (envelope.rs).
+       -- The relay refuses longer headers by their size (envelope.rs).
        CASE WHEN headers_size <= 131072 THEN headers END AS headers, coalesce(headers_size, 0) AS headers_size,
        left(exchange, 256) AS exchange, left(routing_key, 256) AS routing_key,
        created_at, body_size,

@@ -1,4 +1,5 @@
--- Dead messages become due at once, with all their attempts ahead of them. One that was marked as sent meanwhile does not.
+-- Makes dead messages due at once, with all their attempts ahead of them. A message that was marked as sent meanwhile stays
+-- sent.
 -- $1 lane, $2 id, $3 replay
 INSERT INTO outbox.waiting (lane, id, message_id, key_hash, cause, replay, due_at, due_since)
 SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id), 'redrive', s.replay,

@@ -1,5 +1,5 @@
--- Marks messages, to see whether it can be done; the caller takes it back. Rows that somebody else has locked are passed
--- over, and so are those that a trigger keeps as they are. $1 lanes, $2 ids
+-- Marks messages, to see whether they can be marked; the caller rolls the marks back. The result leaves out rows that another
+-- session has locked, and rows that a trigger keeps unchanged. $1 lanes, $2 ids
 WITH free AS (
     SELECT m.lane, m.id
     FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, id)

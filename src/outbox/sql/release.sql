@@ -1,5 +1,6 @@
--- What stood behind a settled message may go, in order. $1 lane, $2 key_hash, $3 how many of a key
--- Of the first ones of the key: were those that may go already passed over, each settle would walk over all of them.
+-- Releases the messages behind a settled message, in order. $1 lane, $2 key_hash, $3 messages of a key
+-- The LIMIT counts the key's first messages, released ones included. If it skipped released messages, each settle would walk
+-- over all of them.
 UPDATE outbox.waiting w
 SET due_at = clock_timestamp()
 FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, key_hash)

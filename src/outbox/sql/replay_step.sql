@@ -1,4 +1,4 @@
--- Files the next sent messages of a lane to be published again, spaced by the rate.
+-- Files the next sent messages of a lane for another publish, spaced by the rate.
 -- $1 lane, $2 cursor, $3 rows looked at, $4 since, $5 until, $6 aggregate type, $7 aggregate id, $8 event type,
 -- $9 message ids, $10 first due in (s), $11 seconds between two, $12 dry run
 WITH step AS (

@@ -1,7 +1,7 @@
--- Which of these lanes have work, without taking a lock, and in how many milliseconds the next waiting message falls due.
--- A mark above every position that was drawn is work, too: a claim takes it back.
--- The sequence comes after the messages, as in a TRUNCATE ... RESTART IDENTITY: in the other order both could wait for
--- each other, and it is the TRUNCATE that the server would end.
+-- Finds the lanes that have work, without a lock, and the milliseconds until the next waiting message falls due.
+-- A mark above every drawn position is work, too: a claim takes it back.
+-- The sequence comes after the messages, as in TRUNCATE ... RESTART IDENTITY. In the other order both could deadlock, and
+-- the server would end the TRUNCATE.
 -- $1 lanes
 SELECT l.lane,
        current_setting('transaction_read_only')::boolean AS read_only,

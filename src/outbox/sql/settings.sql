@@ -1,6 +1,6 @@
--- Every setting of the server that a session may change, with its built-in value: what a server, a database or a role can
--- have set otherwise. Not the DBA's view of us (logging, statistics), not extensions', not the transaction's own, and not
--- default_transaction_read_only, which says that a server was demoted. A commit may wait for more or less, but it waits.
+-- Every setting that a session may change, with its built-in value: a server, a database or a role can have changed it.
+-- Left out are settings of logging and statistics (they are the DBA's), settings of extensions, settings of the transaction,
+-- and default_transaction_read_only, which shows that a server was demoted. synchronous_commit keeps every value but off.
 SELECT s.name,
        CASE WHEN s.name = 'synchronous_commit' AND s.setting <> 'off' THEN s.setting ELSE s.boot_val END AS value,
        s.setting IS DISTINCT FROM s.boot_val AS differs

@@ -1,5 +1,6 @@
--- Roles that cannot log in, have members, rights on this outbox, and rights in another database of the server: their
--- members work there as well. The catalog of such rights belongs to the server, so no other database is asked.
+-- Roles that cannot log in, have members, and have rights both on this outbox and in another database of the server: their
+-- members work there as well. All databases of a server share the catalog of these rights, so the query needs no other
+-- database.
 WITH grantee AS (
     SELECT x.grantee AS oid
     FROM pg_catalog.pg_class c

@@ -1,5 +1,5 @@
--- Takes back marks that lie above every position that was drawn: nobody would look at what comes below them. The
--- sequence is read anew: another relay may have moved a mark since the claim read it. $1 lanes held
+-- Takes back marks that lie above every drawn position: no claim would read new messages below them. The statement reads the
+-- sequence again, because another relay may have moved a mark since the claim read it. $1 lanes that this session holds
 WITH last AS MATERIALIZED (
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS drawn FROM outbox.message_id_seq
 )

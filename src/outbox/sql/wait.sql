@@ -1,4 +1,4 @@
--- Files messages as waiting, or moves those that were. Due times come from the database's clock.
+-- Files messages as waiting, or updates the records of messages that wait already. Due times come from the database's clock.
 -- $1 lane, $2 id, $3 cause, $4 delay in ms, $5 attempts, $6 reason, $7 error, $8 destination, $9 its failed probes
 INSERT INTO outbox.waiting AS w
        (lane, id, message_id, key_hash, cause, due_at, due_since, attempts, reason, last_error, destination, failed_probes)

@@ -1,4 +1,4 @@
-//! Each operation once, in order, whatever happens to its message.
+//! Each operation is applied once and in order, whatever happens to its message.
 
 use super::*;
 
@@ -8,7 +8,7 @@ async fn a_message_that_comes_five_times_to_two_consumers_is_applied_once() {
     let (one, two) = (
         start(&world, Payments::default(), |_| ()),
         start(&world, Payments::default(), |options| {
-            // As behind a pooler.
+            // The settings for a pooler.
             options.prepared_statements = false;
         }),
     );
@@ -186,8 +186,8 @@ async fn what_cannot_be_applied_is_dead_lettered_with_reason_attempts_and_error(
     running.stopped().await;
 }
 
-/// A time to live, a sender and copies are the original's: on its dead letter they would lose it, close the channel, or
-/// give it to others once more.
+/// A dead letter must not carry the original's time to live (it would expire), its sender (the broker would close the channel) or
+/// its copies (other queues would get it again).
 #[tokio::test]
 async fn a_dead_letter_does_not_expire_and_goes_nowhere_else() {
     let world = world().await;
@@ -258,7 +258,7 @@ async fn a_dead_letter_does_not_expire_and_goes_nowhere_else() {
     running.stopped().await;
 }
 
-/// The head of a key waits for its retries: what is behind it waits too, and other keys go on.
+/// The head of a key waits for its retry: the later messages of the key wait too, and other keys go on.
 #[tokio::test]
 async fn a_key_keeps_its_order_behind_a_retry_and_holds_nobody_else_back() {
     let world = world().await;
@@ -374,7 +374,7 @@ async fn a_handler_that_hangs_every_time_is_given_up_after_its_attempts() {
     running.stopped().await;
 }
 
-/// Handlers that give up at the same time do not take each other's confirms for their own.
+/// Handlers that give up at the same time do not get each other's confirms.
 #[tokio::test]
 async fn many_dead_letters_at_once_all_arrive() {
     let world = world().await;
@@ -475,7 +475,7 @@ async fn a_stop_lets_the_running_handler_finish_and_leaves_the_rest_in_the_queue
     running.stopped().await;
 }
 
-/// From the producer's row to the consumer's, through a relay, with every message doubled by a replay.
+/// The whole way from the producer's row to the consumer's row, through a relay, with every message doubled by a replay.
 #[tokio::test]
 async fn from_outbox_to_inbox_each_event_is_applied_once() {
     let world = world().await;

@@ -1,9 +1,9 @@
-//! Messages that wait behind one another: the commit of one travels with the next one's claim, and neither loses the
+//! Messages that have arrived already: the commit of one message is sent with the claim of the next, and neither loses the
 //! other.
 
 use super::*;
 
-/// One handler, with a first message that keeps it busy until it is told to go on: when the others are there.
+/// One handler whose first message keeps it busy until the other messages have arrived.
 async fn busy(world: &World) -> Running {
     let running = start(world, Payments::default(), |options| options.handlers = 1);
     let slow = Sent {

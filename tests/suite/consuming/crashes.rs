@@ -1,4 +1,4 @@
-//! Consumers as processes of their own, which their messages end.
+//! Consumers as separate processes, which messages end.
 
 use std::{os::unix::process::ExitStatusExt, path::PathBuf};
 
@@ -9,7 +9,7 @@ use super::*;
 
 const MAX_ATTEMPTS: u32 = 4;
 
-/// Not a test: the process that the tests beside it start, and that a message may end.
+/// This is not a test but the consumer process that the other tests start, and that a message may end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "started by the tests beside it"]
 async fn a_process_that_consumes() {
@@ -55,11 +55,11 @@ async fn consume(
         .unwrap();
 }
 
-/// Messages of the type `slow` that are in work.
+/// Number of messages of the type `slow` that handlers work on.
 static SLOW: AtomicUsize = AtomicUsize::new(0);
-/// What a message of the type `held` waits for.
+/// The file that a message of the type `held` waits for.
 static RELEASED: Notify = Notify::const_new();
-/// How long a message waits for one of them before it ends the process.
+/// How long a message waits for a `slow` message before it ends the process.
 const COMPANY: Duration = Duration::from_millis(1500);
 
 struct Mortal;
@@ -78,7 +78,7 @@ impl Handler for Mortal {
         transaction: &Transaction<'_>,
     ) -> Result<Reply, Failure> {
         match message.type_() {
-            // Every other handler is at work then, if it may be.
+            // By then every other handler that may run is at work.
             "aborts" => {
                 let company = async {
                     while SLOW.load(Ordering::SeqCst) < 3 {
@@ -97,7 +97,7 @@ impl Handler for Mortal {
                 SLOW.fetch_add(1, Ordering::SeqCst);
                 RELEASED.notified().await;
             }
-            // Out of order wherever two of a key are in work at a time.
+            // If two messages of a key were handled at the same time, their order would break.
             "uneven" => {
                 let n = message.position().unwrap_or(0).unsigned_abs();
                 tokio::time::sleep(Duration::from_millis(20 * (n / 5 % 2))).await;
@@ -134,7 +134,7 @@ impl Stage {
             handlers,
             single,
         };
-        // Declares the queues.
+        // This declares the queues.
         let mut consumer = stage.start();
         eventually("the queues", SOON, async || {
             let listed = ["list_queues", "-q", "-p", &stage.world.vhost, "name"];
@@ -182,7 +182,7 @@ impl Stage {
         Daemon::start(&me, &args, &env).unwrap()
     }
 
-    /// All at once.
+    /// Publishes all messages at once.
     async fn send(&self, messages: &[Planned]) {
         let channel = self.world.channel().await;
         let mut confirms = Vec::new();
@@ -205,7 +205,7 @@ impl Stage {
         }
     }
 
-    /// Starts the consumer again each time that it was ended, until the queue is empty; how often it was.
+    /// Starts the consumer again each time that it ends, until the queue is empty; returns the number of starts.
     async fn until_empty(&self, at_most: usize) -> usize {
         let mut crashes = 0;
         loop {
@@ -254,7 +254,7 @@ fn innocent(messages: &[Planned]) -> HashSet<String> {
     innocent.map(|m| m.id.clone()).collect()
 }
 
-/// The culprits are given up, with their reason; what was beside them, behind them and before them is applied once.
+/// The runner gives the culprits up, with their reason. All messages beside, after and before them are applied once.
 async fn only_the_culprits_are_given_up(stage: &Stage, messages: &[Planned], at_most: usize) {
     stage.send(messages).await;
     let crashes = stage.until_empty(at_most).await;
@@ -288,7 +288,7 @@ fn assert_in_order(applied: &[(String, String, i64)]) {
     }
 }
 
-/// Each crash is seen by everything that is in work at that moment.
+/// Each crash hits every message that a handler works on at that moment.
 #[tokio::test]
 async fn what_is_handled_beside_a_message_that_kills_its_consumer_is_applied() {
     let stage = Stage::set(4, false).await;
@@ -299,8 +299,8 @@ async fn what_is_handled_beside_a_message_that_kills_its_consumer_is_applied() {
     only_the_culprits_are_given_up(&stage, &messages, 1 + MAX_ATTEMPTS as usize).await;
 }
 
-/// In the middle of what is applied one after the other without a pause; two of them, and a limit of the broker, which
-/// counts each crash for everything that was prefetched.
+/// Two culprits are among messages that are applied without a pause. The broker has a limit, and counts each crash for every
+/// prefetched message.
 #[tokio::test]
 async fn what_is_prefetched_behind_messages_that_kill_their_consumer_is_applied() {
     let stage = Stage::set(1, false).await;
@@ -316,7 +316,7 @@ async fn what_is_prefetched_behind_messages_that_kill_their_consumer_is_applied(
     only_the_culprits_are_given_up(&stage, &messages, 2 * (1 + MAX_ATTEMPTS as usize)).await;
 }
 
-/// As docs/guides/consuming.md says it: copies share the messages of a key, unless the queue has a single active consumer.
+/// docs/guides/consuming.md says: copies share the messages of a key, unless the queue has a single active consumer.
 #[tokio::test]
 async fn two_copies_on_a_queue_with_a_single_active_consumer_keep_the_order_of_a_key() {
     let stage = Stage::set(4, true).await;
@@ -333,7 +333,7 @@ async fn two_copies_on_a_queue_with_a_single_active_consumer_keep_the_order_of_a
             (usize::try_from(applied).unwrap() >= some).then_some(())
         })
         .await;
-        // Whichever is active, one of these kills was of that one.
+        // One of these kills was of the active copy.
         copies.remove(0).kill().await.unwrap();
         copies.push(stage.start());
     }
@@ -343,7 +343,7 @@ async fn two_copies_on_a_queue_with_a_single_active_consumer_keep_the_order_of_a
     assert_in_order(&applied);
 }
 
-/// A rolling deployment: the copy that stops still works on what it has, and the next one must not begin before.
+/// A rolling deployment: the copy that stops finishes its messages, and the next copy must not begin before that.
 #[tokio::test]
 async fn a_copy_that_stops_hands_its_messages_over_in_order() {
     let stage = Stage::set(4, true).await;
@@ -369,7 +369,7 @@ async fn a_copy_that_stops_hands_its_messages_over_in_order() {
     let second = stage.start();
     stage.until_two_consume().await;
     stop.cancel();
-    // Time for the second one to do what it must not.
+    // Give the second copy time to break the rule.
     let listed = ["list_consumers", "-q", "-p", &stage.world.vhost];
     stage.world.rabbitmq().ctl(&listed).await.unwrap();
     assert_eq!(stage.world.count("applied").await, 0);

@@ -1,12 +1,12 @@
-//! A publisher at his worst: what nobody can read, or no relay would write, ends in the dead-letter queue, and the others'
-//! work goes on.
+//! A hostile publisher: messages that nobody can read, or that no relay would write, end in the dead-letter queue, and the work on
+//! other messages goes on.
 
 use test_support::raw::{HEADERS, MESSAGE_ID, Publisher, TYPE, long, nested, short as text};
 
 use super::{trouble::Failures, *};
 use crate::world::Seen;
 
-/// Consumes a queue that is there, and holds what was published before; and pays what is good.
+/// Consumes an existing queue with messages, and pays for the good ones.
 async fn declared(world: &World) {
     let running = start(world, Payments::default(), |_| ());
     until_holds(world, QUEUE, 0).await;
@@ -24,7 +24,7 @@ async fn good(world: &World, n: usize) {
     send(world, &sent).await;
 }
 
-/// Everything good is paid once, each bad one is a dead letter with its reason, and no connection was lost for it.
+/// Every good message is paid once, each bad message is a dead letter with its reason, and no connection was lost.
 async fn assert_survived(
     world: &World,
     failures: &Failures,
@@ -41,7 +41,7 @@ async fn assert_survived(
         let letter = letter.unwrap_or_else(|| panic!("{body} is no dead letter"));
         let said = letter.text_header("outbox-dead-reason");
         assert_eq!(said.as_deref(), Some(*reason), "{body}");
-        // Unless there was no room for it.
+        // The error may be missing if there was no room for it.
         let why = letter.text_header("outbox-dead-error");
         let cut = letter.header("outbox-dead-removed").is_some();
         assert_eq!(why.is_some_and(|why| !why.is_empty()), !cut, "{body}");
@@ -50,7 +50,7 @@ async fn assert_survived(
     dead
 }
 
-/// lapin's parser would overflow its stack, and end the process; or end the connection, again and again.
+/// Without the guard, lapin's parser would overflow its stack and end the process, or end the connection again and again.
 #[tokio::test]
 async fn what_cannot_be_parsed_is_dead_lettered_and_ends_neither_process_nor_connection() {
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
@@ -132,7 +132,7 @@ async fn a_dead_letter_whose_headers_fill_a_frame_is_cut_to_fit_and_says_so() {
     assert_eq!(removed.as_deref(), Some("1: large"));
 }
 
-/// RabbitMQ counts in a header, and sends a frame that is larger than what was agreed on.
+/// RabbitMQ adds a header with a count, and so sends a frame that is larger than the agreed size.
 #[tokio::test]
 async fn headers_that_outgrow_the_frame_when_they_come_again_are_no_fault_of_the_message() {
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
@@ -157,7 +157,7 @@ async fn headers_that_outgrow_the_frame_when_they_come_again_are_no_fault_of_the
     failures.until(&[1]).await;
 }
 
-/// A header of another type would get around the order, the stale guard, or the replay policy.
+/// A relay header of another type would get around the order, the stale guard, or the replay policy.
 #[tokio::test]
 async fn headers_of_a_relay_that_no_relay_wrote_are_dead_lettered() {
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
@@ -189,7 +189,7 @@ async fn headers_of_a_relay_that_no_relay_wrote_are_dead_lettered() {
         good(&world, n).await;
         bad.push(id);
     }
-    // What the runner does not read may be anything; the broker's own history of a message, too.
+    // Headers that the runner does not read may have any value, and so may the broker's own history of a message.
     for (n, (name, value)) in [
         ("x-death", string("many")),
         ("x-death", AMQPValue::LongLongInt(i64::MAX)),

@@ -38,20 +38,20 @@ use crate::world::{SOON, World, short, world};
 
 const QUEUE: &str = "payments";
 const DEAD: &str = "payments.dead";
-/// A time-out of handlers in which one that does not hang comes to its end, on the busiest machine.
+/// A time-out of handlers that is long enough for every handler that does not hang, on the busiest machine.
 const UNHURRIED: Duration = Duration::from_secs(5);
 
-/// Adds one cent to the account that the body names; and does what the type says.
+/// Adds one cent to the account that the body names, and behaves as the message's type says.
 struct Payments {
     tried: Mutex<Vec<String>>,
     running: AtomicUsize,
     proxy: Option<Proxy>,
-    /// What "slow" ones wait for.
+    /// Messages of the type "slow" wait for this.
     go: Semaphore,
 }
 
 impl Payments {
-    /// Lets every slow handler go on, those that are still to come as well.
+    /// Lets every slow handler go on, also those of later messages.
     fn go(&self) {
         self.go.add_permits(1_000_000);
     }
@@ -122,7 +122,7 @@ impl Handler for Shared {
             "hangs" => std::future::pending().await,
             "panics_once" if tries() == 1 => panic!("a handler's bug"),
             "panics" => panic!("a handler's bug"),
-            // The effect is committed, and its acknowledgement lost.
+            // The effect is committed, and the acknowledgement is lost.
             "cut" if tries() == 1 => {
                 if let Some(proxy) = &self.0.proxy {
                     proxy.set(Mode::Stall);
@@ -139,7 +139,7 @@ impl Handler for Shared {
     }
 }
 
-/// The server has ended it.
+/// Waits until the server has ended the session.
 async fn session_ended(transaction: &Transaction<'_>) {
     while !transaction.client().is_closed() {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -175,7 +175,7 @@ fn start(world: &World, payments: Payments, change: impl FnOnce(&mut ConsumerOpt
         .url_for("payments", "payments", &world.database);
     let mut options = ConsumerOptions {
         declare: true,
-        // A slow one waits for the test.
+        // A slow handler waits for the test.
         handler_timeout: SOON,
         max_attempts: 4,
         backoff_initial: Duration::from_millis(10),
@@ -208,7 +208,7 @@ fn start(world: &World, payments: Payments, change: impl FnOnce(&mut ConsumerOpt
     }
 }
 
-/// A message, as a relay or anybody else publishes it.
+/// Publishes a message as a relay, or anybody else, does.
 struct Sent<'a> {
     id: Option<&'a str>,
     type_: &'a str,
@@ -272,13 +272,13 @@ async fn until_paid(world: &World, account: &str) {
     .await;
 }
 
-/// Everything was acknowledged.
+/// Waits until every message is acknowledged.
 async fn until_empty(world: &World) {
     until_holds(world, QUEUE, 0).await;
 }
 
-/// Messages that are not acknowledged. It asks the queue's own state machine: what `list_queues` says of a quorum queue
-/// is up to five seconds old.
+/// The number of unacknowledged messages. It asks the queue's state machine, because the numbers of `list_queues` for a quorum
+/// queue are up to five seconds old.
 async fn until_holds(world: &World, queue: &str, messages: usize) {
     let total = format!(
         "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{queue}\">>)), \
@@ -292,7 +292,7 @@ async fn until_holds(world: &World, queue: &str, messages: usize) {
     .await;
 }
 
-/// What Prometheus reads in a series, unless it is absent.
+/// The value of a series as Prometheus reads it; `None` if the series is absent.
 fn reading(metrics: &str, series: &str) -> Option<f64> {
     let line = metrics.lines().find(|line| line.starts_with(series))?;
     line.rsplit(' ').next()?.parse().ok()

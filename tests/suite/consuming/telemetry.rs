@@ -1,4 +1,4 @@
-//! What a consumer says of itself: metrics and spans.
+//! A consumer's metrics and spans.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 async fn every_metric_of_the_inbox_moves() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let metrics = recorder.handle();
-    // The runtime of a test has one thread: everything it runs is counted here, and nothing else.
+    // The runtime of a test has one thread, so this recorder counts exactly the work of this test.
     let _guard = metrics::set_default_local_recorder(&recorder);
     let world = world().await;
     let begun = Operation::new("doubtful", "t", "c", b"").unwrap();
@@ -64,7 +64,7 @@ async fn every_metric_of_the_inbox_moves() {
     assert!(value("inbox_oldest_in_doubt_age_seconds") > 0.0);
     let configured = UNHURRIED.as_secs_f64();
     assert_eq!(value("inbox_handler_timeout_seconds"), configured);
-    // What has not happened yet is 0 and not absent: an alert on the first one needs a 0 before it.
+    // A counter is 0 before its first event, not absent: an alert on the first event needs the 0 before it.
     assert_eq!(value("inbox_lost_acknowledgements_total"), 0.0);
     let none = r#"inbox_dead_lettered_total{consumer="payments",reason="rejected"}"#;
     assert_eq!(value(none), 0.0);
@@ -76,7 +76,7 @@ async fn every_metric_of_the_inbox_moves() {
     running.stopped().await;
 }
 
-/// The runner keeps its own inbox alone; one for external effects is kept by whoever asks for it.
+/// The runner looks only after its own inbox. The service looks after an inbox for external effects.
 #[tokio::test]
 async fn an_inbox_of_external_effects_is_measured_and_pruned() {
     let recorder = PrometheusBuilder::new().build_recorder();
@@ -116,7 +116,7 @@ async fn an_inbox_of_external_effects_is_measured_and_pruned() {
     assert_eq!(reading(&metrics.render(), doubts), Some(1.0));
 }
 
-/// An inbox that cannot be asked must not look like one without doubts and without retries.
+/// An inbox that does not answer must not look like one without doubts and without retries.
 #[tokio::test]
 async fn a_database_that_is_away_is_counted_and_is_no_reading_of_zero() {
     let recorder = PrometheusBuilder::new().build_recorder();
@@ -131,7 +131,7 @@ async fn a_database_that_is_away_is_counted_and_is_no_reading_of_zero() {
     let url = world.broker_url();
     let token = stop.clone();
     let task = tokio::spawn(async move {
-        // Nobody listens there.
+        // No server listens on this port.
         let connect = async || {
             let (client, _) = tokio_postgres::connect("host=127.0.0.1 port=1", NoTls).await?;
             Ok(client)
@@ -164,7 +164,7 @@ async fn a_database_that_is_away_is_counted_and_is_no_reading_of_zero() {
         .unwrap();
 }
 
-/// What the producer's trace began, the consumer's span goes on with.
+/// The consumer's span continues the producer's trace.
 #[tokio::test]
 async fn a_consumer_s_span_continues_the_producer_s_trace() {
     let exporter = InMemorySpanExporter::default();
@@ -172,8 +172,8 @@ async fn a_consumer_s_span_continues_the_producer_s_trace() {
         .with_simple_exporter(exporter.clone())
         .build();
     let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
-    // While there is but one subscriber, a span is judged by the thread that comes to it first, for all of them; and a
-    // test beside this one has none. Of two, both are asked.
+    // With only one subscriber, tracing caches the decision of the first thread that reaches a span, and another test's thread has
+    // no subscriber. With two subscribers, tracing asks both each time.
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let _guard = tracing_subscriber::registry().with(layer).set_default();
     let world = world().await;

@@ -1,4 +1,4 @@
-//! What goes wrong around a message is not held against it, and what goes wrong with it is.
+//! Faults around a message do not count against it; faults of the message itself do.
 
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
 use tracing::field::{Field, Visit};
@@ -6,7 +6,7 @@ use tracing_subscriber::layer::Context;
 
 use super::*;
 
-/// How many failures in a row the runner counted, at each of them: its next pause goes by that.
+/// The number of failures in a row that the runner counted, at each failure: the next pause depends on it.
 #[derive(Clone, Default)]
 pub struct Failures(Arc<Mutex<Vec<u64>>>);
 
@@ -30,7 +30,7 @@ impl Visit for Failures {
 }
 
 impl Failures {
-    /// Of what runs on this thread.
+    /// Collects the log of this thread.
     pub fn seen() -> (Self, impl Drop) {
         let failures = Self::default();
         let guard = tracing_subscriber::registry()
@@ -56,7 +56,7 @@ impl Failures {
     }
 }
 
-/// A bound of the consumer's own sessions.
+/// A setting for the consumer's sessions.
 async fn bound(world: &World, setting: &str) {
     let sql = format!(
         "ALTER ROLE payments IN DATABASE {} SET {setting}",
@@ -65,7 +65,7 @@ async fn bound(world: &World, setting: &str) {
     world.client.batch_execute(&sql).await.unwrap();
 }
 
-/// Takes the only message as somebody else, and gives it back or up.
+/// Takes the only message as another consumer, and requeues or rejects it.
 async fn reject(world: &World, requeue: bool) {
     let channel = world.channel().await;
     let message = eventually("the message", SOON, async || {
@@ -83,15 +83,15 @@ async fn attempts(world: &World) -> i32 {
     world.client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
-/// The host of a consumer died with a claim that its server still holds. Whoever gets the message now waits for it, and
-/// it must not be given up before its handler ran once.
+/// The host of a consumer died, and the server still holds its claim. The next consumer of the message waits for that claim, and
+/// must not give the message up before its handler ran once.
 #[tokio::test]
 async fn a_redelivered_message_that_cannot_be_claimed_is_counted_once_and_applied_in_the_end() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let metrics = recorder.handle();
     let _guard = metrics::set_default_local_recorder(&recorder);
     let world = world().await;
-    // Declares the queues.
+    // This declares the queues.
     let running = start(&world, Payments::default(), |_| ());
     let message = Sent {
         id: Some("m1"),
@@ -108,7 +108,7 @@ async fn a_redelivered_message_that_cannot_be_claimed_is_counted_once_and_applie
     let operation = Operation::new("m1", "pays", "text/plain", b"a").unwrap();
     let inbox = Inbox::new("payments").unwrap();
     inbox.claim(&transaction, &operation).await.unwrap();
-    // The server ends the claim: its statement at first, and later its session.
+    // The server ends the claim: first its statement, and later its session.
     bound(&world, "statement_timeout = '1s'").await;
     let running = start(&world, Payments::default(), |options| {
         options.max_attempts = 2
@@ -141,7 +141,7 @@ async fn an_attempt_whose_session_was_ended_under_the_handler_counts() {
     let running = start(&world, Payments::default(), |options| {
         options.max_attempts = 3
     });
-    // One finds out at its own statement, the other one would at the COMMIT.
+    // One handler learns it at its own statement, the other would learn it at the COMMIT.
     for (id, type_) in [
         ("m1", "outlives_its_session_and_writes"),
         ("m2", "outlives_its_session"),
@@ -171,8 +171,8 @@ async fn an_attempt_whose_session_was_ended_under_the_handler_counts() {
     running.stopped().await;
 }
 
-/// A connection that opens is no progress: the runner would come back at once, for ever, and each time count as one
-/// delivery more for everything that it had prefetched.
+/// An open connection alone is no progress. Otherwise the runner would reconnect at once, forever, and each time every prefetched
+/// message would count one more delivery.
 #[tokio::test]
 async fn what_fails_on_every_connection_backs_off_further_each_time() {
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
@@ -219,18 +219,18 @@ async fn panics_back_off_until_something_is_acknowledged() {
         ..PLAIN
     };
     send(&world, &panics("m1")).await;
-    // Tried once, and redelivered twice; the third redelivery goes to the dead letters, and is acknowledged.
+    // The message is tried once and redelivered twice. At the third redelivery it is dead-lettered and acknowledged.
     failures.until(&[1, 2, 3]).await;
     until_empty(&world).await;
     send(&world, &panics("m2")).await;
-    // Taken once before, untried, by a consumer that took one message at a time; and so it came again.
+    // A consumer that takes one message at a time took this message once without trying it, so it was redelivered.
     failures.until(&[1, 2, 3, 1, 2]).await;
     until_empty(&world).await;
     until_holds(&world, DEAD, 2).await;
     running.stopped().await;
 }
 
-/// Above its `delivery-limit` as well, which RabbitMQ 4 has by default.
+/// The same for a message above the `delivery-limit`, which RabbitMQ 4 has by default.
 #[tokio::test]
 async fn what_the_broker_gives_up_lands_in_the_dead_letter_queue() {
     let world = world().await;
@@ -251,7 +251,7 @@ async fn what_the_broker_gives_up_lands_in_the_dead_letter_queue() {
         ("m1", &b"a"[..])
     );
     assert!(dead.header("x-death").is_some());
-    // It finds the queues as it would declare them.
+    // The queues exist as the runner would declare them.
     let running = start(&world, Payments::default(), |_| ());
     let next = Sent {
         id: Some("m2"),
@@ -262,7 +262,7 @@ async fn what_the_broker_gives_up_lands_in_the_dead_letter_queue() {
     running.stopped().await;
 }
 
-/// As docs/guides/consuming.md says it.
+/// This is the behaviour that docs/guides/consuming.md describes.
 #[tokio::test]
 async fn a_queue_that_was_declared_elsewhere_gets_its_dead_letters_by_a_policy() {
     let world = world().await;
@@ -292,7 +292,7 @@ async fn a_queue_that_was_declared_elsewhere_gets_its_dead_letters_by_a_policy()
     assert_eq!(id.map(|id| id.as_str()), Some("m1"));
 }
 
-/// A right that a migration forgot, a policy, a schema that is not there yet: the message waits, and is not given up.
+/// A missing right, a policy, or a schema that does not exist yet: the message waits, and is not given up.
 #[tokio::test]
 async fn a_claim_that_the_database_refuses_is_not_held_against_the_message() {
     let recorder = PrometheusBuilder::new().build_recorder();
@@ -324,7 +324,7 @@ async fn a_claim_that_the_database_refuses_is_not_held_against_the_message() {
     running.stopped().await;
 }
 
-/// What is acknowledged is gone from the broker; a crash of the server must not take its effect.
+/// The broker forgets an acknowledged message, so a crash of the server must not lose its effect.
 #[tokio::test]
 async fn a_commit_waits_for_the_disk_whatever_the_role_s_default_is() {
     let world = world().await;

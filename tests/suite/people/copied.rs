@@ -1,4 +1,4 @@
-//! Rows with positions of their own: copies, backups, dumps.
+//! Rows with given positions: copies, backups, dumps.
 
 use std::process::{Command, Stdio};
 
@@ -32,7 +32,7 @@ async fn a_position_cannot_be_chosen_or_changed_by_a_statement() {
     assert_eq!(refused.code().unwrap().code(), "428C9");
 }
 
-/// A backup table, COPY with all columns, and what a migration script writes.
+/// Rows from a backup table, from COPY with all columns, and from a migration script.
 #[tokio::test]
 async fn rows_that_are_copied_back_below_the_marks_are_sent() {
     let world = world().await;
@@ -69,7 +69,7 @@ async fn rows_that_are_copied_back_below_the_marks_are_sent() {
     world.all_arrived(&consumer).await;
 }
 
-/// Then positions below it are drawn for years: no mark may hide them.
+/// After a far position, the sequence draws positions below it for years: no mark may hide them.
 #[tokio::test]
 async fn a_position_far_ahead_moves_no_mark_past_what_was_drawn() {
     let world = world().await;
@@ -195,7 +195,7 @@ async fn a_dump_is_restored_in_either_form_and_goes_on() {
         })
         .await;
     }
-    // Each copy has sent the same unsent ones.
+    // Each copy has sent the same unsent messages.
     consumer.until(240).await;
     let report = world.judge(&consumer).await;
     assert!(

@@ -1,4 +1,4 @@
-//! Messages that are corrected in place, or deleted, while they are dead or waiting.
+//! Messages that people correct in place, or delete, while they are dead or waiting.
 
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ async fn json(world: &World, args: &[&str]) -> (i32, Value, String) {
     )
 }
 
-/// Three dead ones with a control character in their key, passed by the marks.
+/// Three dead messages with a control character in their key, below the marks.
 async fn three_dead(world: &World) {
     for n in 0..3 {
         world
@@ -72,7 +72,7 @@ async fn a_dead_message_whose_key_is_corrected_stays_dead_until_it_is_redriven_a
     assert_eq!(world.count("outbox.dead").await, 0);
 }
 
-/// With the trigger off, or past it in a race: the record is left behind in the old lane.
+/// With the trigger off, or in a race with it, the record stays behind in the old lane.
 #[tokio::test]
 async fn a_redrive_finds_a_dead_message_in_whatever_lane_it_is_now() {
     let world = world().await;
@@ -114,7 +114,7 @@ async fn a_command_never_reports_what_it_did_not_do() {
     world.until("five dead ones", "outbox.dead", 5).await;
     relay.terminate().unwrap();
     relay.ended(SOON).await.unwrap();
-    // Two are deleted, one was marked as sent, two have their headers corrected.
+    // Two messages are deleted, one is marked as sent, and two have their headers corrected.
     world
         .sql(&format!(
             "UPDATE outbox.message SET headers = NULL; \
@@ -160,7 +160,7 @@ async fn a_command_never_reports_what_it_did_not_do() {
     );
     let recorded = "outbox.operation WHERE action = 'redrive' AND affected = 2 AND cardinality(message_ids) = 2";
     assert_eq!(world.count(recorded).await, 1);
-    // Nothing is left that could be redriven: that is a failure, with the way out.
+    // No message is left to redrive: the command fails and names the remedy.
     let (code, report, stderr) = json(
         &world,
         &["dead", "redrive", "--all", "--why", "x", "--json"],
@@ -184,7 +184,7 @@ async fn a_command_never_reports_what_it_did_not_do() {
     assert_eq!(consumer.len(), 2);
 }
 
-/// Due, scheduled, and behind one that waits; under another key each goes its own way.
+/// A due message, a scheduled message, and a message behind a waiting one: under another key each is sent independently.
 #[tokio::test]
 async fn a_message_whose_key_is_corrected_while_it_waits_is_sent_under_its_new_key() {
     for trigger in ["origin", "replica"] {
@@ -220,7 +220,7 @@ async fn a_message_whose_key_is_corrected_while_it_waits_is_sent_under_its_new_k
     }
 }
 
-/// Marked as sent by hand: "skip this one". What stood behind it goes on.
+/// Somebody marks a message as sent to skip it. The messages behind it go on.
 #[tokio::test]
 async fn a_waiting_message_that_is_marked_as_sent_or_deleted_by_hand_is_not_published_and_frees_its_key()
  {
@@ -243,14 +243,14 @@ async fn a_waiting_message_that_is_marked_as_sent_or_deleted_by_hand_is_not_publ
              DELETE FROM outbox.message WHERE event_type = 'nobody' AND aggregate_id = 'delete'",
         )
         .await;
-    // From here on they would arrive.
+    // From here on the messages would arrive.
     world.bind("all", "order.nobody", &[]).await;
     consumer.until(18).await;
     world.until("nothing to wait", "outbox.waiting", 0).await;
     assert_eq!(consumer.len(), 18);
 }
 
-/// An hour of back-off, or a destination that fails: neither is the new route's.
+/// An hour of back-off, or a failing destination: neither applies to the new route.
 #[tokio::test]
 async fn a_waiting_message_whose_route_is_corrected_is_tried_at_once() {
     let world = world().await;

@@ -7,7 +7,7 @@ use crate::{
 
 const REFILL: &str = "BEGIN; TRUNCATE outbox.message RESTART IDENTITY";
 
-/// The reset of every test suite and staging system, ten times in a row.
+/// The usual reset of test suites and staging systems, ten times in a row.
 #[tokio::test]
 async fn a_table_truncated_and_refilled_in_one_transaction_loses_nothing_while_the_relay_works() {
     let world = world().await;
@@ -47,7 +47,7 @@ async fn a_table_truncated_and_refilled_loses_nothing_while_the_relay_sleeps_or_
     world.all_arrived(&consumer).await;
 }
 
-/// The trigger takes the marks back at once. Where it does not run, the audit finds what they hide.
+/// The trigger takes the marks back at once. Where it does not run, the audit finds the rows below the marks.
 #[tokio::test]
 async fn marks_that_nobody_took_back_hide_nothing_for_long() {
     let world = world().await;
@@ -63,14 +63,14 @@ async fn marks_that_nobody_took_back_hide_nothing_for_long() {
         .sql("UPDATE outbox.message SET available_at = clock_timestamp() + interval '2 s' WHERE id % 10 = 0; COMMIT")
         .await;
     relay.line("lay where no relay looks", SOON).await;
-    // Those above the marks went first: of what was hidden, no order is promised.
+    // Messages above the marks went first: hidden messages have no promised order.
     let report = world.judge(&consumer).await;
     assert!(report.lost.is_empty() && report.duplicates == 0, "{report}");
     world.drained().await;
 }
 
-/// TRUNCATE … RESTART IDENTITY takes the table, then its sequence. What looks for work takes them in the same order: else
-/// each could wait for the other, and the server would end the person's statement.
+/// TRUNCATE … RESTART IDENTITY locks the table, then its sequence. The poll for work locks them in the same order. Otherwise the
+/// two could deadlock, and the server would end the person's statement.
 #[tokio::test]
 async fn a_truncate_that_meets_the_scout_is_never_the_one_that_is_ended() {
     let world = world().await;
@@ -97,7 +97,7 @@ async fn a_truncate_that_meets_the_scout_is_never_the_one_that_is_ended() {
     assert_eq!(looking.await.unwrap().unwrap().len(), 1);
 }
 
-/// A cleaner names them in any order. No claim may wait for a table while it holds a lane.
+/// A cleaner names the tables in any order. No claim may wait for a table while it holds a lane.
 #[tokio::test]
 async fn tables_truncated_together_in_any_order_under_load_neither_deadlock_nor_hide_what_follows()
 {
@@ -142,8 +142,8 @@ async fn tables_truncated_together_in_any_order_under_load_neither_deadlock_nor_
     );
 }
 
-/// It locks the table and then the sequence. A look for work that had the sequence and waited for the table would end one of
-/// the two.
+/// TRUNCATE locks the table and then the sequence. If a poll for work held the sequence and waited for the table, the server would
+/// end one of the two.
 #[tokio::test]
 async fn a_truncate_and_a_look_for_work_never_deadlock() {
     let world = world().await;
@@ -160,7 +160,7 @@ async fn a_truncate_and_a_look_for_work_never_deadlock() {
         .await
         .unwrap();
     let looks = "pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND l.mode = 'AccessShareLock' \
-                 AND l.relation = 'outbox.message'::regclass AND a.query LIKE '-- Which of these lanes%'";
+                 AND l.relation = 'outbox.message'::regclass AND a.query LIKE '-- Finds the lanes that have work%'";
     test_support::eventually("a look for work", SOON, async || {
         (world.count(looks).await > 0).then_some(())
     })
@@ -315,7 +315,7 @@ async fn lanes_that_are_deleted_come_back_and_status_never_says_0_without_them()
     let relay = world.relay(&[]);
     relay.line("rows of outbox.lane were missing", SOON).await;
     world.passed().await;
-    // While it works: one, then all, then in the transaction that writes.
+    // While the relay works: first one table, then all, then in a transaction that also writes.
     world
         .sql("DELETE FROM outbox.lane WHERE lane % 2 = 0")
         .await;
@@ -329,7 +329,7 @@ async fn lanes_that_are_deleted_come_back_and_status_never_says_0_without_them()
     world.all_arrived(&consumer).await;
 }
 
-/// "Empty all tables": of this schema, too.
+/// A script empties all tables of the database, this schema included.
 #[tokio::test]
 async fn every_table_of_the_schema_emptied_at_once_is_survived_and_said() {
     let world = world().await;
@@ -352,7 +352,7 @@ async fn every_table_of_the_schema_emptied_at_once_is_survived_and_said() {
     world.all_arrived(&consumer).await;
 }
 
-/// Its messages are unsent still: they are sent, and what stood behind them goes on.
+/// The messages of the deleted records are still unsent: they are sent, and the messages behind them go on.
 #[tokio::test]
 async fn waiting_and_dead_messages_whose_record_is_deleted_are_sent_all_the_same() {
     let world = world().await;
@@ -364,7 +364,7 @@ async fn waiting_and_dead_messages_whose_record_is_deleted_are_sent_all_the_same
         ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
     ]);
     for key in ["a", "b"] {
-        // Each to a destination of its own: one that fails for two messages would hold both.
+        // Each message has a destination of its own, because a destination that fails for two messages would hold both.
         world
             .insert(Some(key), &format!("nobody{key}"), "0", "")
             .await;
@@ -389,7 +389,7 @@ async fn waiting_and_dead_messages_whose_record_is_deleted_are_sent_all_the_same
             0,
         )
         .await;
-    // The routes exist now.
+    // The routes exist from here on.
     for key in ["a", "b"] {
         world.bind("all", &format!("order.nobody{key}"), &[]).await;
     }
@@ -404,7 +404,7 @@ async fn waiting_and_dead_messages_whose_record_is_deleted_are_sent_all_the_same
     world.all_arrived(&consumer).await;
 }
 
-/// A usual way to have something sent again.
+/// People delete records to have messages sent again.
 #[tokio::test]
 async fn a_mark_that_is_taken_back_by_hand_sends_the_message_again() {
     let world = world().await;

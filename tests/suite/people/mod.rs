@@ -1,4 +1,4 @@
-//! What people and their tools do to the tables: nothing that is committed and unsent stays unseen.
+//! Changes by people and their tools: the relay finds every committed, unsent message.
 
 mod audited;
 mod copied;
@@ -15,7 +15,8 @@ use tokio_postgres::Client;
 
 use crate::world::{Consumer, World};
 
-/// `n` events over 97 keys of this name, in most lanes, written down in the ledger. With whatever transaction `client` has open.
+/// Writes `n` events over 97 keys of this name, in most lanes, and records them in the ledger. It runs in the transaction that
+/// `client` has open, if any.
 pub async fn write(world: &World, client: &Client, name: &str, n: i32) {
     let rows = client
         .query(
@@ -44,7 +45,7 @@ impl World {
         }
     }
 
-    /// All is sent, and the marks have passed it: from here on nobody looks there.
+    /// Waits until every message is sent and below the marks: after that no claim reads it.
     pub async fn passed(&self) {
         self.drained().await;
         self.until(
@@ -55,7 +56,7 @@ impl World {
         .await;
     }
 
-    /// What was hidden comes when it is found, maybe after later ones of its key: no order is promised.
+    /// A hidden message is sent when it is found, perhaps after later messages of its key: no order is promised.
     pub async fn none_lost(&self, consumer: &Consumer) {
         let report = self.judge(consumer).await;
         assert!(

@@ -53,7 +53,7 @@ async fn a_sequence_set_forward_and_back_while_the_relay_works_hides_nothing() {
     world.none_lost(&consumer).await;
 }
 
-/// Each session draws fifty positions ahead: what an idle one writes later comes below the marks.
+/// Each session draws fifty positions in advance: messages that an idle session writes later are below the marks.
 #[tokio::test]
 async fn a_sequence_that_is_cached_while_the_relay_works_is_said_and_hides_nothing() {
     let world = world().await;

@@ -1,4 +1,4 @@
-//! What is wrong is said: by the relay, and by the commands.
+//! The relay and the commands report what is wrong.
 
 use test_support::eventually;
 
@@ -8,7 +8,7 @@ use crate::{
     world::{SOON, world},
 };
 
-/// Nobody relays: the commands find them by themselves, and claim no more than they looked at.
+/// Without a relay the commands find stranded messages themselves, and report only the part that they read.
 #[tokio::test]
 async fn check_status_and_prune_tell_of_stranded_messages_and_delete_none() {
     let world = world().await;
@@ -23,13 +23,13 @@ async fn check_status_and_prune_tell_of_stranded_messages_and_delete_none() {
     })
     .await;
     let run = world.outboxd(&["status"], &[]).await;
-    assert!(run.stdout.contains("audit    whole"), "{}", run.stdout);
+    assert!(run.stdout.contains("audit    completed"), "{}", run.stdout);
     relay.terminate().unwrap();
     relay.ended(SOON).await.unwrap();
     let run = world.outboxd(&["check", "--connect"], &[]).await;
     assert!(
         run.stdout
-            .contains("audit of all messages: none is stranded"),
+            .contains("audit of all messages: no message is stranded"),
         "{}",
         run.stdout
     );
@@ -43,7 +43,7 @@ async fn check_status_and_prune_tell_of_stranded_messages_and_delete_none() {
         run.stdout
     );
     let run = world.outboxd(&["status"], &[]).await;
-    assert!(run.stdout.contains("not yet whole"), "{}", run.stdout);
+    assert!(run.stdout.contains("not yet completed"), "{}", run.stdout);
     let run = world.outboxd(&["prune", "--older-than", "0s"], &[]).await;
     assert!(
         run.stdout.contains("40 sent messages deleted"),
@@ -56,7 +56,7 @@ async fn check_status_and_prune_tell_of_stranded_messages_and_delete_none() {
     world.all_arrived(&consumer).await;
 }
 
-/// Lanes that somebody holds: known, counted, and filed once they are free.
+/// While another session holds lanes, the audit counts their stranded messages, and files them once the lanes are free.
 #[tokio::test]
 async fn stranded_messages_of_a_held_lane_are_counted_and_filed_once_it_is_free() {
     let world = world().await;
@@ -88,7 +88,7 @@ async fn stranded_messages_of_a_held_lane_are_counted_and_filed_once_it_is_free(
     world.all_arrived(&consumer).await;
 }
 
-/// What the start would refuse is refused readiness while it lasts.
+/// A relay is not ready while a fault lasts that its start would refuse.
 #[tokio::test]
 async fn a_privilege_or_a_column_that_goes_while_the_relay_runs_is_said_with_its_cure() {
     let world = world().await;

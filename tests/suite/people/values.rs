@@ -1,8 +1,8 @@
-//! Values that drivers and people write.
+//! Unusual values that drivers and people write.
 
 use crate::world::{World, world};
 
-/// What psycopg, Hibernate and Go write for "none".
+/// psycopg, Hibernate and Go write JSON null for "none".
 #[tokio::test]
 async fn headers_that_are_a_json_null_are_no_headers() {
     let world = world().await;
@@ -18,7 +18,7 @@ async fn headers_that_are_a_json_null_are_no_headers() {
     assert_eq!(world.count("outbox.dead").await, 0);
 }
 
-/// No time of PostgreSQL's stops a worker, the gauges or a command.
+/// No time that PostgreSQL allows stops a worker, the gauges or a command.
 #[tokio::test]
 async fn a_message_of_any_time_is_sent_and_no_gauge_fails_on_it() {
     let times = [
@@ -80,7 +80,7 @@ async fn as_role(world: &World, role: &str, sql: &str) -> Result<String, String>
         .map_err(|e| e.to_string())
 }
 
-/// It writes an event and deletes it in the same transaction, and checks that one row was deleted.
+/// Debezium's producer writes an event, deletes it in the same transaction, and checks that one row was deleted.
 #[tokio::test]
 async fn debeziums_usual_producer_sends_its_events() {
     let world = world().await;
@@ -107,7 +107,7 @@ async fn debeziums_usual_producer_sends_its_events() {
         n += 1;
         consumer.until(n).await;
     }
-    // Through a view of the service's own, as docs/guides/producing.md moves one.
+    // The same through a view of the service's own, as in docs/guides/producing.md.
     world
         .sql(
             "CREATE VIEW public.outboxevent AS SELECT * FROM outbox.debezium; \

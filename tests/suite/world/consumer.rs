@@ -1,8 +1,8 @@
-//! A consumer that records what arrives.
+//! A consumer that records deliveries.
 
 use super::*;
 
-/// A delivery as a test looks at it.
+/// A delivery, as a test sees it.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub message_id: String,
@@ -39,7 +39,7 @@ impl Seen {
     }
 }
 
-/// Takes everything from a queue; comes back when the broker does.
+/// Takes everything from a queue; reconnects when the broker is back.
 pub struct Consumer {
     seen: Arc<watch::Sender<Vec<Seen>>>,
     task: AbortHandle,
@@ -51,7 +51,7 @@ impl Consumer {
         let (into, url, queue) = (Arc::clone(&seen), url.to_owned(), queue.to_owned());
         let task = tokio::spawn(async move {
             loop {
-                // A broker that is away is tried again.
+                // Try an unavailable broker again.
                 let _ = consume(&url, &queue, &into).await;
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -68,7 +68,7 @@ impl Consumer {
         self.seen.borrow().len()
     }
 
-    /// Until there were as many deliveries. It may take as long as they keep coming.
+    /// Waits for this many deliveries, as long as more keep arriving.
     #[track_caller]
     pub fn until(&self, n: usize) -> impl Future<Output = Vec<Seen>> + '_ {
         let caller = Location::caller();
@@ -88,13 +88,13 @@ impl Consumer {
         }
     }
 
-    /// Waits until every id was seen at least once, as long as more of them keep coming; returns how many are missing.
+    /// Waits until every id was seen at least once, as long as more of them keep arriving; returns the number of missing ids.
     pub(super) async fn missing(&self, ids: impl Iterator<Item = Uuid>) -> usize {
         let mut missing: HashSet<String> = ids.map(|id| id.to_string()).collect();
         let (mut changes, mut looked_at) = (self.seen.subscribe(), 0);
         loop {
             let before = missing.len();
-            // Any other delivery leaves the deadline where it is: duplicates may go on without an end.
+            // Other deliveries do not move the deadline, because duplicates may arrive without end.
             let progress = changes.wait_for(|seen| {
                 for delivery in &seen[looked_at..] {
                     missing.remove(&delivery.message_id);
@@ -148,8 +148,8 @@ async fn consume(
     while let Some(delivery) = deliveries.next().await {
         let delivery = delivery?;
         into.send_modify(|seen| seen.push(look_at(&delivery)));
-        // With the connection's end an acknowledgement may be forgotten, and never answer. While the connection is there it
-        // may take long: to give it up would bring a duplicate that is not the relay's.
+        // When the connection ends, an acknowledgement may be lost and never return. While the connection lives it may take long:
+        // giving it up would make a duplicate that is not the relay's.
         let mut acknowledged = pin!(delivery.ack(BasicAckOptions::default()));
         loop {
             match tokio::time::timeout(Duration::from_secs(1), &mut acknowledged).await {

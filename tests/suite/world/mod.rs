@@ -1,4 +1,4 @@
-//! What a test needs: a migrated database, a virtual host, relays, a consumer, and a ledger.
+//! The world of a test: a migrated database, a virtual host, relays, a consumer, and a ledger.
 
 mod consumer;
 
@@ -35,16 +35,16 @@ use uuid::Uuid;
 
 pub use consumer::{Consumer, Seen};
 
-/// A wait of a test that should take a moment; a slow machine gets this long. Where much is waited for, so long may pass
-/// without any more of it.
+/// Time limit for a wait that should take a moment, long enough for a slow machine. Where a test waits for many things, this is
+/// the longest time without progress.
 pub const SOON: Duration = Duration::from_secs(180);
 
-/// A time-out of the relay that no test waits for: what must happen without it has happened long before.
+/// A relay time-out that no test reaches: the tested event must happen long before it.
 pub const FAR: &str = "20m";
-/// Above it, for what must be.
+/// A time-out that must be above `FAR`.
 pub const FARTHER: &str = "40m";
 
-/// Virtual hosts made at once: a call of rabbitmqctl takes seconds.
+/// Number of virtual hosts that one call makes, because a call of rabbitmqctl takes seconds.
 const VHOSTS: usize = 320;
 
 pub struct Servers {
@@ -71,7 +71,7 @@ async fn shared() -> &'static Servers {
         .await
 }
 
-/// With a database `template` that holds the outbox, and the roles.
+/// Servers with the roles, and a database `template` that has the outbox.
 pub async fn migrated_postgres() -> Postgres {
     let postgres = Postgres::start().await.unwrap();
     prepare(&postgres).await;
@@ -119,7 +119,7 @@ pub fn binary() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_outboxd"))
 }
 
-/// A database and a virtual host of a test's own.
+/// A test's own database and virtual host.
 pub struct World {
     servers: Where,
     pub database: String,
@@ -134,7 +134,7 @@ enum Where {
     Own(Box<Servers>),
 }
 
-/// On the shared servers.
+/// A world on the shared servers.
 pub async fn world() -> World {
     let servers = shared().await;
     let n = servers.next.fetch_add(1, Ordering::Relaxed);
@@ -142,7 +142,7 @@ pub async fn world() -> World {
     World::new(Where::Shared(servers), format!("db{n}"), format!("t{n}")).await
 }
 
-/// On servers of its own, to be broken.
+/// A world on servers of its own, which the test may break.
 pub async fn own_world() -> World {
     let (postgres, rabbitmq) = tokio::join!(migrated_postgres(), RabbitMq::start());
     let servers = Servers {
@@ -164,7 +164,7 @@ impl World {
             Where::Shared(servers) => &servers.postgres,
             Where::Own(servers) => &servers.postgres,
         };
-        // Two tests cannot copy a template at one moment.
+        // Two tests cannot copy a template at the same time.
         eventually("a copy of the template", SOON, async || {
             postgres.copy_database(&database, "template").await.ok()
         })
@@ -187,7 +187,7 @@ impl World {
         }
     }
 
-    /// Only on servers of its own.
+    /// Only for a world with servers of its own.
     pub fn own(&mut self) -> &mut Servers {
         match &mut self.servers {
             Where::Shared(_) => panic!("these servers belong to all tests"),
@@ -203,7 +203,7 @@ impl World {
         &self.servers().rabbitmq
     }
 
-    /// For the relay's role.
+    /// The database URL of the relay's role.
     pub fn database_url(&self) -> String {
         self.postgres()
             .url_for("relay", "relay-canary-password", &self.database)
@@ -213,7 +213,7 @@ impl World {
         self.rabbitmq().url(&self.vhost)
     }
 
-    /// What every process under test is told; `more` adds to it and wins.
+    /// The environment of every process under test; `more` adds to it and takes precedence.
     pub fn env(&self, more: &[(&str, &str)]) -> Vec<(String, String)> {
         let mut env = vec![
             ("DATABASE_URL".to_owned(), self.database_url()),
@@ -234,13 +234,13 @@ impl World {
         env
     }
 
-    /// A relay that runs; it may still be connecting.
+    /// Starts a relay; it may still be connecting.
     pub fn relay(&self, more: &[(&str, &str)]) -> Daemon {
         self.relays.fetch_add(1, Ordering::Relaxed);
         Daemon::start(&binary(), &["run"], &self.env(more)).unwrap()
     }
 
-    /// Runs a command to its end: exit code, standard output, standard error.
+    /// Runs a command to its end; returns exit code, standard output and standard error.
     pub async fn outboxd(&self, args: &[&str], more: &[(&str, &str)]) -> Run {
         run(args, &self.env(more)).await
     }
@@ -304,7 +304,7 @@ impl World {
         Consumer::start(&self.broker_url(), queue).await
     }
 
-    /// Writes events and remembers them: `(key, event type, body)`.
+    /// Writes events and records them: `(key, event type, body)`.
     pub async fn commit(&self, events: &[(Option<&str>, &str, &str)]) -> Vec<Uuid> {
         let mut ids = Vec::with_capacity(events.len());
         for (key, event_type, body) in events {
@@ -313,7 +313,7 @@ impl World {
         ids
     }
 
-    /// `n` events over `keys` keys, in one transaction.
+    /// Writes `n` events over `keys` keys, in one transaction.
     pub async fn commit_many(&self, n: usize, keys: usize) {
         let rows = self
             .client
@@ -336,7 +336,7 @@ impl World {
         }
     }
 
-    /// One event with more columns: `columns` is `name = value, …` in SQL.
+    /// Writes one event with more columns: `columns` is `name = value, …` in SQL.
     pub async fn insert(
         &self,
         key: Option<&str>,
@@ -379,7 +379,7 @@ impl World {
         message_id
     }
 
-    /// One number from SQL.
+    /// Reads one number with SQL.
     pub async fn count(&self, sql: &str) -> i64 {
         self.client
             .query_one(&format!("SELECT count(*) FROM {sql}"), &[])
@@ -388,13 +388,13 @@ impl World {
             .get(0)
     }
 
-    /// Until as many rows are there; it may take as long as their number comes closer.
+    /// Waits for this number of rows, as long as the number comes closer.
     #[track_caller]
     pub fn until(&self, what: &str, sql: &str, expected: i64) -> impl Future<Output = ()> {
         nearer(what, async move || (self.count(sql).await - expected).abs())
     }
 
-    /// Nothing is pending: every message is sent or dead. It may take as long as they become fewer.
+    /// Waits until nothing is pending (every message is sent or dead), as long as pending messages become fewer.
     #[track_caller]
     pub fn drained(&self) -> impl Future<Output = ()> {
         let pending = "outbox.message m WHERE sent_at IS NULL \
@@ -404,7 +404,7 @@ impl World {
         })
     }
 
-    /// The reason a message died with.
+    /// The reason of a dead message.
     pub async fn reason(&self, id: Uuid) -> Option<String> {
         let rows = self
             .client
@@ -417,8 +417,8 @@ impl World {
         rows.first().map(|row| row.get(0))
     }
 
-    /// What was committed against what `consumer` saw. Among duplicates the last of the others may still be on its
-    /// way: what is not dead is waited for, before it is called lost.
+    /// Compares the committed events with the deliveries of `consumer`. The last message may still be on its way among duplicates,
+    /// so this waits for messages that are not dead before it calls them lost.
     pub async fn judge(&self, consumer: &Consumer) -> Report {
         let ids = async |sql: &str| {
             let rows = self.client.query(sql, &[]).await.unwrap();
@@ -445,8 +445,8 @@ impl World {
     }
 }
 
-/// Waits until nothing is missing. The machine may be as slow as it is: the deadline begins anew whenever less is missing
-/// than ever before.
+/// Waits until nothing is missing. The machine may be slow: the deadline starts again whenever fewer things are missing than ever
+/// before.
 #[track_caller]
 fn nearer(what: &str, missing: impl AsyncFn() -> i64) -> impl Future<Output = ()> {
     let (what, caller) = (what.to_owned(), Location::caller());
@@ -471,7 +471,7 @@ fn nearer(what: &str, missing: impl AsyncFn() -> i64) -> impl Future<Output = ()
     }
 }
 
-/// Where a relay waits until the test lets it go on.
+/// A point where a relay waits until the test lets it go on.
 pub struct Gate(tempfile::TempDir);
 
 impl Gate {
@@ -483,7 +483,7 @@ impl Gate {
         self.0.path().join("open")
     }
 
-    /// For `OUTBOXD_FAILPOINT`: the first time that it comes to this place.
+    /// Value of `OUTBOXD_FAILPOINT`: waits the first time that the relay comes to this point.
     pub fn at(&self, place: &str) -> String {
         format!("{place}=until:{}", self.file().display())
     }

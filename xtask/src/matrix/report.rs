@@ -207,12 +207,13 @@ const HEAD: &str = "\
 
 # Compatibility
 
-The same tests, unchanged, against each pair of versions: `tests/suite`, the tests of `crates/outbox` against a database,
-and the rows of the fault matrix in which a process or a server dies. Every PostgreSQL is run with the oldest RabbitMQ, and
-every RabbitMQ with the newest PostgreSQL; `cargo xtask matrix --all-pairs` runs all of them.
+`cargo xtask matrix` runs the same tests, unchanged, against each pair of versions: `tests/suite`, the tests of
+`crates/outbox` against a database, and the rows of the fault matrix in which a process or a server dies. It runs every
+PostgreSQL with the oldest RabbitMQ, and every RabbitMQ with the newest PostgreSQL; `cargo xtask matrix --all-pairs` runs
+all pairs.
 
-A test that fails among the others is run again alone, and named below if it passes then: on a busy machine it was short
-of time, or of something that the others held.
+If a test fails beside others, it runs again alone. The page names it if it passes then: beside the others it lacked time
+or a resource.
 ";
 
 #[cfg(test)]

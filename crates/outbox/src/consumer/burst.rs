@@ -1,12 +1,12 @@
-//! Messages that are there already, one transaction after the other, with fewer round trips: the commit of a message is
-//! sent together with the next one's BEGIN and claim.
+//! Processes messages that have arrived already, one transaction after the other, with fewer round trips: it sends the commit
+//! of a message together with BEGIN and claim of the next message.
 //!
-//! Each message still has a transaction of its own, is acknowledged only after its commit, and the next handler runs
-//! only after that. BEGIN stands on its own between the two: should the commit fail, whether its transaction is over
-//! then or not, the claim behind it is in a transaction that is never committed. Without it, that claim would be
-//! committed by itself, and its message lost.
+//! Each message still has a transaction of its own. The runner acknowledges it only after its commit, and runs the next
+//! handler only after that. BEGIN is a statement of its own between commit and claim. If the commit fails, the claim after it
+//! is in a transaction that is never committed, whether or not the failed transaction has ended. Without BEGIN that claim
+//! would commit by itself, and its message would be lost.
 //!
-//! Only new messages take part. What may have been tried before, is skipped, or fails is left to the loop around it.
+//! A burst takes new messages only. The loop around it handles messages that may have been tried before, are skipped, or fail.
 
 use std::sync::Arc;
 
@@ -25,14 +25,14 @@ use super::{
 };
 use crate::inbox::Operation;
 
-/// A message that may take part.
+/// A message that a burst may take.
 pub(super) struct Fresh {
     pub held: Held,
     pub operation: Operation,
 }
 
 impl<H: Handler> Process<'_, H> {
-    /// The operation of a message that may take part.
+    /// The operation of the message, if a burst may take the message.
     pub fn fresh(&self, message: &Message) -> Option<Operation> {
         if message.redelivered || self.skips(message) || self.unreadable(message).is_some() {
             return None;
@@ -41,17 +41,17 @@ impl<H: Handler> Process<'_, H> {
     }
 }
 
-/// What a burst leaves to the loop around it.
+/// Messages that a burst leaves to the loop around it.
 #[derive(Default)]
 pub(super) struct Rest {
-    /// The last one that was tried, and what is to become of it.
+    /// The last message that was tried, and its verdict.
     pub judged: Option<(Held, Verdict)>,
-    /// Taken from the deliveries, and not tried.
+    /// A message that was taken from the deliveries and not tried.
     pub untried: Option<Held>,
 }
 
 impl<H: Handler> Worker<H> {
-    /// Goes on with what is delivered already, and what `may` be tried now; until `due`, when a key that waits has its
+    /// Processes messages that are delivered already and that `may` be tried now. It ends at `due`, when it is a waiting key's
     /// turn.
     pub(super) async fn burst(
         &mut self,
@@ -62,7 +62,7 @@ impl<H: Handler> Worker<H> {
     ) -> Result<Rest, ConsumerError> {
         let shared = self.shared.clone();
         let process = Process::of(&shared);
-        // `fresh` is counted as one that is tried beside others, so until it is dropped no suspect begins.
+        // `fresh` counts as a message that is tried beside others, so no suspect begins until it is dropped.
         let settled = Arc::clone(&self.settled);
         let mut rest = Rest::default();
         let Session { client, statements } = match self.connected(session).await {
@@ -105,8 +105,8 @@ impl<H: Handler> Worker<H> {
                         applied.outcome
                     });
                 };
-                // Polled in this order, and so sent in this order. The acknowledgement does not wait for the claim,
-                // which may wait for another consumer.
+                // The futures are polled, and so sent, in this order. The acknowledgement does not wait for the claim, because
+                // the claim may wait for another consumer.
                 let end = async {
                     bounded(process.end(statements, &transaction, operation, &applied)).await?;
                     process.count(&held.message, applied.outcome);
@@ -161,7 +161,7 @@ impl<H: Handler> Worker<H> {
     }
 }
 
-/// Within the limit of a whole attempt.
+/// Runs `work` within the limit of a whole attempt.
 async fn within<T, H: Handler>(
     process: &Process<'_, H>,
     work: impl Future<Output = Result<T, Attempt>>,
@@ -172,7 +172,7 @@ async fn within<T, H: Handler>(
         .unwrap_or_else(|_| Err(Attempt::no_answer(limit)))
 }
 
-/// Within what the end of a transaction may take.
+/// Runs `work` within the limit of a transaction's end.
 async fn bounded(work: impl Future<Output = Result<(), Attempt>>) -> Result<(), Attempt> {
     timeout(DATABASE, work)
         .await

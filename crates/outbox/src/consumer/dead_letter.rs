@@ -1,4 +1,5 @@
-//! Where a message goes that cannot be applied: copied, confirmed, and only then acknowledged.
+//! Dead letters: a message that cannot be applied is copied to the dead-letter queue. Once the broker has confirmed the copy,
+//! the original is acknowledged.
 
 use std::time::Duration;
 
@@ -12,10 +13,10 @@ use tokio::sync::Mutex;
 use super::{ConsumerError, Message};
 
 const CONFIRM: Duration = Duration::from_secs(30);
-/// Longest error that is passed on, in characters.
+/// Longest error in a header, in characters.
 const MAX_ERROR: usize = 1000;
 
-/// Why a message was given up.
+/// The reason why a message was given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reason {
     pub code: &'static str,
@@ -23,8 +24,8 @@ pub(super) struct Reason {
     pub error: String,
 }
 
-/// The dead-letter queue, on a channel of its own. One publish at a time: concurrent ones on a channel would be told
-/// each other's confirms and returns.
+/// The dead-letter queue, on a channel of its own. It publishes one message at a time: concurrent publishes on a channel would
+/// get each other's confirms and returns.
 pub(super) struct DeadLetters {
     channel: Mutex<Channel>,
     queue: String,
@@ -41,7 +42,8 @@ impl DeadLetters {
         }
     }
 
-    /// Returns when the broker has it. A crash before the original is acknowledged makes two copies, and loses none.
+    /// Returns when the broker has the copy. A crash before the acknowledgement of the original makes two copies, and loses
+    /// nothing.
     pub async fn publish(&self, message: &Message, reason: &Reason) -> Result<(), ConsumerError> {
         let refused = |why| {
             Err(ConsumerError::DeadLetter {
@@ -78,19 +80,20 @@ impl DeadLetters {
     }
 }
 
-/// The message's own properties and the reason, without what would act again on the copy; as much of it as fits into a
-/// frame. Headers that do not fit would close the connection, and the message would come again, and close it again.
+/// The message's own properties and the reason, without properties that would act again on the copy, and only as many headers
+/// as fit into a frame. Headers that do not fit would close the connection; the broker would deliver the message again, and
+/// it would close the next connection.
 fn marked(properties: &BasicProperties, reason: &Reason, frame_max: usize) -> BasicProperties {
     let kept = without_expiration_and_user(properties).with_delivery_mode(2);
     let room = frame_max.saturating_sub(size_without_headers(&kept));
     let own = properties.headers().iter().flatten();
-    // Extra queues: the broker has served them with the original.
+    // These name extra queues, to which the broker has routed the original.
     let own = own.filter(|(name, _)| !["CC", "BCC", REMOVED].contains(&name.as_str()));
     let own: Vec<_> = own.map(|(n, v)| (n.clone(), v.clone())).collect();
     kept.with_headers(fitted(own, reason, room))
 }
 
-/// Bytes of the content header's frame, but for the headers and their length.
+/// Bytes of the content header's frame, without the headers and their length.
 /// <https://www.rabbitmq.com/docs/specification>
 fn size_without_headers(properties: &BasicProperties) -> usize {
     // Type, channel, size and end of the frame; class, weight, size of the body and flags.
@@ -117,8 +120,8 @@ fn size_without_headers(properties: &BasicProperties) -> usize {
         + properties.timestamp().map_or(0, |_| 8)
 }
 
-/// The message's own headers and the reason, in `room` bytes: our diagnostics give way first, then the largest of the
-/// message's. What was left out is said.
+/// The message's own headers and the reason, in at most `room` bytes. It cuts our diagnostics first, and then leaves out the
+/// largest of the message's headers. A header names those that it left out.
 fn fitted(mut own: Vec<(ShortString, AMQPValue)>, reason: &Reason, room: usize) -> FieldTable {
     let mut error: String = reason.error.chars().take(MAX_ERROR).collect();
     own.retain(|(name, _)| !OURS.contains(&name.as_str()));
@@ -153,7 +156,7 @@ fn fitted(mut own: Vec<(ShortString, AMQPValue)>, reason: &Reason, room: usize) 
         } else if let Some((name, _)) = own.pop() {
             removed.push(name);
         } else {
-            // Ours alone fit into any frame that AMQP allows.
+            // Our headers alone fit into any frame that AMQP allows.
             return table;
         }
     }
@@ -162,10 +165,10 @@ fn fitted(mut own: Vec<(ShortString, AMQPValue)>, reason: &Reason, room: usize) 
 const CODE: &str = "outbox-dead-reason";
 const ATTEMPTS: &str = "outbox-dead-attempts";
 const ERROR: &str = "outbox-dead-error";
-/// How many of the message's headers were left out, and their names.
+/// Header with the number and the names of the message's headers that were left out.
 const REMOVED: &str = "outbox-dead-removed";
 const OURS: [&str; 4] = [CODE, ATTEMPTS, ERROR, REMOVED];
-/// Of the names of what was left out, in bytes.
+/// Most bytes of these names.
 const NAMES: usize = 200;
 
 fn named(removed: &[ShortString]) -> String {
@@ -186,14 +189,14 @@ fn entry_size(name: &str, value: &AMQPValue) -> usize {
     1 + name.len() + 1 + value_size(value)
 }
 
-/// Bytes on the wire, its own length included: <https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>.
+/// Bytes of a table on the wire, including its length: <https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>.
 fn table_size(table: &FieldTable) -> usize {
     let entries = table.inner().iter();
     let entries = entries.map(|(name, value)| entry_size(name.as_str(), value));
     4 + entries.sum::<usize>()
 }
 
-/// No deeper than the guard of the connection lets through.
+/// The recursion is bounded: the guard of the connection limits the nesting.
 fn value_size(value: &AMQPValue) -> usize {
     match value {
         AMQPValue::Void => 0,
@@ -213,8 +216,8 @@ fn value_size(value: &AMQPValue) -> usize {
     }
 }
 
-/// Rebuilt, since lapin's properties cannot be unset. The dead-letter queue would drop what expires, after it was
-/// confirmed and the original acknowledged; and the broker closes the channel when `user_id` is not the runner's own.
+/// Rebuilds the properties, because lapin cannot unset one. With an expiration, the dead-letter queue would drop the copy after
+/// the original was acknowledged. With a `user_id` other than the runner's, the broker would close the channel.
 fn without_expiration_and_user(properties: &BasicProperties) -> BasicProperties {
     let mut kept = BasicProperties::default();
     macro_rules! keep {
@@ -287,7 +290,7 @@ mod tests {
         assert_eq!(marked(&original, &reason, 131_072), expected);
     }
 
-    /// As the broker gets it.
+    /// Bytes of the frame as the broker gets it.
     fn frame_size(properties: &BasicProperties) -> usize {
         let header = AMQPContentHeader {
             class_id: 60,
@@ -375,7 +378,7 @@ mod tests {
         }
     }
 
-    /// To the byte.
+    /// A frame is filled to the last byte.
     #[test]
     fn headers_that_fill_a_frame_to_the_last_byte_are_kept() {
         let reason = Reason {

@@ -9,13 +9,13 @@ use crate::inbox::{Operation, OperationError, fingerprint};
 pub struct Message {
     pub routing_key: String,
     pub body: Vec<u8>,
-    /// A hint, and no more: brokers set it on messages that nobody ever saw.
+    /// Only a hint: brokers set it also on messages that no consumer ever saw.
     pub redelivered: bool,
     properties: BasicProperties,
 }
 
 impl Message {
-    /// And what acknowledges it.
+    /// The message, and its acker.
     pub(super) fn from_delivery(delivery: Delivery) -> (Self, Acker) {
         let message = Self {
             routing_key: delivery.routing_key.to_string(),
@@ -26,13 +26,13 @@ impl Message {
         (message, delivery.acker)
     }
 
-    /// `None` when it has none: then it is dead-lettered, and not guessed about.
+    /// `None` if the message has no id: the runner dead-letters it instead of guessing one.
     pub fn message_id(&self) -> Option<&str> {
         self.properties.message_id().as_ref().map(|id| id.as_str())
     }
 
-    /// What its deliveries are counted under: the message id, or what it consists of. No code of the service is asked,
-    /// since it is counted before any runs.
+    /// The name under which the runner counts the message's deliveries: the message id, or a fingerprint of its contents. The
+    /// runner counts before it runs any code of the service, so it does not ask the handler.
     pub(super) fn name(&self) -> String {
         match self.operation() {
             Ok(operation) => operation.key().to_owned(),
@@ -63,7 +63,7 @@ impl Message {
         &self.properties
     }
 
-    /// A header that is text.
+    /// The value of a text header.
     pub fn text_header(&self, name: &str) -> Option<String> {
         match self.header(name)? {
             AMQPValue::LongString(text) => {
@@ -77,7 +77,7 @@ impl Message {
         self.properties.headers().as_ref()?.inner().get(name)
     }
 
-    /// What the guard of the connection left out of the headers, since it could not be read.
+    /// The names of unreadable headers that the guard of the connection left out.
     pub(super) fn removed(&self) -> Option<String> {
         let said = self.header(amqp_guard::REMOVED)?;
         Some(match said {
@@ -86,8 +86,8 @@ impl Message {
         })
     }
 
-    /// A header that a relay writes and did not write like this: whoever did would otherwise get around the order of a key,
-    /// the stale guard or the replay policy, without a word.
+    /// The name of a relay header with a value that no relay writes. If the runner accepted such a value, its writer could
+    /// silently get around the order of a key, the stale guard or the replay policy.
     pub(super) fn invalid_header(&self) -> Option<&'static str> {
         let is_there = |name| self.header(name).is_some();
         [
@@ -108,12 +108,12 @@ impl Message {
         .find_map(|(name, invalid)| invalid.then_some(name))
     }
 
-    /// The key whose order is kept; `None`: no order.
+    /// The key, whose order the runner keeps; `None`: no order.
     pub fn key(&self) -> Option<String> {
         self.text_header("outbox-key")
     }
 
-    /// Its place in the outbox it came from; above 0.
+    /// The message's position in its outbox; above 0.
     pub fn position(&self) -> Option<i64> {
         match self.header("outbox-position")? {
             AMQPValue::LongLongInt(position) => Some(*position).filter(|position| *position > 0),
@@ -121,7 +121,7 @@ impl Message {
         }
     }
 
-    /// Published again on purpose.
+    /// Whether the message was published again on purpose.
     pub fn is_replay(&self) -> bool {
         matches!(self.header("outbox-replay"), Some(AMQPValue::Boolean(true)))
     }
@@ -131,12 +131,12 @@ impl Message {
         self.text_header("traceparent")
     }
 
-    /// Named by the message id.
+    /// The operation, named by the message id.
     pub fn operation(&self) -> Result<Operation, OperationError> {
         self.operation_as(self.message_id().unwrap_or_default())
     }
 
-    /// Named by a business key.
+    /// The operation, named by a business key.
     pub fn operation_as(&self, key: &str) -> Result<Operation, OperationError> {
         Operation::new(key, self.type_(), self.content_type(), &self.body)
     }

@@ -4,15 +4,15 @@
 //!   them waits for a retry. This holds within one copy of a service. Several copies on one queue share the messages of a
 //!   key, and apply them in any order, unless the queue has a single active consumer
 //!   ([`ConsumerOptions::single_active_consumer`]).
-//! - A message that ends the process, not only its own attempt, is tried alone after the second time: what is applied
-//!   beside it is not given up for it.
-//! - What a message is and says is the word of whoever may publish to the queue. Headers that no relay would write are
-//!   dead-lettered; forged ones that look right are believed (docs/guides/consuming.md, "Who is believed").
-//! - What a handler wrote is rolled back with its failure. Attempts are counted in transactions of their own.
-//! - Nothing is dropped: a message is acknowledged when its effect is committed, when it is a duplicate, or when its
-//!   copy in the dead-letter queue is confirmed.
-//! - A lost connection, on either side, is reconnected; what was not acknowledged comes again, and is a duplicate if
-//!   it was committed.
+//! - A message that ends the process, not only its own attempt, is tried alone from the second time on. So the runner does not
+//!   give up other messages because of it.
+//! - Anybody who may publish to the queue can write any message. The runner dead-letters headers that no relay would write,
+//!   and believes forged headers that look right (docs/guides/consuming.md, "Who is believed").
+//! - The writes of a handler that fails are rolled back. Attempts are counted in transactions of their own.
+//! - No message is dropped: the runner acknowledges a message when its effect is committed, when it is a duplicate, or when
+//!   its copy in the dead-letter queue is confirmed.
+//! - The runner replaces a lost connection, on either side. Unacknowledged messages come again, and are duplicates if they
+//!   were committed.
 
 mod attempt;
 mod burst;

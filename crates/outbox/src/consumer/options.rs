@@ -1,51 +1,51 @@
-//! How a consumer runs.
+//! Options of a consumer.
 
 use std::time::Duration;
 
 use outbox_core::{backoff, limits::SHORT};
 
-/// What becomes of messages that are published again on purpose.
+/// The treatment of replayed messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplayPolicy {
-    /// Applied unless the inbox knows them: to rebuild, or to make up for a loss.
+    /// Apply them unless the inbox knows them: to rebuild data, or to make up for a loss.
     Accept,
-    /// Acknowledged unseen: for consumers with external effects.
+    /// Acknowledge them unseen: for consumers with external effects.
     Skip,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerOptions {
     pub queue: String,
-    /// Messages at the consumer that are not acknowledged yet; also those that wait for a retry.
+    /// Most unacknowledged messages at the consumer, including those that wait for a retry.
     pub prefetch: u16,
-    /// Handlers that run at the same time, each with a database connection.
+    /// Number of handlers that run at the same time, each with a database connection.
     pub handlers: usize,
     pub handler_timeout: Duration,
     pub max_attempts: u32,
-    /// Prepares its own statements once a connection. `false` behind a pooler that gives each transaction another session
-    /// (PgBouncer in transaction mode before 1.21, or without `max_prepared_statements`).
+    /// Prepare the runner's own statements once for each connection. Set it to `false` behind a pooler that gives each
+    /// transaction another session (PgBouncer in transaction mode before 1.21, or without `max_prepared_statements`).
     pub prepared_statements: bool,
     pub backoff_initial: Duration,
     pub backoff_max: Duration,
     pub replay: ReplayPolicy,
-    /// Where messages go that cannot be applied; with `outbox-dead-reason`, `-attempts` and `-error` as headers. What
-    /// the broker gives up by itself comes there without these, and with its own `x-death`.
+    /// Queue for messages that cannot be applied, with the headers `outbox-dead-reason`, `-attempts` and `-error`. Messages
+    /// that the broker itself gives up arrive there without these headers, and with its own `x-death`.
     pub dead_letter_queue: String,
-    /// Declares both queues (durable, quorum), and `queue` with the other one as its dead-letter queue. Where `queue` is
-    /// there with other arguments, the broker refuses it (406, `PRECONDITION_FAILED`) and nothing is consumed: delete it
-    /// once it is empty, or leave this off.
+    /// Declare both queues (durable, quorum), `queue` with the other queue as its dead-letter queue. If `queue` exists with
+    /// other arguments, the broker refuses the declaration (406, `PRECONDITION_FAILED`) and the runner consumes nothing:
+    /// delete the queue once it is empty, or leave this off.
     ///
-    /// Otherwise they must be there, and whoever declares `queue` should give it a dead-letter exchange, as an argument
-    /// or by a policy: from RabbitMQ 4.0 on, a quorum queue has a `delivery-limit` of 20 where nothing else is said, and
-    /// drops a message above it where no exchange takes it.
+    /// If this is off, both queues must exist. Give `queue` a dead-letter exchange, as an argument or by a policy: from
+    /// RabbitMQ 4.0 on, a quorum queue without a `delivery-limit` of its own has the limit 20, and drops a message above the
+    /// limit if no exchange takes it.
     pub declare: bool,
-    /// Declares `queue` with a single active consumer: of several copies of the service one consumes, and another takes over
-    /// when it is gone. That is what keeps the order of a key over copies; the runner keeps it within one. Only with
-    /// `declare`; a queue that is declared elsewhere needs `x-single-active-consumer: true` as an argument.
+    /// Declare `queue` with a single active consumer: one of several copies of the service consumes, and another copy takes
+    /// over when the first is gone. This keeps the order of a key over all copies; the runner alone keeps it within one copy.
+    /// It works only with `declare`; a queue that is declared elsewhere needs the argument `x-single-active-consumer: true`.
     pub single_active_consumer: bool,
-    /// How long the inbox remembers.
+    /// How long the inbox remembers operations.
     pub retention: Duration,
-    /// The longest that a message may come late: queue TTLs, outages, replays. Retention must be longer.
+    /// The longest delay after which a message may come again: queue TTLs, outages, replays. Retention must be longer.
     pub redelivery_horizon: Duration,
 }
 
@@ -77,7 +77,7 @@ impl ConsumerOptions {
         }
     }
 
-    /// How long to wait after so many failures in a row.
+    /// The wait after this many failures in a row.
     pub(super) fn backoff(&self, failures: u32) -> Duration {
         backoff::delay(
             failures,

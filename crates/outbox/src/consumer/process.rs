@@ -1,4 +1,4 @@
-//! One message: claim → handler → commit, and what its acknowledgement will be.
+//! Processes one message: claim → handler → commit, and the verdict about its acknowledgement.
 
 use std::time::{Duration, Instant};
 
@@ -17,35 +17,34 @@ use crate::{
     metrics,
 };
 
-/// For what the database does around the handler, in all. A claim also waits for a handler that holds the same key.
+/// Time limit for all database work around the handler. A claim also waits for a handler that holds the same key.
 pub(super) const DATABASE: Duration = Duration::from_secs(10);
 
 /// How often a message is counted beside others before it is tried alone.
 const SUSPICIOUS: u32 = 1;
 
-/// What to do with the delivery.
+/// The verdict about a delivery.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Its effect is committed, or it needs none.
+    /// Acknowledge: the effect is committed, or there is none.
     Ack,
-    /// Again, after the back-off of so many attempts.
+    /// Try again, after the back-off of this many attempts.
     Later {
         attempts: u32,
     },
     DeadLetter(Reason),
-    /// The attempt failed, and its connection is not to be used again: a statement of it may still run, or the server
-    /// ended it. It is to be counted on another one.
+    /// The attempt failed, and its connection must not be used again: one of its statements may still run, or the server ended
+    /// the session. Count the attempt on another connection.
     Uncounted {
         key: String,
         error: String,
         why: &'static str,
     },
-    /// The database could not be asked; nothing is known, and no attempt counted. The connection is not to be used
-    /// again.
+    /// The database did not answer: nothing is known, and no attempt is counted. The connection must not be used again.
     Unknown(String),
 }
 
-/// What processes a message, besides the connection.
+/// Everything that processes a message, except the connection.
 pub(super) struct Process<'a, H> {
     pub handler: &'a H,
     pub inbox: &'a Inbox,
@@ -61,8 +60,8 @@ impl<'a, H: Handler> Process<'a, H> {
         }
     }
 
-    /// `attempts` were counted for this delivery before; what is counted here is added at once, and stays whatever the
-    /// verdict is.
+    /// `attempts` is the count for this delivery so far. This function adds its own count at once, and the count stays, whatever
+    /// the verdict.
     pub async fn message(
         &self,
         session: &mut Session,
@@ -76,9 +75,9 @@ impl<'a, H: Handler> Process<'a, H> {
             metrics::message(self.inbox.consumer(), "replay_skipped");
             return Verdict::Ack;
         }
-        // A message that kills its consumer never gets to count its failure. So a redelivered one is counted before
-        // any code of the service sees it; that it may never have been tried before makes this a limit, and not a number
-        // of failures. Once a delivery: how often the database could not be asked says nothing about the message.
+        // A message that kills its consumer never counts its failure. So the runner counts a redelivered message before any
+        // code of the service sees it. Such a message may never have been tried before, so the count is a limit and not the
+        // number of failures. It counts once for each delivery: a database that does not answer says nothing about the message.
         let counted = message.redelivered && *attempts == 0;
         if counted {
             match self
@@ -111,8 +110,8 @@ impl<'a, H: Handler> Process<'a, H> {
             .await
     }
 
-    /// The attempt that was counted before it was made has ended: it no longer speaks against the message. A failure is
-    /// the one that was counted, and not one more. What could not be written only costs a try alone.
+    /// An attempt that was counted in advance has ended, so it no longer makes the message suspect. If the attempt failed, the
+    /// advance count is its count. If this cannot be written, the only cost is that the message is tried alone.
     async fn survived(
         &self,
         client: &Client,
@@ -141,13 +140,13 @@ impl<'a, H: Handler> Process<'a, H> {
         }
     }
 
-    /// Whether a message that came again is to be tried alone, and how often it was counted.
+    /// Whether a redelivered message must be tried alone, and its count.
     pub async fn suspicion(
         &self,
         client: &Client,
         message: &Message,
     ) -> Result<Option<u32>, String> {
-        // Tried alone at least once before it is given up.
+        // A message is tried alone at least once before it is given up.
         let limit = SUSPICIOUS.min(self.options.max_attempts - 1);
         let name = message.name();
         let counted = self.inbox.attempts_ending_with(client, &name, UNENDED);
@@ -158,8 +157,8 @@ impl<'a, H: Handler> Process<'a, H> {
         }
     }
 
-    /// A message was given up; that it may have killed its consumer is over. What could not be written only costs a
-    /// start with one message at a time.
+    /// A message was given up, so it is no longer suspected of killing its consumer. If this cannot be written, the only cost is
+    /// a start with one message at a time.
     pub async fn given_up(&self, client: &Client, message: &Message, reason: &Reason) {
         let said = format!("dead-lettered ({}): {}", reason.code, reason.error);
         let name = message.name();
@@ -167,7 +166,7 @@ impl<'a, H: Handler> Process<'a, H> {
         let _ = tokio::time::timeout(DATABASE, replaced).await;
     }
 
-    /// Why a message is given up before it is looked at: its key, its position or its replay mark may not be what they were.
+    /// The reason to give a message up before its handler sees it: its key, its position or its replay mark may be wrong.
     pub fn unreadable(&self, message: &Message) -> Option<(&'static str, String)> {
         if let Some(removed) = message.removed() {
             let why = format!("nested too deep, unreadable or too large, and left out: {removed}");
@@ -184,12 +183,12 @@ impl<'a, H: Handler> Process<'a, H> {
         message.is_replay() && self.options.replay == ReplayPolicy::Skip
     }
 
-    /// For a claim, a handler and a commit.
+    /// Time limit for a claim, a handler and a commit.
     pub fn limit(&self) -> Duration {
         self.options.handler_timeout * 2 + DATABASE
     }
 
-    /// What becomes of the delivery, after the transaction has ended. `counted` attempts failed before.
+    /// The verdict, after the transaction has ended. `counted` attempts failed before.
     pub async fn conclude(
         &self,
         client: &Client,
@@ -207,7 +206,7 @@ impl<'a, H: Handler> Process<'a, H> {
                 let key = operation.key();
                 match self.counted(client, key, &error).await {
                     Ok(n) => self.after(n, error, "failed"),
-                    // Where the server ended the session under the handler: without a count it would be tried for ever.
+                    // The server ended the session while the handler ran: without a count the message would be tried forever.
                     Err(_) => Verdict::Uncounted {
                         key: key.to_owned(),
                         error,
@@ -236,7 +235,7 @@ impl<'a, H: Handler> Process<'a, H> {
         }
     }
 
-    /// Counts an attempt that failed, in a transaction of its own; the last one ends in the dead-letter queue.
+    /// Counts a failed attempt, in a transaction of its own. After the last attempt the message goes to the dead-letter queue.
     pub async fn failed(
         &self,
         client: &Client,
@@ -306,7 +305,7 @@ impl<'a, H: Handler> Process<'a, H> {
         Ok(applied.outcome)
     }
 
-    /// Does what the claim says, and leaves the transaction to be ended.
+    /// Acts on the answer of the claim; the caller ends the transaction.
     pub async fn apply(
         &self,
         transaction: &Transaction<'_>,
@@ -337,11 +336,11 @@ impl<'a, H: Handler> Process<'a, H> {
 
     /// Stores the result and ends the transaction, in one round trip.
     ///
-    /// What is acknowledged is gone from the broker, so its effect must be on disk here.
+    /// The broker forgets an acknowledged message, so its effect must be on disk before.
     ///
-    /// PostgreSQL answers COMMIT with success also where a statement failed before and the handler went on, and rolls
-    /// back: the message would be acknowledged, and lost. So a statement that fails then stands before it, and is
-    /// what stops a COMMIT whose result was not stored.
+    /// If a statement failed and the handler went on, PostgreSQL answers COMMIT with success and rolls back: the message would
+    /// be acknowledged, and lost. So the runner sends a statement before COMMIT that fails in a failed transaction. It also
+    /// prevents a COMMIT whose result was not stored.
     pub async fn end(
         &self,
         statements: &Statements,
@@ -351,17 +350,17 @@ impl<'a, H: Handler> Process<'a, H> {
     ) -> Result<(), Attempt> {
         let ending = transaction.batch_execute(match applied.outcome {
             Outcome::First => statements.commit(),
-            // That it was passed over is remembered.
+            // The inbox remembers that it passed the message over.
             Outcome::Stale => "COMMIT",
             Outcome::Duplicate => "ROLLBACK",
         });
         let Some(result) = &applied.result else {
             return Ok(ending.await?);
         };
-        // One that is refused before it is sent would let the COMMIT pass.
+        // Check the size here: if the driver refused the statement before sending it, the COMMIT would still pass.
         within_cap(result.len())?;
         let complete = statements.complete(self.inbox, transaction, operation, result);
-        // Polled in this order, and so sent in this order.
+        // The futures are polled, and so sent, in this order.
         let (completed, ended) = join(complete, ending).await;
         completed?;
         Ok(ended?)
@@ -378,7 +377,7 @@ impl<'a, H: Handler> Process<'a, H> {
         metrics::handled(self.inbox.consumer(), began.elapsed());
         match handled {
             Err(_) => Err(Attempt::Hung),
-            // Nothing of it can be committed any more, and that is known: no COMMIT was sent.
+            // No COMMIT was sent, so it is known that nothing is committed.
             Ok(Ok(_)) if transaction.client().is_closed() => Err(Attempt::Failed(
                 "the database session ended while the handler ran".to_owned(),
             )),

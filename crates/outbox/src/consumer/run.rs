@@ -1,4 +1,4 @@
-//! Connect, consume, hand out by key, reconnect, drain.
+//! Connects, consumes, distributes messages by key, reconnects, drains.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -34,15 +34,15 @@ use crate::{inbox::Inbox, metrics};
 
 /// Consumes until `stop`, through every failure of either server; then ends when the handlers that run have ended.
 ///
-/// `connect` opens a database connection and drives it (spawn its connection task there); TLS and bounds are the
-/// service's own choice, but it must choose bounds. A handler that takes longer than `handler_timeout` is dropped; its
-/// statement is not, and neither is its session, with the claim and every lock in it: `tokio-postgres` closes a
-/// connection only after the answers that are due. So for the service's role:
+/// `connect` opens a database connection and drives it (spawn its connection task there). The service chooses TLS and bounds,
+/// and it must choose bounds. The runner drops a handler that takes longer than `handler_timeout`. But the handler's
+/// statement goes on, and so does its session, with the claim and every lock: `tokio-postgres` closes a connection only after
+/// the pending answers. So set these for the service's role:
 ///
 /// - `statement_timeout` below `handler_timeout`: a statement that hangs fails, and the session goes on. A claim that
-///   waits for another consumer may run into it, too; that is no attempt.
-/// - `idle_in_transaction_session_timeout` above `handler_timeout`, which a handler may spend with no statement at all:
-///   it ends the sessions of a host that is gone, which would hold their claims until TCP gives up.
+///   waits for another consumer may also run into this time-out; that counts as no attempt.
+/// - `idle_in_transaction_session_timeout` above `handler_timeout`, because a handler may spend all of its time without a
+///   statement. It ends the sessions of a host that is gone, which would otherwise hold their claims until TCP gives up.
 pub async fn run<H, C, F>(
     amqp_url: &str,
     connect: C,
@@ -77,9 +77,9 @@ where
             shared.inbox.forget_expired(retention, connect, |c| c).await;
         }
     });
-    // In a row, with nothing acknowledged between them. That a connection opens is no progress: what fails on each one
-    // would be tried without a pause, and every connection lost counts as a delivery of all that was prefetched. One
-    // that lasted longer than any pause, on a queue without messages, starts anew.
+    // Failures in a row, with no acknowledgement in between. An open connection alone is no progress: a message that fails on
+    // each connection would be tried without a pause, and every lost connection counts as a delivery of all prefetched
+    // messages. A connection that lasted longer than any pause, on a queue without messages, resets the count.
     let mut failures: u32 = 0;
     let mut whole_again = false;
     while !stop.is_cancelled() {
@@ -87,8 +87,8 @@ where
             biased;
             () = stop.cancelled() => break,
             connected = async {
-                // A consumer that dies again and again takes messages one at a time: each death counts as a delivery of
-                // all that was prefetched, at the broker, too.
+                // A consumer that dies again and again takes one message at a time, because each death counts as a delivery of
+                // all prefetched messages, at the broker too.
                 let one = !whole_again && shared.is_suspected().await;
                 open(amqp_url, &shared.options, if one { Window::One } else { Window::Whole }).await
             } => connected,
@@ -102,7 +102,7 @@ where
                 if lasted || opened.settled.load(Ordering::Relaxed) {
                     failures = 0;
                 }
-                // What was not acknowledged goes back to the queue with the connection.
+                // The broker puts unacknowledged messages back into the queue when the connection closes.
                 let close = opened.connection.close(200, "bye".into());
                 let _ = tokio::time::timeout(ANSWER, close).await;
                 result.map(|ended| whole_again = ended == Ended::Widened)
@@ -122,20 +122,21 @@ where
     Ok(())
 }
 
-/// How many messages are in hand.
+/// Number of messages that the runner takes at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Window {
-    /// Tried alone. Until the first one that is new, or waits for a retry: what came again stands before what is new.
+    /// One message at a time, until the first message that is new or waits for a retry: redelivered messages come before new
+    /// ones.
     One,
-    /// The prefetch.
+    /// As many as the prefetch.
     Whole,
 }
 
-/// How a connection ended that did not fail.
+/// The end of a connection that did not fail.
 #[derive(Debug, PartialEq, Eq)]
 enum Ended {
     Stopped,
-    /// It took one message at a time, and need not any more.
+    /// It took one message at a time, which is no longer necessary.
     Widened,
 }
 
@@ -143,7 +144,7 @@ enum Ended {
 struct Opened {
     window: Window,
     connection: Connection,
-    /// Of the consumer. Its last handle closes it.
+    /// The consumer's channel. Dropping its last handle closes it.
     _channel: Channel,
     consumer: Consumer,
     dead_letters: Arc<DeadLetters>,
@@ -196,8 +197,8 @@ async fn open(
     }
 }
 
-/// Guarded: what anybody may put into a message's headers would overflow the stack of lapin's own thread, and end the
-/// process; or end the connection, each time that the message comes again.
+/// Connects through the guard. Without the guard, headers that anybody may send could overflow the stack of lapin's thread and
+/// end the process, or end the connection at each delivery of the message.
 async fn connect(url: &str) -> Result<Connection, lapin::Error> {
     let mut uri: AMQPUri = url.parse().map_err(std::io::Error::other)?;
     let offered = uri.query.frame_max.filter(|offered| *offered > 0);
@@ -212,7 +213,7 @@ async fn connect(url: &str) -> Result<Connection, lapin::Error> {
     Connection::connector(uri, amqp_guard::runtime(), open, properties).await
 }
 
-/// Without `declare` it only looks whether the queue is there.
+/// Without `declare` it only checks that the queue exists.
 async fn declare(
     channel: &Channel,
     queue: &str,
@@ -224,7 +225,7 @@ async fn declare(
             arguments.insert(name.into(), AMQPValue::LongString(value.into()));
         };
         argument("x-queue-type", "quorum");
-        // RabbitMQ 4 gives up a message after 20 deliveries, and drops it where nothing says what becomes of it.
+        // RabbitMQ 4 gives a message up after 20 deliveries, and drops it if the queue has no dead-letter exchange.
         if queue == options.queue {
             argument("x-dead-letter-exchange", "");
             argument("x-dead-letter-routing-key", &options.dead_letter_queue);
@@ -242,7 +243,7 @@ async fn declare(
     Ok(())
 }
 
-/// Hands deliveries to the workers, by key, until the stop or the first failure.
+/// Distributes deliveries to the workers by key, until the stop or the first failure.
 async fn consume<H: Handler>(
     shared: &Arc<Shared<H>>,
     opened: &mut Opened,
@@ -253,10 +254,10 @@ async fn consume<H: Handler>(
     let one = opened.window == Window::One;
     let mut workers = JoinSet::new();
     let mut senders: Vec<mpsc::Sender<Held>> = Vec::new();
-    // Ends the workers when the connection does, as well as at the stop.
+    // This ends the workers with the connection, and at the stop.
     let ending = stop.child_token();
     for _ in 0..shared.options.handlers {
-        // The broker sends no more than the prefetch; so this never makes anybody wait.
+        // The broker sends no more than the prefetch, so a send to this channel never waits.
         let (sender, deliveries) = mpsc::channel(usize::from(shared.options.prefetch));
         senders.push(sender);
         let worker = Worker {
@@ -270,7 +271,7 @@ async fn consume<H: Handler>(
         };
         workers.spawn(worker.run());
     }
-    // A connection that ended says so to its consumer; where that is lost, it is seen here.
+    // A connection that ends tells its consumer. If that notice is lost, this interval detects the end.
     let mut looks = tokio::time::interval(ANSWER);
     let mut result = loop {
         tokio::select! {
@@ -280,7 +281,7 @@ async fn consume<H: Handler>(
             _ = looks.tick() => if !opened.connection.status().connected() {
                 break Err(ConsumerError::Ended("the connection ended"));
             },
-            // Of a panic: the message that did it is not acknowledged, and is counted when it comes again.
+            // A worker ended, perhaps by a panic: its message is not acknowledged, and counts when it comes again.
             Some(ended) = workers.join_next() => break ended.unwrap_or(Err(ConsumerError::Panicked)).map(|()| Ended::Stopped),
             delivery = async {
                 turns.without_suspects().await;
@@ -305,11 +306,11 @@ async fn consume<H: Handler>(
         }
     };
     ending.cancel();
-    // A handler that runs ends and is committed, within its own bound. The consumer stays as long: cancelled before, a
-    // single active one would make room for the next, which gets what stands behind the messages that are in hand here.
-    // What comes meanwhile is looked at by nobody, is no more than the prefetch, and goes back with the rest.
+    // A running handler ends and is committed, within its own bound. Until then the consumer stays: if it were cancelled now,
+    // a single active consumer would make room for the next one, which would get the messages after those that are in work
+    // here. Messages that arrive meanwhile are not touched, are at most the prefetch, and go back to the queue with the rest.
     while let Some(ended) = workers.join_next().await {
-        // A worker whose end was seen only in that it takes no more.
+        // This may be a worker whose end showed only because it took no more messages.
         let ended = ended.unwrap_or(Err(ConsumerError::Panicked));
         result = result.and_then(|how| ended.map(|()| how));
     }

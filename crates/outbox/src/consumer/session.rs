@@ -1,4 +1,4 @@
-//! A worker's connection to PostgreSQL, and what is prepared on it.
+//! A worker's connection to PostgreSQL, and its prepared statements.
 
 use futures_util::future::try_join;
 use tokio_postgres::{Client, Statement, Transaction, error::SqlState};
@@ -13,11 +13,11 @@ pub(super) struct Session {
     pub statements: Statements,
 }
 
-/// What a session says for each message.
+/// The statements that a session sends for each message.
 pub(super) struct Statements {
-    /// What the server parses and plans once a session instead of once a message.
+    /// Statements that the server parses and plans once for each session instead of once for each message.
     prepared: Option<Prepared>,
-    /// Its commits wait until they are on disk.
+    /// Whether commits of the session wait until they are on disk.
     durable: bool,
 }
 
@@ -27,8 +27,7 @@ struct Prepared {
 }
 
 impl Session {
-    /// Without `prepared` each statement stands for itself, as a pooler wants it that gives each transaction another
-    /// session.
+    /// Without `prepared` each statement is independent, for a pooler that gives each transaction another session.
     pub async fn new(client: Client, inbox: &Inbox, prepared: bool) -> Result<Self, InboxError> {
         let prepared = if prepared {
             let (claim, complete) = try_join(
@@ -40,8 +39,8 @@ impl Session {
         } else {
             None
         };
-        // Like this for the role, the database or the server: a crash of the server would take commits with it whose
-        // messages were acknowledged.
+        // If it is off for the role, the database or the server, a crash of the server could lose commits whose messages were
+        // acknowledged.
         let setting = "SELECT pg_catalog.current_setting('synchronous_commit')";
         let setting = client.query_typed(setting, &[]).await?;
         let durable = setting.iter().all(|row| {
@@ -56,7 +55,7 @@ impl Session {
 }
 
 impl Statements {
-    /// The first of the two statements fails where one failed before.
+    /// The first of the two statements fails if an earlier statement failed.
     pub fn commit(&self) -> &'static str {
         if self.durable {
             "SELECT; COMMIT"
@@ -101,9 +100,9 @@ impl Statements {
     }
 }
 
-/// A claim that the database refuses says nothing about the message, whose handler did not run: it waited too long for
-/// the one who holds the key, met another claim under `serializable`, or a right, a policy, the schema is missing.
-/// Unless it is what the message says that was refused.
+/// A claim that the database refuses usually says nothing about the message, because its handler did not run: the claim waited
+/// too long for the holder of the key, met another claim under `serializable`, or a right, a policy or the schema is wrong. It
+/// is the message's fault only if the database refused its values.
 fn of_a_claim(error: InboxError, other: impl FnOnce(InboxError) -> Attempt) -> Attempt {
     let of_the_message = |code: &SqlState| {
         // Data exceptions, and violated constraints. <https://www.postgresql.org/docs/current/errcodes-appendix.html>
@@ -120,8 +119,8 @@ fn of_a_claim(error: InboxError, other: impl FnOnce(InboxError) -> Attempt) -> A
     }
 }
 
-/// Where a migration changed the function, or a pooler the session, that is not the message's fault, and is mended by
-/// another session.
+/// If a migration changed the function, or a pooler changed the session, that is not the message's fault, and another session
+/// works.
 fn of_a_prepared_statement(error: InboxError) -> Attempt {
     match error {
         InboxError::Database(error)

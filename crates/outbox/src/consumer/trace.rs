@@ -41,7 +41,7 @@ fn continued(span: &Span, message: &Message) {
         .into_iter()
         .filter_map(|name| Some((name, message.text_header(name)?)))
         .collect();
-    // What is malformed is no parent.
+    // A malformed context is no parent.
     let parent =
         TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
     let _ = span.set_parent(parent);

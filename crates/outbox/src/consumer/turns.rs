@@ -1,21 +1,21 @@
-//! Who is tried beside whom. A message under which its consumer may have died before is tried alone: when the process
-//! dies again, it is known of what, and no other message is counted for it.
+//! Decides which messages are tried at the same time. A suspect, whose consumer may have died because of it, is tried alone: if
+//! the process dies again, the culprit is known, and no other message is counted.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::watch;
 
-/// Of the messages of one connection. Cheap to clone.
+/// The turns of one connection's messages. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Turns(Arc<watch::Sender<State>>);
 
 #[derive(Default)]
 struct State {
-    /// In hand, and still to be tried beside others.
+    /// Number of messages that are tried beside others and are not finished.
     ordinary: usize,
-    /// By how often they were counted: an innocent one has been alone less often than the culprit, and comes first.
+    /// Suspects, ordered by their counts: an innocent message has a lower count than the culprit, and comes first.
     suspects: BTreeSet<Place>,
-    /// One of them is being tried.
+    /// Whether a suspect is being tried.
     alone: bool,
     drawn: u64,
 }
@@ -33,13 +33,13 @@ impl Turns {
         Self(Arc::new(watch::Sender::new(State::default())))
     }
 
-    /// For a message that is to be tried beside others. No suspect is tried before it is dropped.
+    /// Registers a message that is tried beside others. No suspect is tried until the returned value is dropped.
     pub fn ordinary(&self) -> Ordinary {
         self.0.send_modify(|state| state.ordinary += 1);
         Ordinary(self.clone())
     }
 
-    /// For a message that is to be tried alone.
+    /// Registers a message that must be tried alone.
     pub fn suspect(&self, counted: u32) -> Suspect {
         let mut place = (counted, 0);
         self.0.send_modify(|state| {
@@ -54,12 +54,12 @@ impl Turns {
         }
     }
 
-    /// Until no suspect is being tried.
+    /// Waits until no suspect is being tried.
     pub async fn shared(&self) {
         self.until(|state| !state.alone).await;
     }
 
-    /// Until no suspect is in hand: more messages would only be in hand when the process dies.
+    /// Waits until there is no suspect: if the process dies, every message that it holds counts as delivered once more.
     pub async fn without_suspects(&self) {
         self.until(|state| state.suspects.is_empty()).await;
     }
@@ -83,7 +83,7 @@ impl Drop for Ordinary {
     }
 }
 
-/// The place of a message that is tried alone. Dropped when it was tried, or is not to be.
+/// The place of a message that is tried alone. It is dropped when the message was tried, or will not be tried.
 pub(super) struct Suspect {
     turns: Turns,
     place: Place,
@@ -91,14 +91,14 @@ pub(super) struct Suspect {
 }
 
 impl Suspect {
-    /// Until nothing else is being tried, and all that was counted less often has been.
+    /// Waits until no other message is being tried, and all suspects with lower counts have been tried.
     pub async fn turn(&self) {
         self.turns
             .until(|state| state.is_turn_of(&self.place))
             .await;
     }
 
-    /// Takes the turn; `false` when something came between.
+    /// Takes the turn; `false` if another message came first.
     pub fn begin(&mut self) -> bool {
         self.turns.0.send_if_modified(|state| {
             let may = state.is_turn_of(&self.place);
@@ -139,7 +139,7 @@ mod tests {
         assert!(!is_now(culprit.turn()) && !culprit.begin());
         assert!(is_now(innocent.turn()) && innocent.begin());
         assert!(!is_now(turns.shared()), "nothing is begun beside it");
-        // What comes meanwhile has its turn before the next suspect.
+        // A message that arrives meanwhile has its turn before the next suspect.
         let late = turns.ordinary();
         drop(innocent);
         assert!(is_now(turns.shared()) && !culprit.begin());

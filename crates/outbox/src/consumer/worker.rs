@@ -12,10 +12,11 @@ pub(super) struct Worker<H> {
     pub dead_letters: Arc<DeadLetters>,
     pub deliveries: mpsc::Receiver<Held>,
     pub stop: CancellationToken,
-    /// Something was acknowledged over this connection.
+    /// Whether any message was acknowledged over this connection.
     pub settled: Arc<AtomicBool>,
     pub turns: Turns,
-    /// Where messages come one at a time: that one of them waits for a retry, and the next ones would with it.
+    /// If messages come one at a time, this reports that a message waits for a retry, so that later messages do not wait with
+    /// it.
     pub waits: Option<CancellationToken>,
 }
 

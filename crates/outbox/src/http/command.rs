@@ -1,4 +1,4 @@
-//! What a handler gets: the transaction of its command.
+//! The transaction of a command, which its handler gets.
 
 use std::{ops::Deref, sync::Arc};
 
@@ -7,7 +7,7 @@ use tokio_postgres::{Client, error::SqlState};
 
 use crate::{EnqueueError, EventError};
 
-/// A connection of whatever pool, as a client.
+/// A connection of any pool, as a client.
 pub(super) type Connection = Box<dyn Deref<Target = Client> + Send + Sync>;
 
 /// The open transaction of one command, among the request's extensions. It is a client: query, execute, enqueue. The
@@ -20,7 +20,7 @@ impl Command {
         Self(Arc::new(connection))
     }
 
-    /// Somebody else holds a clone.
+    /// Whether the handler still holds a clone.
     pub(super) fn is_kept(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
@@ -40,9 +40,8 @@ impl std::fmt::Debug for Command {
     }
 }
 
-/// A handler's failed statement or event, for `?`. It is answered by 503 where trying again is the remedy (the server is
-/// away, a serialization failure, a deadlock) and by 500 otherwise; both free the key. What went wrong goes to the log,
-/// not to the caller.
+/// A handler's failed statement or event, for `?`. The answer is 503 if a retry is the remedy (an unavailable server, a
+/// serialization failure, a deadlock) and 500 otherwise; both free the key. The details go to the log, not to the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     #[error("the command's transaction: {}", described(.0))]
@@ -76,7 +75,7 @@ impl axum_core::response::IntoResponse for CommandError {
     }
 }
 
-/// Whether the same request may succeed when it is sent again. Source: PostgreSQL, appendix A (error codes).
+/// Whether the same request may succeed if it is sent again. Source: PostgreSQL, appendix A (error codes).
 pub(super) fn is_transient(error: &tokio_postgres::Error) -> bool {
     match error.code() {
         None => true,
@@ -89,7 +88,7 @@ pub(super) fn is_transient(error: &tokio_postgres::Error) -> bool {
     }
 }
 
-/// With the server's message, which `Display` leaves out; without its detail, which may quote a row.
+/// The error with the server's message, which `Display` leaves out, and without the detail, which may quote a row.
 pub(super) fn described(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("{} ({})", db.message(), db.code().code()),

@@ -1,5 +1,5 @@
-//! One command: claim → handler → store → commit. Runs in a task of its own, so that a client which hangs up does not
-//! cut it off half-way.
+//! Runs one command: claim → handler → store → commit. It runs in a task of its own, so that a client that hangs up does not
+//! stop it half-way.
 
 use std::{
     future::Future,
@@ -32,12 +32,12 @@ use crate::{
     metrics,
 };
 
-/// Within which the database must answer what the layer itself asks.
+/// Time limit for the database's answers to the layer's own statements.
 const ANSWER: Duration = Duration::from_secs(10);
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Runs the handler under the operation's claim. Without an operation it runs in a transaction all the same.
+/// Runs the handler under the operation's claim. Without an operation the handler also runs in a transaction.
 ///
 /// The only errors are the handler's own.
 pub(super) async fn execute<F, B, E>(
@@ -75,7 +75,7 @@ where
     request.extensions_mut().insert(Command::clone(&open));
     let began = Instant::now();
     let handled = AssertUnwindSafe(collected(handle(request))).catch_unwind();
-    // Its future has ended here, and with it every clone of the command that the handler did not hide.
+    // The handler's future has ended here, and with it every clone of the command that the handler did not store elsewhere.
     let handled = timeout(shared.options.handler_timeout, handled).await;
     metrics::handled(consumer, began.elapsed());
     let failed = match handled {
@@ -110,7 +110,7 @@ where
     }
 }
 
-/// What a repetition is told.
+/// The answer to a repetition.
 fn answer(claimed: Claimed) -> Result<Response<Full<Bytes>>, Problem> {
     match claimed {
         Claimed::Duplicate(Stored {
@@ -126,36 +126,36 @@ fn answer(claimed: Claimed) -> Result<Response<Full<Bytes>>, Problem> {
         }
         Claimed::Conflict => Err(Problem::Reused),
         Claimed::InDoubt => Err(Problem::InDoubt),
-        // Committed by its own handler, or by something else than this layer under this consumer's name.
+        // The key was committed by the handler itself, or by other code than this layer under this consumer's name.
         Claimed::Duplicate(_) => Err(unreadable()),
         Claimed::Stale | Claimed::First => Err(Problem::Internal),
     }
 }
 
-/// The key was committed, and what with it cannot be told.
+/// The key was committed, and its answer is unknown.
 fn unreadable() -> Problem {
     tracing::error!("a command's key is kept without an answer: did its handler commit?");
     Problem::MayBeApplied
 }
 
-/// An open transaction. Whatever happens to it, its connection goes back to its pool with no transaction in it.
+/// An open transaction. In every case its connection goes back to the pool without a transaction.
 type Open = ScopeGuard<Command, fn(Command)>;
 
-/// For a task that is cut off. Without a runtime the process ends, and the session with it.
+/// Cleans up after a task that was cut off. Without a runtime the process ends, and the session with it.
 fn abandon(command: Command) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(give_back(command));
     }
 }
 
-/// Waits a moment for the server to have done it; the connection stays out of its pool until it has.
+/// Rolls back, and waits a moment for the server. The connection stays out of its pool until the rollback has ended.
 async fn roll_back(open: Open) {
     let ended = tokio::spawn(give_back(ScopeGuard::into_inner(open)));
     let _ = timeout(ANSWER, ended).await;
 }
 
-/// As `roll_back`, after a handler ran. Returns the problem to tell: that nothing was applied is true unless the handler
-/// ended the transaction before.
+/// Like `roll_back`, after a handler ran. Returns the problem for the answer: nothing was applied, unless the handler ended the
+/// transaction before.
 async fn undone(open: Open, problem: Problem) -> Problem {
     let command = ScopeGuard::into_inner(open);
     let ended = tokio::spawn(async move {
@@ -173,15 +173,15 @@ async fn undone(open: Open, problem: Problem) -> Problem {
     }
 }
 
-/// Rolls back, however long the server takes to get to it.
+/// Rolls back, however long the server takes.
 async fn give_back(command: Command) {
     if command.is_kept() {
-        // What its holder writes from now on would be nobody's transaction: the session ends instead.
+        // End the session: otherwise the holder of the clone could go on writing, outside of any command's transaction.
         tracing::error!("a handler kept a clone of its command; its database session is ended");
         let cut = "SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
         drop(command.batch_execute(cut).await);
     } else {
-        // An error is a connection that ended, and its transaction with it.
+        // An error means that the connection has ended, and the transaction with it.
         drop(command.batch_execute("ROLLBACK").await);
     }
 }
@@ -203,7 +203,7 @@ async fn open(shared: &Shared) -> Result<Open, Problem> {
     }
 }
 
-/// BEGIN, and the claim. Only the claim waits for locks so briefly: the handler's own waits are the service's choice.
+/// Sends BEGIN and the claim. Only the claim has this short limit for lock waits; the service chooses the handler's own limits.
 async fn claim(
     shared: &Shared,
     open: &Open,
@@ -238,12 +238,12 @@ async fn claim(
     }
 }
 
-/// The savepoint is what a refusal goes back to: the claim stays, what the handler wrote does not.
+/// A refusal rolls back to the savepoint: the claim stays, the handler's writes do not.
 fn restore(lock_timeout: &str) -> String {
     format!("SET LOCAL lock_timeout = '{lock_timeout}'; SAVEPOINT idempotent_command")
 }
 
-/// The answer of the one SHOW among some statements: digits and a unit.
+/// The answer of the single SHOW among some statements: digits and a unit.
 fn shown(messages: &[SimpleQueryMessage]) -> String {
     let rows = messages.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0),
@@ -253,13 +253,13 @@ fn shown(messages: &[SimpleQueryMessage]) -> String {
     shown.chars().filter(char::is_ascii_alphanumeric).collect()
 }
 
-/// Why there is no whole response.
+/// The reason why there is no whole response.
 enum Failed<E> {
     Handler(E),
     Response(Problem),
 }
 
-/// The handler's response with its whole body: it is stored before anybody gets a byte of it.
+/// The handler's response with its whole body: the layer stores it before the client gets a byte of it.
 async fn collected<B, E>(
     handling: impl Future<Output = Result<Response<B>, E>>,
 ) -> Result<(Parts, Bytes), Failed<E>>
@@ -283,7 +283,7 @@ where
     }
 }
 
-/// Ends the transaction as the response has it; returns what to count.
+/// Ends the transaction as the response demands; returns the outcome to count.
 async fn settle(
     shared: &Shared,
     open: Open,
@@ -292,12 +292,12 @@ async fn settle(
     body: &[u8],
 ) -> Result<&'static str, Problem> {
     let keep = (shared.options.keep)(head.status);
-    // Without a key there is nothing to remember a refusal by.
+    // Without a key a refusal cannot be remembered.
     if keep == Keep::Nothing || (keep == Keep::Refusal && operation.is_none()) {
         roll_back(open).await;
         return Ok("failed");
     }
-    // Somebody else could go on writing between the response and the commit, and after it.
+    // The holder of a clone could go on writing between the response and the commit, and after it.
     if open.is_kept() {
         return Err(undone(open, Problem::Internal).await);
     }
@@ -317,7 +317,7 @@ async fn settle(
                 "unkeyed"
             })
         }
-        // A deferred constraint, a serialization failure: the server said no.
+        // The server refused the commit: a deferred constraint, or a serialization failure.
         Ok(Err(error)) if said_no(&error) => Err(failed(
             shared,
             &error.into(),
@@ -331,8 +331,8 @@ async fn settle(
     }
 }
 
-/// The response beside what the handler wrote, or instead of it. Fails if the handler ended the transaction itself, which
-/// may have committed it, or answered as if a statement of its had not failed.
+/// Stores the response together with the handler's writes, or instead of them. It fails if the handler ended the transaction
+/// itself (and may have committed it), or if the handler ignored a failed statement.
 async fn store(
     shared: &Shared,
     client: &Client,
@@ -373,7 +373,7 @@ async fn store(
     stored.await.map_err(failed)
 }
 
-/// The layer's savepoint is gone, and its transaction with it.
+/// The layer's savepoint is gone, and the transaction with it.
 fn was_ended(error: &tokio_postgres::Error) -> bool {
     matches!(
         error.code(),
@@ -381,7 +381,7 @@ fn was_ended(error: &tokio_postgres::Error) -> bool {
     )
 }
 
-/// The server refused the commit. A fatal error, or none, leaves it unknown.
+/// The server refused the commit. After a fatal error, or no error of the server, the outcome is unknown.
 fn said_no(error: &tokio_postgres::Error) -> bool {
     let severity = error.as_db_error().and_then(DbError::parsed_severity);
     severity == Some(Severity::Error)

@@ -1,4 +1,4 @@
-//! The `Idempotency-Key` header, and what its key is unique within.
+//! The header `Idempotency-Key`, and the scope in which its key is unique.
 
 use std::fmt::Write;
 
@@ -16,8 +16,8 @@ const MAX_KEY: usize = 255;
 /// Longest key of the inbox, in bytes; the schema refuses more.
 const MAX_SCOPED: usize = 255;
 
-/// The key, or `None` without the header. A structured string (`"8e03"`, as the draft has it) or the bare text that
-/// most clients send.
+/// The key, or `None` without the header. It is a structured string (`"8e03"`, as in the draft) or the bare text that most
+/// clients send.
 pub(super) fn from_headers(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all(HEADER).iter();
     let Some(value) = values.next() else {
@@ -36,7 +36,7 @@ pub(super) fn from_headers(headers: &HeaderMap) -> Result<Option<String>, Proble
             _ => return Err(Problem::KeyMalformed("it is not a structured string")),
         }
     } else {
-        // A comma would be two headers, joined on the way.
+        // A comma would mean two headers that were joined on the way.
         let allowed = |byte: &u8| byte.is_ascii_graphic() && !b"\",".contains(byte);
         if !bytes.iter().all(allowed) {
             return Err(Problem::KeyMalformed(
@@ -52,11 +52,10 @@ pub(super) fn from_headers(headers: &HeaderMap) -> Result<Option<String>, Proble
     }
 }
 
-/// What the parts of a scope are joined by, and what would be read as such.
+/// Characters that are escaped in the parts of a scope: the separator and the escape character.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
-/// The key as the inbox has it: a caller's key on one route is nobody else's, and not that of another route. Readable,
-/// unless it is too long to be.
+/// The key in the inbox. It is unique to the caller and the route. It is readable, unless it is too long and must be hashed.
 pub(super) fn scoped(method: &Method, route: &str, caller: &str, key: &str) -> String {
     let mut text = method.as_str().to_owned();
     for part in [route, caller, key] {
@@ -66,7 +65,7 @@ pub(super) fn scoped(method: &Method, route: &str, caller: &str, key: &str) -> S
     if text.len() <= MAX_SCOPED {
         return text;
     }
-    // No method holds a colon: a hashed key is never one that was short enough.
+    // No method contains a colon, so a hashed key never equals a readable key.
     let hash = Sha256::digest(text.as_bytes());
     hash.iter().fold("sha256:".to_owned(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
@@ -74,11 +73,12 @@ pub(super) fn scoped(method: &Method, route: &str, caller: &str, key: &str) -> S
     })
 }
 
-/// The one spelling of a path or a query: a proxy or another client of the same caller may escape other characters, and
+/// The canonical spelling of a path or a query: a proxy or another client of the same caller may escape other characters, and
 /// the resource is the same. <https://www.rfc-editor.org/rfc/rfc3986#section-6.2.2>
 ///
-/// What is unreserved is decoded, every other escape is in capitals, and what must be escaped is. Dot segments and empty
-/// ones stay: routers tell them apart. So do `/` and `%2F`, and every other reserved character.
+/// The function decodes unreserved characters, writes every other escape in capitals, and escapes characters that need it. Dot
+/// segments and empty segments stay, because routers distinguish them. `/` and `%2F` also stay as they are, and so does every
+/// other reserved character.
 pub(super) fn canonical(text: &str) -> String {
     let mut canonical = String::with_capacity(text.len());
     let bytes = text.as_bytes();
@@ -110,9 +110,8 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
-/// The resource of a request: its path, and with the feature `axum` what kind of route it took. axum compares the fixed
-/// parts of a route as they are written: beside a route `/orders/all`, `/orders/al%6c` is another resource, of
-/// `/orders/{id}`.
+/// The resource of a request: its path, and with the feature `axum` also the kind of its route. axum compares the fixed parts of
+/// a route as they are written. So beside a route `/orders/all`, `/orders/al%6c` is another resource: one of `/orders/{id}`.
 pub(super) fn resource(request: &Parts) -> String {
     let path = canonical(request.uri.path());
     #[cfg(feature = "axum")]
@@ -125,7 +124,7 @@ pub(super) fn resource(request: &Parts) -> String {
     path
 }
 
-/// A route without the names of its parameters: renaming one makes no new resource.
+/// A route without the names of its parameters: a renamed parameter makes no new resource.
 #[cfg(feature = "axum")]
 fn without_names(route: &str) -> String {
     let mut kind = String::with_capacity(route.len());
@@ -134,7 +133,7 @@ fn without_names(route: &str) -> String {
         match c {
             '{' => inside = true,
             '}' => inside = false,
-            // A parameter that takes all the rest is another kind.
+            // A parameter that takes the rest of the path is another kind of parameter.
             _ if inside && c != '*' => continue,
             _ => {}
         }
@@ -239,7 +238,7 @@ mod tests {
             prop_assert_eq!(once.matches('/').count(), text.matches('/').count());
         }
 
-        /// Whatever a caller puts into its parts, two different scopes never become one key.
+        /// Two different scopes never become one key, whatever a caller puts into their parts.
         #[test]
         fn scopes_never_meet(
             a in ("[ -~]{0,90}", "[ -~]{0,90}", "[ -~]{1,90}"),

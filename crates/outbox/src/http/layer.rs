@@ -1,4 +1,4 @@
-//! The tower layer: which requests are commands, what names them, and who runs them.
+//! The tower layer: selects the requests that are commands, names them, and runs them.
 
 use std::{
     fmt::Display,
@@ -38,8 +38,8 @@ pub struct IdempotencyLayer(Arc<Shared>);
 impl IdempotencyLayer {
     /// - `inbox` names the service: two services in one database do not share keys.
     /// - `connect` gets a connection of the service's pool, and `client` shows it as a client.
-    /// - `caller` tells who sent a request, as the service authenticated them; a key of one caller is nobody else's.
-    ///   `None` is answered by 401. A service without callers returns `Some(String::new())`.
+    /// - `caller` returns the authenticated sender of a request; each caller has its own keys. The layer answers `None` with
+    ///   401. A service without callers returns `Some(String::new())`.
     pub fn new<C, F, E>(
         inbox: Inbox,
         options: IdempotencyOptions,
@@ -68,8 +68,8 @@ impl IdempotencyLayer {
         })))
     }
 
-    /// Forgets keys older than the retention and measures what is in doubt, for as long as it is polled: spawn it once
-    /// in each service, after the recorder of its metrics is installed.
+    /// Deletes keys older than the retention and measures effects in doubt, for as long as it is polled. Spawn it once in each
+    /// service, after the service has installed the recorder of its metrics.
     pub async fn forget_expired(&self) {
         let Shared {
             inbox,
@@ -88,7 +88,7 @@ impl IdempotencyLayer {
     }
 }
 
-/// A pool's connection, seen as a client.
+/// A pool's connection, shown as a client.
 struct Shown<C> {
     connection: C,
     client: fn(&C) -> &Client,
@@ -143,7 +143,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // The one that was polled ready is the one to call.
+        // Call the service that was polled ready, not its clone.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         if !self.shared.options.methods.contains(request.method()) {
@@ -198,7 +198,7 @@ where
     }
 }
 
-/// The key with what it is unique within; `None` for a command that may go without.
+/// The key with its scope; `None` for a command that needs no key.
 fn scope(shared: &Shared, request: &Parts) -> Result<Option<String>, Problem> {
     let Some(key) = key::from_headers(&request.headers)? else {
         let required = shared.options.required;
@@ -213,8 +213,8 @@ fn scope(shared: &Shared, request: &Parts) -> Result<Option<String>, Problem> {
     Ok(Some(key::scoped(&request.method, &route, &caller, &key)))
 }
 
-/// Everything that makes it this request and no other. The scheme and the host do not: HTTP/2 has them in its URI and
-/// HTTP/1.1 does not, and a retry may take another way to the service.
+/// The operation: everything that identifies this request. Scheme and host are left out: HTTP/2 has them in its URI and HTTP/1.1
+/// does not, and a retry may reach the service under another name.
 fn operation(key: String, request: &Parts, body: &[u8]) -> Result<Operation, Problem> {
     let path = request
         .uri

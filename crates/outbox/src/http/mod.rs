@@ -25,26 +25,26 @@
 //! # Ok(()) }
 //! ```
 //!
-//! One transaction holds the claim of the key, what the handler writes, and the stored response. So the first request
-//! answers, and every repetition gets that answer again with `Idempotent-Replayed: true`, also when the first answer
-//! was lost on its way, and from any instance of the service:
+//! One transaction holds the claim of the key, the handler's writes, and the stored response. So every repetition gets the
+//! answer of the first request again, with `Idempotent-Replayed: true`, from any instance of the service, also if the first
+//! answer was lost on its way:
 //!
-//! | what arrives | answer |
+//! | request | answer |
 //! |---|---|
 //! | a new key | the handler's |
-//! | the same again | the stored one: status, chosen headers, body |
+//! | the same again | the stored answer: status, chosen headers, body |
 //! | the same, while the first one runs | 409, `Retry-After` |
 //! | the same key with another method, query, content type or body | 422 |
-//! | no key where one is required, or a malformed one | 400 |
+//! | no key where a key is required, or a malformed key | 400 |
 //!
-//! What is kept is decided by the status ([`keep`]): success is committed; a refusal (4xx) is stored and what the
-//! handler wrote is rolled back; a failure (5xx, a panic, a time-out) and answers that may change by themselves (401,
-//! 403, 408, 409, 425, 429) leave nothing and free the key.
+//! The status decides what the layer keeps ([`keep`]). It commits a success. It stores a refusal (4xx) and rolls the handler's
+//! writes back. A failure (5xx, a panic, a time-out) and an answer that may change by itself (401, 403, 408, 409, 425, 429)
+//! leave nothing, and the key is free again.
 //!
 //! A client that hangs up does not cancel its command. Effects outside of the database belong to a consumer: enqueue
 //! an event in the command's transaction.
 //!
-//! Follows draft-ietf-httpapi-idempotency-key-header; docs/guides/commands.md names the differences.
+//! The layer follows draft-ietf-httpapi-idempotency-key-header; docs/guides/commands.md names the differences.
 
 mod command;
 mod execute;

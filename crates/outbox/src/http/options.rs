@@ -1,4 +1,4 @@
-//! How commands are kept apart, bounded and remembered.
+//! Options: the scope of keys, bounds, and what the layer remembers.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use http::{HeaderName, Method, StatusCode, header, request::Parts};
 use super::key;
 use crate::inbox::MAX_RESULT;
 
-/// What becomes of a command once its handler answered.
+/// What the layer keeps of a command once its handler has answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// Commit what the handler wrote, and the response.
+    /// Commit the handler's writes and the response.
     Effect,
-    /// Roll back what the handler wrote, and commit the response: the same request is refused the same way.
+    /// Roll back the handler's writes, and commit the response: the same request gets the same refusal.
     Refusal,
     /// Roll everything back. The key is free.
     Nothing,
 }
 
-/// The default policy: success is an effect, a client's error a refusal; a server's error, and what may change without
-/// another request (401, 403, 408, 409, 425, 429), leave nothing.
+/// The default policy: a success is an effect, and a client's error is a refusal. A server's error, and an answer that may change
+/// without another request (401, 403, 408, 409, 425, 429), leave nothing.
 pub fn keep(status: StatusCode) -> Keep {
     match status.as_u16() {
         200..400 => Keep::Effect,
@@ -33,26 +33,26 @@ pub fn keep(status: StatusCode) -> Keep {
 pub struct IdempotencyOptions {
     /// Methods that are commands; all others pass untouched, without a [`Command`](super::Command).
     pub methods: Vec<Method>,
-    /// Whether a command without a key is refused. Otherwise it runs in a transaction, and may be applied twice.
+    /// Refuse a command without a key. If off, such a command runs in a transaction, and may be applied twice.
     pub required: bool,
-    /// What a key is unique within, besides the caller and the method: the path, whose spellings are one (`/orders/1%32` is
-    /// `/orders/12`). Change it for a layer inside a nested router, which sees only the rest of its path.
+    /// The scope of a key, besides the caller and the method: by default the path, in its canonical spelling (`/orders/1%32` is
+    /// `/orders/12`). Change it for a layer inside a nested router, which sees only the rest of the path.
     pub route: fn(&Parts) -> String,
-    /// What is kept of a response.
+    /// Decides by the status what is kept.
     pub keep: fn(StatusCode) -> Keep,
-    /// Headers that are stored with a response. Those that carry a session or a cookie do not belong here.
+    /// Headers that are stored with a response. Do not name headers that carry a session or a cookie.
     pub stored_headers: Vec<HeaderName>,
-    /// Largest request body, in bytes; it is held in memory.
+    /// Largest request body, in bytes; the layer holds it in memory.
     pub max_request: usize,
-    /// Within which a request body must have arrived.
+    /// Time limit for the arrival of a request body.
     pub request_timeout: Duration,
-    /// Within which a connection must be had from `connect`.
+    /// Time limit for a connection from `connect`.
     pub connect_timeout: Duration,
-    /// Within which a handler must have answered, body included.
+    /// Time limit for a handler's answer, body included.
     pub handler_timeout: Duration,
-    /// How long a repetition waits for the first one before it is told 409.
+    /// How long a repetition waits for the first request before it gets 409.
     pub busy_wait: Duration,
-    /// What 409 and 503 say in `Retry-After`.
+    /// The value of `Retry-After` in 409 and 503.
     pub retry_after: Duration,
     /// How long a key and its response are remembered; [`IdempotencyLayer::forget_expired`](super::IdempotencyLayer)
     /// removes them. A repetition that comes later is applied again.
@@ -104,7 +104,7 @@ impl IdempotencyOptions {
         if self.max_request == 0 {
             return bad("max_request", "must be above zero");
         }
-        // A stored header may not be among those that frame a message: the body is stored whole.
+        // A stored header must not frame the message, because the body is stored whole.
         if [
             header::TRANSFER_ENCODING,
             header::CONTENT_LENGTH,
@@ -133,7 +133,7 @@ impl IdempotencyOptions {
                 "must be at least 1 ms and at most handler_timeout",
             );
         }
-        // A request may be as old as its own time-outs when it claims; sooner, its first key could be forgotten.
+        // A request may be as old as its time-outs when it claims. With a shorter retention its key could be deleted before.
         let longest = self.request_timeout + self.connect_timeout + 2 * self.handler_timeout;
         if self.retention <= longest {
             return bad("retention", "must be longer than a request can take");

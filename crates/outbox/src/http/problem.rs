@@ -1,4 +1,4 @@
-//! What a caller is told when a command is not answered by its handler.
+//! Answers to commands that no handler answers.
 //!
 //! Source: RFC 9457 (problem details), draft-ietf-httpapi-idempotency-key-header section 2.7 (which status).
 
@@ -18,22 +18,22 @@ pub(super) enum Problem {
     BodyTooLarge {
         limit: usize,
     },
-    /// The first one runs.
+    /// The first request with this key is running.
     Busy,
     /// The key was used for another request.
     Reused,
     /// An external effect was begun under this key.
     InDoubt,
-    /// The database cannot be asked, or lost this transaction. Nothing is applied.
+    /// The database is unavailable, or lost this transaction. Nothing is applied.
     Unavailable,
-    /// The commit was not answered.
+    /// The server did not answer the commit.
     Unknown,
     HandlerLate,
     HandlerFailed,
     ResponseTooLarge,
-    /// The key is taken and no answer is kept with it: the handler committed by itself, or somebody else wrote it.
+    /// The key is used and has no stored answer: the handler committed by itself, or another program wrote the key.
     MayBeApplied,
-    /// A fault of the service's: the log says which.
+    /// A fault of the service; the log names it.
     Internal,
 }
 
@@ -55,7 +55,7 @@ impl Problem {
         }
     }
 
-    /// Stable: clients may decide by it.
+    /// Stable name, by which clients may decide.
     fn name(&self) -> &'static str {
         match self {
             Self::KeyMissing => "key-missing",
@@ -103,7 +103,7 @@ impl Problem {
         }
     }
 
-    /// As `application/problem+json`.
+    /// The problem as `application/problem+json`.
     pub(super) fn response(&self, retry_after: Duration) -> Response<Full<Bytes>> {
         let status = self.status();
         let body = serde_json::json!({

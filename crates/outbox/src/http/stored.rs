@@ -1,4 +1,4 @@
-//! A response as the inbox keeps it: the text of an HTTP/1.1 message, which a person can read in the table.
+//! A response as the inbox stores it: the text of an HTTP/1.1 message, which a person can read in the table.
 //!
 //! Source: RFC 9112, sections 2 (message format) and 10.1 (media type `message/http`).
 
@@ -7,10 +7,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
 pub(super) const CONTENT_TYPE: &str = "application/http";
-/// Most header lines that are read back, and so written.
+/// Most header lines that `decode` reads, and so `encode` writes.
 pub(super) const MAX_HEADERS: usize = 64;
 
-/// Status, the chosen headers and the body. `None` when `decode` would not read it back.
+/// Encodes status, chosen headers and body. `None` if `decode` could not read the result.
 pub(super) fn encode(
     status: StatusCode,
     headers: &HeaderMap,
@@ -38,7 +38,7 @@ pub(super) fn encode(
     (lines <= MAX_HEADERS).then_some(message)
 }
 
-/// `None` when it is not what `encode` wrote.
+/// `None` if the bytes are not the output of `encode`.
 pub(super) fn decode(message: &[u8]) -> Option<Response<Full<Bytes>>> {
     let mut lines = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Response::new(&mut lines);
@@ -103,7 +103,7 @@ mod tests {
         #[test]
         fn anything_else_is_not_a_response(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             prop_assume!(!bytes.starts_with(b"HTTP/1."));
-            // A line break or two may stand before a message.
+            // Line breaks may come before a message.
             prop_assume!(!bytes.starts_with(b"\r") && !bytes.starts_with(b"\n"));
             prop_assert!(decode(&bytes).is_none());
         }

@@ -1,4 +1,4 @@
-//! Claim and complete, inside the handler's transaction.
+//! Claims and completes operations, in the handler's transaction.
 
 use serde::Serialize;
 #[cfg(feature = "consumer")]
@@ -32,10 +32,9 @@ pub enum Claimed {
 }
 
 impl Inbox {
-    /// Claims an operation. Waits for a concurrent claim of the same key to end; `lock_timeout` bounds the wait.
+    /// Claims an operation. It waits until a concurrent claim of the same key ends; `lock_timeout` bounds the wait.
     ///
-    /// A transaction, and nothing less: a claim that is committed apart from the handler's write turns a crash into
-    /// a lost message.
+    /// It takes a transaction: if the claim were committed apart from the handler's write, a crash would lose the message.
     pub async fn claim(
         &self,
         transaction: &Transaction<'_>,
@@ -44,7 +43,7 @@ impl Inbox {
         self.claim_in(transaction, operation).await
     }
 
-    /// `client` is in a transaction.
+    /// `client` must be in a transaction.
     pub(crate) async fn claim_in(
         &self,
         client: &impl GenericClient,
@@ -58,7 +57,7 @@ impl Inbox {
         claimed(&call(client, CLAIM, &parameters).await?)
     }
 
-    /// For a session that makes many claims: parsed and planned once.
+    /// Prepares the claim for a session that makes many claims: the server parses and plans it once.
     #[cfg(feature = "consumer")]
     pub(crate) async fn prepare_claim(&self, client: &Client) -> Result<Statement, InboxError> {
         Ok(client.prepare_typed(CLAIM, &CLAIM_TYPES).await?)
@@ -99,8 +98,8 @@ impl Inbox {
         Ok(())
     }
 
-    /// Claims several operations; the answers are in the order of the slice. They are claimed in the order of their
-    /// keys: two transactions that claim the same ones in different orders would wait for each other.
+    /// Claims several operations; the answers are in the order of the slice. It claims in the order of the keys, because two
+    /// transactions that claim the same keys in different orders would deadlock.
     pub async fn claim_all(
         &self,
         transaction: &Transaction<'_>,
@@ -115,7 +114,7 @@ impl Inbox {
         Ok(answers.into_iter().flatten().collect())
     }
 
-    /// Stores what the operation returned, as JSON.
+    /// Stores the operation's result, as JSON.
     pub async fn complete(
         &self,
         transaction: &Transaction<'_>,
@@ -127,7 +126,7 @@ impl Inbox {
             .await
     }
 
-    /// Stores what the operation returned, as it is.
+    /// Stores the operation's result as it is.
     pub async fn complete_with(
         &self,
         transaction: &impl GenericClient,
@@ -161,7 +160,7 @@ pub(super) fn claimed(row: &Row) -> Result<Claimed, InboxError> {
         }),
         "conflict" => Claimed::Conflict,
         "stale" => Claimed::Stale,
-        // Also anything that a newer schema may say: not to go on is the safe answer.
+        // This also covers outcomes of a newer schema: the safe reaction is not to go on.
         _ => Claimed::InDoubt,
     })
 }

@@ -1,6 +1,6 @@
-//! External effects: a charge, an e-mail, a shipment. The database cannot roll them back, so the intent is committed
-//! before and the outcome after, each in a transaction of its own; a crash between the two is seen, and nothing is
-//! repeated silently. Pass the key on as the provider's own idempotency key.
+//! External effects: a charge, an e-mail, a shipment. The database cannot roll them back. So the intent is committed before the
+//! effect and the outcome after it, each in a transaction of its own. A crash between the two is visible, and nothing is
+//! repeated silently. Pass the key to the provider as its idempotency key.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,15 +14,15 @@ use super::{
     Claimed, Inbox, InboxError, Operation, Stored, claim::claimed, consumer::call, stored::encoded,
 };
 
-/// What a beginning was told.
+/// The answer to `begin_effect`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Begun {
     /// Call the provider now, then record.
     First,
-    /// It happened before, with this outcome.
+    /// The effect happened before, with this outcome.
     Duplicate(Stored),
     Conflict,
-    /// Begun before and never recorded: ask the provider, then record or abandon.
+    /// The effect was begun before and never recorded: ask the provider, then record or abandon it.
     InDoubt,
 }
 
@@ -34,7 +34,7 @@ pub struct Doubt {
 }
 
 impl Inbox {
-    /// Commits the intent. Takes the client, not a transaction: an intent that is rolled back was never there.
+    /// Commits the intent. It takes the client and not a transaction, because a rollback would remove the intent.
     pub async fn begin_effect(
         &self,
         client: &Client,
@@ -56,7 +56,8 @@ impl Inbox {
         })
     }
 
-    /// Records the outcome, also of one that was in doubt; in a transaction, together with what the effect brought.
+    /// Records the outcome, also of an effect in doubt. It runs in a transaction, together with the writes that follow from the
+    /// effect.
     pub async fn record_effect(
         &self,
         client: &impl GenericClient,
@@ -74,7 +75,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Forgets an intent of which the provider says that nothing happened; it may be begun again.
+    /// Removes an intent whose effect did not happen, as the provider says; the effect may be begun again.
     pub async fn abandon_effect(
         &self,
         client: &impl GenericClient,

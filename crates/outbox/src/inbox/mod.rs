@@ -1,7 +1,7 @@
 //! The consumer's side: each business operation applied once.
 //!
-//! The check, the business write and the stored result are one transaction; uniqueness is the primary key of
-//! `inbox.message`. Whatever the broker repeats, whoever races, whenever the process dies: either all of it is
+//! The check, the business write and the stored result are one transaction; the primary key of `inbox.message` makes the
+//! operation unique. Whatever the broker repeats, and whenever consumers race or a process dies, either all of it is
 //! committed, or nothing.
 //!
 //! ```no_run

@@ -1,11 +1,11 @@
-//! What names an operation, and what tells it from another one under the same name.
+//! An operation: its key, and the fingerprint that distinguishes it from another operation with the same key.
 
 use sha2::{Digest, Sha256};
 
 /// Longest key, in bytes; the schema refuses more.
 const MAX_KEY: usize = 255;
 
-/// One business operation that is to be applied once.
+/// One business operation that must be applied once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operation {
     key: String,
@@ -13,7 +13,7 @@ pub struct Operation {
     guard: Option<(String, i64)>,
 }
 
-/// A message that must not be guessed about: dead-letter it.
+/// The message has no usable key. Do not guess one: dead-letter the message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OperationError {
     #[error("there is no idempotency key (a missing or empty message id?)")]
@@ -25,8 +25,8 @@ pub enum OperationError {
 }
 
 impl Operation {
-    /// `key` is the message id, or a business key (`pay_123`) that stays the same when one fact is published twice.
-    /// Type, content type and raw body make the fingerprint.
+    /// `key` is the message id, or a business key (`pay_123`) that stays the same if one fact is published twice. Type, content
+    /// type and raw body make the fingerprint.
     pub fn new(
         key: impl Into<String>,
         type_: &str,
@@ -50,8 +50,8 @@ impl Operation {
         })
     }
 
-    /// Asks for the stale guard: passed over when a later position of the entity was applied before. For handlers
-    /// whose newest message makes the older ones pointless; not for those that must see every message.
+    /// Turns the stale guard on: the inbox passes the operation over if a later position of the entity was applied before. Use it
+    /// for handlers whose newest message makes older messages pointless, not for handlers that must see every message.
     #[must_use]
     pub fn guarded(mut self, entity: impl Into<String>, position: i64) -> Self {
         self.guard = Some((entity.into(), position));
@@ -74,7 +74,7 @@ impl Operation {
     }
 }
 
-/// The parts carry their lengths: `("ab", "c")` and `("a", "bc")` are two things.
+/// The parts carry their lengths, so `("ab", "c")` and `("a", "bc")` have different fingerprints.
 pub(crate) fn fingerprint(type_: &str, content_type: &str, body: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in [type_.as_bytes(), content_type.as_bytes(), body] {

@@ -1,4 +1,4 @@
-//! State checks: `PendingPayment → PaymentAuthorized`, once, and nothing else from there.
+//! State checks: `PendingPayment → PaymentAuthorized`, once, and only from that state.
 
 use tokio_postgres::{Transaction, types::ToSql};
 
@@ -11,13 +11,13 @@ pub struct Transition {
     look: String,
 }
 
-/// What became of a transition.
+/// The result of a transition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Advanced {
     Done,
-    /// It is there already: a duplicate.
+    /// The row is in the new state already: a duplicate.
     Already,
-    /// It is somewhere else: out of order, or impossible. Retry later, or have it reviewed.
+    /// The row is in another state: out of order, or impossible. Retry later, or let a person look.
     Impossible {
         found: String,
     },
@@ -25,7 +25,7 @@ pub enum Advanced {
 }
 
 impl Transition {
-    /// Names as they stand in the database; `table` may have a schema before a dot.
+    /// Names as they are in the database; `table` may have a schema before a dot.
     pub fn new(table: &str, key_column: &str, state_column: &str) -> Self {
         let table: Vec<String> = table.split('.').map(quoted).collect();
         let (table, key, state) = (table.join("."), quoted(key_column), quoted(state_column));
@@ -35,7 +35,7 @@ impl Transition {
         }
     }
 
-    /// Moves one row, if it stands where it should. The state column is text.
+    /// Moves one row, if it is in the expected state. The state column is text.
     pub async fn advance(
         &self,
         transaction: &Transaction<'_>,

@@ -1,4 +1,4 @@
-//! Failed attempts, and forgetting.
+//! Counts failed attempts, and deletes old operations.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use tokio_postgres::{
 use super::{Inbox, InboxError, consumer::call};
 
 impl Inbox {
-    /// Counts a failed attempt, and returns how many there were. Takes the client, not the handler's transaction:
-    /// that one is rolled back, and would take the count with it.
+    /// Counts a failed attempt, and returns the new count. It takes the client and not the handler's transaction, because a
+    /// rollback of that transaction would undo the count.
     pub async fn fail(&self, client: &Client, key: &str, error: &str) -> Result<u32, InboxError> {
-        // PostgreSQL's text takes no NUL.
+        // PostgreSQL's text cannot contain NUL.
         let error = error.replace('\0', "");
         let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
             (&self.consumer(), Type::TEXT),
@@ -25,9 +25,9 @@ impl Inbox {
         Ok(u32::try_from(attempts).unwrap_or(0))
     }
 
-    /// Forgets operations that were claimed longer than `older_than` ago, at most `max_rows` of them; returns how
-    /// many. The age must be longer than any redelivery or replay can take: past it, a repetition is applied again.
-    /// What is in doubt is never forgotten.
+    /// Deletes at most `max_rows` operations that were claimed longer than `older_than` ago, and returns their number. The age must
+    /// be longer than any redelivery or replay can take, because a repetition after the deletion is applied again. Effects in
+    /// doubt are never deleted.
     pub async fn prune(
         &self,
         client: &Client,
@@ -46,7 +46,7 @@ impl Inbox {
         Ok(u32::try_from(deleted).unwrap_or(0))
     }
 
-    /// Forgets the failed attempts of an operation that is applied now, in the transaction that applies it.
+    /// Deletes the failed attempts of an operation, in the transaction that applies it.
     pub async fn forgive(
         &self,
         transaction: &Transaction<'_>,
@@ -58,7 +58,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Forgets the failed attempts of an operation that was applied before.
+    /// Deletes the failed attempts of an operation that was applied before.
     #[cfg(feature = "consumer")]
     pub(crate) async fn forgive_in(&self, client: &Client, key: &str) -> Result<(), InboxError> {
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
@@ -67,7 +67,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// How often attempts were counted, if the last of them ended with `error`; 0 otherwise.
+    /// The number of counted attempts, if the last attempt ended with `error`; 0 otherwise.
     #[cfg(feature = "consumer")]
     pub(crate) async fn attempts_ending_with(
         &self,
@@ -86,7 +86,7 @@ impl Inbox {
         Ok(u32::try_from(attempts).unwrap_or(0))
     }
 
-    /// Whether there are operations whose last attempt ended with `error`.
+    /// Whether any operation's last attempt ended with `error`.
     #[cfg(feature = "consumer")]
     pub(crate) async fn any_ending_with(
         &self,
@@ -100,7 +100,7 @@ impl Inbox {
         Ok(call(client, sql, &parameters).await?.try_get(0)?)
     }
 
-    /// Replaces what the last attempt ended with, without counting another; returns how many there were.
+    /// Replaces the error of the last attempt without counting another; returns the count.
     #[cfg(feature = "consumer")]
     pub(crate) async fn ended_with(
         &self,

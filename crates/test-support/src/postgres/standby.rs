@@ -1,4 +1,4 @@
-//! Base backups, and what they are for: a standby, and a database as it was.
+//! Base backups, for a standby and for a restore.
 
 use std::path::Path;
 
@@ -9,20 +9,20 @@ use crate::{
 
 use super::{PASSWORD, Postgres};
 
-/// The server writes on meanwhile, and tar says so of every file that grows; the log makes them whole.
+/// The server writes while tar copies, and tar reports every file that grows. The write-ahead log makes the copy consistent.
 const COPY_DATA: &str = r#"mkdir "$2" && tar -C "$1" --exclude=./postmaster.pid --exclude='./pg_wal/*' -cf - . 2>/dev/null | tar -C "$2" -xf -"#;
 const COPY_LOG: &str = r#"cp -a "$1/pg_wal/." "$2/pg_wal""#;
 
 impl Postgres {
-    /// A standby that streams from this server, over `port` on this machine (a proxy's, or this server's own). Under
-    /// `name` it may stand in `synchronous_standby_names`.
+    /// A standby that streams from this server, over `port` on this machine (a proxy's port, or this server's own). It has the
+    /// name `name` for `synchronous_standby_names`.
     pub async fn standby(&self, name: &str, port: u16) -> Result<Self> {
         let mut standby = self.empty()?;
         let data = standby.folder.path().join("data");
         self.base_backup(&data).await?;
         let settings = data.join("postgresql.auto.conf");
         let mut text = std::fs::read_to_string(&settings)?;
-        // A standby whose way was cut is back soon after it is mended.
+        // A standby with a short retry interval is back soon after its cut connection works again.
         text.push_str(&format!(
             "primary_conninfo = 'host=127.0.0.1 port={port} user=postgres password={PASSWORD} application_name={name}'\n\
              wal_retrieve_retry_interval = '200ms'\n"
@@ -34,7 +34,7 @@ impl Postgres {
         Ok(standby)
     }
 
-    /// Makes a primary of a standby, and waits until it is one.
+    /// Promotes a standby, and waits until it is the primary.
     pub async fn promote(&self) -> Result<()> {
         let client = self.connect("postgres").await?;
         let promoted = client.query_one("SELECT pg_promote()", &[]).await?;
@@ -45,10 +45,10 @@ impl Postgres {
         }
     }
 
-    /// The data as they are now. Started in their place later, they are a restore to this moment.
+    /// Copies the data as they are now. If the copy later replaces the data, that is a restore to this moment.
     ///
-    /// By SQL, as pg_basebackup does it: that program refuses servers that are newer than itself, and not every server
-    /// comes with its own.
+    /// It uses the SQL functions that pg_basebackup uses: pg_basebackup refuses servers that are newer than itself, and not every
+    /// server brings its own.
     pub async fn base_backup(&self, into: &Path) -> Result<()> {
         let client = self.connect("postgres").await?;
         let version = "SELECT current_setting('server_version_num')::int4";
@@ -68,7 +68,7 @@ impl Postgres {
         let label: String = client.query_one(&label, &[]).await?.get(0);
         self.account
             .write(&into.join("backup_label"), &label, 0o600)?;
-        // Last, since it must reach to the end of the copy.
+        // Copy the log last, because it must reach to the end of the copy.
         self.copy(COPY_LOG, &data, into)
     }
 
@@ -83,7 +83,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// Takes a base backup for its data, on the same port. The server must be stopped; what it had since is gone.
+    /// Replaces the server's data by a base backup, on the same port. The server must be stopped; its later changes are lost.
     pub async fn restore(&mut self, backup: &Path) -> Result<()> {
         if self.server.as_ref().is_some_and(Guarded::is_running) {
             return Err("stop the server before its data are replaced".into());

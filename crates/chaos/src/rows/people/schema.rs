@@ -95,7 +95,7 @@ const EDITS: [(&str, &str, &str, bool); 6] = [
     (
         "ALTER FUNCTION outbox.measure() SECURITY INVOKER",
         "ALTER FUNCTION outbox.measure() SECURITY DEFINER",
-        "function outbox.measure(): is another one here",
+        "function outbox.measure(): differs here",
         false,
     ),
     (
@@ -125,7 +125,7 @@ async fn migrated(setup: &Setup) -> Result<Outcome> {
     )
     .await?;
     half.refuses(&[
-        "half there",
+        "is incomplete",
         "table outbox.lane",
         "DROP SCHEMA outbox CASCADE",
     ])

@@ -5,7 +5,7 @@ use std::{hint::black_box, time::Duration};
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use outbox_core::{
-    claim::{Candidate, Claim, Ctid, HeldLane, Limits, Waited},
+    claim::{Candidate, Claim, Ctid, HeldLane, Limits, Read, Snapshot, Waited},
     envelope::{Envelope, EnvelopeBuilder, EnvelopeOptions},
     low_water::{Mark, STRIDE},
     message::{Message, Position},
@@ -89,21 +89,22 @@ fn envelopes((builder, mut messages): (EnvelopeBuilder, Vec<Message>)) -> Vec<En
 
 // Every wave of a batch, each message of which is delivered.
 #[library_benchmark]
-#[bench::a_key_each(candidates(BATCH))]
-#[bench::ten_keys(candidates(10))]
-#[bench::hot_key(candidates(1))]
-fn waves(candidates: Vec<Candidate>) -> Vec<Outcome> {
-    let mut outcomes = vec![Outcome::Untouched; candidates.len()];
-    let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
+#[bench::a_key_each(claim(BATCH))]
+#[bench::ten_keys(claim(10))]
+#[bench::hot_key(claim(1))]
+fn waves(claim: Claim) -> Vec<Outcome> {
+    let mut plan = Plan::new(claim, Ordering::Strict);
     loop {
-        let wave = plan.next_wave(&candidates, &mut outcomes);
+        let wave = plan.next_wave();
         if wave.is_empty() {
-            return black_box(outcomes);
+            break;
         }
-        for i in wave {
-            outcomes[i] = Outcome::Sent;
+        for item in wave {
+            item.record(Outcome::Sent);
         }
     }
+    let items = plan.into_claim().items.into_iter();
+    black_box(items.map(|item| item.outcome().clone()).collect())
 }
 
 /// All delivered, or every tenth returned.
@@ -137,7 +138,7 @@ fn decisions(answers: Vec<Answer>) -> Vec<Outcome> {
     black_box(decided.collect())
 }
 
-fn claim(one_in_ten_fails: bool) -> (Claim, Vec<Outcome>) {
+fn claim(keys: i64) -> Claim {
     let lane = |lane| HeldLane {
         lane,
         mark: Mark {
@@ -146,23 +147,33 @@ fn claim(one_in_ten_fails: bool) -> (Claim, Vec<Outcome>) {
         },
         share: BATCH as usize,
     };
-    let claim = Claim {
-        lanes: (0..LANES).map(lane).collect(),
-        candidates: candidates(BATCH),
-        orphans: Vec::new(),
+    let read = Read {
+        candidates: candidates(keys),
+        ..Read::default()
+    };
+    let limits = Limits {
+        fresh: BATCH as usize,
+        batch_size: BATCH as usize,
+        batch_bytes: 16 << 20,
+        max_payload_bytes: 8 << 20,
+    };
+    let snapshot = Snapshot {
         own_tx: 10,
         xmin: 10,
         drawn: 0,
         now_us: 1_700_000_000_123_456,
-        limits: Limits {
-            fresh: BATCH as usize,
-            batch_size: BATCH as usize,
-            batch_bytes: 16 << 20,
-            max_payload_bytes: 8 << 20,
-        },
-        cut_short: false,
     };
-    (claim, decisions_of(&answers(one_in_ten_fails)))
+    let lanes: Vec<HeldLane> = (0..LANES).map(lane).collect();
+    Claim::new(&lanes, read, limits, snapshot)
+}
+
+fn decided(one_in_ten_fails: bool) -> Claim {
+    let mut claim = claim(BATCH);
+    let outcomes = decisions_of(&answers(one_in_ten_fails));
+    for (item, outcome) in claim.items.iter_mut().zip(outcomes) {
+        item.record(outcome);
+    }
+    claim
 }
 
 fn decisions_of(answers: &[Answer]) -> Vec<Outcome> {
@@ -180,10 +191,10 @@ fn decisions_of(answers: &[Answer]) -> Vec<Outcome> {
 }
 
 #[library_benchmark]
-#[bench::delivered(claim(false))]
-#[bench::some_returned(claim(true))]
-fn settlements((claim, outcomes): (Claim, Vec<Outcome>)) -> Settlement {
-    black_box(settlement::settlement(&claim, &outcomes, STRIDE))
+#[bench::delivered(decided(false))]
+#[bench::some_returned(decided(true))]
+fn settlements(claim: Claim) -> Settlement {
+    black_box(settlement::settlement(&claim, STRIDE))
 }
 
 library_benchmark_group!(

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lapin::{ErrorKind, protocol::AMQPErrorKind};
+use outbox_core::culprits::Closed;
 
 use crate::config::ConfigError;
 
@@ -48,15 +49,6 @@ impl BrokerError {
             | Self::Closed(_) => false,
         }
     }
-}
-
-/// The broker's own words for why it closed a channel or a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Closed {
-    pub code: u16,
-    pub text: String,
-    /// The whole connection went, not just the channel.
-    pub connection: bool,
 }
 
 /// <https://www.rabbitmq.com/docs/channels#error-handling>

@@ -1,7 +1,6 @@
 //! RabbitMQ. Nothing here knows PostgreSQL.
 
 mod connect;
-mod destinations;
 mod error;
 mod publish;
 mod topology;

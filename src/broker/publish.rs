@@ -1,4 +1,8 @@
-//! Publish: a batch in, one answer a message out.
+//! Publish: a wave in, each of its messages out with its answer.
+//!
+//! **Pairs.** A message is never separated from its answer: here a wave is a list of both, and what is in flight carries
+//! its message. Lists of their own, one of messages and one of answers, could be shifted against each other; then a message
+//! would be marked as sent that never left.
 //!
 //! **The barrier.** lapin hands a `basic.return` to whichever confirm completes next, so with several publishes in
 //! flight an unroutable message can come back as a clean ack. The broker sends a message's return before its ack
@@ -28,15 +32,15 @@ use lapin::{
     options::BasicPublishOptions,
     types::{AMQPValue, FieldArray, FieldTable, ShortString},
 };
-use outbox_core::{envelope::Envelope, header::HeaderValue, outcome::Answer};
+use outbox_core::{
+    culprits::{Awaiting, Closed, Destinations, Refusals, Step, refusal},
+    envelope::Envelope,
+    header::HeaderValue,
+    outcome::Answer,
+};
 use tokio::{sync::watch, time::Instant};
 
-use super::{
-    BrokerError, Link, LinkState,
-    destinations::{Destinations, Step, Unit},
-    error::{Closed, closed_by_broker},
-    topology,
-};
+use super::{BrokerError, Link, LinkState, error::closed_by_broker, topology};
 use crate::{config::Broker, failpoint};
 
 pub struct Publisher {
@@ -61,11 +65,18 @@ const OPEN_MORE: &str = "open another channel";
 /// A channel that still nacks after this long is replaced.
 const REFUSED: Duration = Duration::from_secs(10);
 
-/// A wave's answers, in the order of its messages.
-pub struct Published {
-    pub answers: Vec<Answer>,
+/// A wave's messages, each with its answer.
+pub struct Published<T> {
+    pub answered: Vec<(T, Answer)>,
     /// The link is not to be used again.
     pub lost: Option<BrokerError>,
+}
+
+/// A message on its way: a place in the wave, and what is there.
+#[derive(Clone, Copy)]
+struct Placed<'a> {
+    place: usize,
+    envelope: &'a Envelope,
 }
 
 /// Why a wave, or one message, has no answer.
@@ -80,7 +91,7 @@ enum Unanswered {
 const BLOCKED_GRACE: Duration = Duration::from_secs(1);
 
 impl Publisher {
-    /// Connects and opens a channel. Whether the broker takes publishes is seen by [`Publisher::canary`]. `cautious`:
+    /// Connects and opens a channel. Whether the broker takes publishes, [`Publisher::probe`] shows. `cautious`:
     /// one message at a time, until [`Publisher::trust`].
     pub async fn connect(
         broker: &Broker,
@@ -111,10 +122,10 @@ impl Publisher {
     /// Publishes something that no queue can take, and waits for the broker to hand it back: during an alarm a new
     /// connection learns of it only by publishing. Whatever the broker answers, it reads what we publish. While an
     /// alarm is on, this waits for its end, and tells `report` of it.
-    pub async fn canary(&mut self, report: impl Fn(&LinkState)) -> Result<(), BrokerError> {
+    pub async fn probe(&mut self, report: impl Fn(&LinkState)) -> Result<(), BrokerError> {
         let action = "first publish";
         let channel = self.link.confirm_channel(self.confirm_timeout).await?;
-        let name = ShortString::try_new(format!("outboxd.canary.{}", uuid::Uuid::new_v4()))
+        let name = ShortString::try_new(format!("outboxd.probe.{}", uuid::Uuid::new_v4()))
             .unwrap_or_default();
         let options = BasicPublishOptions {
             mandatory: true,
@@ -190,18 +201,24 @@ impl Publisher {
     /// Publishes a wave and awaits every answer, until `deadline` at most: the claim's transaction must not outlive
     /// the server's patience with it. Those with one key are published in their order; one that is not delivered holds
     /// the others back no further than that. What was not reached by the deadline is `Unknown`, and nothing is lost.
-    pub async fn publish(&mut self, wave: &[&Envelope], deadline: Instant) -> Published {
-        let mut answers: Vec<Option<Answer>> = vec![None; wave.len()];
-        let published = self.publish_wave(wave, deadline, &mut answers).await;
+    pub async fn publish<T: AsRef<Envelope>>(
+        &mut self,
+        wave: Vec<T>,
+        deadline: Instant,
+    ) -> Published<T> {
+        let mut wave: Vec<Awaiting<T>> = wave.into_iter().map(Awaiting::new).collect();
+        let published = self.publish_wave(&mut wave, deadline).await;
+        let nacked = |awaiting: &Awaiting<T>| awaiting.answer == Some(Answer::Nacked);
         let lost = match published {
-            Ok(()) if answers.contains(&Some(Answer::Nacked)) => self.nacked().await.err(),
+            Ok(()) if wave.iter().any(nacked) => self.nacked().await.err(),
             published => published.err(),
         };
+        let answered = wave.into_iter().map(|Awaiting { message, answer }| {
+            let answer = answer.unwrap_or(Answer::Unknown);
+            (message, answer)
+        });
         Published {
-            answers: answers
-                .into_iter()
-                .map(|a| a.unwrap_or(Answer::Unknown))
-                .collect(),
+            answered: answered.collect(),
             lost,
         }
     }
@@ -223,13 +240,12 @@ impl Publisher {
         Ok(())
     }
 
-    async fn publish_wave(
+    async fn publish_wave<T: AsRef<Envelope>>(
         &mut self,
-        wave: &[&Envelope],
+        wave: &mut [Awaiting<T>],
         deadline: Instant,
-        answers: &mut [Option<Answer>],
     ) -> Result<(), BrokerError> {
-        let mut refused: HashMap<Unit<'_>, Answer> = HashMap::new();
+        let mut refused = Refusals::default();
         let mut closings = 0;
         let mut singly = self.cautious;
         let width = if self.cautious { 1 } else { WIDTH };
@@ -238,17 +254,16 @@ impl Publisher {
         let mut steps = 0;
         while steps == 0 || last.is_some_and(|last| Instant::now() < last) {
             steps += 1;
-            let Step { together, alone } =
-                Step::next(wave, answers, &self.known, &refused, singly, width);
+            let Step { together, alone } = Step::next(wave, &self.known, &refused, singly, width);
             if together.is_empty() && alone.is_empty() {
                 break;
             }
-            let envelopes: Vec<&Envelope> = together.iter().map(|i| wave[*i]).collect();
+            let together = placed(wave, &together);
             // A cautious link knows only what it has published since: that goes alone, too.
-            match self.pipelined(&self.channel, &envelopes, deadline).await {
+            match self.pipelined(&self.channel, &together, deadline).await {
                 Ok(found) => {
-                    for (i, answer) in together.into_iter().zip(found) {
-                        answers[i] = Some(answer);
+                    for (place, answer) in found {
+                        wave[place].answer = Some(answer);
                     }
                 }
                 Err(Unanswered::Lost(error)) => return Err(error),
@@ -256,30 +271,29 @@ impl Publisher {
                     tracing::warn!(
                         code = closed.code,
                         reason = %closed.text.escape_debug(),
-                        messages = envelopes.len(),
+                        messages = together.len(),
                         "the broker closed the channel; publishing the batch again to find the message"
                     );
                     self.channel = self.link.confirm_channel(self.confirm_timeout).await?;
                     closings += 1;
+                    let envelopes: Vec<&Envelope> = together.iter().map(|p| p.envelope).collect();
                     // Once more than what the broker says explains: then it is not believed.
                     singly = !self.known.closed(&envelopes, &closed) || closings > 1;
                     continue;
                 }
             }
-            self.singly(wave, &alone, deadline, answers, &mut refused)
-                .await?;
+            self.singly(wave, &alone, deadline, &mut refused).await?;
         }
         Ok(())
     }
 
     /// Each message on a channel of its own: whatever happens to the channel is this message's doing.
-    async fn singly<'a>(
+    async fn singly<T: AsRef<Envelope>>(
         &mut self,
-        wave: &[&'a Envelope],
+        wave: &mut [Awaiting<T>],
         chosen: &[usize],
         deadline: Instant,
-        answers: &mut [Option<Answer>],
-        refused: &mut HashMap<Unit<'a>, Answer>,
+        refused: &mut Refusals,
     ) -> Result<(), BrokerError> {
         if chosen.is_empty() {
             return Ok(());
@@ -297,32 +311,33 @@ impl Publisher {
         })?;
         self.more.extend(opened);
         channels.append(&mut self.more);
-        let each: Vec<[&Envelope; 1]> = chosen.iter().map(|i| [wave[*i]]).collect();
-        let publishing = each
-            .iter()
-            .zip(&channels)
-            .map(|(envelope, channel)| self.pipelined(channel, envelope, deadline));
+        let mut channels = channels.into_iter();
+        let chosen = placed(wave, chosen).into_iter().zip(channels.by_ref());
+        let publishing = chosen.map(|(placed, channel)| {
+            let this = &*self;
+            async move {
+                let alone = this.pipelined(&channel, &[placed], deadline).await;
+                (placed, channel, alone)
+            }
+        });
         let published = join_all(publishing).await;
 
         let mut lost = None;
-        let mut channels = channels.into_iter();
-        for ((place, i), (published, channel)) in chosen
-            .iter()
-            .enumerate()
-            .zip(published.into_iter().zip(&mut channels))
+        let mut answers = Vec::with_capacity(published.len());
+        for (nth, (Placed { place, envelope }, channel, alone)) in published.into_iter().enumerate()
         {
-            let envelope = wave[*i];
-            let closed = match published {
-                Ok(mut found) => {
+            let is_own = nth == 0;
+            let closed = match alone {
+                Ok(found) => {
                     self.known.took(envelope);
-                    answers[*i] = found.pop();
-                    if place > 0 {
+                    answers.extend(found);
+                    if !is_own {
                         self.more.push(channel);
                     }
                     continue;
                 }
                 Err(Unanswered::Channel(closed)) => {
-                    if place == 0 {
+                    if is_own {
                         match self.link.confirm_channel(self.confirm_timeout).await {
                             Ok(channel) => self.channel = channel,
                             Err(error) => lost = lost.or(Some(error)),
@@ -345,9 +360,12 @@ impl Publisher {
                     continue;
                 }
             };
-            let unit = self.known.refused(envelope, *i, &closed);
-            refused.insert(unit, refusal(&closed));
-            answers[*i] = Some(refusal(&closed));
+            self.known.refused(envelope, &closed);
+            refused.add(envelope, &closed);
+            answers.push((place, refusal(&closed)));
+        }
+        for (place, answer) in answers {
+            wave[place].answer = Some(answer);
         }
         self.more.extend(channels);
         match lost {
@@ -359,9 +377,9 @@ impl Publisher {
     async fn pipelined(
         &self,
         channel: &Channel,
-        wave: &[&Envelope],
+        wave: &[Placed<'_>],
         deadline: Instant,
-    ) -> Result<Vec<Answer>, Unanswered> {
+    ) -> Result<Vec<(usize, Answer)>, Unanswered> {
         if wave.is_empty() {
             return Ok(Vec::new());
         }
@@ -427,7 +445,26 @@ async fn blocked(state: &mut watch::Receiver<LinkState>) -> String {
     }
 }
 
-async fn answers(channel: &Channel, wave: &[&Envelope]) -> Result<Vec<Answer>, Unanswered> {
+fn placed<'a, T: AsRef<Envelope>>(wave: &'a [Awaiting<T>], places: &[usize]) -> Vec<Placed<'a>> {
+    let at = |place: &usize| Placed {
+        place: *place,
+        envelope: wave[*place].envelope(),
+    };
+    places.iter().map(at).collect()
+}
+
+/// A publish that was polled once, and its confirm if that was enough.
+struct InFlight<'a, F> {
+    message: Placed<'a>,
+    publish: Pin<Box<F>>,
+    confirm: Option<PublisherConfirm>,
+}
+
+/// The answer of each place.
+async fn answers(
+    channel: &Channel,
+    wave: &[Placed<'_>],
+) -> Result<Vec<(usize, Answer)>, Unanswered> {
     let unanswered = |source: lapin::Error| match closed_by_broker(&source) {
         Some(closed) if !closed.connection => Unanswered::Channel(closed),
         _ => Unanswered::Lost(BrokerError::Amqp {
@@ -435,32 +472,38 @@ async fn answers(channel: &Channel, wave: &[&Envelope]) -> Result<Vec<Answer>, U
             source,
         }),
     };
-    let mut sending: Vec<Pin<Box<_>>> = Vec::with_capacity(wave.len());
-    let mut sent: Vec<Option<PublisherConfirm>> = Vec::with_capacity(wave.len());
-    for envelope in wave {
-        let mut publish = Box::pin(send(channel, envelope));
-        match futures_util::poll!(&mut publish) {
-            std::task::Poll::Ready(confirm) => sent.push(Some(confirm.map_err(unanswered)?)),
-            std::task::Poll::Pending => sent.push(None),
-        }
-        sending.push(publish);
+    let mut in_flight = Vec::with_capacity(wave.len());
+    for message in wave.iter().copied() {
+        let mut publish = Box::pin(send(channel, message.envelope));
+        let confirm = match futures_util::poll!(&mut publish) {
+            std::task::Poll::Ready(confirm) => Some(confirm.map_err(unanswered)?),
+            std::task::Poll::Pending => None,
+        };
+        in_flight.push(InFlight {
+            message,
+            publish,
+            confirm,
+        });
     }
     failpoint::reach("publish.after_send").await;
-    for (publish, confirm) in sending.iter_mut().zip(&mut sent) {
-        if confirm.is_none() {
-            *confirm = Some(publish.as_mut().await.map_err(unanswered)?);
+    for one in &mut in_flight {
+        if one.confirm.is_none() {
+            one.confirm = Some(one.publish.as_mut().await.map_err(unanswered)?);
         }
     }
-    let mut acked = Vec::with_capacity(wave.len());
+    let mut confirmed = Vec::with_capacity(wave.len());
     let mut returned: HashMap<(String, String, String), (u16, String)> = HashMap::new();
-    for confirm in sent.into_iter().flatten() {
+    for one in in_flight {
+        let Some(confirm) = one.confirm else {
+            continue;
+        };
         let (ack, message) = match confirm.await.map_err(unanswered)? {
             Confirmation::Ack(message) => (true, message),
             Confirmation::Nack(message) => (false, message),
             // Not in confirm mode: nothing is known. The channel is always opened in it.
             Confirmation::NotRequested => (false, None),
         };
-        acked.push(ack);
+        confirmed.push((one.message, ack));
         if let Some(message) = message {
             let id = message.properties.message_id().as_ref();
             let id = id.map(ToString::to_string).unwrap_or_default();
@@ -471,23 +514,24 @@ async fn answers(channel: &Channel, wave: &[&Envelope]) -> Result<Vec<Answer>, U
             );
         }
     }
-    let answer = |(envelope, ack): (&&Envelope, bool)| {
+    let answer = |(Placed { place, envelope }, ack): (Placed<'_>, bool)| {
         let returned = if returned.is_empty() {
             None
         } else {
             let id = envelope.properties.message_id.clone();
             returned.get(&(id, envelope.exchange.clone(), envelope.routing_key.clone()))
         };
-        match returned {
+        let answer = match returned {
             Some((code, text)) => Answer::Unroutable {
                 code: *code,
                 text: text.clone(),
             },
             None if ack => Answer::Delivered,
             None => Answer::Nacked,
-        }
+        };
+        (place, answer)
     };
-    Ok(wave.iter().zip(acked).map(answer).collect())
+    Ok(confirmed.into_iter().map(answer).collect())
 }
 
 async fn send(channel: &Channel, envelope: &Envelope) -> Result<PublisherConfirm, lapin::Error> {
@@ -511,13 +555,6 @@ async fn send(channel: &Channel, envelope: &Envelope) -> Result<PublisherConfirm
 /// <https://www.rabbitmq.com/docs/direct-reply-to>
 fn is_direct_reply(envelope: &Envelope) -> bool {
     envelope.exchange.is_empty() && envelope.routing_key.starts_with("amq.rabbitmq.reply-to.")
-}
-
-fn refusal(closed: &Closed) -> Answer {
-    Answer::Refused {
-        code: closed.code,
-        text: closed.text.clone(),
-    }
 }
 
 /// The envelope holds no text above 255 bytes where AMQP takes a short string; its builder refused them.

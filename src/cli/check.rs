@@ -297,7 +297,7 @@ async fn broker(config: &Config, source: &Source) -> Findings {
 async fn accepts_publishes(publisher: &mut Publisher, within: Duration) -> Result<(), BrokerError> {
     let mut state = publisher.state();
     tokio::select! {
-        answered = publisher.canary(|_| {}) => answered,
+        answered = publisher.probe(|_| {}) => answered,
         blocked = state.wait_for(|state| matches!(state, LinkState::Blocked(_))) => match blocked.as_deref() {
             Ok(LinkState::Blocked(why)) => Err(BrokerError::Blocked(why.clone())),
             _ => Err(BrokerError::Closed("its watcher ended".to_owned())),

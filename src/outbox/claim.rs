@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use outbox_core::{
     circuit::Destination,
-    claim::{Candidate, Claim, HeldLane, Limits, Orphan, Waited, fitting},
+    claim::{Candidate, Claim, HeldLane, Limits, Orphan, Read, Snapshot, Waited, fitting},
     low_water::{Candidate as MarkCandidate, Mark},
     message::{Lane, Message, Position},
     share::shares,
@@ -146,10 +146,12 @@ pub async fn claim(
         session.rollback().await?;
         return Ok(None);
     };
-    let own_tx = get(first, "own_tx")?;
-    let xmin = get(first, "xmin")?;
-    let drawn = get(first, "drawn")?;
-    let now_us = micros(get(first, "now")?);
+    let snapshot = Snapshot {
+        own_tx: get(first, "own_tx")?,
+        xmin: get(first, "xmin")?,
+        drawn: get(first, "drawn")?,
+        now_us: micros(get(first, "now")?),
+    };
     let mut held = Vec::with_capacity(rows.len());
     let mut highest = 0;
     for row in &rows {
@@ -158,7 +160,7 @@ pub async fn claim(
         let low_water: i64 = get(row, "low_water")?;
         highest = highest.max(low_water).max(position.unwrap_or(0));
         // One of a transaction that is still to come was copied here from another cluster, and would be waited for.
-        let candidate = position.zip(tx).filter(|(_, tx)| *tx <= own_tx);
+        let candidate = position.zip(tx).filter(|(_, tx)| *tx <= snapshot.own_tx);
         held.push(HeldLane {
             lane: get(row, "lane")?,
             mark: Mark {
@@ -168,7 +170,7 @@ pub async fn claim(
             share: 0,
         });
     }
-    if highest > drawn && take_back_marks(session, &held).await? {
+    if highest > snapshot.drawn && take_back_marks(session, &held).await? {
         return Ok(None);
     }
     // Peers may hold some of the lanes asked for: the others fill the batch.
@@ -180,18 +182,12 @@ pub async fn claim(
     let read = candidates.len();
     candidates.truncate(fitting(&candidates, limits));
     complete(session, &mut candidates, limits).await?;
-    let cut_short = candidates.len() < read;
-    Ok(Some(Claim {
-        lanes: held,
+    let read = Read {
+        cut_short: candidates.len() < read,
         candidates,
         orphans,
-        own_tx,
-        xmin,
-        drawn,
-        now_us,
-        limits,
-        cut_short,
-    }))
+    };
+    Ok(Some(Claim::new(&held, read, limits, snapshot)))
 }
 
 /// The sequence was restarted, or is a copy without its value: what is written from now on would lie below the marks,

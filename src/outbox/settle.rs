@@ -50,9 +50,9 @@ const DELETE_MOVED: Query = Query {
     sql: include_str!("sql/delete_moved.sql"),
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::XID8_ARRAY],
 };
-const UNFILE: Query = Query {
+const DELETE_WAITING: Query = Query {
     action: "settle waiting messages",
-    sql: include_str!("sql/unfile.sql"),
+    sql: include_str!("sql/delete_waiting.sql"),
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
 };
 const WAIT: Query = Query {
@@ -70,9 +70,9 @@ const WAIT: Query = Query {
         Type::INT4_ARRAY,
     ],
 };
-const BURY: Query = Query {
+const MARK_DEAD: Query = Query {
     action: "file messages as dead",
-    sql: include_str!("sql/bury.sql"),
+    sql: include_str!("sql/mark_dead.sql"),
     types: &[
         Type::INT2_ARRAY,
         Type::INT8_ARRAY,
@@ -112,9 +112,9 @@ pub async fn settle(
         tokio::try_join!(
             biased;
             mark_sent(session, &settlement.sent, keep),
-            unfile(session, &settlement.unfile),
+            delete_waiting(session, &settlement.delete_waiting),
             wait(session, &settlement.wait),
-            bury(session, settlement),
+            mark_dead(session, settlement),
             release(session, &settlement.release, released_at_once),
             advance(session, settlement),
         )
@@ -125,7 +125,7 @@ pub async fn settle(
             messages = corrected.len(),
             "messages were corrected while they were published; they are published again, as they are now"
         );
-        // The lane's mark may pass them, so they are filed; after `unfile`, which may have taken their old record away.
+        // The lane's mark may pass them, so they are filed; after `delete_waiting`, which may have taken their old record away.
         Box::pin(wait(session, &corrected)).await?;
     }
     failpoint::reach("settle.before_commit").await;
@@ -204,12 +204,15 @@ fn again(position: Position) -> Wait {
     }
 }
 
-async fn unfile(session: &Session, positions: &[Position]) -> Result<(), OutboxError> {
+async fn delete_waiting(session: &Session, positions: &[Position]) -> Result<(), OutboxError> {
     if positions.is_empty() {
         return Ok(());
     }
     let (lanes, ids) = split(positions);
-    session.execute(&UNFILE, &[&lanes, &ids]).await.map(drop)
+    session
+        .execute(&DELETE_WAITING, &[&lanes, &ids])
+        .await
+        .map(drop)
 }
 
 async fn wait(session: &Session, wait: &[Wait]) -> Result<(), OutboxError> {
@@ -249,7 +252,7 @@ async fn wait(session: &Session, wait: &[Wait]) -> Result<(), OutboxError> {
         .map(drop)
 }
 
-async fn bury(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {
+async fn mark_dead(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {
     let dead = &settlement.dead;
     if dead.is_empty() {
         return Ok(());
@@ -262,7 +265,7 @@ async fn bury(session: &Session, settlement: &Settlement) -> Result<(), OutboxEr
     let replays: Vec<bool> = dead.iter().map(|d| d.replay).collect();
     session
         .execute(
-            &BURY,
+            &MARK_DEAD,
             &[&lanes, &ids, &reasons, &attempts, &errors, &replays],
         )
         .await

@@ -5,7 +5,7 @@
 use outbox_core::{
     message::{Lane, Position},
     reason::Reason,
-    settlement::{Death, Settlement},
+    settlement::{DeadLetter, Settlement},
 };
 use tokio_postgres::{error::SqlState, types::Type};
 
@@ -89,7 +89,11 @@ async fn first_held(session: &Session, lane: Lane) -> Result<Option<Position>, O
 }
 
 /// Files the message as dead if it is still the first of its lane. `false`: it is not, or another relay holds the lane.
-pub async fn bury(session: &Session, position: Position, error: &str) -> Result<bool, OutboxError> {
+pub async fn mark_dead(
+    session: &Session,
+    position: Position,
+    error: &str,
+) -> Result<bool, OutboxError> {
     session.begin_with(LOCK_TABLES).await?;
     if first_held(session, position.lane).await? != Some(position) {
         session.rollback().await?;
@@ -99,7 +103,7 @@ pub async fn bury(session: &Session, position: Position, error: &str) -> Result<
         .query(&WAITS, &[&position.lane, &position.id])
         .await?;
     let mut written = Settlement {
-        dead: vec![Death {
+        dead: vec![DeadLetter {
             position,
             reason: Reason::Unreadable,
             attempts: 1,
@@ -109,7 +113,7 @@ pub async fn bury(session: &Session, position: Position, error: &str) -> Result<
         ..Settlement::default()
     };
     if let Some(row) = waits.first() {
-        written.unfile.push(position);
+        written.delete_waiting.push(position);
         let key: Option<i64> = get(row, "key_hash")?;
         written
             .release

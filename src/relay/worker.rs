@@ -3,21 +3,11 @@
 //! Claim, publish, confirm, settle; then again. A crash anywhere rolls the claim back: no lease and no clock. What
 //! was published by then is published again: duplicates, at most a batch.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use outbox_core::{
-    batch::BatchLimit,
-    circuit::Task,
-    claim::{Claim, Limits},
-    low_water,
-    message::{Lane, Position},
-    outcome::Outcome,
-    reason::Reason,
-    settlement,
+    batch::BatchLimit, circuit::Task, claim::Limits, low_water, message::Lane, outcome::Outcome,
+    reason::Reason, settlement,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +16,7 @@ use tracing::{Instrument, info_span};
 use super::{
     board::{Found, Taken},
     health::LinkReport,
-    publishing::publish_claim,
+    publishing::{Decided, publish_claim},
     seats::{Rank, Seated},
     shared::{Shared, reconnect_delay},
     silence,
@@ -35,7 +25,7 @@ use crate::{
     broker::{BrokerError, LinkState, Publisher, provoked},
     failpoint,
     outbox::{OutboxError, blockers, claim, held, migrate, session::Session, settle, unreadable},
-    telemetry::metrics,
+    telemetry::{metrics, relaying},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -159,7 +149,7 @@ impl Worker {
                     publisher.declare(&shared.exchanges).await?;
                 }
                 publisher
-                    .canary(|state| shared.health.link(self.number, report(state)))
+                    .probe(|state| shared.health.link(self.number, report(state)))
                     .await?;
                 Ok::<_, BrokerError>(publisher)
             };
@@ -169,11 +159,7 @@ impl Worker {
                 () = wanted(self.session.as_ref()) => return Err(WorkError::GaveWay),
                 publisher = connecting => publisher?,
             };
-            tracing::info!(
-                source = shared.health.source(),
-                worker = self.number,
-                "connected to both servers"
-            );
+            relaying::connected(shared.health.source(), self.number);
             shared.health.link(self.number, LinkReport::Up);
             self.publisher = Some(publisher);
         }
@@ -200,16 +186,10 @@ impl Worker {
                     self.session = None;
                 }
                 self.name_blockers(e).await;
-                tracing::warn!(source, worker = self.number, failures = self.failures, error = %e, "PostgreSQL failed; backing off");
+                relaying::postgresql_failed(source, self.number, self.failures, e);
             }
             WorkError::CannotMark(why) => {
-                tracing::warn!(
-                    source,
-                    worker = self.number,
-                    failures = self.failures,
-                    why,
-                    "nothing is published; backing off"
-                );
+                relaying::nothing_published(source, self.number, self.failures, why);
             }
             WorkError::Broker(e) => {
                 self.cautious = provoked(e);
@@ -219,7 +199,7 @@ impl Worker {
                     other => LinkReport::Down(other.to_string()),
                 };
                 self.shared.health.link(self.number, report);
-                tracing::warn!(source, worker = self.number, failures = self.failures, error = %e, "RabbitMQ failed; backing off");
+                relaying::rabbitmq_failed(source, self.number, self.failures, e);
             }
         }
         tokio::select! {
@@ -312,28 +292,27 @@ async fn cycle(
         }
         claimed => claimed?,
     };
-    let Some(mut claim) = claimed else {
+    let Some(claim) = claimed else {
         taken.give_back(|_| Found::Peer);
         return Ok(None);
     };
-    limit.learn(claim.candidates.len(), claim.cut_short);
-    let read = claim.candidates.iter().map(|c| c.message.position);
-    shared.timed_out.cleared(read);
+    limit.learn(claim.items.len(), claim.cut_short);
+    shared.timed_out.cleared(claim.positions(|_| true));
     failpoint::reach("claim.after").await;
-    if !claim.candidates.is_empty() {
-        metrics::claimed(source, began.elapsed(), claim.candidates.len());
+    if !claim.items.is_empty() {
+        metrics::claimed(source, began.elapsed(), claim.items.len());
     }
 
     let publishing = Instant::now();
-    let span = info_span!("publish", source, messages = claim.candidates.len());
+    let span = info_span!("publish", source, messages = claim.items.len());
     let idle_limit = shared.source.database.idle_in_transaction_timeout;
     let deadline = began + idle_limit.mul_f64(0.8);
     let cautious = allowed.is_some();
-    let decided = publish_claim(shared, session, publisher, &mut claim, cautious, deadline)
-        .instrument(span)
-        .await?;
-    let (outcomes, lost) = (decided.outcomes, decided.lost);
-    let sent = outcomes.iter().filter(|o| **o == Outcome::Sent).count();
+    let Decided { claim, lost } =
+        publish_claim(shared, session, publisher, claim, cautious, deadline)
+            .instrument(span)
+            .await?;
+    let sent = claim.positions(is_sent).count();
     let published_in = publishing.elapsed();
     if sent > 0 {
         metrics::confirmed(source, published_in);
@@ -341,7 +320,7 @@ async fn cycle(
     failpoint::reach("confirm.before_settle").await;
 
     let settling = Instant::now();
-    let written = settlement::settlement(&claim, &outcomes, low_water::STRIDE);
+    let written = settlement::settlement(&claim, low_water::STRIDE);
     if written.is_empty() {
         session.rollback().await?;
     } else {
@@ -351,8 +330,7 @@ async fn cycle(
         if let Err(error) = settled {
             // They were published, and are pending as before.
             if sent > 0 {
-                let published = positions(&claim, &outcomes, |o| *o == Outcome::Sent);
-                shared.cannot_mark(published, &error.to_string());
+                shared.cannot_mark(claim.positions(is_sent), &error.to_string());
             }
             return Err(error.into());
         }
@@ -360,50 +338,42 @@ async fn cycle(
             shared.caution().marked(sent, shared.relay.batch_size);
             shared.health.marked();
         }
-        let filed = positions(&claim, &outcomes, |o| *o != Outcome::Untouched);
-        shared.caution().settled(filed);
+        shared.caution().settled(claim.positions(is_decided));
         metrics::settled(source, settling.elapsed());
         // The database's clock was read in the middle of the claim, about.
-        let since_its_clock = publishing.duration_since(began) / 2 + published_in;
-        record(source, &claim, &outcomes, since_its_clock);
+        let confirmed_after = publishing.duration_since(began) / 2 + published_in;
+        relaying::settled(source, &claim, confirmed_after);
         shared
             .hints
             .moved(claim.orphans.iter().map(|o| o.position.id));
     }
     release_held(shared, session).await?;
 
-    let worked: HashSet<Lane> = claim
-        .candidates
-        .iter()
-        .map(|c| c.message.position.lane)
-        .collect();
-    let settled = lost.is_none() && outcomes.iter().any(|o| *o != Outcome::Untouched);
-    let exhausted = claim.exhausted();
+    let worked: HashSet<Lane> = claim.positions(|_| true).map(|p| p.lane).collect();
+    let settled = lost.is_none() && claim.positions(is_decided).next().is_some();
     // A lane that had something is read until it has nothing; one that a broken link left alone waits for the scout.
     let asked: HashSet<Lane> = lanes.iter().copied().collect();
     taken.give_back(|lane| {
         if !asked.contains(&lane) {
             return Found::Unread;
         }
-        let exhausted = exhausted.get(&lane).copied();
+        let read = claim.lanes.iter().find(|read| read.lane == lane);
+        let exhausted = read.map(|read| read.exhausted);
         found(exhausted, settled, worked.contains(&lane))
     });
-    if outcomes.iter().any(is_unmarkable) && sent == 0 {
+    if claim.positions(is_unmarkable).next().is_some() && sent == 0 {
         let why = "none of the claim's messages can be marked as sent".to_owned();
         return Err(WorkError::CannotMark(why));
     }
     Ok(lost)
 }
 
-fn positions(
-    claim: &Claim,
-    outcomes: &[Outcome],
-    of: impl Fn(&Outcome) -> bool,
-) -> impl Iterator<Item = Position> {
-    let with_outcomes = claim.candidates.iter().zip(outcomes);
-    with_outcomes
-        .filter(move |(_, outcome)| of(outcome))
-        .map(|(candidate, _)| candidate.message.position)
+fn is_sent(outcome: &Outcome) -> bool {
+    *outcome == Outcome::Sent
+}
+
+fn is_decided(outcome: &Outcome) -> bool {
+    *outcome != Outcome::Untouched
 }
 
 fn limits(shared: &Shared, messages: usize) -> Limits {
@@ -438,7 +408,7 @@ async fn unreadable(
     let alone = limit.is_collapsed();
     limit.collapse();
     let Some(lane) = taken.lanes().first().copied().filter(|_| alone) else {
-        tracing::warn!(source, error = %error, "a claim cannot be read; reading one message at a time to find the one to blame");
+        relaying::unreadable_claim(source, &error);
         taken.give_back(|_| Found::Unread);
         return Ok(None);
     };
@@ -449,12 +419,8 @@ async fn unreadable(
     if error.may_be_the_servers() && !shared.timed_out.again(position) {
         return Err(error.into());
     }
-    if Box::pin(unreadable::bury(session, position, &error.to_string())).await? {
-        metrics::dead_lettered(source, Reason::Unreadable.as_str());
-        tracing::error!(
-            source, position = position.id, lane, reason = Reason::Unreadable.as_str(), error = %error,
-            "given up; see `outboxd dead show`"
-        );
+    if Box::pin(unreadable::mark_dead(session, position, &error.to_string())).await? {
+        relaying::unreadable_message(source, position, &error);
     }
     taken.give_back(|_| Found::Unread);
     Ok(None)
@@ -482,64 +448,6 @@ fn found(exhausted: Option<bool>, settled: bool, worked: bool) -> Found {
         Some(_) => Found::Nothing,
         None => Found::Peer,
     }
-}
-
-/// After the commit, so that nothing is counted that was rolled back. `confirmed_after`: from the claim's clock to its last
-/// confirm.
-fn record(source: &str, claim: &Claim, outcomes: &[Outcome], confirmed_after: Duration) {
-    let confirmed_us = claim
-        .now_us
-        .saturating_add(i64::try_from(confirmed_after.as_micros()).unwrap_or(i64::MAX));
-    let mut latencies = Vec::new();
-    // One line for all that failed alike: a lost binding must not write a line for each message of a backlog.
-    let mut alike: BTreeMap<Reason, usize> = BTreeMap::new();
-    for outcome in outcomes {
-        if let Outcome::Retry { reason, .. } = outcome {
-            *alike.entry(*reason).or_default() += 1;
-        }
-    }
-    for (candidate, outcome) in claim.candidates.iter().zip(outcomes) {
-        let message = &candidate.message;
-        let (id, position) = (message.message_id, message.position.id);
-        match outcome {
-            Outcome::Sent => {
-                // created_at may be "-infinity".
-                let latency_us = confirmed_us.saturating_sub(message.created_at_us);
-                latencies.push(latency_us.max(0) as f64 / 1e6);
-            }
-            Outcome::Retry {
-                reason,
-                attempts,
-                delay,
-                error,
-            } => {
-                metrics::retried(source, reason.as_str());
-                // Of the others, `outbox.waiting` holds the same.
-                if let Some(messages) = alike.remove(reason) {
-                    tracing::warn!(
-                        source, message_id = %id, position, reason = reason.as_str(), attempts,
-                        delay_ms = delay.as_millis() as u64, error = %error.escape_debug(), messages,
-                        "not delivered; it is tried again"
-                    );
-                }
-            }
-            Outcome::Dead {
-                reason,
-                attempts,
-                error,
-            } => {
-                metrics::dead_lettered(source, reason.as_str());
-                tracing::error!(
-                    source, message_id = %id, position, reason = reason.as_str(), attempts,
-                    error = %error.escape_debug(),
-                    "given up; see `outboxd dead show`"
-                );
-            }
-            Outcome::Held { held, .. } => metrics::retried(source, held.why.reason.as_str()),
-            Outcome::Behind | Outcome::Untouched => {}
-        }
-    }
-    metrics::published(source, &latencies);
 }
 
 async fn not_open(link: &mut watch::Receiver<LinkState>) -> LinkState {

@@ -1,4 +1,5 @@
-//! Logs, and the names of the metrics.
+//! Logs, the names of the metrics, and what the relay tells of its work by both.
 
 pub mod logs;
 pub mod metrics;
+pub mod relaying;

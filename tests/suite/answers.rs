@@ -1,5 +1,7 @@
 //! The broker's answers: returned, nacked, refused.
 
+use std::collections::HashMap;
+
 use lapin::types::AMQPValue;
 use test_support::eventually;
 
@@ -46,6 +48,43 @@ async fn unroutable_mixed_into_good_is_told_apart_in_a_hundred_batches() {
         "each message has its own answer"
     );
     assert_eq!(consumer.len(), 18_000);
+}
+
+/// One claim and one wave: of one key, whose messages go at once. No envelope can be built of every fifth, and every fifth is
+/// returned, each from a destination of its own: one that fails for two messages would hold them.
+#[tokio::test]
+async fn around_a_message_that_is_refused_within_a_wave_each_is_sent_as_itself() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, headers) \
+               SELECT 'order', 'k', CASE i % 5 WHEN 2 THEN 'nobody' || i ELSE 'good' END, to_json(i), \
+                      CASE i % 5 WHEN 3 THEN '[]'::json END \
+               FROM generate_series(1, 50) i RETURNING message_id, payload::text";
+    let rows = world.client.query(sql, &[]).await.unwrap();
+    let bodies: HashMap<String, String> = rows
+        .iter()
+        .map(|row| (row.get::<_, uuid::Uuid>(0).to_string(), row.get(1)))
+        .collect();
+    let _relay = world.relay(&[
+        ("OUTBOXD__RELAY__ORDERING", "pipelined"),
+        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1h"),
+        ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
+    ]);
+    let sent = "outbox.message WHERE sent_at IS NOT NULL";
+    world.until("all that can be to be sent", sent, 30).await;
+    for seen in consumer.until(30).await {
+        let body = String::from_utf8(seen.body).unwrap();
+        assert_eq!(bodies[&seen.message_id], body);
+    }
+    let wrong = "(SELECT payload::text::int % 5 AS kind, m.sent_at, d.reason AS died_of, w.reason AS waits_for \
+                  FROM outbox.message m LEFT JOIN outbox.dead d USING (lane, id) \
+                  LEFT JOIN outbox.waiting w USING (lane, id)) m \
+                 WHERE (kind = 2) IS DISTINCT FROM (waits_for IS NOT DISTINCT FROM 'unroutable') \
+                    OR (kind = 3) IS DISTINCT FROM (died_of IS NOT DISTINCT FROM 'headers_invalid') \
+                    OR (kind NOT IN (2, 3)) IS DISTINCT FROM (sent_at IS NOT NULL)";
+    assert_eq!(world.count(wrong).await, 0, "each has its own outcome");
+    assert_eq!(consumer.len(), 30);
 }
 
 #[tokio::test]

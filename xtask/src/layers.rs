@@ -29,6 +29,8 @@ const RULES: &[(&str, &[&str])] = &[
             "crate::relay",
             "crate::cli",
             "outbox_core::message",
+            "outbox_core::claim",
+            "outbox_core::wave",
         ],
     ),
     (

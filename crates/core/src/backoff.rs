@@ -7,7 +7,12 @@ use rand::{Rng, RngExt};
 /// A uniform draw between zero and `initial` doubled for every failure after the first, at most `max`. Full jitter:
 /// what failed together does not come back together.
 pub fn delay(failures: u32, initial: Duration, max: Duration, rng: &mut impl Rng) -> Duration {
-    ceiling(failures, initial, max).mul_f64(rng.random_range(0.0..=1.0))
+    part(ceiling(failures, initial, max), rng.random_range(0.0..=1.0))
+}
+
+/// A double has 53 bits. A duration that needs more is rounded, and the largest one rounded up is no duration any more.
+fn part(of: Duration, part: f64) -> Duration {
+    Duration::try_from_secs_f64(of.as_secs_f64() * part).map_or(of, |part| part.min(of))
 }
 
 fn ceiling(failures: u32, initial: Duration, max: Duration) -> Duration {
@@ -53,11 +58,24 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_whole_of_the_largest_duration_is_no_overflow() {
+        assert_eq!(part(Duration::MAX, 1.0), Duration::MAX);
+        assert_eq!(part(Duration::MAX, 0.0), Duration::ZERO);
+    }
+
     proptest! {
         #[test]
-        fn a_delay_never_passes_the_maximum(failures: u32, initial_ms in 0..u64::MAX / 2, max_ms in 0..86_400_000u64) {
-            let max = Duration::from_millis(max_ms);
-            prop_assert!(delay(failures, Duration::from_millis(initial_ms), max, &mut rand::rng()) <= max);
+        fn a_delay_never_passes_the_maximum_and_no_number_of_failures_overflows(
+            failures: u32, initial: Duration, max: Duration,
+        ) {
+            prop_assert!(delay(failures, initial, max, &mut rand::rng()) <= max);
+            prop_assert!(part(ceiling(failures, initial, max), 1.0) <= max);
+        }
+
+        #[test]
+        fn more_failures_never_have_a_lower_ceiling(failures: u32, initial: Duration, max: Duration) {
+            prop_assert!(ceiling(failures, initial, max) <= ceiling(failures.saturating_add(1), initial, max));
         }
     }
 }

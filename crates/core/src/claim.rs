@@ -1,11 +1,15 @@
-//! A claim as plain data: lanes that are held, and their next messages. No I/O.
+//! A claim as plain data: the lanes that it holds, and their next messages with what becomes of each. No I/O.
 
 use std::collections::HashMap;
 
+use rand::Rng;
+
 use crate::{
     circuit::Destination,
+    envelope::Envelope,
     low_water::Mark,
     message::{Lane, Message, Position},
+    outcome::{self, Answer, Outcome, RetryPolicy},
 };
 
 /// How much one claim may read.
@@ -29,13 +33,22 @@ impl Limits {
     }
 }
 
-/// A lane held by this claim until it commits.
+/// A lane that a claim holds until it commits, and has not read yet.
 #[derive(Debug, Clone, Copy)]
 pub struct HeldLane {
     pub lane: Lane,
     pub mark: Mark,
     /// New messages that this claim reads of it, at most.
     pub share: usize,
+}
+
+/// A lane that a claim holds, and has read.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadLane {
+    pub lane: Lane,
+    pub mark: Mark,
+    /// The read stopped at none of its limits. So it found everything that the snapshot shows of this lane.
+    pub exhausted: bool,
 }
 
 /// Where a row's version lies: PostgreSQL's `ctid`.
@@ -85,22 +98,77 @@ pub struct Orphan {
     pub key_hash: Option<i64>,
 }
 
-/// What a claim holds. Open until a settle commits, or until the session rolls back or dies.
-#[derive(Debug)]
-pub struct Claim {
-    pub lanes: Vec<HeldLane>,
-    pub candidates: Vec<Candidate>,
-    /// Filed, but the message itself is gone (deleted by hand): to be forgotten.
-    pub orphans: Vec<Orphan>,
+/// What the database said when the claim began.
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshot {
     pub own_tx: i64,
     pub xmin: i64,
     /// The last position of all lanes that was drawn before `own_tx` was assigned.
     pub drawn: i64,
-    /// The database's clock when the claim began, microseconds since the Unix epoch.
+    /// The database's clock, microseconds since the Unix epoch.
     pub now_us: i64,
-    pub limits: Limits,
-    /// Messages were read and left out: their bodies would not fit, or were gone. So the numbers of those that are left
-    /// do not tell whether the read stopped at a limit, and the mark must not pass the last of them.
+}
+
+/// What a claim read of its lanes.
+#[derive(Debug, Default)]
+pub struct Read {
+    pub candidates: Vec<Candidate>,
+    pub orphans: Vec<Orphan>,
+    /// More messages were read, and left out: their bodies do not fit, or are gone. So the number of candidates does not
+    /// tell whether the read stopped at a limit, and the mark must not pass the last of them.
+    pub cut_short: bool,
+}
+
+/// A message of a claim, and what has become of it so far. An outcome has no other way to a message than through its item.
+#[derive(Debug)]
+pub struct Item {
+    pub candidate: Candidate,
+    /// Built and not yet sent. A message that was refused has none, so it cannot be sent.
+    pub(crate) envelope: Option<Envelope>,
+    outcome: Outcome,
+}
+
+impl Item {
+    pub fn new(candidate: Candidate) -> Self {
+        Self {
+            candidate,
+            envelope: None,
+            outcome: Outcome::Untouched,
+        }
+    }
+
+    #[inline]
+    pub fn position(&self) -> Position {
+        self.candidate.message.position
+    }
+
+    #[inline]
+    pub fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
+    /// Takes the outcome that this message's answer leads to.
+    #[inline]
+    pub fn decide(&mut self, answer: &Answer, policy: &RetryPolicy, rng: &mut impl Rng) {
+        self.outcome = outcome::decide(answer, self.candidate.message.attempts, policy, rng);
+    }
+
+    /// Takes an outcome that no answer leads to: the message is behind another one, or held.
+    #[inline]
+    pub fn record(&mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+/// What a claim holds. Open until a settle commits, or until the session rolls back or dies.
+#[derive(Debug)]
+pub struct Claim {
+    pub lanes: Vec<ReadLane>,
+    pub items: Vec<Item>,
+    /// Filed, but the message itself is gone (deleted by hand): to be forgotten.
+    pub orphans: Vec<Orphan>,
+    pub snapshot: Snapshot,
+    /// See [`Read::cut_short`].
     pub cut_short: bool,
 }
 
@@ -118,37 +186,100 @@ pub fn fitting(candidates: &[Candidate], limits: Limits) -> usize {
 }
 
 impl Claim {
-    /// For each held lane: true when the read ended before its limits, so nothing more is there.
-    pub fn exhausted(&self) -> HashMap<Lane, bool> {
-        let cut =
-            self.cut_short || self.candidates.len() + self.orphans.len() >= self.limits.batch_size;
-        let mut fresh: HashMap<Lane, usize> = HashMap::new();
-        let mut due: HashMap<Lane, usize> = HashMap::new();
-        for c in &self.candidates {
-            *(if c.filed { &mut due } else { &mut fresh })
-                .entry(c.message.position.lane)
-                .or_default() += 1;
+    /// `limits` are those that `read` kept to.
+    pub fn new(held: &[HeldLane], read: Read, limits: Limits, snapshot: Snapshot) -> Self {
+        Self {
+            lanes: lanes(held, &read, limits),
+            items: read.candidates.into_iter().map(Item::new).collect(),
+            orphans: read.orphans,
+            snapshot,
+            cut_short: read.cut_short,
         }
-        let full = |n: Option<&usize>, limit: usize| n.is_some_and(|n| *n >= limit);
-        let due_limit = self.limits.batch_size.div_ceil(2);
-        let due_cut = self.candidates.iter().filter(|c| c.filed).count() >= due_limit;
-        self.lanes
-            .iter()
-            .map(|l| {
-                (
-                    l.lane,
-                    !cut && !due_cut && !full(fresh.get(&l.lane), l.share),
-                )
-            })
-            .collect()
+    }
+
+    /// The positions of the messages that came to such an outcome.
+    pub fn positions(&self, of: impl Fn(&Outcome) -> bool) -> impl Iterator<Item = Position> {
+        let with = self.items.iter().filter(move |item| of(&item.outcome));
+        with.map(Item::position)
+    }
+}
+
+/// Which of the lanes are exhausted. A limit of the whole claim may have cut any lane, so it speaks against all of them.
+fn lanes(held: &[HeldLane], read: &Read, limits: Limits) -> Vec<ReadLane> {
+    let mut fresh: HashMap<Lane, usize> = HashMap::new();
+    let mut filed = 0;
+    for candidate in &read.candidates {
+        if candidate.filed {
+            filed += 1;
+        } else {
+            *fresh.entry(candidate.message.position.lane).or_default() += 1;
+        }
+    }
+    let batch_is_full = read.candidates.len() + read.orphans.len() >= limits.batch_size;
+    let more_may_be_due = filed >= limits.batch_size.div_ceil(2);
+    let cut = read.cut_short || batch_is_full || more_may_be_due;
+    let share_is_full = |held: &HeldLane| fresh.get(&held.lane).is_some_and(|n| *n >= held.share);
+    held.iter()
+        .map(|held| ReadLane {
+            lane: held.lane,
+            mark: held.mark,
+            exhausted: !cut && !share_is_full(held),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+pub(crate) fn sample(id: i64, key_hash: Option<i64>) -> Candidate {
+    let mut message = crate::message::sample();
+    message.position.id = id;
+    Candidate {
+        message,
+        ctid: Ctid::default(),
+        tx: 0,
+        key_hash,
+        filed: false,
+        scheduled: false,
+        after: None,
+        waited: Waited::default(),
+    }
+}
+
+/// Of the lane of `message::sample`, read to its end.
+#[cfg(test)]
+pub(crate) fn sample_claim(candidates: Vec<Candidate>, orphans: Vec<Orphan>) -> Claim {
+    let mark = Mark {
+        low_water: 0,
+        candidate: None,
+    };
+    let lane = ReadLane {
+        lane: crate::message::sample().position.lane,
+        mark,
+        exhausted: true,
+    };
+    Claim {
+        lanes: vec![lane],
+        items: candidates.into_iter().map(Item::new).collect(),
+        orphans,
+        snapshot: Snapshot {
+            own_tx: 10,
+            xmin: 10,
+            drawn: 10,
+            now_us: 0,
+        },
+        cut_short: false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::sample;
 
+    const SNAPSHOT: Snapshot = Snapshot {
+        own_tx: 0,
+        xmin: 0,
+        drawn: 0,
+        now_us: 0,
+    };
     const LIMITS: Limits = Limits {
         fresh: 10,
         batch_size: 10,
@@ -157,21 +288,10 @@ mod tests {
     };
 
     fn candidate(lane: Lane, body_size: u64) -> Candidate {
-        let mut message = Message {
-            body_size,
-            ..sample()
-        };
-        message.position.lane = lane;
-        Candidate {
-            message,
-            ctid: Ctid::default(),
-            tx: 0,
-            key_hash: None,
-            filed: false,
-            scheduled: false,
-            after: None,
-            waited: Waited::default(),
-        }
+        let mut candidate = sample(77, None);
+        candidate.message.position.lane = lane;
+        candidate.message.body_size = body_size;
+        candidate
     }
 
     fn fits(sizes: &[u64]) -> usize {
@@ -179,30 +299,25 @@ mod tests {
         fitting(&candidates, LIMITS)
     }
 
+    fn held(lane: Lane, share: usize) -> HeldLane {
+        let mark = Mark {
+            low_water: 0,
+            candidate: None,
+        };
+        HeldLane { lane, mark, share }
+    }
+
     /// Lane 1 may read eight new messages, lane 2 three: rounded up, one more than the batch may have.
     fn exhausted(of_one: usize, of_two: usize, cut_short: bool) -> [bool; 2] {
-        let lane = |lane, share| HeldLane {
-            lane,
-            mark: Mark {
-                low_water: 0,
-                candidate: None,
-            },
-            share,
-        };
         let lanes = [vec![1; of_one], vec![2; of_two]].concat();
-        let claim = Claim {
-            lanes: vec![lane(1, 8), lane(2, 3)],
+        let read = Read {
             candidates: lanes.into_iter().map(|lane| candidate(lane, 1)).collect(),
             orphans: Vec::new(),
             cut_short,
-            own_tx: 0,
-            xmin: 0,
-            drawn: 0,
-            now_us: 0,
-            limits: LIMITS,
         };
-        let exhausted = claim.exhausted();
-        [exhausted[&1], exhausted[&2]]
+        let claim = Claim::new(&[held(1, 8), held(2, 3)], read, LIMITS, SNAPSHOT);
+        assert_eq!([claim.lanes[0].lane, claim.lanes[1].lane], [1, 2]);
+        [claim.lanes[0].exhausted, claim.lanes[1].exhausted]
     }
 
     #[test]
@@ -255,26 +370,12 @@ mod tests {
             position: Position { lane: 1, id: 1 },
             key_hash: None,
         };
-        let mark = Mark {
-            low_water: 0,
-            candidate: None,
-        };
-        let claim = Claim {
-            lanes: vec![HeldLane {
-                lane: 1,
-                mark,
-                share: 8,
-            }],
+        let read = Read {
             candidates: of_lane(filed, true).chain(of_lane(fresh, false)).collect(),
             orphans: vec![orphan; orphans],
-            own_tx: 0,
-            xmin: 0,
-            drawn: 0,
-            now_us: 0,
-            limits: LIMITS,
             cut_short: false,
         };
-        claim.exhausted()[&1]
+        Claim::new(&[held(1, 8)], read, LIMITS, SNAPSHOT).lanes[0].exhausted
     }
 
     #[test]
@@ -289,5 +390,19 @@ mod tests {
         assert!(exhausted_with(1, 7, 1));
         assert!(!exhausted_with(2, 7, 1));
         assert!(!exhausted_with(0, 0, 10));
+    }
+
+    #[test]
+    fn positions_are_those_of_the_outcome_that_is_asked_for() {
+        let mut read = Read::default();
+        for id in 1..=3 {
+            let mut candidate = candidate(1, 1);
+            candidate.message.position.id = id;
+            read.candidates.push(candidate);
+        }
+        let mut claim = Claim::new(&[held(1, 8)], read, LIMITS, SNAPSHOT);
+        claim.items[1].record(Outcome::Sent);
+        let sent = claim.positions(|outcome| *outcome == Outcome::Sent);
+        assert_eq!(sent.collect::<Vec<_>>(), [Position { lane: 1, id: 2 }]);
     }
 }

@@ -1,7 +1,7 @@
 //! What the relay decides, without I/O: functions of plain data, and the data.
 //!
 //! ```text
-//! row -> Message -> envelope -> answer -> outcome -> settlement -> what is written
+//! row -> Candidate -> Item, with its Envelope -> Outgoing -> (Outgoing, Answer) -> Item, with its Outcome -> Settlement
 //! ```
 //!
 //! The crate depends on nothing that does I/O, so no decision can wait for a server, and each of them can be run by a test,
@@ -9,7 +9,7 @@
 //!
 //! - a row and its way: [`message`], [`claim`], [`route`], [`header`], [`envelope`]
 //! - the answer and its consequence: [`outcome`], [`reason`], [`backoff`], [`settlement`], [`low_water`]
-//! - how much, and in which order: [`plan`], [`share`], [`batch`], [`caution`], [`circuit`]
+//! - how much, and in which order: [`plan`], [`wave`], [`culprits`], [`share`], [`batch`], [`caution`], [`circuit`]
 //! - AMQP's limits, which services observe as well: [`limits`]
 
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ pub mod batch;
 pub mod caution;
 pub mod circuit;
 pub mod claim;
+pub mod culprits;
 pub mod envelope;
 pub mod header;
 pub mod limits;
@@ -30,3 +31,4 @@ pub mod reason;
 pub mod route;
 pub mod settlement;
 pub mod share;
+pub mod wave;

@@ -6,9 +6,13 @@
 //! it was published is refused again whatever happens, so nobody waits for it. In pipelined order all go at once, in
 //! position order.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
-use crate::{claim::Candidate, message::Lane, outcome::Outcome};
+use crate::{
+    claim::{Claim, Item},
+    message::Lane,
+    outcome::Outcome,
+};
 
 /// `relay.ordering`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,25 +21,31 @@ pub enum Ordering {
     Pipelined,
 }
 
+/// Owns the claim while it is published, and lends its items, wave by wave.
 #[derive(Debug)]
 pub struct Plan {
+    claim: Claim,
     chains: Vec<Chain>,
     ordering: Ordering,
+    /// Indexes of the next wave's items. Kept for its memory: a hot key has a wave for each of its messages.
+    wave: Vec<usize>,
 }
 
 #[derive(Debug)]
 struct Chain {
-    /// Indexes of candidates, in position order.
+    /// Indexes of items, in position order.
     members: Vec<usize>,
     next: usize,
 }
 
 impl Plan {
     /// Also decides who stands behind a message that is not in this claim: their outcome becomes `Behind`.
-    pub fn new(candidates: &[Candidate], outcomes: &mut [Outcome], ordering: Ordering) -> Self {
+    pub fn new(mut claim: Claim, ordering: Ordering) -> Self {
+        let items = &mut claim.items;
         let mut keyed: BTreeMap<(Lane, i64, bool), Vec<usize>> = BTreeMap::new();
         let mut chains = Vec::new();
-        for (i, candidate) in candidates.iter().enumerate() {
+        for (i, item) in items.iter().enumerate() {
+            let candidate = &item.candidate;
             if candidate.scheduled {
                 continue;
             }
@@ -53,21 +63,17 @@ impl Plan {
             }
         }
         for mut members in keyed.into_values() {
-            members.sort_unstable_by_key(|i| candidates[*i].message.position.id);
-            let mut here: HashSet<i64> = HashSet::new();
-            let mut end = members.len();
-            for (n, i) in members.iter().enumerate() {
-                if candidates[*i]
-                    .after
-                    .is_some_and(|after| !here.contains(&after))
-                {
-                    end = n;
-                    break;
-                }
-                here.insert(candidates[*i].message.position.id);
-            }
+            members.sort_unstable_by_key(|i| items[*i].position().id);
+            // Behind one that is not in this claim: it, and whatever follows it.
+            let waits_elsewhere = |(n, i): (usize, &usize)| {
+                let id = |i: &usize| items[*i].position().id;
+                let after = items[*i].candidate.after;
+                after.is_some_and(|after| members[..n].binary_search_by_key(&after, id).is_err())
+            };
+            let end = members.iter().enumerate().position(waits_elsewhere);
+            let end = end.unwrap_or(members.len());
             for i in members.drain(end..) {
-                outcomes[i] = Outcome::Behind;
+                items[i].record(Outcome::Behind);
             }
             if !members.is_empty() {
                 chains.push(members);
@@ -77,28 +83,43 @@ impl Plan {
             .into_iter()
             .map(|members| Chain { members, next: 0 })
             .collect();
-        Self { chains, ordering }
+        Self {
+            claim,
+            chains,
+            ordering,
+            wave: Vec::new(),
+        }
+    }
+
+    /// Messages that this claim may publish: those that are not scheduled, and not decided.
+    pub fn publishable(&mut self) -> impl Iterator<Item = &mut Item> {
+        let items = self.claim.items.iter_mut();
+        items.filter(|item| {
+            !item.candidate.scheduled && matches!(item.outcome(), Outcome::Untouched)
+        })
     }
 
     /// The next messages to publish, in position order; empty when there is nothing left. A chain ends at a message
     /// that waits, and the rest of it stands behind; or at one that died, and the rest of it stays pending.
-    pub fn next_wave(&mut self, candidates: &[Candidate], outcomes: &mut [Outcome]) -> Vec<usize> {
-        let mut wave = Vec::new();
+    pub fn next_wave(&mut self) -> Vec<&mut Item> {
+        let items = &mut self.claim.items;
+        let wave = &mut self.wave;
+        wave.clear();
         for chain in &mut self.chains {
             match self.ordering {
                 Ordering::Strict => {
                     let previous = chain.next.checked_sub(1).map(|n| chain.members[n]);
                     if let Some(previous) = previous
-                        && outcomes[previous] != Outcome::Sent
+                        && !matches!(items[previous].outcome(), Outcome::Sent)
                     {
-                        stand_behind(chain, candidates, outcomes);
+                        stand_behind(chain, items);
                         continue;
                     }
                     // Refused before publishing: nobody waits for those.
                     while chain
                         .members
                         .get(chain.next)
-                        .is_some_and(|i| settled(&outcomes[*i]))
+                        .is_some_and(|i| settled(items[*i].outcome()))
                     {
                         chain.next += 1;
                     }
@@ -106,44 +127,68 @@ impl Plan {
                         continue;
                     };
                     chain.next += 1;
-                    if outcomes[i] == Outcome::Untouched {
+                    if matches!(items[i].outcome(), Outcome::Untouched) {
                         wave.push(i);
                     } else {
-                        stand_behind(chain, candidates, outcomes);
+                        stand_behind(chain, items);
                     }
                 }
                 Ordering::Pipelined => {
                     while let Some(i) = chain.members.get(chain.next).copied() {
                         chain.next += 1;
-                        match outcomes[i] {
+                        match items[i].outcome() {
                             Outcome::Untouched => wave.push(i),
                             Outcome::Sent | Outcome::Dead { .. } => {}
                             // It was decided before the wave: it waits, and what follows it waits behind it.
                             Outcome::Retry { .. } | Outcome::Held { .. } | Outcome::Behind => {
-                                stand_behind(chain, candidates, outcomes);
+                                stand_behind(chain, items);
                             }
                         }
                     }
                 }
             }
         }
-        wave.sort_unstable_by_key(|i| candidates[*i].message.position);
-        wave
+        wave.sort_unstable();
+        let mut lent = lend(items, wave);
+        lent.sort_unstable_by_key(|item| item.position());
+        lent
+    }
+
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// After the last wave.
+    pub fn into_claim(self) -> Claim {
+        self.claim
     }
 }
 
+/// The items with these indexes, which ascend.
+fn lend<'c>(items: &'c mut [Item], indexes: &[usize]) -> Vec<&'c mut Item> {
+    let mut rest = items.iter_mut();
+    let mut passed = 0;
+    let mut lent = Vec::with_capacity(indexes.len());
+    for i in indexes {
+        lent.extend(rest.nth(i - passed));
+        passed = i + 1;
+    }
+    lent
+}
+
 /// The rest of a chain, behind the message before it, which was not delivered.
-fn stand_behind(chain: &mut Chain, candidates: &[Candidate], outcomes: &mut [Outcome]) {
+fn stand_behind(chain: &mut Chain, items: &mut [Item]) {
     let Some(previous) = chain.next.checked_sub(1).map(|n| chain.members[n]) else {
         return;
     };
     for i in chain.members.drain(chain.next..) {
         // Nobody releases a replay: it keeps its own due time.
-        outcomes[i] = if candidates[i].message.replay {
+        let outcome = if items[i].candidate.message.replay {
             Outcome::Untouched
         } else {
-            behind(&outcomes[previous])
+            behind(items[previous].outcome())
         };
+        items[i].record(outcome);
     }
 }
 
@@ -167,41 +212,37 @@ fn behind(previous: &Outcome) -> Outcome {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use uuid::Uuid;
 
     use super::*;
     use crate::{
-        claim::{Ctid, Waited},
-        message::{Message, Position},
+        claim::{Candidate, sample, sample_claim},
         reason::Reason,
     };
 
     fn candidate(id: i64, key: Option<i64>, after: Option<i64>) -> Candidate {
         Candidate {
-            message: Message {
-                position: Position { lane: 0, id },
-                message_id: Uuid::nil(),
-                aggregate_type: String::new(),
-                aggregate_id: None,
-                event_type: String::new(),
-                content_type: String::new(),
-                headers: None,
-                headers_size: 0,
-                exchange: None,
-                routing_key: None,
-                created_at_us: 0,
-                attempts: 0,
-                replay: false,
-                body_size: 0,
-                body: None,
-            },
-            ctid: Ctid::default(),
-            tx: 0,
-            key_hash: key,
-            filed: false,
-            scheduled: false,
             after,
-            waited: Waited::default(),
+            ..sample(id, key)
+        }
+    }
+
+    fn plan(candidates: impl Into<Vec<Candidate>>, ordering: Ordering) -> Plan {
+        Plan::new(sample_claim(candidates.into(), vec![]), ordering)
+    }
+
+    /// Positions of the next wave.
+    fn next(plan: &mut Plan) -> Vec<i64> {
+        let wave = plan.next_wave();
+        wave.iter().map(|item| item.position().id).collect()
+    }
+
+    fn outcome(plan: &Plan, i: usize) -> &Outcome {
+        plan.claim().items[i].outcome()
+    }
+
+    impl Plan {
+        fn record(&mut self, i: usize, outcome: Outcome) {
+            self.claim.items[i].record(outcome);
         }
     }
 
@@ -229,60 +270,66 @@ mod tests {
             candidate(2, Some(7), None),
             candidate(3, Some(8), None),
         ];
-        let mut outcomes = vec![Outcome::Untouched; 3];
-        let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
-        assert_eq!(plan.next_wave(&candidates, &mut outcomes), [0, 2]);
-        outcomes[0] = Outcome::Sent;
-        outcomes[2] = Outcome::Sent;
-        assert_eq!(plan.next_wave(&candidates, &mut outcomes), [1]);
-        outcomes[1] = Outcome::Sent;
-        assert!(plan.next_wave(&candidates, &mut outcomes).is_empty());
+        let mut plan = plan(candidates, Ordering::Strict);
+        assert_eq!(next(&mut plan), [1, 3]);
+        plan.record(0, Outcome::Sent);
+        plan.record(2, Outcome::Sent);
+        assert_eq!(next(&mut plan), [2]);
+        plan.record(1, Outcome::Sent);
+        assert_eq!(next(&mut plan), [0; 0]);
+        let claim = plan.into_claim();
+        assert!(claim.items.iter().all(|i| *i.outcome() == Outcome::Sent));
     }
 
     #[test]
     fn what_follows_a_failed_message_of_its_key_stands_behind_it() {
-        let candidates = [
-            candidate(1, Some(7), None),
-            candidate(2, Some(7), None),
-            candidate(3, Some(7), None),
-        ];
-        let mut outcomes = vec![Outcome::Untouched; 3];
-        let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
-        plan.next_wave(&candidates, &mut outcomes);
-        outcomes[0] = retry();
-        assert!(plan.next_wave(&candidates, &mut outcomes).is_empty());
-        assert_eq!(outcomes[1..], [Outcome::Behind, Outcome::Behind]);
+        let candidates = [1, 2, 3].map(|id| candidate(id, Some(7), None));
+        let mut plan = plan(candidates, Ordering::Strict);
+        plan.next_wave();
+        plan.record(0, retry());
+        assert_eq!(next(&mut plan), [0; 0]);
+        assert_eq!(outcome(&plan, 1), &Outcome::Behind);
+        assert_eq!(outcome(&plan, 2), &Outcome::Behind);
     }
 
     #[test]
     fn what_follows_a_message_that_just_died_waits_for_the_commit_of_its_death() {
-        let candidates = [candidate(1, Some(7), None), candidate(2, Some(7), None)];
-        let mut outcomes = vec![Outcome::Untouched; 2];
-        let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
-        assert_eq!(plan.next_wave(&candidates, &mut outcomes), [0]);
-        outcomes[0] = dead();
-        assert!(plan.next_wave(&candidates, &mut outcomes).is_empty());
-        assert_eq!(outcomes[1], Outcome::Untouched);
+        let candidates = [1, 2].map(|id| candidate(id, Some(7), None));
+        let mut plan = plan(candidates, Ordering::Strict);
+        assert_eq!(next(&mut plan), [1]);
+        plan.record(0, dead());
+        assert_eq!(next(&mut plan), [0; 0]);
+        assert_eq!(outcome(&plan, 1), &Outcome::Untouched);
     }
 
     #[test]
     fn nobody_waits_for_a_message_that_was_refused_before_it_was_published() {
-        let candidates = [candidate(1, Some(7), None), candidate(2, Some(7), None)];
-        let mut outcomes = vec![dead(), Outcome::Untouched];
-        let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
-        assert_eq!(plan.next_wave(&candidates, &mut outcomes), [1]);
+        let candidates = [1, 2].map(|id| candidate(id, Some(7), None));
+        let mut plan = plan(candidates, Ordering::Strict);
+        plan.record(0, dead());
+        assert_eq!(next(&mut plan), [2]);
     }
 
     #[test]
     fn a_message_behind_one_that_is_not_here_is_filed_behind() {
+        let candidates = [5, 6].map(|id| candidate(id, Some(7), Some(1)));
+        let mut plan = plan(candidates, Ordering::Strict);
+        assert_eq!(next(&mut plan), [0; 0]);
+        assert_eq!(outcome(&plan, 0), &Outcome::Behind);
+        assert_eq!(outcome(&plan, 1), &Outcome::Behind);
+    }
+
+    #[test]
+    fn a_message_behind_one_that_is_here_follows_it() {
         let candidates = [
-            candidate(5, Some(7), Some(1)),
-            candidate(6, Some(7), Some(1)),
+            candidate(3, Some(7), Some(2)),
+            candidate(1, Some(7), None),
+            candidate(2, Some(7), Some(1)),
+            candidate(5, Some(7), Some(4)),
         ];
-        let mut outcomes = vec![Outcome::Untouched; 2];
-        let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
-        assert!(plan.next_wave(&candidates, &mut outcomes).is_empty());
-        assert_eq!(outcomes, [Outcome::Behind, Outcome::Behind]);
+        let mut plan = plan(candidates, Ordering::Pipelined);
+        assert_eq!(next(&mut plan), [1, 2, 3]);
+        assert_eq!(outcome(&plan, 3), &Outcome::Behind);
     }
 
     #[test]
@@ -293,30 +340,31 @@ mod tests {
             candidate(3, Some(7), None),
             candidate(4, None, None),
         ];
-        let mut outcomes = vec![Outcome::Untouched; 4];
-        outcomes[2] = dead();
-        let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Pipelined);
-        assert_eq!(plan.next_wave(&candidates, &mut outcomes), [1, 0, 3]);
-        assert!(plan.next_wave(&candidates, &mut outcomes).is_empty());
-        assert_eq!(outcomes[2], dead());
+        let mut plan = plan(candidates, Ordering::Pipelined);
+        plan.record(2, dead());
+        assert_eq!(next(&mut plan), [1, 2, 4]);
+        assert_eq!(next(&mut plan), [0; 0]);
+        assert_eq!(outcome(&plan, 2), &dead());
     }
 
     #[test]
     fn in_pipelined_order_too_nothing_overtakes_what_waits_already() {
         let candidates = [1, 2, 3].map(|id| candidate(id, Some(7), None));
-        let mut outcomes = vec![Outcome::Untouched, retry(), Outcome::Untouched];
-        let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Pipelined);
-        assert_eq!(plan.next_wave(&candidates, &mut outcomes), [0]);
-        assert_eq!(outcomes[1..], [retry(), Outcome::Behind]);
+        let mut plan = plan(candidates, Ordering::Pipelined);
+        plan.record(1, retry());
+        assert_eq!(next(&mut plan), [1]);
+        assert_eq!(outcome(&plan, 1), &retry());
+        assert_eq!(outcome(&plan, 2), &Outcome::Behind);
     }
 
     #[test]
     fn what_follows_a_message_that_waits_already_stands_behind_it() {
         let candidates = [1, 2].map(|id| candidate(id, Some(7), None));
-        let mut outcomes = vec![retry(), Outcome::Untouched];
-        let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
-        assert!(plan.next_wave(&candidates, &mut outcomes).is_empty());
-        assert_eq!(outcomes, [retry(), Outcome::Behind]);
+        let mut plan = plan(candidates, Ordering::Strict);
+        plan.record(0, retry());
+        assert_eq!(next(&mut plan), [0; 0]);
+        assert_eq!(outcome(&plan, 0), &retry());
+        assert_eq!(outcome(&plan, 1), &Outcome::Behind);
     }
 
     #[test]
@@ -329,13 +377,32 @@ mod tests {
         let mut scheduled = candidate(5, Some(7), None);
         scheduled.scheduled = true;
         let candidates = [replay(1), replay(2), candidate(3, Some(7), None), scheduled];
-        let mut outcomes = vec![Outcome::Untouched; 4];
-        let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
-        assert_eq!(plan.next_wave(&candidates, &mut outcomes), [0, 2]);
-        outcomes[0] = retry();
-        outcomes[2] = Outcome::Sent;
-        assert!(plan.next_wave(&candidates, &mut outcomes).is_empty());
-        assert_eq!(outcomes[1], Outcome::Untouched, "it keeps its own due time");
+        let mut plan = plan(candidates, Ordering::Strict);
+        assert_eq!(next(&mut plan), [1, 3]);
+        plan.record(0, retry());
+        plan.record(2, Outcome::Sent);
+        assert_eq!(next(&mut plan), [0; 0]);
+        assert_eq!(
+            outcome(&plan, 1),
+            &Outcome::Untouched,
+            "it keeps its own due time"
+        );
+    }
+
+    #[test]
+    fn what_is_scheduled_behind_or_decided_is_not_publishable() {
+        let mut scheduled = candidate(1, None, None);
+        scheduled.scheduled = true;
+        let candidates = [
+            scheduled,
+            candidate(3, Some(7), Some(2)),
+            candidate(4, None, None),
+            candidate(5, None, None),
+        ];
+        let mut plan = plan(candidates, Ordering::Strict);
+        plan.record(2, dead());
+        let publishable = plan.publishable().map(|item| item.position().id);
+        assert_eq!(publishable.collect::<Vec<_>>(), [5]);
     }
 
     proptest! {
@@ -347,24 +414,23 @@ mod tests {
         ) {
             let candidates: Vec<_> =
                 keys.iter().zip(1..).map(|(key, id)| candidate(id, *key, None)).collect();
-            let mut outcomes = vec![Outcome::Untouched; candidates.len()];
-            let mut plan = Plan::new(&candidates, &mut outcomes, Ordering::Strict);
+            let mut plan = plan(candidates, Ordering::Strict);
             loop {
-                let wave = plan.next_wave(&candidates, &mut outcomes);
+                let wave = next(&mut plan);
                 if wave.is_empty() {
                     break;
                 }
-                for i in wave {
+                for i in wave.into_iter().map(|id| id as usize - 1) {
                     for earlier in 0..i {
                         if keys[i].is_some() && keys[earlier] == keys[i] {
-                            prop_assert_eq!(&outcomes[earlier], &Outcome::Sent);
+                            prop_assert_eq!(outcome(&plan, earlier), &Outcome::Sent);
                         }
                     }
-                    outcomes[i] = match fails[i] {
+                    plan.record(i, match fails[i] {
                         0 => retry(),
                         1 => dead(),
                         _ => Outcome::Sent,
-                    };
+                    });
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     circuit::Destination,
-    claim::{Candidate, Claim, Ctid},
+    claim::{Claim, Ctid, Item},
     low_water::{self, Mark, Observation},
     message::{Lane, Position},
     outcome::Outcome,
@@ -20,9 +20,9 @@ pub struct Settlement {
     /// Confirmed, and marked for the first time.
     pub sent: Vec<Sent>,
     /// To leave `outbox.waiting`.
-    pub unfile: Vec<Position>,
+    pub delete_waiting: Vec<Position>,
     pub wait: Vec<Wait>,
-    pub dead: Vec<Death>,
+    pub dead: Vec<DeadLetter>,
     /// Keys whose waiting head is settled: what stands behind it may go.
     pub release: Vec<(Lane, i64)>,
     pub marks: Vec<(Lane, Mark)>,
@@ -70,7 +70,7 @@ impl Cause {
 }
 
 #[derive(Debug, PartialEq)]
-pub struct Death {
+pub struct DeadLetter {
     pub position: Position,
     pub reason: Reason,
     pub attempts: u32,
@@ -86,12 +86,10 @@ impl Settlement {
     }
 }
 
-/// `outcomes[i]` belongs to `claim.candidates[i]`; a scheduled candidate's is ignored. `stride` is how far a mark
-/// must be able to move to be worth a write.
-pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlement {
-    debug_assert_eq!(claim.candidates.len(), outcomes.len());
+/// `stride` is how far a mark must be able to move to be worth a write.
+pub fn settlement(claim: &Claim, stride: i64) -> Settlement {
     let mut s = Settlement {
-        unfile: claim.orphans.iter().map(|o| o.position).collect(),
+        delete_waiting: claim.orphans.iter().map(|o| o.position).collect(),
         ..Settlement::default()
     };
     // Keys of which a message was settled out of outbox.waiting, and keys with another one that is still due there.
@@ -101,7 +99,8 @@ pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlemen
     let orphans = claim.orphans.iter();
     resolved.extend(orphans.filter_map(|o| o.key_hash.map(|hash| (o.position.lane, hash))));
 
-    for (candidate, outcome) in claim.candidates.iter().zip(outcomes) {
+    for item in &claim.items {
+        let (candidate, outcome) = (&item.candidate, item.outcome());
         let message = &candidate.message;
         let position = message.position;
         let key = candidate.key_hash.map(|hash| (position.lane, hash));
@@ -148,7 +147,7 @@ pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlemen
                 reason,
                 attempts,
                 error,
-            } => s.dead.push(Death {
+            } => s.dead.push(DeadLetter {
                 position,
                 reason: *reason,
                 attempts: *attempts,
@@ -177,7 +176,7 @@ pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlemen
         match outcome {
             Outcome::Sent | Outcome::Dead { .. } => {
                 if candidate.filed {
-                    s.unfile.push(position);
+                    s.delete_waiting.push(position);
                     resolved.extend(key);
                 }
             }
@@ -198,21 +197,17 @@ pub fn settlement(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Settlemen
     }
     s.release = resolved.difference(&held_back).copied().collect();
     s.release.sort_unstable();
-    s.marks = marks(claim, outcomes, stride);
+    s.marks = marks(claim, stride);
     s
 }
 
 /// How far each held lane is settled, and what that does to its mark.
-fn marks(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Vec<(Lane, Mark)> {
-    let exhausted = claim.exhausted();
-    let mut by_lane: HashMap<Lane, Vec<(&Candidate, &Outcome)>> = HashMap::new();
-    for (candidate, outcome) in claim.candidates.iter().zip(outcomes) {
+fn marks(claim: &Claim, stride: i64) -> Vec<(Lane, Mark)> {
+    let mut by_lane: HashMap<Lane, Vec<&Item>> = HashMap::new();
+    for item in &claim.items {
         // A filed message is found through outbox.waiting, wherever the mark stands.
-        if !candidate.filed {
-            by_lane
-                .entry(candidate.message.position.lane)
-                .or_default()
-                .push((candidate, outcome));
+        if !item.candidate.filed {
+            by_lane.entry(item.position().lane).or_default().push(item);
         }
     }
     claim
@@ -223,26 +218,21 @@ fn marks(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Vec<(Lane, Mark)> 
                 .get(&held.lane)
                 .map(Vec::as_slice)
                 .unwrap_or_default();
-            let first_left = read
-                .iter()
-                .find(|(candidate, outcome)| {
-                    !candidate.scheduled && **outcome == Outcome::Untouched
-                })
-                .map(|(candidate, _)| candidate.message.position.id);
-            let last_read = read
-                .last()
-                .map(|(candidate, _)| candidate.message.position.id);
+            let is_left =
+                |item: &&&Item| !item.candidate.scheduled && *item.outcome() == Outcome::Untouched;
+            let first_left = read.iter().find(is_left).map(|item| item.position().id);
+            let last_read = read.last().map(|item| item.position().id);
             let settled_through = match (first_left, last_read) {
                 (Some(left), _) => left - 1,
                 // Everything that the snapshot showed of this lane is settled.
-                (None, _) if exhausted.get(&held.lane) == Some(&true) => i64::MAX,
+                (None, _) if held.exhausted => i64::MAX,
                 (None, Some(last)) => last,
                 (None, None) => held.mark.low_water,
             };
             let seen = Observation {
-                own_tx: claim.own_tx,
-                xmin: claim.xmin,
-                drawn: claim.drawn,
+                own_tx: claim.snapshot.own_tx,
+                xmin: claim.snapshot.xmin,
+                drawn: claim.snapshot.drawn,
                 settled_through,
             };
             low_water::advance(held.mark, seen, stride).map(|mark| (held.lane, mark))
@@ -254,10 +244,10 @@ fn marks(claim: &Claim, outcomes: &[Outcome], stride: i64) -> Vec<(Lane, Mark)> 
 /// claim, so that a lane at rest is left alone, however many positions the others draw.
 pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Mark)> {
     let left: HashSet<Lane> = claim
-        .candidates
+        .items
         .iter()
-        .filter(|candidate| !candidate.filed)
-        .map(|candidate| candidate.message.position.lane)
+        .filter(|item| !item.candidate.filed)
+        .map(|item| item.position().lane)
         .collect();
     claim
         .lanes
@@ -266,10 +256,12 @@ pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Ma
         .filter_map(|held| {
             let last = last.get(&held.lane).copied().flatten();
             let seen = Observation {
-                own_tx: claim.own_tx,
-                xmin: claim.xmin,
+                own_tx: claim.snapshot.own_tx,
+                xmin: claim.snapshot.xmin,
                 // A row that was copied here may stand above everything that was drawn; a mark must not.
-                drawn: last.unwrap_or(held.mark.low_water).min(claim.drawn),
+                drawn: last
+                    .unwrap_or(held.mark.low_water)
+                    .min(claim.snapshot.drawn),
                 settled_through: i64::MAX,
             };
             low_water::advance(held.mark, seen, 1).map(|mark| (held.lane, mark))
@@ -286,52 +278,28 @@ fn stored(error: &str) -> String {
 mod tests {
     use super::*;
     use crate::{
-        claim::{HeldLane, Limits, Orphan, Waited},
+        claim::{self, Candidate, Orphan, sample_claim},
         message::sample,
     };
 
     const KEY: i64 = 7;
 
     fn candidate(id: i64, filed: bool, after: Option<i64>) -> Candidate {
-        let mut message = sample();
-        message.position.id = id;
         Candidate {
-            message,
-            ctid: Ctid::default(),
-            tx: 0,
-            key_hash: Some(KEY),
             filed,
-            scheduled: false,
             after,
-            waited: Waited::default(),
+            ..claim::sample(id, Some(KEY))
         }
     }
 
-    fn claim(candidates: Vec<Candidate>, orphans: Vec<Orphan>) -> Claim {
-        let mark = Mark {
-            low_water: 0,
-            candidate: None,
-        };
-        Claim {
-            lanes: vec![HeldLane {
-                lane: sample().position.lane,
-                mark,
-                share: 100,
-            }],
-            candidates,
-            orphans,
-            own_tx: 10,
-            xmin: 10,
-            drawn: 10,
-            now_us: 0,
-            limits: Limits {
-                fresh: 100,
-                batch_size: 100,
-                batch_bytes: u64::MAX,
-                max_payload_bytes: u64::MAX,
-            },
-            cut_short: false,
+    /// Each candidate with its outcome.
+    fn claim<const N: usize>(decided: [(Candidate, Outcome); N]) -> Claim {
+        let (candidates, outcomes): (Vec<_>, Vec<_>) = decided.into_iter().unzip();
+        let mut claim = sample_claim(candidates, vec![]);
+        for (item, outcome) in claim.items.iter_mut().zip(outcomes) {
+            item.record(outcome);
         }
+        claim
     }
 
     fn retry() -> Outcome {
@@ -343,42 +311,49 @@ mod tests {
         }
     }
 
-    fn released(candidates: Vec<Candidate>, outcomes: &[Outcome]) -> bool {
+    fn released<const N: usize>(decided: [(Candidate, Outcome); N]) -> bool {
         let key = (sample().position.lane, KEY);
-        settlement(&claim(candidates, vec![]), outcomes, 1).release == [key]
+        settlement(&claim(decided), 1).release == [key]
     }
 
     /// 2 stands behind 1 and was not read; 3 is new and stands behind 2. With 1 gone nobody else is left to release.
     #[test]
     fn a_settled_head_releases_its_key_whatever_else_stands_behind() {
-        let both = || vec![candidate(1, true, None), candidate(3, false, Some(2))];
-        assert!(released(both(), &[Outcome::Sent, Outcome::Behind]));
+        assert!(released([
+            (candidate(1, true, None), Outcome::Sent),
+            (candidate(3, false, Some(2)), Outcome::Behind),
+        ]));
     }
 
     #[test]
     fn a_new_message_that_was_not_reached_does_not_keep_its_key_waiting() {
-        let both = || vec![candidate(1, true, None), candidate(2, false, None)];
-        assert!(released(both(), &[Outcome::Sent, Outcome::Untouched]));
+        assert!(released([
+            (candidate(1, true, None), Outcome::Sent),
+            (candidate(2, false, None), Outcome::Untouched),
+        ]));
     }
 
     #[test]
     fn a_key_waits_while_another_of_its_messages_is_due_or_will_be() {
-        let both = || vec![candidate(1, true, None), candidate(2, true, None)];
-        assert!(!released(both(), &[Outcome::Sent, retry()]));
-        assert!(!released(both(), &[Outcome::Sent, Outcome::Untouched]));
+        for outcome in [retry(), Outcome::Untouched] {
+            assert!(!released([
+                (candidate(1, true, None), Outcome::Sent),
+                (candidate(2, true, None), outcome),
+            ]));
+        }
     }
 
-    /// The mark's candidate is 100; a late commit at 1 was read, and whoever stands between was left out.
+    /// The mark's candidate is 100; a late commit at 1 was read, and the read was cut before whoever stands between.
     #[test]
     fn a_claim_that_was_cut_short_moves_the_mark_no_further_than_it_read() {
-        for (cut_short, moved_to) in [(false, 100), (true, 1)] {
-            let mut claim = claim(vec![candidate(1, false, None)], vec![]);
-            claim.cut_short = cut_short;
+        for (exhausted, moved_to) in [(true, 100), (false, 1)] {
+            let mut claim = claim([(candidate(1, false, None), Outcome::Sent)]);
+            claim.lanes[0].exhausted = exhausted;
             claim.lanes[0].mark.candidate = Some(low_water::Candidate {
                 position: 100,
                 tx: 5,
             });
-            let marks = settlement(&claim, &[Outcome::Sent], 1).marks;
+            let marks = settlement(&claim, 1).marks;
             assert_eq!(marks[0].1.low_water, moved_to);
         }
     }
@@ -390,8 +365,8 @@ mod tests {
             position,
             key_hash: Some(KEY),
         };
-        let written = settlement(&claim(vec![], vec![orphan]), &[], 1);
-        assert_eq!(written.unfile, [position]);
+        let written = settlement(&sample_claim(vec![], vec![orphan]), 1);
+        assert_eq!(written.delete_waiting, [position]);
         assert_eq!(written.release, [(position.lane, KEY)]);
     }
 
@@ -399,9 +374,9 @@ mod tests {
     fn a_replay_keeps_its_first_mark_and_leaves_the_waiting() {
         let mut replay = candidate(1, true, None);
         replay.message.replay = true;
-        let written = settlement(&claim(vec![replay], vec![]), &[Outcome::Sent], 1);
+        let written = settlement(&claim([(replay, Outcome::Sent)]), 1);
         assert_eq!(written.sent, []);
-        assert_eq!(written.unfile.len(), 1);
+        assert_eq!(written.delete_waiting.len(), 1);
     }
 
     #[test]
@@ -409,8 +384,8 @@ mod tests {
         for outcome in [retry(), Outcome::Untouched] {
             let mut replay = candidate(2, true, None);
             replay.message.replay = true;
-            let both = vec![candidate(1, true, None), replay];
-            assert!(released(both, &[Outcome::Sent, outcome]));
+            let head = (candidate(1, true, None), Outcome::Sent);
+            assert!(released([head, (replay, outcome)]));
         }
     }
 
@@ -425,8 +400,7 @@ mod tests {
             },
         };
         let outcome = Outcome::Held { held, attempts: 2 };
-        let one = vec![candidate(1, false, None)];
-        let written = settlement(&claim(one, vec![]), &[outcome], 1);
+        let written = settlement(&claim([(candidate(1, false, None), outcome)]), 1);
         let expected = Wait {
             position: Position {
                 lane: sample().position.lane,
@@ -458,30 +432,28 @@ mod tests {
     }
 
     /// The mark stands at 0 and may go to 100.
-    fn moved_to(
-        candidates: Vec<Candidate>,
-        outcomes: &[Outcome],
-        batch_size: usize,
+    fn moved_to<const N: usize>(
+        decided: [(Candidate, Outcome); N],
+        exhausted: bool,
     ) -> Option<i64> {
-        let mut claim = claim(candidates, vec![]);
-        claim.limits.batch_size = batch_size;
+        let mut claim = claim(decided);
+        claim.lanes[0].exhausted = exhausted;
         claim.lanes[0].mark.candidate = Some(low_water::Candidate {
             position: 100,
             tx: 5,
         });
-        let marks = settlement(&claim, outcomes, 1).marks;
+        let marks = settlement(&claim, 1).marks;
         marks.first().map(|(_, mark)| mark.low_water)
     }
 
     #[test]
     fn the_mark_stops_right_below_the_first_message_that_is_left() {
-        let three = || [3, 5, 9].map(|id| candidate(id, false, None)).into();
-        let sent = || vec![Outcome::Sent; 3];
-        assert_eq!(moved_to(three(), &sent(), 100), Some(100));
-        assert_eq!(moved_to(three(), &sent(), 3), Some(9), "more may be there");
-        let mut left = sent();
-        left[1] = Outcome::Untouched;
-        assert_eq!(moved_to(three(), &left, 100), Some(4));
+        let three = || [3, 5, 9].map(|id| (candidate(id, false, None), Outcome::Sent));
+        assert_eq!(moved_to(three(), true), Some(100));
+        assert_eq!(moved_to(three(), false), Some(9), "more may be there");
+        let mut left = three();
+        left[1].1 = Outcome::Untouched;
+        assert_eq!(moved_to(left, true), Some(4));
     }
 
     #[test]
@@ -489,26 +461,23 @@ mod tests {
         let mut scheduled = candidate(3, false, None);
         scheduled.scheduled = true;
         let filed = candidate(2, true, None);
-        let outcomes = [Outcome::Untouched, Outcome::Untouched];
-        assert_eq!(moved_to(vec![filed, scheduled], &outcomes, 100), Some(100));
+        let both = [filed, scheduled].map(|candidate| (candidate, Outcome::Untouched));
+        assert_eq!(moved_to(both, true), Some(100));
     }
 
     #[test]
     fn the_mark_of_a_lane_that_was_not_read_to_its_end_stays() {
-        let other_lane = || {
-            let mut other = candidate(50, false, None);
-            other.message.position.lane += 1;
-            vec![other]
-        };
-        assert_eq!(moved_to(other_lane(), &[Outcome::Sent], 1), None);
+        let mut other_lane = candidate(50, false, None);
+        other_lane.message.position.lane += 1;
+        assert_eq!(moved_to([(other_lane, Outcome::Sent)], false), None);
     }
 
     #[test]
     fn a_lane_with_nothing_left_is_tidied_to_what_was_seen_of_it() {
         let lane = sample().position.lane;
         let tidied_to = |candidates, last: Option<i64>, drawn| {
-            let mut claim = claim(candidates, vec![]);
-            claim.drawn = drawn;
+            let mut claim = sample_claim(candidates, vec![]);
+            claim.snapshot.drawn = drawn;
             let marks = tidied(&claim, &HashMap::from([(lane, last)]));
             marks.first().and_then(|(_, mark)| mark.candidate)
         };

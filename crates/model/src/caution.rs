@@ -37,9 +37,8 @@ impl Machine {
         if !self.has(Safeguard::Rehearsal) {
             return Vec::new();
         }
-        let candidates = self.candidates(work);
-        let mut outcomes = vec![Outcome::Untouched; candidates.len()];
-        Plan::new(&candidates, &mut outcomes, Ordering::Strict);
+        let plan = Plan::new(self.messages_of(work), Ordering::Strict);
+        let items = &plan.claim().items;
         let cautious = memory.allowed.is_some();
         let kept = self.has(Safeguard::UnmarkableKept);
         let caution = brought(memory);
@@ -48,7 +47,7 @@ impl Machine {
         };
         (0..work.read.len())
             .filter(|i| cautious || kept && work.read[*i].unmarkable || known(*i))
-            .filter(|i| outcomes[*i] != Outcome::Behind)
+            .filter(|i| *items[*i].outcome() != Outcome::Behind)
             .collect()
     }
 

@@ -2,8 +2,8 @@
 
 use crate::{
     Machine, Safeguard,
-    real::{self, Answer, Ordering, Outcome, POLICY, Plan, decided, outcome},
-    state::{Memory, Work, small},
+    real::{self, Answer, Item, Ordering, Outcome, POLICY, Plan, decided, id, outcome},
+    state::{Candidate, Memory, Work, small},
 };
 
 impl Machine {
@@ -43,36 +43,34 @@ impl Machine {
     /// Asks the real plan, from its beginning, for the first wave that is not decided. With `ends` it is not asked for
     /// a further one.
     fn replay(&self, work: &Work, ends: bool) -> (Vec<u8>, Vec<Outcome>) {
-        let candidates = self.candidates(work);
-        let mut outcomes = vec![Outcome::Untouched; candidates.len()];
         let ordering = if self.has(Safeguard::StrictWaves) {
             Ordering::Strict
         } else {
             Ordering::Pipelined
         };
-        let mut plan = Plan::new(&candidates, &mut outcomes, ordering);
-        for (candidate, outcome) in work.read.iter().zip(&mut outcomes) {
-            if candidate.refused && *outcome != Outcome::Behind {
-                *outcome = candidate.decided.map_or(Outcome::Untouched, real::outcome);
+        let mut plan = Plan::new(self.messages_of(work), ordering);
+        for item in plan.publishable() {
+            let candidate = read(work, item);
+            if candidate.refused {
+                item.record(known(candidate));
             }
         }
+        let begun = work.read.iter().any(|c| c.decided.is_some());
         loop {
-            let all = work.read.iter().filter(|c| c.decided.is_some()).count();
-            let known = |i: &usize| work.read[*i].decided.map(real::outcome);
-            let before = outcomes.clone();
-            let wave = plan.next_wave(&candidates, &mut outcomes);
+            let before = outcomes(&plan);
+            let wave = plan.next_wave();
             if wave.is_empty() {
-                return (Vec::new(), outcomes);
+                return (Vec::new(), outcomes(&plan));
             }
-            if !wave.iter().all(|i| work.read[*i].decided.is_some()) {
-                if ends && all > 0 {
+            if !wave.iter().all(|item| read(work, item).decided.is_some()) {
+                if ends && begun {
                     return (Vec::new(), before);
                 }
-                let wave = wave.into_iter().map(|i| small(i as i64)).collect();
-                return (wave, outcomes);
+                let wave = wave.iter().map(|item| place(work, item)).collect();
+                return (wave, outcomes(&plan));
             }
-            for i in &wave {
-                outcomes[*i] = known(i).unwrap_or(Outcome::Untouched);
+            for item in wave {
+                item.record(known(read(work, item)));
             }
         }
     }
@@ -80,6 +78,26 @@ impl Machine {
     pub(crate) fn candidates(&self, work: &Work) -> Vec<real::Candidate> {
         work.read.iter().map(|c| self.candidate(c)).collect()
     }
+}
+
+/// An item's place among those that were read.
+fn place(work: &Work, item: &Item) -> u8 {
+    let here = |c: &Candidate| id(c.row) == item.position().id;
+    let place = work.read.iter().position(here);
+    small(place.map_or(-1, |place| place as i64))
+}
+
+fn read<'w>(work: &'w Work, item: &Item) -> &'w Candidate {
+    &work.read[usize::from(place(work, item))]
+}
+
+fn known(candidate: &Candidate) -> Outcome {
+    candidate.decided.map_or(Outcome::Untouched, real::outcome)
+}
+
+fn outcomes(plan: &Plan) -> Vec<Outcome> {
+    let items = plan.claim().items.iter();
+    items.map(|item| item.outcome().clone()).collect()
 }
 
 fn finish(work: &mut Work, outcomes: Vec<Outcome>) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 pub use outbox_core::{
     caution::Caution,
     circuit,
-    claim::{Candidate, Claim, Ctid, HeldLane, Limits, Waited},
+    claim::{Candidate, Claim, Ctid, HeldLane, Item, Limits, Read, Snapshot, Waited},
     low_water,
     message::{Message, Position},
     outcome::{self, Answer, Outcome, RetryPolicy},
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     Machine,
-    state::{self, Decided, Held, Reply, Row, small},
+    state::{self, Decided, Held, Reply, Row, Work, small},
 };
 
 /// Where everything goes, in a scenario with circuits.
@@ -78,25 +78,41 @@ impl Machine {
         candidates: Vec<Candidate>,
         limits: Limits,
     ) -> Claim {
-        let lanes = held.lanes.iter().zip(&held.marks);
-        Claim {
-            lanes: lanes
-                .zip(held.shares(limits))
-                .map(|((lane, mark), share)| HeldLane {
-                    lane: (*lane).into(),
-                    mark: mark.real(),
-                    share,
-                })
-                .collect(),
+        let lanes = held.lanes.iter().zip(&held.marks).zip(held.shares(limits));
+        let lanes: Vec<HeldLane> = lanes
+            .map(|((lane, mark), share)| HeldLane {
+                lane: (*lane).into(),
+                mark: mark.real(),
+                share,
+            })
+            .collect();
+        let read = Read {
             candidates,
             orphans: Vec::new(),
-            own_tx: held.own_tx.into(),
-            xmin: held.xmin.into(),
-            drawn: held.drawn.into(),
-            now_us: 0,
-            limits,
+            cut_short: false,
+        };
+        Claim::new(&lanes, read, limits, snapshot(held))
+    }
+
+    /// What a plan asks of a claim: nothing about lanes.
+    pub(crate) fn messages_of(&self, work: &Work) -> Claim {
+        let candidates = self.candidates(work).into_iter();
+        Claim {
+            lanes: Vec::new(),
+            items: candidates.map(Item::new).collect(),
+            orphans: Vec::new(),
+            snapshot: snapshot(&work.held),
             cut_short: false,
         }
+    }
+}
+
+fn snapshot(held: &Held) -> Snapshot {
+    Snapshot {
+        own_tx: held.own_tx.into(),
+        xmin: held.xmin.into(),
+        drawn: held.drawn.into(),
+        now_us: 0,
     }
 }
 

@@ -22,17 +22,16 @@ impl Machine {
         if !self.has(Safeguard::DrawnBeforeTx) {
             work.held.drawn = small(state.rows.len() as i64);
         }
-        let claim = self.claim_of(
+        let mut claim = self.claim_of(
             &work.held,
             self.candidates(&work),
             limits(work.limit.into()),
         );
-        let decided = work.read.iter().map(|c| c.decided);
-        let outcomes: Vec<Outcome> = decided
-            .map(|d| d.map_or(Outcome::Untouched, outcome))
-            .collect();
-        let written = settlement::settlement(&claim, &outcomes, self.scenario.stride);
-        let sent = outcomes.iter().filter(|o| **o == Outcome::Sent).count();
+        for (item, read) in claim.items.iter_mut().zip(&work.read) {
+            item.record(read.decided.map_or(Outcome::Untouched, outcome));
+        }
+        let written = settlement::settlement(&claim, self.scenario.stride);
+        let sent = claim.positions(|o| *o == Outcome::Sent).count();
         self.write(state, &written);
         self.marked(&mut state.relays[n].memory, &work, sent);
     }
@@ -45,7 +44,7 @@ impl Machine {
             row.sent = true;
             row.put_in_order();
         }
-        for position in &written.unfile {
+        for position in &written.delete_waiting {
             state.rows[row(position)].waiting = None;
         }
         for wait in &written.wait {
@@ -66,8 +65,8 @@ impl Machine {
             });
             row.put_in_order();
         }
-        for death in &written.dead {
-            let row = &mut state.rows[row(&death.position)];
+        for letter in &written.dead {
+            let row = &mut state.rows[row(&letter.position)];
             row.dead = true;
             row.put_in_order();
         }

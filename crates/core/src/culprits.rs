@@ -1,4 +1,5 @@
-//! What a link knows of exchanges and routing keys, and which messages of a wave go next. No I/O.
+//! Culprits: which messages of a wave go next, and which of them alone, so that one that closes its channel takes nobody's answer
+//! with it. No I/O.
 //!
 //! A refusal closes the channel, and with it goes every answer that was still to come. So what may be refused goes alone:
 //! the first message to an exchange; and, once a topic permission has refused a routing key of an exchange, the first
@@ -9,9 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use outbox_core::{envelope::Envelope, outcome::Answer};
-
-use super::error::Closed;
+use crate::{envelope::Envelope, outcome::Answer};
 
 /// Keys of an exchange that are remembered; then it is asked anew.
 const KEYS: usize = 10_000;
@@ -19,9 +18,38 @@ const KEYS: usize = 10_000;
 /// RabbitMQ cuts a text where AMQP's short string ends.
 const CUT: usize = 250;
 
+/// A message of a wave: its answer stays with it.
+#[derive(Debug)]
+pub struct Awaiting<T> {
+    pub message: T,
+    pub answer: Option<Answer>,
+}
+
+impl<T: AsRef<Envelope>> Awaiting<T> {
+    pub fn new(message: T) -> Self {
+        Self {
+            message,
+            answer: None,
+        }
+    }
+
+    pub fn envelope(&self) -> &Envelope {
+        self.message.as_ref()
+    }
+}
+
+/// The broker's own words for why it closed a channel or a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    pub code: u16,
+    pub text: String,
+    /// The whole connection went, not just the channel.
+    pub connection: bool,
+}
+
 /// What a refusal refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Unit<'a> {
+enum Unit<'a> {
     Exchange(&'a str),
     Key(&'a str, &'a str),
     /// By its place in the wave.
@@ -52,7 +80,7 @@ fn speaks_of(code: u16, text: &str) -> SpeaksOf {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Destinations {
+pub struct Destinations {
     /// Exchanges that answered for a message.
     exchanges: HashMap<String, Option<Keys>>,
 }
@@ -81,7 +109,7 @@ impl Destinations {
     }
 
     /// The broker answered for this message without closing its channel.
-    pub(super) fn took(&mut self, envelope: &Envelope) {
+    pub fn took(&mut self, envelope: &Envelope) {
         let keys = self.exchanges.entry(envelope.exchange.clone()).or_default();
         if let Some(keys) = keys {
             keys.refused.remove(&envelope.routing_key);
@@ -89,17 +117,11 @@ impl Destinations {
         }
     }
 
-    /// This message, alone on its channel, closed it. Returns what else is refused with it.
-    pub(super) fn refused<'a>(
-        &mut self,
-        envelope: &'a Envelope,
-        place: usize,
-        closed: &Closed,
-    ) -> Unit<'a> {
+    /// This message, alone on its channel, closed it.
+    pub fn refused(&mut self, envelope: &Envelope, closed: &Closed) {
         match speaks_of(closed.code, &closed.text) {
             SpeaksOf::Exchange => {
                 self.exchanges.remove(&envelope.exchange);
-                Unit::Exchange(&envelope.exchange)
             }
             SpeaksOf::Key => {
                 // Its exchange was found, and may be written to.
@@ -107,14 +129,13 @@ impl Destinations {
                 let keys = keys.get_or_insert_default();
                 keys.taken.remove(&envelope.routing_key);
                 remember(&mut keys.refused, &envelope.routing_key);
-                Unit::Key(&envelope.exchange, &envelope.routing_key)
             }
-            SpeaksOf::Message => Unit::Message(place),
+            SpeaksOf::Message => {}
         }
     }
 
     /// One of these closed the channel of them all. `false`: nothing is known that would tell them apart.
-    pub(super) fn closed(&mut self, together: &[&Envelope], closed: &Closed) -> bool {
+    pub fn closed(&mut self, together: &[&Envelope], closed: &Closed) -> bool {
         let exchanges: HashSet<&str> = together.iter().map(|e| e.exchange.as_str()).collect();
         let named = |name: &&str| {
             let shown = if name.is_empty() { "amq.default" } else { name };
@@ -145,6 +166,44 @@ impl Destinations {
     }
 }
 
+/// What was refused in this wave: the others to the same exchange, or with the same key, get the same answer.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    exchanges: HashMap<String, Answer>,
+    /// By exchange, then by routing key.
+    keys: HashMap<String, HashMap<String, Answer>>,
+}
+
+impl Refusals {
+    /// This message, alone on its channel, closed it.
+    pub fn add(&mut self, envelope: &Envelope, closed: &Closed) {
+        let exchange = || envelope.exchange.clone();
+        match speaks_of(closed.code, &closed.text) {
+            SpeaksOf::Exchange => {
+                self.exchanges.insert(exchange(), refusal(closed));
+            }
+            SpeaksOf::Key => {
+                let keys = self.keys.entry(exchange()).or_default();
+                keys.insert(envelope.routing_key.clone(), refusal(closed));
+            }
+            SpeaksOf::Message => {}
+        }
+    }
+
+    fn of(&self, envelope: &Envelope) -> Option<&Answer> {
+        let keys = || self.keys.get(&envelope.exchange);
+        let exchange = self.exchanges.get(&envelope.exchange);
+        exchange.or_else(|| keys()?.get(&envelope.routing_key))
+    }
+}
+
+pub fn refusal(closed: &Closed) -> Answer {
+    Answer::Refused {
+        code: closed.code,
+        text: closed.text.clone(),
+    }
+}
+
 fn remember(keys: &mut HashSet<String>, key: &str) {
     if keys.len() >= KEYS {
         keys.clear();
@@ -156,7 +215,7 @@ fn remember(keys: &mut HashSet<String>, key: &str) {
 
 /// What of a wave goes next.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Step {
+pub struct Step {
     /// On one channel, in this order.
     pub together: Vec<usize>,
     /// After those; each on a channel of its own.
@@ -168,11 +227,10 @@ impl Step {
     /// does not go before an earlier one of its key, and no two that a return could not tell apart go together.
     /// `singly`: nothing goes together. Of those that go alone there are `width` at most, those first whose key was
     /// never refused: however many are, the others are not held up.
-    pub(super) fn next(
-        wave: &[&Envelope],
-        answers: &mut [Option<Answer>],
+    pub fn next<T: AsRef<Envelope>>(
+        wave: &mut [Awaiting<T>],
         known: &Destinations,
-        refused: &HashMap<Unit<'_>, Answer>,
+        refused: &Refusals,
         singly: bool,
         width: usize,
     ) -> Self {
@@ -180,26 +238,27 @@ impl Step {
         let mut behind: HashSet<&str> = HashSet::new();
         let mut asked: HashSet<Unit<'_>> = HashSet::new();
         let mut returnable: HashSet<(&str, &str, &str)> = HashSet::with_capacity(wave.len());
-        for (i, envelope) in wave.iter().enumerate() {
+        for (i, Awaiting { message, answer }) in wave.iter_mut().enumerate() {
+            let envelope: &Envelope = (*message).as_ref();
             let key = envelope.key();
-            if answers[i].is_some() || key.is_some_and(|key| behind.contains(key)) {
+            if answer.is_some() || key.is_some_and(|key| behind.contains(key)) {
                 continue;
             }
-            let exchange = envelope.exchange.as_str();
-            let routing_key = envelope.routing_key.as_str();
-            let answer = refused
-                .get(&Unit::Exchange(exchange))
-                .or_else(|| refused.get(&Unit::Key(exchange, routing_key)));
-            if let Some(answer) = answer {
-                answers[i] = Some(answer.clone());
+            if let Some(refusal) = refused.of(envelope) {
+                *answer = Some(refusal.clone());
                 continue;
             }
             let unproven = known
                 .unproven(envelope)
                 .or_else(|| singly.then_some(Unit::Message(i)));
             let id = envelope.properties.message_id.as_str();
+            let named = (
+                id,
+                envelope.exchange.as_str(),
+                envelope.routing_key.as_str(),
+            );
             match unproven {
-                None if returnable.insert((id, exchange, routing_key)) => {
+                None if returnable.insert(named) => {
                     step.together.push(i);
                     continue;
                 }
@@ -208,7 +267,8 @@ impl Step {
             }
             behind.extend(key);
         }
-        step.alone.sort_by_key(|i| known.refused_before(wave[*i]));
+        step.alone
+            .sort_by_key(|i| known.refused_before(wave[*i].envelope()));
         step.alone.truncate(width);
         step
     }
@@ -218,9 +278,8 @@ impl Step {
 mod tests {
     use proptest::prelude::*;
 
-    use outbox_core::{envelope::Properties, header::HeaderValue};
-
     use super::*;
+    use crate::{envelope::Properties, header::HeaderValue};
 
     fn envelope(id: u8, exchange: &str, routing_key: &str, key: Option<&str>) -> Envelope {
         let key = key.map(|key| ("outbox-key".to_owned(), HeaderValue::String(key.to_owned())));
@@ -239,6 +298,18 @@ mod tests {
             headers: key.into_iter().collect(),
             body: Vec::new(),
         }
+    }
+
+    struct Message<'a>(&'a Envelope);
+
+    impl AsRef<Envelope> for Message<'_> {
+        fn as_ref(&self) -> &Envelope {
+            self.0
+        }
+    }
+
+    fn awaiting(wave: &[Envelope]) -> Vec<Awaiting<Message<'_>>> {
+        wave.iter().map(|e| Awaiting::new(Message(e))).collect()
     }
 
     fn closed(code: u16, text: &str) -> Closed {
@@ -328,13 +399,12 @@ mod tests {
         let wave: Vec<Envelope> = (0..10)
             .map(|n| envelope(n, "x", &format!("k{n}"), None))
             .collect();
-        let wave: Vec<&Envelope> = wave.iter().collect();
         let mut known = Destinations::default();
         for (i, envelope) in wave.iter().enumerate().take(8) {
-            known.refused(envelope, i, &refuse("x", &format!("k{i}")));
+            known.refused(envelope, &refuse("x", &format!("k{i}")));
         }
-        let mut answers = vec![None; wave.len()];
-        let step = Step::next(&wave, &mut answers, &known, &HashMap::new(), false, 3);
+        let mut wave = awaiting(&wave);
+        let step = Step::next(&mut wave, &known, &Refusals::default(), false, 3);
         assert_eq!(
             step,
             Step {
@@ -363,33 +433,32 @@ mod tests {
         }
     }
 
-    fn refusal(closed: &Closed) -> Answer {
-        Answer::Refused {
-            code: closed.code,
-            text: closed.text.clone(),
-        }
-    }
-
     /// What `Publisher` does with the steps, against that broker. Returns the answers, what the broker took in its
     /// order, and how often it closed a channel.
     fn published(
-        wave: &[&Envelope],
+        envelopes: &[Envelope],
         known: &mut Destinations,
         width: usize,
     ) -> (Vec<Option<Answer>>, Vec<usize>, usize) {
-        let mut answers = vec![None; wave.len()];
-        let (mut refused, mut taken, mut closings, mut bulk) = (HashMap::new(), Vec::new(), 0, 0);
+        let mut wave = awaiting(envelopes);
+        let (mut refused, mut taken, mut closings, mut bulk) =
+            (Refusals::default(), Vec::new(), 0, 0);
         let mut singly = false;
         for _ in 0..10 * (wave.len() + 1) {
-            let step = Step::next(wave, &mut answers, known, &refused, singly, width);
+            let step = Step::next(&mut wave, known, &refused, singly, width);
             if step == Step::default() {
-                return (answers, taken, closings);
+                let answers = wave.into_iter().map(|awaiting| awaiting.answer);
+                return (answers.collect(), taken, closings);
             }
             assert!(step.alone.len() <= width);
-            let culprit = step.together.iter().position(|i| fate(wave[*i]).is_some());
+            let culprit = step
+                .together
+                .iter()
+                .position(|i| fate(&envelopes[*i]).is_some());
             if let Some(at) = culprit {
                 taken.extend(&step.together[..at]);
-                let together: Vec<&Envelope> = step.together.iter().map(|i| wave[*i]).collect();
+                let together: Vec<&Envelope> =
+                    step.together.iter().map(|i| &envelopes[*i]).collect();
                 closings += 1;
                 bulk += 1;
                 singly = !known.closed(&together, &fate(together[at]).unwrap()) || bulk > 1;
@@ -397,20 +466,21 @@ mod tests {
             }
             for i in &step.together {
                 taken.push(*i);
-                answers[*i] = Some(Answer::Delivered);
+                wave[*i].answer = Some(Answer::Delivered);
             }
             for i in step.alone {
-                match fate(wave[i]) {
+                let envelope = &envelopes[i];
+                match fate(envelope) {
                     None => {
-                        known.took(wave[i]);
+                        known.took(envelope);
                         taken.push(i);
-                        answers[i] = Some(Answer::Delivered);
+                        wave[i].answer = Some(Answer::Delivered);
                     }
                     Some(closed) => {
                         closings += 1;
-                        let unit = known.refused(wave[i], i, &closed);
-                        refused.insert(unit, refusal(&closed));
-                        answers[i] = Some(refusal(&closed));
+                        known.refused(envelope, &closed);
+                        refused.add(envelope, &closed);
+                        wave[i].answer = Some(refusal(&closed));
                     }
                 }
             }
@@ -438,8 +508,7 @@ mod tests {
         ) {
             let mut known = Destinations::default();
             for wave in &waves {
-                let wave: Vec<&Envelope> = wave.iter().collect();
-                let (answers, taken, closings) = published(&wave, &mut known, width);
+                let (answers, taken, closings) = published(wave, &mut known, width);
                 let mut culprits: HashSet<String> = HashSet::new();
                 for (i, (envelope, answer)) in wave.iter().zip(answers).enumerate() {
                     match (fate(envelope), answer.unwrap()) {
@@ -468,13 +537,11 @@ mod tests {
 
         #[test]
         fn no_two_go_together_that_a_return_could_not_tell_apart(wave in envelopes()) {
-            let wave: Vec<&Envelope> = wave.iter().collect();
             let mut known = Destinations::default();
             for envelope in &wave {
                 known.took(envelope);
             }
-            let mut answers = vec![None; wave.len()];
-            let step = Step::next(&wave, &mut answers, &known, &HashMap::new(), false, 16);
+            let step = Step::next(&mut awaiting(&wave), &known, &Refusals::default(), false, 16);
             let names: HashSet<_> = step
                 .together
                 .iter()

@@ -1,0 +1,161 @@
+//! What a worker tells of its work: log lines, and metrics that say the same in numbers.
+
+use std::{collections::BTreeMap, fmt::Display, time::Duration};
+
+use outbox_core::{
+    claim::Claim,
+    message::Position,
+    outcome::{Answer, Outcome},
+    reason::Reason,
+    wave::{Changes, Name},
+};
+
+use super::metrics;
+
+pub fn connected(source: &str, worker: usize) {
+    tracing::info!(source, worker, "connected to both servers");
+}
+
+pub fn postgresql_failed(source: &str, worker: usize, failures: u32, error: &dyn Display) {
+    tracing::warn!(source, worker, failures, error = %error, "PostgreSQL failed; backing off");
+}
+
+pub fn rabbitmq_failed(source: &str, worker: usize, failures: u32, error: &dyn Display) {
+    tracing::warn!(source, worker, failures, error = %error, "RabbitMQ failed; backing off");
+}
+
+pub fn nothing_published(source: &str, worker: usize, failures: u32, why: &str) {
+    tracing::warn!(
+        source,
+        worker,
+        failures,
+        why,
+        "nothing is published; backing off"
+    );
+}
+
+pub fn unreadable_claim(source: &str, error: &dyn Display) {
+    tracing::warn!(source, error = %error, "a claim cannot be read; reading one message at a time to find the one to blame");
+}
+
+pub fn unreadable_message(source: &str, position: Position, error: &dyn Display) {
+    metrics::dead_lettered(source, Reason::Unreadable.as_str());
+    tracing::error!(
+        source, position = position.id, lane = position.lane, reason = Reason::Unreadable.as_str(), error = %error,
+        "given up; see `outboxd dead show`"
+    );
+}
+
+/// A message was refused before it was published.
+pub fn not_published(source: &str, reason: Reason) {
+    metrics::publish_failed(source, reason.as_str(), 1);
+}
+
+/// A wave's answers. `unanswered`: why some messages have none.
+pub fn answered<'a>(
+    source: &str,
+    answers: impl Iterator<Item = &'a Answer>,
+    unanswered: Option<Reason>,
+) {
+    for answer in answers {
+        let unanswered = unanswered.filter(|_| *answer == Answer::Unknown);
+        if let Some(reason) = answer.reason().or(unanswered) {
+            metrics::publish_failed(source, reason.as_str(), 1);
+        }
+    }
+}
+
+/// One line for all destinations of a wave: an exchange that is gone must not write a line for each routing key.
+pub fn destinations(source: &str, changes: &Changes) {
+    if let Some((
+        Name {
+            exchange,
+            routing_key,
+        },
+        why,
+    )) = changes.opened.first()
+    {
+        tracing::warn!(
+            source,
+            exchange = %exchange.escape_debug(),
+            routing_key = %routing_key.escape_debug(),
+            reason = why.reason.as_str(),
+            error = %why.error.escape_debug(),
+            destinations = changes.opened.len(),
+            "everything to this destination fails: its messages are held, and one at a time probes it"
+        );
+    }
+    if let Some(Name {
+        exchange,
+        routing_key,
+    }) = changes.closed.first()
+    {
+        tracing::info!(
+            source,
+            exchange = %exchange.escape_debug(),
+            routing_key = %routing_key.escape_debug(),
+            destinations = changes.closed.len(),
+            "the destination takes messages again: those held for it are released"
+        );
+    }
+    metrics::failing_destinations(source, changes.failing);
+}
+
+/// After the commit, so that nothing is counted that was rolled back. `confirmed_after`: from the claim's clock to its last
+/// confirm.
+pub fn settled(source: &str, claim: &Claim, confirmed_after: Duration) {
+    let confirmed_us = claim
+        .snapshot
+        .now_us
+        .saturating_add(i64::try_from(confirmed_after.as_micros()).unwrap_or(i64::MAX));
+    let mut latencies = Vec::new();
+    // One line for all that failed alike: a lost binding must not write a line for each message of a backlog.
+    let mut alike: BTreeMap<Reason, usize> = BTreeMap::new();
+    for item in &claim.items {
+        if let Outcome::Retry { reason, .. } = item.outcome() {
+            *alike.entry(*reason).or_default() += 1;
+        }
+    }
+    for item in &claim.items {
+        let message = &item.candidate.message;
+        let (id, position) = (message.message_id, message.position.id);
+        match item.outcome() {
+            Outcome::Sent => {
+                // created_at may be "-infinity".
+                let latency_us = confirmed_us.saturating_sub(message.created_at_us);
+                latencies.push(latency_us.max(0) as f64 / 1e6);
+            }
+            Outcome::Retry {
+                reason,
+                attempts,
+                delay,
+                error,
+            } => {
+                metrics::retried(source, reason.as_str());
+                // Of the others, `outbox.waiting` holds the same.
+                if let Some(messages) = alike.remove(reason) {
+                    tracing::warn!(
+                        source, message_id = %id, position, reason = reason.as_str(), attempts,
+                        delay_ms = delay.as_millis() as u64, error = %error.escape_debug(), messages,
+                        "not delivered; it is tried again"
+                    );
+                }
+            }
+            Outcome::Dead {
+                reason,
+                attempts,
+                error,
+            } => {
+                metrics::dead_lettered(source, reason.as_str());
+                tracing::error!(
+                    source, message_id = %id, position, reason = reason.as_str(), attempts,
+                    error = %error.escape_debug(),
+                    "given up; see `outboxd dead show`"
+                );
+            }
+            Outcome::Held { held, .. } => metrics::retried(source, held.why.reason.as_str()),
+            Outcome::Behind | Outcome::Untouched => {}
+        }
+    }
+    metrics::published(source, &latencies);
+}

@@ -152,9 +152,14 @@ pub async fn queue(channel: &Channel, name: &str) -> Result<()> {
 /// To everything that is published to the exchange, which is declared too.
 pub async fn bind(channel: &Channel, exchange: &str, queue: &str) -> Result<()> {
     self::exchange(channel, exchange).await?;
+    bind_key(channel, exchange, queue, "#").await
+}
+
+/// To what is published to the exchange with such a routing key.
+pub async fn bind_key(channel: &Channel, exchange: &str, queue: &str, key: &str) -> Result<()> {
     let (how, none) = (QueueBindOptions::default(), FieldTable::default());
     channel
-        .queue_bind(short(queue), short(exchange), short("#"), how, none)
+        .queue_bind(short(queue), short(exchange), short(key), how, none)
         .await?;
     Ok(())
 }
@@ -255,27 +260,59 @@ pub async fn publish_with(
 pub struct DeadLetter {
     pub reason: String,
     pub attempts: Option<i64>,
+    pub error: String,
+    /// What of its headers did not fit.
+    pub left_out: Option<String>,
+    pub body: Vec<u8>,
 }
 
-/// Takes so many from a dead-letter queue.
+/// Takes so many from a queue; there are no more in it.
+pub async fn take(url: &str, queue: &str, n: usize, within: Duration) -> Result<Vec<Delivery>> {
+    let channel = channel(url).await?;
+    let (how, none) = (BasicConsumeOptions::default(), FieldTable::default());
+    let mut deliveries = channel
+        .basic_consume(short(queue), short(""), how, none)
+        .await?;
+    let mark = Uuid::from_u128(rand::random()).to_string();
+    let mut found = Vec::new();
+    let mut marked = false;
+    loop {
+        let next = timeout(within, deliveries.next()).await;
+        let next = next.map_err(|_| format!("{} of {n} messages came to {queue}", found.len()))?;
+        let delivery = next.ok_or("the queue is gone")??;
+        timeout(within, delivery.ack(BasicAckOptions::default())).await??;
+        let id = delivery.properties.message_id().as_ref();
+        if id.is_some_and(|id| id.as_str() == mark) {
+            break;
+        }
+        found.push(delivery);
+        if found.len() == n && !marked {
+            // What stands before this in the queue is more than so many.
+            publish(&channel, queue, &mark, "mark", "").await?;
+            marked = true;
+        }
+    }
+    if found.len() > n {
+        return Err(format!("{} messages came to {queue}, not {n}", found.len()).into());
+    }
+    Ok(found)
+}
+
+/// Takes so many from a dead-letter queue; there are no more in it.
 pub async fn dead_letters(
     url: &str,
     queue: &str,
     n: usize,
     within: Duration,
 ) -> Result<Vec<DeadLetter>> {
-    let channel = channel(url).await?;
-    let (how, none) = (BasicConsumeOptions::default(), FieldTable::default());
-    let mut letters = channel
-        .basic_consume(short(queue), short(""), how, none)
-        .await?;
-    let mut found = Vec::new();
-    while found.len() < n {
-        let next = timeout(within, letters.next()).await;
-        let next = next.map_err(|_| format!("{} of {n} dead letters came", found.len()))?;
-        let delivery = next.ok_or("the queue is gone")??;
+    let letters = take(url, queue, n, within).await?;
+    let text = |value: Option<&AMQPValue>| match value {
+        Some(AMQPValue::LongString(text)) => Some(text.to_string()),
+        _ => None,
+    };
+    let read = |delivery: &Delivery| {
         let headers = delivery.properties.headers().clone().unwrap_or_default();
-        found.push(DeadLetter {
+        DeadLetter {
             reason: match headers.inner().get("outbox-dead-reason") {
                 Some(AMQPValue::LongString(text)) => text.to_string(),
                 other => format!("{other:?}"),
@@ -285,8 +322,10 @@ pub async fn dead_letters(
                 Some(AMQPValue::LongLongInt(attempts)) => Some(*attempts),
                 _ => None,
             },
-        });
-        timeout(within, delivery.ack(BasicAckOptions::default())).await??;
-    }
-    Ok(found)
+            error: text(headers.inner().get("outbox-dead-error")).unwrap_or_default(),
+            left_out: text(headers.inner().get("outbox-dead-removed")),
+            body: delivery.data.clone(),
+        }
+    };
+    Ok(letters.iter().map(read).collect())
 }

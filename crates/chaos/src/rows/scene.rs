@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use test_support::{Daemon, eventually, free_port};
 use tokio_postgres::Client;
+use uuid::Uuid;
 
 use crate::{
     arena::{Arena, DATABASE, SOON, Setup, since},
@@ -105,6 +106,60 @@ impl<'a> Scene<'a> {
         })
     }
 
+    /// How many lines of the log say so by now.
+    pub fn said(&self, text: &str) -> usize {
+        let lines = self.relay.lines();
+        lines.iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// The log says so once more than `before`, within a minute.
+    pub async fn logs_again(&self, text: &str, before: usize) -> Result<()> {
+        let began = Instant::now();
+        eventually(&format!("another line with {text:?}"), SOON, async || {
+            (self.said(text) > before).then_some(())
+        })
+        .await;
+        in_time(began.elapsed() <= MINUTE, || {
+            format!("{text:?} was logged after {:.0} s", since(began))
+        })
+    }
+
+    /// One number of /metrics, now.
+    pub async fn metric(&self, name: &str) -> f64 {
+        eventually(&format!("the metric {name}"), SOON, async || {
+            probe::metric(self.port, name).await
+        })
+        .await
+    }
+
+    /// This number of /metrics is such a one within a minute.
+    pub async fn shows(&self, name: &str, such: impl Fn(f64) -> bool) -> Result<()> {
+        let (began, seen) = (Instant::now(), std::cell::Cell::new(None));
+        let shown = eventually(&format!("the metric {name} to change"), SOON, async || {
+            seen.set(probe::metric(self.port, name).await);
+            let late = began.elapsed() > MINUTE;
+            (seen.get().is_some_and(&such) || late).then_some(seen.get())
+        })
+        .await;
+        in_time(shown.is_some_and(such), || {
+            format!("{name} was {shown:?} after {MINUTE:?}")
+        })
+    }
+
+    /// Everything that is there now was audited: an audit that began from here on has ended.
+    pub async fn audited(&self) -> Result<()> {
+        // The first that ends may have begun before.
+        for _ in 0..2 {
+            let now = "SELECT clock_timestamp()::text";
+            let now: String = self.owner.query_one(now, &[]).await?.get(0);
+            let since = format!("outbox.relay WHERE audited_at > '{now}'");
+            self.arena
+                .until_count("an audit to end", &since, |n| n > 0)
+                .await;
+        }
+        Ok(())
+    }
+
     pub async fn until(&self, what: &str, of: &str, n: i64) {
         self.arena.until_count(what, of, |found| found == n).await;
     }
@@ -117,9 +172,35 @@ impl<'a> Scene<'a> {
     /// All is sent, and the marks have passed it: from here on nobody looks there. Producers must stand still.
     pub async fn passed(&self) {
         self.drained().await;
+        self.behind_the_marks().await;
+    }
+
+    async fn behind_the_marks(&self) {
         let above = "outbox.message m LEFT JOIN outbox.lane l USING (lane) WHERE m.id > coalesce(l.low_water, -1)";
         self.until("the marks to pass what was sent", above, 0)
             .await;
+    }
+
+    /// Messages that lie where no claim looks, and are filed no more: somebody has deleted what waited. No sign of it is left.
+    /// Producers must stand still.
+    pub async fn strands(&self, keys: &str, n: usize) -> Result<Vec<Uuid>> {
+        let insert = format!(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, available_at) \
+             SELECT 'row', '{keys}' || i, 'written', '{{}}', now() + interval '1 day' FROM generate_series(1, {n}) i"
+        );
+        let stranded = self.flow.commits(&self.owner, &insert).await?;
+        self.arena
+            .until_count("all of it to be filed", "outbox.waiting", |filed| {
+                usize::try_from(filed) == Ok(n)
+            })
+            .await;
+        self.behind_the_marks().await;
+        self.sql(&format!(
+            "BEGIN; UPDATE outbox.message SET available_at = NULL WHERE aggregate_id LIKE '{keys}%'; \
+             DELETE FROM outbox.waiting; COMMIT"
+        ))
+        .await?;
+        Ok(stranded)
     }
 
     /// A command beside the relay, with its settings.

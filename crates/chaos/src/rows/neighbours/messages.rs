@@ -39,12 +39,24 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
+/// What a consumer's guard writes in place of headers that it left out.
+const REMOVED: &str = "outbox-headers-removed";
+
 /// The entries fill the frame to its last byte, with the delivery mode and the type beside them.
 fn filling(type_: &str) -> AMQPValue {
     let frame = 8 + 14;
     let properties = 1 + 1 + type_.len();
     let table = 4 + 1 + "large".len() + 1 + 4;
     AMQPValue::LongString("x".repeat(131_072 - frame - properties - table).into())
+}
+
+/// The consumer's channel, as the broker knows it. Another connection has another one.
+async fn connected(stage: &Stage<'_>) -> Result<String> {
+    let consumers = ["list_consumers", "-q", "queue_name", "channel_pid"];
+    let listed = stage.arena.rabbitmq.ctl(&consumers).await?;
+    let of = format!("{WORK}\t");
+    let line = listed.lines().find_map(|line| line.strip_prefix(&of));
+    Ok(line.ok_or("nobody consumes")?.to_owned())
 }
 
 async fn publisher(setup: &Setup) -> Result<Outcome> {
@@ -57,6 +69,7 @@ async fn publisher(setup: &Setup) -> Result<Outcome> {
         .until_count("it to work", first, |n| n == 1)
         .await;
     setup.timeline.fault();
+    let connected = connected(&stage).await?;
     let mut bad = Vec::new();
     // By the byte: what no library writes.
     let with = |headers: &[u8]| [long(headers), text("id"), text("x")].concat();
@@ -70,7 +83,7 @@ async fn publisher(setup: &Setup) -> Result<Outcome> {
         (MESSAGE_ID | TYPE, b"\x02\xff\xfe\x01x".to_vec()),
     ] {
         publisher.publish(WORK, flags, &properties, b"{}").await?;
-        bad.push("headers_unreadable");
+        bad.push(("headers_unreadable", None));
     }
     publisher.done().await?;
     // With a library: no id, a full frame, headers that only a relay writes.
@@ -78,6 +91,22 @@ async fn publisher(setup: &Setup) -> Result<Outcome> {
     for (header, id, reason) in [
         (None, None, "message_id_invalid"),
         (Some(("large", filling("x"))), None, "message_id_invalid"),
+        // What a dead letter says of itself, and what says that something was left out.
+        (
+            Some(("outbox-dead-reason", string("forged"))),
+            None,
+            "message_id_invalid",
+        ),
+        (
+            Some(("outbox-dead-removed", string("forged"))),
+            None,
+            "message_id_invalid",
+        ),
+        (
+            Some((REMOVED, string("forged"))),
+            Some("forged-4"),
+            "headers_unreadable",
+        ),
         (
             Some(("outbox-position", string("7"))),
             Some("forged-1"),
@@ -95,6 +124,9 @@ async fn publisher(setup: &Setup) -> Result<Outcome> {
         ),
     ] {
         let mut properties = BasicProperties::default().with_type(short("x"));
+        // A frame that is full has no room for what a dead letter says.
+        let full = header.as_ref().is_some_and(|(name, _)| *name == "large");
+        bad.push((reason, full.then(|| "1: large".to_owned())));
         if let Some((name, value)) = header {
             let mut headers = FieldTable::default();
             headers.insert(short(name), value);
@@ -104,15 +136,22 @@ async fn publisher(setup: &Setup) -> Result<Outcome> {
             properties = properties.with_message_id(short(id));
         }
         deliveries::publish_with(&stage.channel, WORK, properties, "{}").await?;
-        bad.push(reason);
     }
-    let mut letters: Vec<String> = dead_letters(&stage, bad.len())
-        .await?
-        .into_iter()
-        .map(|letter| letter.reason)
+    let came = dead_letters(&stage, bad.len()).await?;
+    let altered = came.iter().filter(|letter| letter.body != b"{}").count();
+    expect(altered == 0, || {
+        format!("{altered} dead letters have another body")
+    })?;
+    let forged = came.iter().find(|letter| letter.error.contains("forged"));
+    expect(forged.is_none(), || {
+        format!("a publisher's words are passed on as the guard's: {forged:?}")
+    })?;
+    let mut letters: Vec<(&str, Option<String>)> = came
+        .iter()
+        .map(|letter| (letter.reason.as_str(), letter.left_out.clone()))
         .collect();
     letters.sort();
-    bad.sort_unstable();
+    bad.sort();
     expect(letters == bad, || {
         format!("the dead letters say {letters:?}, not {bad:?}")
     })?;
@@ -122,7 +161,12 @@ async fn publisher(setup: &Setup) -> Result<Outcome> {
         .arena
         .until_count("it to go on", last, |n| n == 1)
         .await;
-    let foreign = "public.applied WHERE message_id IN ('id', 'forged-1', 'forged-2', 'forged-3')";
+    // None of them cost the others their connection.
+    let still = self::connected(&stage).await?;
+    expect(still == connected, || {
+        format!("the consumer had to connect again: {connected}, then {still}")
+    })?;
+    let foreign = "public.applied WHERE message_id = 'id' OR message_id LIKE 'forged-%'";
     let foreign = stage.count(foreign).await?;
     expect(foreign == 0, || format!("{foreign} of them were applied"))?;
     let memory = probe::peak_kib(consumer.pid())?;
@@ -182,7 +226,6 @@ async fn liars(setup: &Setup) -> Result<Outcome> {
     scene.fault();
     let (liar, serving) = liar::endless_postgres(ENDLESS).await?;
     instead(&database, liar).await;
-    scene.logs("PostgreSQL failed").await?;
     // So that whatever it takes is taken.
     eventually("a few attempts", SOON, async || {
         let lines = scene.relay.lines();

@@ -8,7 +8,7 @@ use tokio_postgres::{Client, NoTls};
 use super::bounds::bounded;
 use crate::{
     arena::{Arena, DATABASE, SOON, Setup},
-    flow::connect,
+    flow::{RECORDED, connect},
     inputs::program::outboxd,
     row::{Outcome, Result, Row, expect},
     rows::scene::Scene,
@@ -51,35 +51,122 @@ async fn login(arena: &Arena<'_>, role: &str) -> Result<Client> {
     connect(&arena.postgres.url_for(role, role, DATABASE)).await
 }
 
+/// What a producer at its worst writes: how many rows, their values, and what becomes of each of them. An exchange that is
+/// not there may be there tomorrow; all else is its own fault, and dead at once.
+const BAD: [(i64, &str, &str); 10] = [
+    // Twenty megabytes that are stored in two hundred kilobytes.
+    (
+        30,
+        "'x', to_json(repeat('x', 20000000)), NULL, NULL",
+        "payload_too_large",
+    ),
+    (
+        30,
+        "'x', '{}', json_build_object('x', repeat('x', 20000000)), NULL",
+        "headers_too_large",
+    ),
+    (
+        20,
+        "'x', '{}', ('{\"a\":' || repeat('[', 5000) || repeat(']', 5000) || '}')::json, NULL",
+        "headers_invalid",
+    ),
+    // No deeper than a parser of JSON follows.
+    (
+        20,
+        "'x', '{}', ('{\"a\":' || repeat('[', 50) || repeat(']', 50) || '}')::json, NULL",
+        "headers_invalid",
+    ),
+    (
+        50,
+        "'x', '{}', NULL, 'no-such-exchange-' || i",
+        "exchange_missing",
+    ),
+    // By it any queue would be reached.
+    (10, "'x', '{}', NULL, ''", "exchange_not_allowed"),
+    (
+        10,
+        "repeat('t', 20000), '{}', NULL, repeat('e', 20000)",
+        "exchange_invalid",
+    ),
+    (
+        10,
+        "repeat('t', 20000), '{}', NULL, NULL",
+        "routing_key_too_long",
+    ),
+    (10, "'x', '{}', '{\"x-death\":[]}', NULL", "header_reserved"),
+    (5000, "'x', '{}', '[]', NULL", "headers_invalid"),
+];
+
+/// A producer waits for the lock by which relays agree on who audits, and has it as soon as a connection is lost. What is
+/// stranded is found all the same. Producers must stand still.
+async fn auditor(scene: &Scene<'_>) -> Result<()> {
+    let holder = login(&scene.arena, "producer").await?;
+    let holding = tokio::spawn(async move {
+        // The ASCII bytes of `obxaudit`.
+        let lock = "SELECT pg_advisory_lock(8026109845904320884)";
+        holder.batch_execute(lock).await.map(|()| holder)
+    });
+    let of_a_producer = |granted: &str| {
+        format!(
+            "pg_locks l JOIN pg_stat_activity a USING (pid) WHERE a.usename = 'producer' AND {granted} \
+             AND l.locktype = 'advisory' AND l.classid = 1868724321"
+        )
+    };
+    scene
+        .until(
+            "a producer to ask for the audit's lock",
+            &of_a_producer("true"),
+            1,
+        )
+        .await;
+    scene
+        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%/housekeeper'")
+        .await?;
+    let _holder = holding.await??;
+    scene
+        .until("it to be the producer's", &of_a_producer("l.granted"), 1)
+        .await;
+    let stranded = scene.strands("stranded-", 20).await?;
+    let missing = scene.flow.deliveries.missing(stranded, SOON).await;
+    expect(missing == 0, || {
+        format!(
+            "{missing} of 20 stranded messages are not found while a producer holds the audit's lock"
+        )
+    })
+}
+
 async fn producer(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
     let producer = login(&scene.arena, "producer").await?;
     let locker = login(&scene.arena, "producer").await?;
     scene.fault();
-    let locks = locker
-        .batch_execute(&format!("SET statement_timeout = '5s'; {LOCKS}"))
+    // It waits for one that a relay has, and then has none of those behind it; the first it gets.
+    let locks = format!("SET statement_timeout = '5s'; {LOCKS}");
+    drop(locker.batch_execute(&locks).await);
+    let sleeps = "pg_locks l JOIN pg_stat_activity a USING (pid) WHERE a.usename = 'producer' AND l.granted \
+                  AND l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.classid = 28533";
+    scene
+        .until(
+            "the lock of a sleeping relay to be the producer's",
+            sleeps,
+            1,
+        )
         .await;
-    // It waits for one that a relay has: then it has none, and tries again when the relay works.
-    drop(locks);
-    for (rows, bad) in [
-        // Twenty megabytes that are stored in two hundred kilobytes.
-        (6, "'x', to_json(repeat('x', 20000000)), NULL, NULL"),
-        (
-            6,
-            "'x', '{}', json_build_object('x', repeat('x', 20000000)), NULL",
-        ),
-        (
-            20,
-            "'x', '{}', ('{\"a\":' || repeat('[', 5000) || repeat(']', 5000) || '}')::json, NULL",
-        ),
-        (50, "'x', '{}', NULL, 'no-such-exchange-' || i"),
-        (10, "repeat('t', 20000), '{}', NULL, repeat('e', 20000)"),
-        (10, "E'a\\r\\nb', '{}', '{\"x-death\":[]}', NULL"),
-        (5000, "'x', '{}', '[]', NULL"),
-    ] {
+    // Nobody is woken any more: what comes to a quiet outbox is found all the same.
+    scene.flow.traffic.pause(true);
+    scene.drained().await;
+    let quiet = scene.flow.writes(&scene.owner, "quiet-", 1).await?;
+    let missing = scene.flow.deliveries.missing(quiet, SOON).await;
+    expect(missing == 0, || {
+        "an event of a quiet outbox is not found while a producer holds the lock".to_owned()
+    })?;
+    auditor(&scene).await?;
+    scene.flow.traffic.pause(false);
+
+    for (kind, (rows, bad, _)) in BAD.iter().enumerate() {
         let sql = format!(
             "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, headers, exchange) \
-             SELECT 'bad', 'bad-' || i, {bad} FROM generate_series(1, {rows}) i"
+             SELECT 'bad', '{kind}-' || i, {bad} FROM generate_series(1, {rows}) i"
         );
         producer
             .batch_execute(&sql)
@@ -89,13 +176,30 @@ async fn producer(setup: &Setup) -> Result<Outcome> {
     scene.flow.steady(300).await?;
     // Each has its end, or waits for its exchange.
     let undecided = "outbox.message m LEFT JOIN outbox.dead d USING (lane, id) LEFT JOIN outbox.waiting w USING (lane, id) \
-                     WHERE m.aggregate_type = 'bad' AND d.id IS NULL AND w.id IS NULL";
+                     WHERE m.aggregate_type = 'bad' AND d.id IS NULL AND w.reason IS NULL";
     scene
         .until("all of it to be dead, or to wait", undecided, 0)
         .await;
     let sent = "outbox.message WHERE aggregate_type = 'bad' AND sent_at IS NOT NULL";
     let sent = scene.arena.count(sent).await?;
     expect(sent == 0, || format!("{sent} of them were sent"))?;
+    let fates = "SELECT split_part(m.aggregate_id, '-', 1)::int, coalesce(d.reason, w.reason), count(*) \
+                 FROM outbox.message m LEFT JOIN outbox.dead d USING (lane, id) LEFT JOIN outbox.waiting w USING (lane, id) \
+                 WHERE m.aggregate_type = 'bad' AND (d.id IS NOT NULL OR w.reason = 'exchange_missing') GROUP BY 1, 2 ORDER BY 1, 2";
+    let fates: Vec<(i32, String, i64)> = scene
+        .owner
+        .query(fates, &[])
+        .await?
+        .iter()
+        .map(|row| (row.get(0), row.get(1), row.get(2)))
+        .collect();
+    let right = BAD.iter().zip(0..);
+    let right: Vec<(i32, String, i64)> = right
+        .map(|((rows, _, fate), kind)| (kind, (*fate).to_owned(), *rows))
+        .collect();
+    expect(fates == right, || {
+        format!("what a producer wrote ended as {fates:?}, not as {right:?}")
+    })?;
     scene.flow.note(bounded(&scene.relay)?);
     // The ledger knows nothing of them.
     scene
@@ -177,6 +281,19 @@ async fn denied(client: &Client, statements: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// What none of the three roles may.
+const ANYBODY: [&str; 9] = [
+    "CREATE TABLE outbox.planted (id int)",
+    "CREATE FUNCTION outbox.planted() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "ALTER TABLE outbox.message DISABLE TRIGGER wake",
+    "DROP TABLE outbox.dead",
+    "CREATE TRIGGER planted BEFORE INSERT ON outbox.message FOR EACH ROW EXECUTE FUNCTION outbox.wake()",
+    "SELECT setval('outbox.message_id_seq', 1)",
+    "INSERT INTO outbox.migration (version, name) VALUES (2, 'x')",
+    "UPDATE outbox.operation SET why = 'none'",
+    "SET ROLE postgres",
+];
+
 async fn insiders(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
     scene
@@ -216,6 +333,10 @@ async fn insiders(setup: &Setup) -> Result<Outcome> {
         "SELECT * FROM outbox.operation",
         "UPDATE outbox.relay SET state = 'stopped'",
         "DELETE FROM outbox.relay",
+        "SELECT payload FROM outbox.debezium",
+        "SELECT sent_at FROM outbox.message",
+        "INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('a', 'b', '{}')",
+        "SELECT * FROM inbox.message",
     ];
     denied(&monitor, &reads).await?;
     let forges = [
@@ -226,15 +347,54 @@ async fn insiders(setup: &Setup) -> Result<Outcome> {
         "SELECT setval('outbox.message_id_seq', 1)",
         "TRUNCATE outbox.message",
         "SELECT outbox.truncated()",
+        "SELECT payload FROM outbox.debezium",
+        "SELECT pending FROM outbox.status",
+        "SELECT * FROM outbox.measure()",
+        "INSERT INTO outbox.message (created_at, aggregate_type, event_type, payload) VALUES (now(), 'a', 'b', '{}')",
+        "INSERT INTO outbox.message (tx, aggregate_type, event_type, payload) VALUES ('1', 'a', 'b', '{}')",
+        "UPDATE outbox.message SET sent_at = now()",
+        "DELETE FROM outbox.message",
+        "DELETE FROM outbox.dead",
+        "SELECT * FROM inbox.message",
     ];
     denied(&producer, &forges).await?;
-    // What the monitor is there for, it may.
-    monitor
-        .query_one("SELECT pending FROM outbox.status", &[])
+    for client in [&relay, &monitor, &producer] {
+        denied(client, &ANYBODY).await?;
+    }
+    // What a relay's role did stands there under its name and its time, whatever role it takes on.
+    scene
+        .sql("CREATE ROLE deputy IN ROLE outbox_relay; GRANT deputy TO relay")
         .await?;
+    let honest =
+        format!("SET ROLE deputy; {operation}) VALUES ('me', 'discard', 'because', 'all', 1)");
+    relay.batch_execute(&honest).await?;
+    let recorded = "outbox.operation WHERE by_role = 'relay' AND by_whom = 'me' AND at > now() - interval '1 minute'";
+    let recorded = scene.arena.count(recorded).await?;
+    let all = scene.arena.count("outbox.operation").await?;
+    expect((recorded, all) == (1, 1), || {
+        format!("of {all} operations {recorded} are recorded with who did them, and when")
+    })?;
+    // An event that a producer deletes by way of Debezium's view is kept.
+    let debezium = "INSERT INTO outbox.debezium (id, aggregatetype, type, payload) \
+                    VALUES ('00000000-0000-4000-8000-000000000001', 'a', 'b', '{}'); \
+                    DELETE FROM outbox.debezium WHERE id = '00000000-0000-4000-8000-000000000001'";
+    producer.batch_execute(debezium).await?;
+    let kept = format!(
+        "SELECT {RECORDED} FROM outbox.message WHERE message_id = '00000000-0000-4000-8000-000000000001'"
+    );
+    let kept = scene.flow.records(&scene.owner, &kept).await?;
+    expect(kept.len() == 1, || "a producer deleted an event".to_owned())?;
+    // What the monitor is there for, it may.
+    for may in [
+        "SELECT pending FROM outbox.status",
+        "SELECT instance FROM outbox.relay",
+        "SELECT version FROM outbox.migration",
+    ] {
+        monitor.query_one(may, &[]).await?;
+    }
     scene.flow.steady(100).await?;
     scene.endured(AGAIN, 0).await?;
-    let all = forged.len() + others.len() + reads.len() + forges.len();
+    let all = forged.len() + others.len() + reads.len() + forges.len() + 3 * ANYBODY.len();
     scene.flow.note(format!("{all} statements refused"));
     scene.end().await
 }
@@ -304,9 +464,27 @@ async fn other_database(setup: &Setup) -> Result<Outcome> {
     let relay = connect(&postgres.url_for("relay", "relay", "other")).await?;
     denied(
         &relay,
-        &["SELECT * FROM outbox.message", "DELETE FROM outbox.message"],
+        &[
+            "SELECT * FROM outbox.message",
+            "DELETE FROM outbox.message",
+            "UPDATE outbox.lane SET low_water = 1000000",
+        ],
     )
     .await?;
+    // Roles that are shared on purpose are told of, with who has rights where.
+    let shared = format!("SET outboxd.shared_roles = on; {usual}");
+    postgres.psql("owner", "owner", "other", &shared)?;
+    let told = scene.command(&["check", "--connect"]).await?;
+    expect(
+        told.code == 0
+            && told.stdout.contains(
+                "members of outbox_producer (other) have rights in the databases in brackets, too",
+            ),
+        || told.said(),
+    )?;
+    // So it may, since somebody said so; and no role that was not named.
+    other_way.batch_execute(insert).await?;
+    denied(&intruder, &all).await?;
     eventually(
         "the lock of a sleeping relay to be somebody else's",
         SOON,
@@ -329,7 +507,7 @@ async fn other_database(setup: &Setup) -> Result<Outcome> {
         )
         .await?
         .get(0);
-    expect(left == 1, || {
+    expect(left == 2, || {
         "the relay of one database took another one's message".to_owned()
     })?;
     scene.end().await

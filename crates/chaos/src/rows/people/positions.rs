@@ -3,7 +3,8 @@
 use tokio_postgres::Client;
 
 use crate::{
-    arena::{DATABASE, Setup, WINDOW},
+    arena::{DATABASE, Setup},
+    flow::RECORDED,
     row::{Outcome, Result, Row, expect},
     rows::scene::{AUDITED, Scene},
 };
@@ -23,14 +24,24 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
+const TAKEN_BACK: &str = "stands below positions that were settled";
+const ALARM: &str = "tables or sequence of the outbox were changed; auditing all of it now";
+const STRANDED: &str = "outbox_stranded_messages_total";
+
 async fn sequence(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
     scene.fault();
-    for (round, set) in [
-        "SELECT setval('outbox.message_id_seq', 1000000)",
-        "SELECT setval('outbox.message_id_seq', 5000)",
-        "SELECT setval('outbox.message_id_seq', 900000000000)",
-        "ALTER SEQUENCE outbox.message_id_seq RESTART WITH 2000",
+    for (round, (set, is_back)) in [
+        ("SELECT setval('outbox.message_id_seq', 1000000)", false),
+        ("SELECT setval('outbox.message_id_seq', 5000)", true),
+        (
+            "SELECT setval('outbox.message_id_seq', 900000000000)",
+            false,
+        ),
+        (
+            "ALTER SEQUENCE outbox.message_id_seq RESTART WITH 2000",
+            true,
+        ),
     ]
     .into_iter()
     .enumerate()
@@ -39,6 +50,11 @@ async fn sequence(setup: &Setup) -> Result<Outcome> {
         // So that no position is drawn twice.
         scene.drained().await;
         scene.sql("DELETE FROM outbox.message").await?;
+        if is_back {
+            // The relay has seen how far it had come.
+            scene.audited().await?;
+        }
+        let before = [TAKEN_BACK, ALARM].map(|text| scene.said(text));
         scene.sql(&format!("BEGIN; {set}")).await?;
         scene
             .flow
@@ -49,19 +65,53 @@ async fn sequence(setup: &Setup) -> Result<Outcome> {
         *generation += 1;
         drop(generation);
         scene.flow.steady(50).await?;
+        if is_back {
+            for (text, before) in [TAKEN_BACK, ALARM].into_iter().zip(before) {
+                scene.logs_again(text, before).await?;
+            }
+        }
     }
+    scene.endured(AUDITED, 0).await?;
+
+    // Back, and where it was, before anybody looks: no sign of it is left, but what lies below the marks.
+    scene.fault();
+    let mut generation = scene.flow.traffic.standstill().await;
+    scene.passed().await;
+    // Then nobody claims a lane, and sees it on the way.
+    let unsteady = "outbox.lane WHERE candidate IS NOT NULL";
+    scene.until("the marks to stand still", unsteady, 0).await;
+    let (said, filed) = (scene.said(TAKEN_BACK), scene.metric(STRANDED).await);
     scene
-        .logs("stands below positions that were settled")
+        .sql(
+            "BEGIN; CREATE TEMPORARY TABLE stood ON COMMIT DROP AS SELECT last_value FROM outbox.message_id_seq; \
+             SELECT setval('outbox.message_id_seq', 1000); \
+             INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+             SELECT 'row', 'back-and-forward-' || i, 'written', '{}' FROM generate_series(1, 100) i; \
+             SELECT setval('outbox.message_id_seq', last_value) FROM stood; COMMIT",
+        )
         .await?;
-    scene.endured(AUDITED, WINDOW).await?;
+    let written = format!(
+        "SELECT {RECORDED} FROM outbox.message WHERE aggregate_id LIKE 'back-and-forward-%'"
+    );
+    scene.flow.records(&scene.owner, &written).await?;
+    scene.drained().await;
+    scene.shows(STRANDED, |n| n > filed).await?;
+    expect(scene.said(TAKEN_BACK) == said, || {
+        "the sequence was seen where it stood: this was to be found by the audit".to_owned()
+    })?;
+    *generation += 1;
+    drop(generation);
+    scene.endured(AUDITED, 0).await?;
 
     // Each session draws fifty positions ahead: what an idle one writes later comes below the marks.
     scene.fault();
     let mut generation = scene.flow.traffic.standstill().await;
     let idle = scene.arena.client().await?;
+    let (alarms, filed) = (scene.said(ALARM), scene.metric(STRANDED).await);
     scene
         .sql("ALTER SEQUENCE outbox.message_id_seq CACHE 50")
         .await?;
+    scene.logs_again(ALARM, alarms).await?;
     scene
         .logs("the schema is not as it was at the start")
         .await?;
@@ -74,6 +124,8 @@ async fn sequence(setup: &Setup) -> Result<Outcome> {
         scene.passed().await;
     }
     scene.says(503, "CACHE 1").await?;
+    scene.shows("outbox_schema_ok", |ok| ok == 0.0).await?;
+    scene.shows(STRANDED, |n| n > filed).await?;
     scene
         .sql("ALTER SEQUENCE outbox.message_id_seq CACHE 1")
         .await?;
@@ -81,6 +133,7 @@ async fn sequence(setup: &Setup) -> Result<Outcome> {
     drop(generation);
     scene.endured(AUDITED, 0).await?;
     scene.ready().await?;
+    scene.shows("outbox_schema_ok", |ok| ok == 1.0).await?;
     scene.end().await
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use lapin::types::AMQPValue;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -35,6 +35,8 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
+/// Messages that the audit has filed.
+const STRANDED: &str = "outbox_stranded_messages_total";
 /// Whatever was found was sent within this.
 const SOON_SENT: Duration = Duration::from_secs(15);
 
@@ -146,54 +148,132 @@ async fn emptied(setup: &Setup) -> Result<Outcome> {
         deliveries::exchange(&channel, &format!("unbound-{name}")).await?;
         exceptions(&scene, &name).await?;
         if emptied.starts_with("TRUNCATE") {
+            // So that no claim finds them.
             let above = "outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water";
             scene.until("the marks to pass them", above, 0).await;
         }
+        let filed = scene.metric(STRANDED).await;
         scene.fault();
         // The way is there now: what is found is sent, and what is still filed is asked for.
         deliveries::bind(&channel, &format!("unbound-{name}"), QUEUE).await?;
-        scene.sql("UPDATE outbox.message SET headers = NULL WHERE headers IS NOT NULL").await?;
+        scene
+            .sql("UPDATE outbox.message SET headers = NULL WHERE headers IS NOT NULL")
+            .await?;
         scene.sql(emptied).await?;
-        scene.flow.traffic.pause(false);
-        scene.sql("UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'").await?;
-        if scene.arena.count("outbox.dead").await? > 0 {
-            let redriven = scene.command(&["dead", "redrive", "--all", "--why", "mended"]).await?;
-            expect(redriven.code == 0, || redriven.said())?;
+        let all = emptied.starts_with("TRUNCATE");
+        if all {
+            // Nobody but the audit looks there.
+            scene.shows(STRANDED, |n| n == filed + 18.0).await?;
+            scene
+                .logs("unsent messages lay where no relay looks")
+                .await?;
+        } else {
+            // The head of its key still waits: who stood behind it stands there again.
+            let behind = "outbox.waiting WHERE cause = 'behind'";
+            scene
+                .until("the eight to stand behind their key again", behind, 8)
+                .await;
         }
-        scene.endured(AUDITED, WINDOW).await?;
+        let dead = if all { 0 } else { 8 };
+        let found = scene.arena.count("outbox.dead").await?;
+        expect(found == dead, || format!("{found} are dead, not {dead}"))?;
+        scene.flow.traffic.pause(false);
+        scene
+            .sql("UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'")
+            .await?;
+        if dead > 0 {
+            let redrive = ["dead", "redrive", "--all", "--why", "mended", "--json"];
+            let redriven = scene.command(&redrive).await?;
+            expect(redriven.code == 0, || redriven.said())?;
+            let said: serde_json::Value = serde_json::from_str(&redriven.stdout)?;
+            expect(said["messages"] == dead, || redriven.said())?;
+        }
+        scene.endured(AUDITED, 0).await?;
     }
-    for emptied in [
-        "DELETE FROM outbox.lane WHERE lane = 7",
-        "TRUNCATE outbox.lane",
+    lanes(&mut scene).await?;
+    migration(&mut scene).await?;
+    scene.end().await
+}
+
+async fn lanes(scene: &mut Scene<'_>) -> Result<()> {
+    const RESTORED: &str = "outbox_lanes_restored_total";
+    const SAID: &str = "rows of outbox.lane were missing; they are put back";
+    // What pends in a lane that is not there is counted all the same: some five hundred.
+    scene
+        .sql("BEGIN; DELETE FROM outbox.lane WHERE lane = 7")
+        .await?;
+    let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+                  SELECT 'row', 'in-seven-' || i, 'x', '{}' FROM generate_series(1, 32000) i \
+                  WHERE hashtextextended('in-seven-' || i, hashtextextended('row', 0)) & 63 = 7";
+    let there = scene.owner.execute(insert, &[]).await?;
+    let sql = "SELECT pending FROM outbox.status";
+    let pending: i64 = scene.owner.query_one(sql, &[]).await?.get(0);
+    scene.sql("ROLLBACK").await?;
+    expect(there > 0 && pending >= i64::try_from(there)?, || {
+        format!("{there} pend in a lane that is not there, and the status says {pending}")
+    })?;
+    let mut restored = scene.metric(RESTORED).await;
+    for (emptied, lanes) in [
+        ("DELETE FROM outbox.lane WHERE lane = 7", 1.0),
+        ("TRUNCATE outbox.lane", 64.0),
     ] {
+        let said = scene.said(SAID);
         scene.fault();
         scene.sql(emptied).await?;
         scene.flow.steady(100).await?;
         scene
             .until("the lanes to come back", "outbox.lane", 64)
             .await;
-        scene.endured(SOON_SENT, WINDOW).await?;
+        scene.logs_again(SAID, said).await?;
+        restored += lanes;
+        scene.shows(RESTORED, |n| n == restored).await?;
+        scene.endured(SOON_SENT, 0).await?;
     }
-    // What says which migrations ran: the relay that is there works on, and says it; a new one is refused with the cure.
+    Ok(())
+}
+
+/// What says which migrations ran: the relay that is there works on, also on new connections, and says it; a new one is
+/// refused with the cure.
+async fn migration(scene: &mut Scene<'_>) -> Result<()> {
+    const CURE: &str = "outboxd migrate";
     scene.fault();
     scene.sql("TRUNCATE outbox.migration").await?;
-    scene.says(503, "outboxd migrate").await?;
-    scene.flow.steady(100).await?;
-    let refused = scene.command(&["check", "--connect"]).await?;
-    expect(
-        refused.code == 78 && refused.stderr.contains("outboxd migrate"),
-        || refused.said(),
-    )?;
+    scene.says(503, CURE).await?;
+    scene.shows("outbox_schema_ok", |ok| ok == 0.0).await?;
+    scene
+        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'relay'")
+        .await?;
+    // None of its sessions of before can send these.
+    let new = scene
+        .flow
+        .writes(&scene.owner, "without-a-record-", 20)
+        .await?;
+    let missing = scene.flow.deliveries.missing(new, SOON).await;
+    expect(missing == 0, || {
+        format!("{missing} of 20 did not arrive from a relay that had to connect again")
+    })?;
+    scene.says(503, CURE).await?;
+    for command in [&["check", "--connect"][..], &["run"], &["dead", "list"]] {
+        let refused = scene.command(command).await?;
+        expect(refused.code == 78 && refused.stderr.contains(CURE), || {
+            format!("{command:?}: {} {}", refused.code, refused.said())
+        })?;
+    }
     let url = scene.arena.postgres.url(crate::arena::DATABASE);
     let migrated = scene
         .command(&["migrate", "--set", &format!("database.url={url}")])
         .await?;
     expect(migrated.code == 0, || migrated.said())?;
-    scene.endured(SOON_SENT, 0).await?;
-    scene.end().await
+    scene.ready().await?;
+    let checked = scene.command(&["check", "--connect"]).await?;
+    expect(checked.code == 0, || checked.said())?;
+    scene.endured(SOON_SENT, WINDOW).await
 }
 
-/// Unsent, and nobody has read it: the relay stands still.
+/// Gets what is written here by hand, and nothing of the traffic.
+const BY_HAND: &str = "by-hand";
+
+/// In each state, five of each kind. While they are pending nobody reads them.
 async fn mended(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.set("OUTBOXD__RELAY__BACKOFF_INITIAL", "20m");
@@ -201,6 +281,11 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
     arena.set("OUTBOXD__RELAY__MAX_PAYLOAD_BYTES", "1000");
     let channel = deliveries::channel(&arena.broker_url()).await?;
     deliveries::exchange(&channel, "unbound").await?;
+    for i in 1..=5 {
+        deliveries::exchange(&channel, &format!("unbound-{i}")).await?;
+    }
+    deliveries::queue(&channel, BY_HAND).await?;
+    deliveries::bind_key(&channel, "events", BY_HAND, "row.#").await?;
     let mut scene = Scene::of(arena).await?;
     for (state, exists) in [
         ("pending", None),
@@ -210,8 +295,12 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
         scene.fault();
         let generation = scene.flow.traffic.standstill().await;
         scene.drained().await;
+        // No claim begins beside it; what is committed meanwhile is pending, and nobody has read it.
+        let unread = scene.arena.client().await?;
         if exists.is_none() {
-            scene.relay.signal(Signal::SIGSTOP)?;
+            unread
+                .batch_execute("BEGIN; LOCK TABLE outbox.lane IN SHARE MODE")
+                .await?;
         }
         let wrong = match state {
             "dead" => [
@@ -220,8 +309,9 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
                 "'body-' || i, to_json(repeat('x', 2000)), NULL, NULL",
                 "'deleted-' || chr(1) || i, '{}', NULL, NULL",
             ],
+            // One to a destination waits for its back-off; many are held until it works.
             _ => [
-                "'key-' || i, '{}', NULL, 'unbound'",
+                "'key-' || i, '{}', NULL, 'unbound-' || i",
                 "'headers-' || i, '{}', NULL, 'unbound'",
                 "'body-' || i, '{}', NULL, 'unbound'",
                 "'deleted-' || i, '{}', NULL, 'unbound'",
@@ -236,6 +326,14 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
         }
         if let Some(table) = exists {
             scene.until("the twenty to be filed", table, 20).await;
+        }
+        if state == "waiting" {
+            // The back-off is drawn anew each time: here it is long.
+            let long = "UPDATE outbox.waiting SET due_at = now() + interval '20 minutes' WHERE cause = 'retry'";
+            let backing_off = scene.owner.execute(long, &[]).await?;
+            expect(backing_off >= 5, || {
+                format!("{backing_off} wait for a back-off, and not the five of them")
+            })?;
         }
         // By hand; what is committed is what they are from now on.
         for (key, mend) in [
@@ -253,15 +351,72 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
         );
         scene.sql(&delete).await?;
         match state {
-            "pending" => scene.relay.signal(Signal::SIGCONT)?,
-            "dead" => redriven(&scene).await?,
+            "pending" => unread.batch_execute("COMMIT").await?,
+            "dead" => {
+                still_dead(&scene).await?;
+                redriven(&scene).await?;
+            }
             _ => {}
         }
         drop(generation);
         scene.endured(SOON_SENT, 0).await?;
+        as_they_are(&scene, state).await?;
         scene.until("nothing to wait", "outbox.waiting", 0).await;
+        scene.shows("outbox_dead_messages", |n| n == 0.0).await?;
     }
     scene.end().await
+}
+
+/// Fifteen came, each as it was mended, and none of those that were deleted.
+async fn as_they_are(scene: &Scene<'_>, state: &str) -> Result<()> {
+    let came = deliveries::take(&scene.arena.broker_url(), BY_HAND, 15, SOON).await?;
+    let mut kinds = [0; 3];
+    for delivery in &came {
+        let headers = delivery.properties.headers().clone().unwrap_or_default();
+        let key = match headers.inner().get("outbox-key") {
+            Some(AMQPValue::LongString(key)) => key.to_string(),
+            _ => String::new(),
+        };
+        let position = match headers.inner().get("outbox-position") {
+            Some(AMQPValue::LongLongInt(position)) => *position,
+            _ => 0,
+        };
+        let marked = headers.inner().get("a") == Some(&AMQPValue::LongLongInt(1));
+        let kind = match &*delivery.data {
+            b"{\"mended\":true}" if key.starts_with("row:body-") && !marked => 2,
+            b"{}" if key.starts_with("row:headers-") && marked => 1,
+            b"{}" if key == format!("row:mended-{position}") && !marked => 0,
+            body => {
+                let body = String::from_utf8_lossy(body);
+                return Err(format!("{state}: {body} came with {headers:?}").into());
+            }
+        };
+        let route = (delivery.exchange.as_str(), delivery.routing_key.as_str());
+        let right = ("events", format!("row.{state}"));
+        expect(route == (right.0, &right.1), || {
+            format!("{state}: it came by {route:?}")
+        })?;
+        expect(!headers.contains_key("outbox-replay"), || {
+            format!("{state}: it is said to be a replay")
+        })?;
+        kinds[kind] += 1;
+    }
+    expect(kinds == [5; 3], || {
+        format!("{state}: of keys, headers and bodies came {kinds:?}")
+    })
+}
+
+/// What is dead stays so until it is redriven, wherever its key is now.
+async fn still_dead(scene: &Scene<'_>) -> Result<()> {
+    scene.shows("outbox_dead_messages", |n| n == 20.0).await?;
+    scene.audited().await?;
+    let dead =
+        "outbox.dead d JOIN outbox.message m USING (lane, id, message_id) WHERE m.sent_at IS NULL";
+    let dead = scene.arena.count(dead).await?;
+    let all = scene.arena.count("outbox.dead").await?;
+    expect((dead, all) == (15, 20), || {
+        format!("{dead} messages are dead, and {all} said to be: not 15 and 20")
+    })
 }
 
 /// Fifteen are there and five are not: neither is said to be what it is not.

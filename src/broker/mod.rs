@@ -4,8 +4,9 @@ mod connect;
 mod error;
 mod publish;
 mod topology;
+mod wire;
 
 pub(crate) use connect::{Link, LinkState};
 pub(crate) use error::BrokerError;
-pub use publish::properties;
 pub(crate) use publish::{Publisher, provoked};
+pub use wire::properties;

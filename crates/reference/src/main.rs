@@ -6,8 +6,7 @@ mod schema;
 
 use clap::Parser;
 use outboxd::config::keys;
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+use programs::Result;
 
 #[derive(Parser)]
 struct Args {

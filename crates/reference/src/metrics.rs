@@ -10,7 +10,7 @@ use metrics::{
     with_local_recorder,
 };
 
-use crate::Result;
+use programs::Result;
 
 /// The crate describes nothing: a service names its own recorder. Names are compared with its source.
 const INBOX_SOURCE: &str = "crates/outbox/src/metrics.rs";

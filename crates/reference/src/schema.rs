@@ -1,6 +1,6 @@
 //! docs/reference/schema.md, from the comments of the migrations.
 
-use crate::Result;
+use programs::Result;
 
 const HEAD: &str = "\
 <!-- Written by `cargo xtask docs`. -->

@@ -18,6 +18,7 @@ use tokio::{
 };
 use tokio_postgres::NoTls;
 
+use super::bounds::bounded;
 use crate::{
     arena::{self, Arena, DATABASE, SOON, Setup, WINDOW},
     flow::RECORDED,
@@ -192,7 +193,7 @@ async fn secret_files(setup: &Setup) -> Result<Outcome> {
         std::fs::rename(at("kept"), at("password"))?;
         scene.endured(AGAIN, WINDOW).await?;
     }
-    scene.flow.note(super::bounded(&scene.relay)?);
+    scene.flow.note(bounded(&scene.relay)?);
     for note in judge.outcome().notes {
         scene.flow.note(note);
     }

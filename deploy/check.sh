@@ -259,6 +259,8 @@ if needs shellcheck "shell scripts"; then
     check "shell scripts (shellcheck)" shellcheck deploy/check.sh deploy/compose/generate-env.sh
 fi
 if needs cargo-deny "licences, banned crates, sources"; then
+    # It looks at the crates of all platforms; a build fetches those of its own.
+    cargo fetch --locked >/dev/null 2>&1
     check "licences, banned crates, sources (cargo deny)" cargo-deny --offline --locked check licenses bans sources
     # Its database is a git repository, fetched here if it can be.
     if cargo-deny fetch db >/dev/null 2>&1; then

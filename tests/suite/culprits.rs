@@ -273,19 +273,14 @@ async fn a_key_over_several_exchanges_keeps_its_order_in_strict_mode() {
     over_exchanges("strict").await;
 }
 
-/// RabbitMQ before 4.2 hands it back, too, when it is mandatory.
-#[tokio::test]
-async fn an_answer_by_direct_reply_to_is_sent_once() {
-    use futures_util::StreamExt;
-    let world = world().await;
-    world.declare_exchange("events").await;
-    let requester = world.channel().await;
+/// Where `requester` takes answers, and the address that RabbitMQ gives to whoever answers it.
+async fn reply_address(world: &World, requester: &lapin::Channel) -> (lapin::Consumer, String) {
     let no_ack = BasicConsumeOptions {
         no_ack: true,
         ..BasicConsumeOptions::default()
     };
     let reply_to = || short("amq.rabbitmq.reply-to");
-    let mut replies = requester
+    let replies = requester
         .basic_consume(reply_to(), short(""), no_ack, FieldTable::default())
         .await
         .unwrap();
@@ -311,6 +306,21 @@ async fn an_answer_by_direct_reply_to_is_sent_once() {
         .unwrap();
     let address = request.properties.reply_to().clone().unwrap().to_string();
     assert!(address.starts_with("amq.rabbitmq.reply-to."), "{address}");
+    (replies, address)
+}
+
+/// RabbitMQ before 4.2 hands it back, too, when it is mandatory.
+#[tokio::test]
+async fn an_answer_by_direct_reply_to_is_sent_once() {
+    use futures_util::StreamExt;
+    let world = world().await;
+    world.declare_exchange("events").await;
+    let requester = world.channel().await;
+    let (mut replies, address) = reply_address(&world, &requester).await;
+    // Whoever asked does not wait for the answer.
+    let gone = world.channel().await;
+    let (_, nobody) = reply_address(&world, &gone).await;
+    gone.close(200, short("")).await.unwrap();
 
     let _relay = world.relay(&[
         ("OUTBOXD__RELAY__MAX_ATTEMPTS", "3"),
@@ -319,8 +329,8 @@ async fn an_answer_by_direct_reply_to_is_sent_once() {
     ]);
     let columns = format!("exchange = ''; routing_key = '{address}'");
     let id = world.insert(None, "answer", "42", &columns).await;
-    let gone = "exchange = ''; routing_key = 'amq.rabbitmq.reply-to.gone.gone'";
-    world.insert(None, "answer", "43", gone).await;
+    let columns = format!("exchange = ''; routing_key = '{nobody}'");
+    world.insert(None, "answer", "43", &columns).await;
     // What only looks like one is a queue's name, and mandatory.
     let queue = world
         .insert(

@@ -232,7 +232,7 @@ async fn what_cannot_be_meant_is_a_wrong_usage() {
             ][..],
             "and not both",
         ),
-        (&["dead", "discard", "--why", "x"], "or say --all"),
+        (&["dead", "discard", "--why", "x"], "or --all"),
         (&["dead", "discard", "--all", "--why", " "], "is empty"),
         (&["dead", "discard", "--key", "", "--why", "x"], "is empty"),
         (&["dead", "list", "--type", ""], "is empty"),

@@ -5,11 +5,12 @@ use std::{hint::black_box, time::Duration};
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use outbox_core::{
+    backoff::RetryPolicy,
     claim::{Candidate, Claim, Ctid, HeldLane, Limits, Read, Snapshot, Waited},
     envelope::{Envelope, EnvelopeBuilder, EnvelopeOptions},
     low_water::{Mark, STRIDE},
     message::{Message, Position},
-    outcome::{self, Answer, Outcome, RetryPolicy},
+    outcome::{self, Answer, Outcome},
     plan::{Ordering, Plan},
     reason::Reason,
     route::{Router, RoutingRules},

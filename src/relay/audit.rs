@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -40,48 +39,6 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 const CHUNK: usize = 1000;
 /// Known and not filed; with more, the walk waits.
 const KNOWN: usize = 50_000;
-/// Of messages that moved, looked for in one step.
-const HINTS: usize = 1000;
-
-/// What the other tasks noticed.
-#[derive(Debug, Default)]
-pub struct Hints(Mutex<Noticed>);
-
-#[derive(Debug, Default)]
-struct Noticed {
-    alarm: bool,
-    moved: Vec<i64>,
-}
-
-impl Hints {
-    /// Marks and messages may not fit together any more.
-    pub fn alarm(&self) {
-        self.noticed().alarm = true;
-    }
-
-    /// Filed messages that are no longer where they were filed. Their key was corrected, or they are gone.
-    pub fn moved(&self, ids: impl Iterator<Item = i64>) {
-        let mut noticed = self.noticed();
-        noticed.moved.extend(ids);
-        if noticed.moved.len() > KNOWN {
-            noticed.moved.clear();
-            noticed.alarm = true;
-        }
-    }
-
-    fn take(&self) -> Noticed {
-        let mut noticed = self.noticed();
-        let rest = noticed.moved.len().saturating_sub(HINTS);
-        Noticed {
-            alarm: std::mem::take(&mut noticed.alarm),
-            moved: noticed.moved.split_off(rest),
-        }
-    }
-
-    fn noticed(&self) -> std::sync::MutexGuard<'_, Noticed> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 pub(super) struct Audit {
     /// None was whole since the start, or since the last alarm: this relay owes one.
@@ -395,18 +352,5 @@ mod tests {
         assert!(known.is_due());
         assert_eq!(known.take(), [at(1, 4), at(1, 5), at(2, 6)]);
         assert_eq!(known.len(), 0);
-    }
-
-    #[test]
-    fn hints_are_taken_in_bounded_numbers_and_too_many_are_an_alarm() {
-        let hints = Hints::default();
-        hints.moved(0..1500);
-        let first = hints.take();
-        assert_eq!((first.moved.len(), first.alarm), (HINTS, false));
-        assert_eq!(hints.take().moved.len(), 500);
-        hints.moved(0..=KNOWN as i64);
-        let noticed = hints.take();
-        assert_eq!((noticed.moved.len(), noticed.alarm), (0, true));
-        assert!(!hints.take().alarm);
     }
 }

@@ -13,10 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, mpsc, watch},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -33,31 +30,6 @@ const AGAIN: Duration = Duration::from_millis(250);
 /// asleep has looked.
 const FLOOD: u64 = 2_000;
 const FLOOD_PAUSE: Duration = Duration::from_secs(30);
-
-/// What the scout and the listener say to each other.
-#[derive(Debug, Default)]
-pub struct Sleep {
-    wanted: watch::Sender<bool>,
-    /// Said to be over before the lock is given back, and to have begun once the lock is ours.
-    asleep: watch::Sender<bool>,
-    heard: Notify,
-}
-
-impl Sleep {
-    pub fn want(&self, wanted: bool) {
-        self.wanted
-            .send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
-    }
-
-    /// What was committed before it became true did not notify: look once more before resting on it.
-    pub fn asleep(&self) -> watch::Receiver<bool> {
-        self.asleep.subscribe()
-    }
-
-    pub async fn heard(&self) {
-        self.heard.notified().await;
-    }
-}
 
 enum Ended {
     Flooded,

@@ -4,6 +4,7 @@
 mod audit;
 pub mod board;
 pub mod health;
+mod hints;
 mod housekeeper;
 mod inspection;
 mod listener;
@@ -12,6 +13,7 @@ mod scout;
 mod seats;
 mod shared;
 mod silence;
+mod sleep;
 mod timed_out;
 mod worker;
 
@@ -22,10 +24,9 @@ use std::{
 };
 
 use outbox_core::{
-    backoff,
+    backoff::{self, RetryPolicy},
     circuit::Circuits,
     envelope::{EnvelopeBuilder, EnvelopeOptions},
-    outcome::RetryPolicy,
     route::{RouteError, Router, RoutingRules},
 };
 use tokio::task::JoinSet;
@@ -84,7 +85,7 @@ pub fn build(config: &Config) -> Result<Vec<SourceRelay>, RouteError> {
                 circuits: Mutex::new(Circuits::new(policy)),
                 caution: Mutex::default(),
                 board: board::Board::default(),
-                hints: audit::Hints::default(),
+                hints: hints::Hints::default(),
                 health: Health::new(&source.name),
                 sleep: Default::default(),
                 seats: Default::default(),

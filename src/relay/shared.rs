@@ -6,17 +6,20 @@ use std::{
 };
 
 use outbox_core::{
-    backoff, caution::Caution, circuit::Circuits, envelope::EnvelopeBuilder, message::Position,
-    outcome::RetryPolicy,
+    backoff::{self, RetryPolicy},
+    caution::Caution,
+    circuit::Circuits,
+    envelope::EnvelopeBuilder,
+    message::Position,
 };
 
 use super::{
-    audit::Hints,
     board::Board,
     health::Health,
-    listener::Sleep,
+    hints::Hints,
     seats::{Rank, Seats},
     silence::Silence,
+    sleep::Sleep,
     timed_out::TimedOut,
 };
 use crate::{

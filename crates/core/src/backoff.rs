@@ -4,6 +4,14 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
+/// How often a message is tried, and how long it waits in between.
+#[derive(Debug, Clone, Copy)]
+pub struct RetryPolicy {
+    pub max_attempts: u32,
+    pub backoff_initial: Duration,
+    pub backoff_max: Duration,
+}
+
 /// A uniform draw between zero and `initial` doubled for every failure after the first, at most `max`. Full jitter:
 /// what failed together does not come back together.
 pub fn delay(failures: u32, initial: Duration, max: Duration, rng: &mut impl Rng) -> Duration {

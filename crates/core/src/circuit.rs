@@ -25,7 +25,11 @@ use std::{
 use rand::Rng;
 use sha2::{Digest, Sha256};
 
-use crate::{backoff, message::Position, outcome::RetryPolicy, reason::Reason};
+use crate::{
+    backoff::{self, RetryPolicy},
+    message::Position,
+    reason::Reason,
+};
 
 /// An exchange and a routing key, as a number that every relay computes in the same way: it stands in `outbox.waiting`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

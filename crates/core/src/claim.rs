@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use rand::Rng;
 
 use crate::{
+    backoff::RetryPolicy,
     circuit::Destination,
     envelope::Envelope,
     low_water::Mark,
     message::{Lane, Message, Position},
-    outcome::{self, Answer, Outcome, RetryPolicy},
+    outcome::{self, Answer, Outcome},
 };
 
 /// How much one claim may read.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use crate::{
-    backoff,
+    backoff::{self, RetryPolicy},
     circuit::Held,
     reason::{Reason, Refusal},
 };
@@ -75,13 +75,6 @@ impl Answer {
             Self::Delivered | Self::Behind | Self::Unknown => String::new(),
         }
     }
-}
-
-#[derive(Debug, Clone, Copy)]
-pub struct RetryPolicy {
-    pub max_attempts: u32,
-    pub backoff_initial: Duration,
-    pub backoff_max: Duration,
 }
 
 /// What the settle writes for one message.

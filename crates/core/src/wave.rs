@@ -17,11 +17,12 @@ use std::{
 use rand::Rng;
 
 use crate::{
+    backoff::RetryPolicy,
     circuit::{Admission, Arrival, Circuits, Destination, Held, Tally, Why},
     claim::{Candidate, Item},
     envelope::{Envelope, EnvelopeBuilder},
     message::Lane,
-    outcome::{Answer, Outcome, RetryPolicy},
+    outcome::{Answer, Outcome},
     reason::Reason,
 };
 

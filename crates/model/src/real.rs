@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 pub use outbox_core::{
+    backoff::RetryPolicy,
     caution::Caution,
     circuit,
     claim::{Candidate, Claim, Ctid, HeldLane, Item, Limits, Read, Snapshot, Waited},
     low_water,
     message::{Message, Position},
-    outcome::{self, Answer, Outcome, RetryPolicy},
+    outcome::{self, Answer, Outcome},
     plan::{Ordering, Plan},
     reason::Reason,
     settlement::{self, Cause, Settlement},

@@ -340,9 +340,13 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
         let would = if args.dry_run { "would be " } else { "" };
         output::line(&format!("{messages} messages {would}{verb}"))?;
         if sent > 0 {
-            let are = if args.dry_run { "would be" } else { "are" };
+            let then = if args.dry_run {
+                "they would no longer be dead, and would not be published again"
+            } else {
+                "they are no longer dead, and are not published again"
+            };
             output::line(&format!(
-                "{sent} more had been marked as sent since they died: they {are} dead no more, and not published again"
+                "{sent} more were marked as sent after they died: {then}"
             ))?;
         }
     }

@@ -431,7 +431,7 @@ pub(super) fn port_number(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {
         Ok(port) if port > 0 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
         _ => Err(
-            "has a port that is no number from 1 to 65535 (in a user name or a password, write : as %3A and @ as %40)"
+            "has a port that is not a number from 1 to 65535 (in a user name or a password, write : as %3A and @ as %40)"
                 .to_owned(),
         ),
     }

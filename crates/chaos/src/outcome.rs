@@ -1,4 +1,4 @@
-//! How a row ends: what it saw, or what it expected in vain.
+//! The result of a row: its figures, or the expectation that was not met.
 
 use checker::Report;
 

@@ -62,7 +62,7 @@ async fn locked(setup: &Setup) -> Result<Outcome> {
     for table in tables {
         let before = failures(&scene);
         let person = person(&scene, &format!("locks-{table}")).await?;
-        // Between the commit of these and whoever would send them.
+        // The messages are committed when the lock is taken, so the relay finds them pending under the lock.
         scene.sql("BEGIN").await?;
         scene
             .flow

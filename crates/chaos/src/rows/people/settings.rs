@@ -147,7 +147,7 @@ async fn server(scene: &mut Scene<'_>) -> Result<()> {
         "idle_in_transaction_session_timeout",
         "idle_session_timeout",
     ] {
-        // The producers are whoever owns the server.
+        // The producers connect as this role; the time-outs are for the relay.
         scene
             .sql(&format!(
                 "ALTER ROLE postgres SET {timeout} = 0; SET {timeout} = 0"

@@ -1,4 +1,4 @@
-//! The tables, emptied and mended by hand. Rows 58, 62, 63.
+//! Tables that people empty or correct by hand. Rows 58, 62, 63.
 
 use std::time::Duration;
 

@@ -99,13 +99,14 @@ const ADVANCE_LANE: Query = Query {
 };
 
 /// Writes the outcomes and commits. After an error nothing of it is to be trusted: the session rolls back or, when
-/// the COMMIT itself timed out, the outcome is unknown and the messages may be published again.
+/// the COMMIT itself timed out, the outcome is unknown and the messages may be published again. Returns how many sent
+/// messages are not marked, because they were corrected meanwhile.
 pub async fn settle(
     session: &Session,
     settlement: &Settlement,
     keep: Keep,
     released_at_once: usize,
-) -> Result<(), OutboxError> {
+) -> Result<usize, OutboxError> {
     // Their order matters only between the removals from outbox.waiting and the release; all are one transaction.
     // Boxed: six statements at once are large. Biased: the first one that fails makes the others fail, and is the one to say.
     let (corrected, ..) = Box::pin(async {
@@ -131,7 +132,7 @@ pub async fn settle(
     failpoint::reach("settle.before_commit").await;
     session.commit().await?;
     failpoint::reach("settle.after_commit").await;
-    Ok(())
+    Ok(corrected.len())
 }
 
 fn split(positions: &[Position]) -> (Vec<Lane>, Vec<i64>) {

@@ -327,15 +327,20 @@ async fn cycle(
         let span = info_span!("settle", source, sent = written.sent.len());
         let settled = settle::settle(session, &written, shared.keep, shared.relay.batch_size);
         let settled = Box::pin(settled.instrument(span)).await;
-        if let Err(error) = settled {
-            // They were published, and are pending as before.
-            if sent > 0 {
-                shared.cannot_mark(claim.positions(is_sent), &error.to_string());
+        let corrected = match settled {
+            Ok(corrected) => corrected,
+            Err(error) => {
+                // They were published, and are pending as before.
+                if sent > 0 {
+                    shared.cannot_mark(claim.positions(is_sent), &error.to_string());
+                }
+                return Err(error.into());
             }
-            return Err(error.into());
-        }
-        if sent > 0 {
-            shared.caution().marked(sent, shared.relay.batch_size);
+        };
+        // A message that was corrected proves nothing: it is not marked.
+        let marked = sent.saturating_sub(corrected);
+        if marked > 0 {
+            shared.caution().marked(marked, shared.relay.batch_size);
             shared.health.marked();
         }
         shared.caution().settled(claim.positions(is_decided));

@@ -132,7 +132,7 @@ impl Name {
 }
 
 /// Tells the circuits what became of each destination's messages. Where all of them fail, those that were to be tried again
-/// are held: one of them is tried at a time. `None`: the circuits learned nothing. After [`decide`].
+/// are held: one of them is tried at a time. `None`: the circuits learned nothing. Call it after [`decide`].
 pub fn watch(
     answered: &mut [(Outgoing<'_>, Answer)],
     circuits: &mut Circuits,

@@ -1,9 +1,6 @@
-//! `outboxd check` and `outboxd healthcheck`.
+//! `outboxd check`.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
-};
+use std::time::Duration;
 
 use super::{CliError, output};
 use crate::{
@@ -23,13 +20,6 @@ pub(super) struct Args {
     /// Also connect to both servers: schema, privileges, exchanges, and whether both accept writes
     #[arg(long)]
     connect: bool,
-}
-
-#[derive(clap::Args)]
-pub(super) struct HealthArgs {
-    /// Ask /livez instead: exit code 0 when the process runs, ready or not
-    #[arg(long)]
-    live: bool,
 }
 
 pub(super) async fn check(args: &Args, config: &Config) -> Result<(), CliError> {
@@ -304,42 +294,4 @@ async fn accepts_publishes(publisher: &mut Publisher, within: Duration) -> Resul
         },
         () = tokio::time::sleep(within * 2) => Err(BrokerError::Timeout { action: "first publish", after: within * 2 }),
     }
-}
-
-/// Sends one HTTP request to this host's relay, for health checks of containers whose images have no curl.
-pub(super) fn health(args: &HealthArgs, config: &Config) -> Result<(), CliError> {
-    let Some(listen) = config.admin.listen else {
-        return Err(CliError::Setup(
-            "admin.listen is \"off\", so no relay can be asked".to_owned(),
-        ));
-    };
-    let path = if args.live { "/livez" } else { "/readyz" };
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(3)))
-        // The body of a 503 says why the relay is not ready.
-        .http_status_as_error(false)
-        .build()
-        .into();
-    let unreachable =
-        |e: ureq::Error| CliError::Failure(format!("no relay answers on {listen}: {e}"));
-    let mut answer = agent
-        .get(format!("http://{}{path}", reachable(listen)))
-        .call()
-        .map_err(unreachable)?;
-    let body = answer.body_mut().read_to_string().map_err(unreachable)?;
-    let body = body.trim().to_owned();
-    if answer.status().is_success() {
-        Ok(output::line(&body)?)
-    } else {
-        Err(CliError::Failure(body))
-    }
-}
-
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }

@@ -5,6 +5,7 @@ mod check_lag;
 mod database;
 mod dead;
 mod error;
+mod healthcheck;
 mod migrate;
 mod output;
 mod prune;
@@ -57,7 +58,7 @@ enum Command {
     /// Validate the configuration; with --connect also ask both servers
     Check(check::Args),
     /// Ask the running relay's /readyz; exit code 0 when the relay is ready
-    Healthcheck(check::HealthArgs),
+    Healthcheck(healthcheck::Args),
     /// Show how many messages are pending, waiting and dead, the lag, and the relays
     Status(output::Json),
     /// Compare the lag with two thresholds, for monitoring systems
@@ -180,7 +181,7 @@ fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliErr
                 database: false,
                 broker: false,
             })?;
-            check::health(args, &config).map(done)
+            block_on(healthcheck::healthcheck(args, &config)).map(done)
         }
         Command::Migrate(args) => {
             let config = load(database)?;

@@ -123,11 +123,12 @@ pub enum Table {
     Waiting,
 }
 
-/// Pages of both tables.
+/// Pages of both tables, and the number of writes that the server has counted on the tables of the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Size {
     pub message: u32,
     pub waiting: u32,
+    pub writes: i64,
 }
 
 pub async fn size(session: &Session) -> Result<Size, OutboxError> {
@@ -139,6 +140,7 @@ pub async fn size(session: &Session) -> Result<Size, OutboxError> {
     Ok(Size {
         message: pages(get(row, "message")?),
         waiting: pages(get(row, "waiting")?),
+        writes: get(row, "writes")?,
     })
 }
 

@@ -26,8 +26,11 @@ use crate::{
 /// one, a hundredth afterwards. Reading from a cold disk counts as well, so a table that is not in memory is left in peace.
 const URGENT: u32 = 19;
 const STEADY: u32 = 99;
-/// Two audits begin no sooner than this after each other: of a small table, this is how long a message stays unseen.
+/// Minimum time between the begins of two audits.
 const BEGIN_EVERY: Duration = Duration::from_secs(5);
+/// Maximum time between them when the server has counted no write: an idle relay need not read the same pages every 5 s.
+/// The counter is no proof (see `sql/audit_size.sql`), so the audit never stops.
+const BEGIN_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 /// What a step takes about; its pages are chosen so.
 const STEP: Duration = Duration::from_millis(20);
 const PAGES: (u32, u32) = (32, 4096);
@@ -46,6 +49,8 @@ pub(super) struct Audit {
     /// When it is asked again whether this relay goes on auditing.
     lead_at: Instant,
     walk: Option<Walk>,
+    /// The last whole audit.
+    last: Option<Whole>,
     next: Instant,
     pages: u32,
     signs: Option<Signs>,
@@ -63,6 +68,22 @@ struct Walk {
     /// The next page.
     page: u32,
     size: Size,
+    /// Counted before the first page was read.
+    writes: i64,
+}
+
+/// A whole audit that has ended.
+#[derive(Debug, Clone, Copy)]
+struct Whole {
+    began: Instant,
+    /// Writes counted before it began: later ones may have been on pages that it had read already.
+    writes: i64,
+}
+
+impl Whole {
+    fn must_be_repeated(self, now: Instant, writes: i64) -> bool {
+        writes != self.writes || now.duration_since(self.began) >= BEGIN_AT_LEAST_EVERY
+    }
 }
 
 impl Audit {
@@ -72,6 +93,7 @@ impl Audit {
             urgent: true,
             lead_at: now,
             walk: None,
+            last: None,
             next: now,
             pages: PAGES.0,
             signs: None,
@@ -147,6 +169,7 @@ impl Audit {
     fn alarm(&mut self) {
         self.urgent = true;
         self.walk = None;
+        self.last = None;
         self.next = Instant::now();
     }
 
@@ -159,11 +182,19 @@ impl Audit {
             if !self.urgent && !self.leads(session, shared).await? {
                 return Ok(self.lead_at);
             }
+            let began = Instant::now();
+            let size = audit::size(session).await?;
+            let unchanged = |last: &Whole| !last.must_be_repeated(began, size.writes);
+            if self.last.as_ref().is_some_and(unchanged) {
+                self.next = began + BEGIN_EVERY;
+                return Ok(self.next);
+            }
             self.walk = Some(Walk {
-                began: Instant::now(),
+                began,
                 table: Table::Message,
                 page: 0,
-                size: audit::size(session).await?,
+                size,
+                writes: size.writes,
             });
         }
         let Some(walk) = &mut self.walk else {
@@ -195,10 +226,14 @@ impl Audit {
             walk.size = audit::size(session).await?;
         }
         if walk.is_past_the_end() && !walk.next_table() {
-            let began = walk.began;
+            let last = Whole {
+                began: walk.began,
+                writes: walk.writes,
+            };
             self.walk = None;
             self.urgent = false;
-            self.next = (began + BEGIN_EVERY).max(Instant::now() + pause);
+            self.last = Some(last);
+            self.next = (last.began + BEGIN_EVERY).max(Instant::now() + pause);
             metrics::audited(shared.health.source());
             audit::record(session, &shared.instance, true, self.known.len()).await?;
             return Ok(self.next);
@@ -339,6 +374,17 @@ mod tests {
         assert_eq!(pages(256, MS(90)), 128);
         assert_eq!(pages(PAGES.1, MS(1)), PAGES.1);
         assert_eq!(pages(PAGES.0, MS(900)), PAGES.0);
+    }
+
+    #[test]
+    fn an_audit_is_repeated_after_a_write_and_after_a_minute() {
+        let began = Instant::now();
+        let last = Whole { began, writes: 7 };
+        assert!(!last.must_be_repeated(began + BEGIN_EVERY, 7));
+        assert!(last.must_be_repeated(began + BEGIN_EVERY, 8));
+        // The server's counters were reset.
+        assert!(last.must_be_repeated(began + BEGIN_EVERY, 0));
+        assert!(last.must_be_repeated(began + BEGIN_AT_LEAST_EVERY, 7));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The functions that every message passes, once for each batch: how many instructions they take.
-//! `cargo xtask bench instructions` compares the counts with benches/limits.toml.
+//! Counts the instructions of the functions that every message passes, once for each batch. `cargo xtask bench
+//! instructions` compares the counts with benches/limits.toml.
 
 use std::{hint::black_box, time::Duration};
 
@@ -19,7 +19,7 @@ use outbox_core::{
 use rand::{SeedableRng, rngs::StdRng};
 use uuid::Uuid;
 
-/// As `relay.batch_size`.
+/// Same as `relay.batch_size`.
 const BATCH: i64 = 500;
 const LANES: i16 = 8;
 const FRAME_MAX: u32 = 131_072;
@@ -88,7 +88,7 @@ fn envelopes((builder, mut messages): (EnvelopeBuilder, Vec<Message>)) -> Vec<En
     black_box(built.filter_map(Result::ok).collect())
 }
 
-// Every wave of a batch, each message of which is delivered.
+// All waves of a batch in which each message is delivered.
 #[library_benchmark]
 #[bench::a_key_each(claim(BATCH))]
 #[bench::ten_keys(claim(10))]
@@ -108,7 +108,7 @@ fn waves(claim: Claim) -> Vec<Outcome> {
     black_box(items.map(|item| item.outcome().clone()).collect())
 }
 
-/// All delivered, or every tenth returned.
+/// All messages are delivered, or every tenth is returned.
 fn answers(one_in_ten_fails: bool) -> Vec<Answer> {
     let answer = |id| {
         if one_in_ten_fails && id % 10 == 0 {

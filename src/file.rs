@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_ends_or_never_begins_is_refused_at_once() {
+    fn endless_and_blocking_files_are_refused_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_read_than_may_be_there() {
+    fn a_read_keeps_to_its_limit() {
         let file = tempfile::NamedTempFile::new().unwrap();
         // A sparse file stands for a log of 3 GB that somebody names by mistake.
         file.as_file().set_len(3 << 30).unwrap();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_change_or_read_a_file_decides_whether_it_is_taken() {
+    fn a_file_s_permissions_decide_whether_it_is_read() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let taken = |mode: u32, guard| {
             std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();

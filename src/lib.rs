@@ -1,18 +1,18 @@
-//! outboxd: commit to PostgreSQL, and the event reaches RabbitMQ.
+//! outboxd: a commit to PostgreSQL brings the event to RabbitMQ.
 //!
 //! Data flows one way:
 //!
 //! ```text
-//! row -> outbox::claim -> Message -> envelope -> broker::publish -> answers -> outcome -> outbox::settle -> COMMIT
+//! row -> outbox::claim -> Item -> wave -> broker::publish -> (Outgoing, Answer) -> Item -> outbox::settle -> COMMIT
 //! ```
 //!
-//! - pure decisions: [`outbox_core`], a crate of its own
-//! - PostgreSQL, never lapin: [`outbox`]
-//! - RabbitMQ, never tokio-postgres: [`broker`]
+//! - pure decisions: [`outbox_core`], a separate crate
+//! - PostgreSQL, without lapin: [`outbox`]
+//! - RabbitMQ, without tokio-postgres: [`broker`]
 //! - both: `relay` (they meet only in its worker)
-//! - the rest: [`config`], `file`, `admin`, `telemetry`, [`cli`]
+//! - the rest: [`config`], `file`, `tls`, `descriptors`, `admin`, [`telemetry`], `failpoint`, [`cli`]
 //!
-//! An item is public only if the program, its tests or `xtask` use it; so the compiler reports unused items.
+//! An item is public only if the program, the tests or `crates/reference` use it, so the compiler reports unused items.
 
 mod admin;
 pub mod broker;

@@ -1,20 +1,20 @@
--- outboxd, inbox schema version 1: each business operation applied once, whatever the broker repeats.
+-- outboxd, inbox schema version 1: applies each business operation once, even if the broker redelivers its message.
 --
--- Plain SQL for any migration tool; it runs inside one transaction and needs CREATE on the database, or a schema of that
--- name of its own, and nothing else. It belongs into the *consumer's* database, beside the tables that the consumer
--- changes. Privileges: deploy/postgres/inbox_roles.sql.
+-- Plain SQL for any migration tool. It runs inside one transaction. It needs CREATE on the database, or an empty schema
+-- of that name that it owns, and nothing else. It belongs in the *consumer's* database, beside the tables that the
+-- consumer changes. Privileges: deploy/postgres/inbox_roles.sql.
 
--- A name without its schema is looked for along search_path. Whoever may create in a schema of that path (on PostgreSQL 14
--- everybody may, in public) could plant a function or an operator there that fits better than PostgreSQL's own. So this
--- file looks in pg_catalog only; its last statement puts the caller's path back. What is looked up while a function
--- runs carries its schema in its body, or the function carries a path of its own.
--- Inside a transaction that is for the transaction only, as is the mark that tells so.
+-- PostgreSQL resolves a name without a schema along search_path. A role that may create in a schema of that path (on
+-- PostgreSQL 14 every role may, in public) could create a function or an operator there that matches better than
+-- PostgreSQL's own. So this file resolves names in pg_catalog only, and its last statement restores the caller's path.
+-- Function bodies carry the schema in each name that is resolved at run time, or the function sets its own path.
+-- Inside a transaction, the path and the setting outboxd.transaction last until the transaction ends.
 SELECT pg_catalog.set_config('outboxd.search_path', pg_catalog.current_setting('search_path'), false);
 SELECT pg_catalog.set_config('outboxd.transaction', 'yes', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp',
                              pg_catalog.current_setting('outboxd.transaction') OPERATOR(pg_catalog.=) 'yes');
 
--- A DBA may have made it for the role that runs this, which must own it.
+-- A DBA may have created the schema for the role that runs this file. The role must own the schema.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'inbox') THEN
@@ -22,7 +22,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON SCHEMA inbox IS 'Idempotent consumer: what was applied, in the transaction that applied it.';
+COMMENT ON SCHEMA inbox IS 'Idempotent consumer: the applied operations, recorded in the transaction that applied them.';
 
 CREATE TABLE inbox.migration (
     version    integer     PRIMARY KEY,
@@ -30,17 +30,18 @@ CREATE TABLE inbox.migration (
     checksum   text,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-COMMENT ON TABLE inbox.migration IS 'Which migrations ran here.';
-COMMENT ON COLUMN inbox.migration.version IS 'The number in front of the migration file''s name.';
-COMMENT ON COLUMN inbox.migration.name IS 'The migration file''s name without its number.';
-COMMENT ON COLUMN inbox.migration.checksum IS 'SHA-256 of the file, hexadecimal; NULL when another tool than outboxd ran it.';
-COMMENT ON COLUMN inbox.migration.applied_at IS 'When it ran.';
+COMMENT ON TABLE inbox.migration IS 'Migrations that ran here.';
+COMMENT ON COLUMN inbox.migration.version IS 'Number at the start of the migration file''s name.';
+COMMENT ON COLUMN inbox.migration.name IS 'Name of the migration file without its number.';
+COMMENT ON COLUMN inbox.migration.checksum IS 'SHA-256 of the file, hexadecimal; NULL if a tool other than outboxd ran it.';
+COMMENT ON COLUMN inbox.migration.applied_at IS 'Time of the migration.';
 
--- Domains, not CHECKs of the table: PostgreSQL reads the text of those anew for every INSERT, which took as long as
--- the INSERT itself (20 us with them, 11 us so); a domain's are kept by the session.
+-- Domains instead of CHECK constraints of the table: PostgreSQL parses a table's constraints at every INSERT, which
+-- took as long as the INSERT itself (20 us with constraints, 11 us with domains). A session caches the constraints of a
+-- domain.
 --
--- Names are compared byte by byte: a uniqueness that hung on the system's collation would be lost when an upgrade of
--- the system changes it, until the index is rebuilt.
+-- Names are compared byte by byte. If uniqueness depended on the system's collation, a system upgrade that changes the
+-- collation would break it until the index is rebuilt.
 CREATE DOMAIN inbox.name AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 255);
 COMMENT ON DOMAIN inbox.name IS 'A consumer or an idempotency key: 1 to 255 bytes.';
 CREATE DOMAIN inbox.digest AS bytea CHECK (octet_length(VALUE) = 32);
@@ -48,7 +49,7 @@ COMMENT ON DOMAIN inbox.digest IS 'SHA-256.';
 CREATE DOMAIN inbox.state AS text CHECK (VALUE IN ('applied', 'stale', 'begun'));
 COMMENT ON DOMAIN inbox.state IS 'See inbox.message.state.';
 CREATE DOMAIN inbox.result AS bytea CHECK (octet_length(VALUE) <= 1048576);
-COMMENT ON DOMAIN inbox.result IS 'What an operation returned: at most 1 MiB.';
+COMMENT ON DOMAIN inbox.result IS 'Result of an operation: at most 1 MiB.';
 
 CREATE TABLE inbox.message (
     consumer        inbox.name   NOT NULL,
@@ -62,20 +63,20 @@ CREATE TABLE inbox.message (
     PRIMARY KEY (consumer, idempotency_key)
 );
 COMMENT ON TABLE inbox.message IS
-    'One row per business operation that a consumer applied. Its primary key is what makes a second application impossible.';
-COMMENT ON COLUMN inbox.message.consumer IS 'Who applied it; two consumers of one message are two operations.';
+    'One row for each business operation that a consumer applied. Its primary key prevents a second application.';
+COMMENT ON COLUMN inbox.message.consumer IS 'Consumer that applied the operation. One message at two consumers is two operations.';
 COMMENT ON COLUMN inbox.message.idempotency_key IS
-    'Names the operation: the message id, or a business key (pay_123) that stays the same when a fact is published twice.';
+    'Name of the operation: the message id, or a business key (pay_123) that stays the same when a fact is published twice.';
 COMMENT ON COLUMN inbox.message.fingerprint IS
-    'SHA-256 over type, content type and body. The same key with another fingerprint is a conflict, never a duplicate.';
+    'SHA-256 over type, content type and body. The same key with another fingerprint is a conflict, not a duplicate.';
 COMMENT ON COLUMN inbox.message.state IS
-    'applied: done. stale: passed over, because a later position of its entity was applied before. begun: an external effect was begun; without a record its outcome is in doubt.';
-COMMENT ON COLUMN inbox.message.result IS 'What the operation returned, for duplicates; at most 1 MiB.';
+    'applied: done. stale: skipped, because a later position of its entity was applied before. begun: an external effect was begun; until it is recorded, its outcome is in doubt.';
+COMMENT ON COLUMN inbox.message.result IS 'Result of the operation, returned to duplicates; at most 1 MiB.';
 COMMENT ON COLUMN inbox.message.result_type IS 'Media type of the result.';
-COMMENT ON COLUMN inbox.message.claimed_at IS 'When it was claimed, by the database''s clock.';
-COMMENT ON COLUMN inbox.message.recorded_at IS 'When its result was recorded; pruning counts from here, and from claimed_at without one.';
+COMMENT ON COLUMN inbox.message.claimed_at IS 'Time of the claim, by the database''s clock.';
+COMMENT ON COLUMN inbox.message.recorded_at IS 'Time at which the result was recorded. Pruning uses this time, or claimed_at if it is NULL.';
 CREATE INDEX message_claimed ON inbox.message (consumer, claimed_at);
-COMMENT ON INDEX inbox.message_claimed IS 'What may be old enough to be pruned.';
+COMMENT ON INDEX inbox.message_claimed IS 'Operations that may be old enough to be pruned.';
 CREATE INDEX message_begun ON inbox.message (consumer, claimed_at) WHERE state = 'begun';
 COMMENT ON INDEX inbox.message_begun IS 'External effects whose outcome is in doubt.';
 
@@ -86,11 +87,11 @@ CREATE TABLE inbox.entity (
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (consumer, entity)
 ) WITH (fillfactor = 70);
-COMMENT ON TABLE inbox.entity IS 'Last position applied for each entity of consumers that ask for the stale guard.';
-COMMENT ON COLUMN inbox.entity.consumer IS 'Whose guard it is.';
+COMMENT ON TABLE inbox.entity IS 'Last applied position of each entity, for consumers that use the stale guard.';
+COMMENT ON COLUMN inbox.entity.consumer IS 'Consumer that uses the guard.';
 COMMENT ON COLUMN inbox.entity.entity IS 'The entity, for example the outbox-key header.';
 COMMENT ON COLUMN inbox.entity.position IS 'Highest position applied, for example the outbox-position header.';
-COMMENT ON COLUMN inbox.entity.applied_at IS 'When.';
+COMMENT ON COLUMN inbox.entity.applied_at IS 'Time of that application.';
 
 CREATE TABLE inbox.attempt (
     consumer        text        COLLATE "C" NOT NULL,
@@ -102,16 +103,16 @@ CREATE TABLE inbox.attempt (
     PRIMARY KEY (consumer, idempotency_key)
 ) WITH (fillfactor = 70);
 COMMENT ON TABLE inbox.attempt IS
-    'Failed attempts, counted in transactions of their own: the handler''s transaction takes its count with it when it is rolled back.';
-COMMENT ON COLUMN inbox.attempt.consumer IS 'Whose attempt it was.';
-COMMENT ON COLUMN inbox.attempt.idempotency_key IS 'Of which operation.';
-COMMENT ON COLUMN inbox.attempt.attempts IS 'How many failed.';
-COMMENT ON COLUMN inbox.attempt.last_error IS 'What the last one said.';
-COMMENT ON COLUMN inbox.attempt.first_at IS 'When the first one failed.';
-COMMENT ON COLUMN inbox.attempt.last_at IS 'When the last one failed.';
+    'Failed attempts, counted in separate transactions: a rollback of the handler''s transaction would also remove its count.';
+COMMENT ON COLUMN inbox.attempt.consumer IS 'Consumer that made the attempts.';
+COMMENT ON COLUMN inbox.attempt.idempotency_key IS 'Key of the operation.';
+COMMENT ON COLUMN inbox.attempt.attempts IS 'Number of failed attempts.';
+COMMENT ON COLUMN inbox.attempt.last_error IS 'Error of the last attempt.';
+COMMENT ON COLUMN inbox.attempt.first_at IS 'Time of the first failure.';
+COMMENT ON COLUMN inbox.attempt.last_at IS 'Time of the last failure.';
 
--- Every language computes the same fingerprint, so that a service may be rewritten in another one. The parts carry
--- their lengths: ('ab', 'c') and ('a', 'bc') are two things.
+-- Every language computes the same fingerprint, so a service may be rewritten in another language. Each part carries
+-- its length, which distinguishes ('ab', 'c') from ('a', 'bc').
 CREATE FUNCTION inbox.fingerprint(type text, content_type text, body bytea) RETURNS bytea
     LANGUAGE sql STABLE PARALLEL SAFE
     RETURN sha256(
@@ -119,10 +120,11 @@ CREATE FUNCTION inbox.fingerprint(type text, content_type text, body bytea) RETU
         int8send(length(convert_to(coalesce(content_type, ''), 'UTF8'))) || convert_to(coalesce(content_type, ''), 'UTF8') ||
         int8send(length(coalesce(body, ''))) || coalesce(body, ''));
 COMMENT ON FUNCTION inbox.fingerprint(text, text, bytea) IS
-    'SHA-256 over type, content type and raw body, each behind its length in bytes (8, big-endian); a missing one counts as empty.';
+    'SHA-256 over type, content type and raw body, each after its length in bytes (8, big-endian); a missing part counts as empty.';
 
--- A literal, or a parameter without a type, given for bytea is read as an escape: its backslashes would disappear. Beside
--- this function PostgreSQL takes it for text. Bytes in hexadecimal are the one text that is likely not meant as such.
+-- PostgreSQL reads a literal, or a parameter without a type, as an escape string if it expects bytea: backslashes would
+-- be lost. With this function beside the other, PostgreSQL takes the value as text. Only text that looks like
+-- hexadecimal bytes is refused, because it is probably meant as bytes.
 CREATE FUNCTION inbox.bytes(given text) RETURNS bytea
     LANGUAGE plpgsql STABLE PARALLEL SAFE
     AS $$
@@ -135,21 +137,21 @@ BEGIN
     RETURN pg_catalog.convert_to(given, 'UTF8');
 END
 $$;
-COMMENT ON FUNCTION inbox.bytes(text) IS 'The UTF-8 bytes of a text; refused where it may be bytes in hexadecimal.';
+COMMENT ON FUNCTION inbox.bytes(text) IS 'UTF-8 bytes of a text. Refuses a text that may be hexadecimal bytes.';
 
 CREATE FUNCTION inbox.fingerprint(type text, content_type text, body text) RETURNS bytea
     LANGUAGE sql STABLE PARALLEL SAFE
     RETURN inbox.fingerprint(type, content_type, inbox.bytes(body));
 COMMENT ON FUNCTION inbox.fingerprint(text, text, text) IS
-    'The same of a body that is text: of its UTF-8 bytes. Give a body that is not UTF-8 as bytea.';
+    'The same fingerprint for a text body, from its UTF-8 bytes. Pass a body that is not UTF-8 as bytea.';
 
--- Claims an operation in the caller's transaction. Exactly one of any number of concurrent callers is told `first`;
--- the others wait until its transaction ends, and are then told `duplicate`, or `first` if it was rolled back.
+-- Claims an operation in the caller's transaction. Of any number of concurrent callers exactly one gets `first`. The
+-- others wait until that transaction ends, and then get `duplicate`, or `first` if it was rolled back.
 --
--- The insert and the look are two statements: in one, a caller that waited would see neither its own row nor the
--- one it waited for.
+-- The INSERT and the SELECT are two statements. In one statement, a caller that waited would see neither its own row
+-- nor the row that it waited for.
 --
--- Names carry their schemas: a search_path of the function's own would cost 4 us a call.
+-- Names carry their schemas, because a search_path set on the function would cost 4 us for each call.
 CREATE FUNCTION inbox.claim(
     consumer        text,
     idempotency_key text,
@@ -226,17 +228,17 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION inbox.complete(text, text, bytea, text) IS
-    'Stores the result of a claimed operation, in the same transaction; duplicates get it back.';
+    'Stores the result of a claimed operation, in the same transaction. Duplicates get this result.';
 
 CREATE FUNCTION inbox.complete(consumer text, idempotency_key text, result text, result_type text DEFAULT NULL)
     RETURNS void
     LANGUAGE sql
     RETURN inbox.complete(consumer, idempotency_key, inbox.bytes(result), result_type);
-COMMENT ON FUNCTION inbox.complete(text, text, text, text) IS 'The same with a result that is text; its UTF-8 bytes are stored.';
+COMMENT ON FUNCTION inbox.complete(text, text, text, text) IS 'The same for a text result; its UTF-8 bytes are stored.';
 
--- External effects (a payment provider, an e-mail): the database cannot roll them back, so their beginning is
--- committed before, and their outcome after. Whoever finds a beginning without an outcome is told so, and nothing is
--- repeated silently.
+-- External effects (a payment provider, an e-mail): the database cannot roll them back. So the caller commits the
+-- beginning before the effect, and the outcome after it. A caller that finds a beginning without an outcome gets
+-- `in_doubt`, so no effect is repeated silently.
 CREATE FUNCTION inbox.begin_effect(
     consumer        text,
     idempotency_key text,
@@ -277,7 +279,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION inbox.begin_effect(text, text, bytea) IS
-    'Begins an external effect; COMMIT before calling the provider, with the key as the provider''s idempotency key.';
+    'Begins an external effect. COMMIT before the call of the provider, and pass the key as the provider''s idempotency key.';
 
 CREATE FUNCTION inbox.record_effect(consumer text, idempotency_key text, result bytea, result_type text DEFAULT NULL)
     RETURNS void
@@ -298,13 +300,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION inbox.record_effect(text, text, bytea, text) IS
-    'Records the outcome of an external effect that was begun; also how a person settles one that is in doubt.';
+    'Records the outcome of a begun external effect. An operator also uses it to settle an effect that is in doubt.';
 
 CREATE FUNCTION inbox.record_effect(consumer text, idempotency_key text, result text, result_type text DEFAULT NULL)
     RETURNS void
     LANGUAGE sql
     RETURN inbox.record_effect(consumer, idempotency_key, inbox.bytes(result), result_type);
-COMMENT ON FUNCTION inbox.record_effect(text, text, text, text) IS 'The same with a result that is text; its UTF-8 bytes are stored.';
+COMMENT ON FUNCTION inbox.record_effect(text, text, text, text) IS 'The same for a text result; its UTF-8 bytes are stored.';
 
 CREATE FUNCTION inbox.abandon_effect(consumer text, idempotency_key text)
     RETURNS void
@@ -323,9 +325,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION inbox.abandon_effect(text, text) IS
-    'Forgets an external effect of which it is known that it did not happen: it may be begun again.';
+    'Deletes the record of an external effect that certainly did not happen, so that it may begin again.';
 
--- In a transaction of its own, after the handler's was rolled back.
+-- Call it in a separate transaction, after the rollback of the handler's transaction.
 CREATE FUNCTION inbox.fail(consumer text, idempotency_key text, error text) RETURNS integer
     LANGUAGE sql
     AS $$
@@ -336,7 +338,7 @@ CREATE FUNCTION inbox.fail(consumer text, idempotency_key text, error text) RETU
     RETURNING attempts
 $$;
 COMMENT ON FUNCTION inbox.fail(text, text, text) IS
-    'Counts a failed attempt and returns how many there were; call it after the handler''s transaction was rolled back.';
+    'Counts a failed attempt and returns the number of failures. Call it after the rollback of the handler''s transaction.';
 
 CREATE FUNCTION inbox.forgive(consumer text, idempotency_key text) RETURNS void
     LANGUAGE sql
@@ -345,9 +347,9 @@ CREATE FUNCTION inbox.forgive(consumer text, idempotency_key text) RETURNS void
     WHERE a.consumer OPERATOR(pg_catalog.=) forgive.consumer AND a.idempotency_key OPERATOR(pg_catalog.=) forgive.idempotency_key
 $$;
 COMMENT ON FUNCTION inbox.forgive(text, text) IS
-    'Forgets the failed attempts of an operation, in the transaction that applies it in the end.';
+    'Deletes the failed attempts of an operation, in the transaction that finally applies it.';
 
--- Behind a policy that hides rows, an error instead of an answer that leaves them out.
+-- Under a policy that hides rows, this raises an error instead of skipping the hidden rows.
 CREATE FUNCTION inbox.prune(consumer text, older_than interval, max_rows integer DEFAULT 1000) RETURNS integer
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -356,14 +358,15 @@ CREATE FUNCTION inbox.prune(consumer text, older_than interval, max_rows integer
 #variable_conflict use_column
 DECLARE
     deleted integer;
-    -- A constant to the index: a volatile function in its place would be compared with every row of the consumer.
+    -- A constant can bound the index scan. A volatile function in its place would be evaluated for every row of the
+    -- consumer.
     horizon CONSTANT timestamptz := clock_timestamp() - prune.older_than;
 BEGIN
     IF older_than < interval '0' OR max_rows < 1 THEN
         RAISE EXCEPTION 'inbox.prune: older_than must not be negative, max_rows must be positive';
     END IF;
-    -- What is in doubt is never forgotten, and what was settled late is as young as its record: its message may only
-    -- now be delivered again. Nothing is recorded before it is claimed, so claimed_at bounds the scan.
+    -- An operation in doubt is never deleted. The age of a late record counts from recorded_at, because its message may
+    -- be redelivered only now. recorded_at is never before claimed_at, so claimed_at bounds the scan.
     WITH old AS (
         SELECT m.consumer, m.idempotency_key FROM inbox.message m
         WHERE m.consumer = prune.consumer AND m.claimed_at < horizon
@@ -385,9 +388,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION inbox.prune(text, interval, integer) IS
-    'Forgets up to max_rows operations older than an age that must be longer than any redelivery takes; returns how many. Call it until it returns 0.';
+    'Deletes up to max_rows operations that are older than older_than, and returns their number. older_than must exceed the longest possible redelivery. Call it until it returns 0.';
 
--- A function, since a view cannot refuse to be filtered by a policy: "nothing is in doubt" would be its answer.
+-- A function, because a view cannot refuse a policy that filters its rows: it would show that nothing is in doubt.
 CREATE FUNCTION inbox.begun() RETURNS TABLE (consumer text, idempotency_key text, claimed_at timestamptz)
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp
@@ -395,12 +398,12 @@ CREATE FUNCTION inbox.begun() RETURNS TABLE (consumer text, idempotency_key text
     AS $$
     SELECT m.consumer, m.idempotency_key, m.claimed_at FROM inbox.message m WHERE m.state = 'begun'
 $$;
-COMMENT ON FUNCTION inbox.begun() IS 'What inbox.in_doubt shows.';
+COMMENT ON FUNCTION inbox.begun() IS 'The rows of inbox.in_doubt.';
 
 CREATE VIEW inbox.in_doubt AS
     SELECT consumer, idempotency_key, claimed_at AS begun_at, clock_timestamp() - claimed_at AS age
     FROM inbox.begun();
-COMMENT ON VIEW inbox.in_doubt IS 'External effects that were begun and never recorded: ask the provider, then record_effect or abandon_effect.';
+COMMENT ON VIEW inbox.in_doubt IS 'External effects that were begun and not recorded. Ask the provider, then call record_effect or abandon_effect.';
 
 CREATE FUNCTION inbox.measure(
     OUT in_doubt bigint, OUT oldest_in_doubt_age_seconds double precision, OUT failing bigint
@@ -414,14 +417,14 @@ CREATE FUNCTION inbox.measure(
                     - (SELECT min(claimed_at) FROM inbox.message WHERE state = 'begun')), 0)::double precision,
            (SELECT count(*) FROM (SELECT 1 FROM inbox.attempt LIMIT 10001) a)
 $$;
-COMMENT ON FUNCTION inbox.measure() IS 'What inbox.status shows.';
+COMMENT ON FUNCTION inbox.measure() IS 'The values of inbox.status.';
 REVOKE EXECUTE ON FUNCTION inbox.measure() FROM PUBLIC;
 
 CREATE VIEW inbox.status AS SELECT * FROM inbox.measure();
 COMMENT ON VIEW inbox.status IS 'State of the inbox in one row, for monitoring. Counts stop at 10,001.';
-COMMENT ON COLUMN inbox.status.in_doubt IS 'External effects begun and not recorded.';
-COMMENT ON COLUMN inbox.status.oldest_in_doubt_age_seconds IS 'Age of the oldest of them; 0 with none.';
-COMMENT ON COLUMN inbox.status.failing IS 'Operations that failed at least once and were not applied since.';
+COMMENT ON COLUMN inbox.status.in_doubt IS 'External effects that were begun and not recorded.';
+COMMENT ON COLUMN inbox.status.oldest_in_doubt_age_seconds IS 'Age of the oldest of these effects; 0 if there is none.';
+COMMENT ON COLUMN inbox.status.failing IS 'Operations that failed at least once and have not been applied since.';
 
 INSERT INTO inbox.migration (version, name) VALUES (1, 'inbox');
 

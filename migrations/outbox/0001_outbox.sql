@@ -1,19 +1,20 @@
 -- outboxd, schema version 1: the outbox.
 --
--- Plain SQL for any migration tool; it runs inside one transaction and needs CREATE on the database, or a schema of that
--- name of its own, and nothing else. Privileges for producers, relays and monitoring: deploy/postgres/roles.sql.
+-- Plain SQL for any migration tool. It runs inside one transaction. It needs CREATE on the database, or an empty schema
+-- of that name that it owns, and nothing else. Privileges for producers, relays and monitoring:
+-- deploy/postgres/roles.sql.
 
--- A name without its schema is looked for along search_path. Whoever may create in a schema of that path (on PostgreSQL 14
--- everybody may, in public) could plant a function or an operator there that fits better than PostgreSQL's own. So this
--- file looks in pg_catalog only; its last statement puts the caller's path back. What is looked up while a function
--- runs carries its schema in its body, or the function carries a path of its own.
--- Inside a transaction that is for the transaction only, as is the mark that tells so.
+-- PostgreSQL resolves a name without a schema along search_path. A role that may create in a schema of that path (on
+-- PostgreSQL 14 every role may, in public) could create a function or an operator there that matches better than
+-- PostgreSQL's own. So this file resolves names in pg_catalog only, and its last statement restores the caller's path.
+-- Function bodies carry the schema in each name that is resolved at run time, or the function sets its own path.
+-- Inside a transaction, the path and the setting outboxd.transaction last until the transaction ends.
 SELECT pg_catalog.set_config('outboxd.search_path', pg_catalog.current_setting('search_path'), false);
 SELECT pg_catalog.set_config('outboxd.transaction', 'yes', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp',
                              pg_catalog.current_setting('outboxd.transaction') OPERATOR(pg_catalog.=) 'yes');
 
--- A DBA may have made it for the role that runs this, which must own it.
+-- A DBA may have created the schema for the role that runs this file. The role must own the schema.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox') THEN
@@ -29,24 +30,24 @@ CREATE TABLE outbox.migration (
     checksum   text,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-COMMENT ON TABLE outbox.migration IS 'Which migrations ran here. A relay refuses a version that it does not know.';
-COMMENT ON COLUMN outbox.migration.version IS 'The number in front of the migration file''s name.';
-COMMENT ON COLUMN outbox.migration.name IS 'The migration file''s name without its number.';
-COMMENT ON COLUMN outbox.migration.checksum IS 'SHA-256 of the file, hexadecimal; NULL when another tool than outboxd ran it.';
-COMMENT ON COLUMN outbox.migration.applied_at IS 'When it ran.';
+COMMENT ON TABLE outbox.migration IS 'Migrations that ran here. A relay refuses a version that it does not know.';
+COMMENT ON COLUMN outbox.migration.version IS 'Number at the start of the migration file''s name.';
+COMMENT ON COLUMN outbox.migration.name IS 'Name of the migration file without its number.';
+COMMENT ON COLUMN outbox.migration.checksum IS 'SHA-256 of the file, hexadecimal; NULL if a tool other than outboxd ran it.';
+COMMENT ON COLUMN outbox.migration.applied_at IS 'Time of the migration.';
 
--- The key's hash names the key wherever its text would be too long for an index. Two keys with one hash
--- would merely wait for each other.
+-- The hash stands for the key where the key's text would be too long for an index. Two keys with the same hash only wait
+-- for each other.
 CREATE FUNCTION outbox.key_hash(aggregate_type text, aggregate_id text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN hashtextextended(aggregate_id, hashtextextended(aggregate_type, 0));
 COMMENT ON FUNCTION outbox.key_hash(text, text) IS
-    'Hash of a key (aggregate type and id); NULL without an aggregate id: such a message has no order to keep.';
+    'Hash of a key (aggregate type and id); NULL without an aggregate id, because such a message has no order.';
 
 CREATE TABLE outbox.message (
-    -- Stands before id: defaults are evaluated in column order, so the transaction has its id before it draws
-    -- a position, and every transaction that can still own a position at or below L began before any
-    -- transaction id that was assigned after L was drawn. outbox.lane.low_water rests on it.
+    -- tx comes before id: defaults are evaluated in column order, so a transaction has its id before it draws a
+    -- position. If a transaction id was assigned after position L was drawn, then every transaction that can still own
+    -- a position at or below L has an older id. outbox.lane.low_water depends on this.
     tx             xid8        NOT NULL DEFAULT pg_current_xact_id(),
     id             bigint      GENERATED ALWAYS AS IDENTITY (CACHE 1),
     message_id     uuid        NOT NULL DEFAULT gen_random_uuid(),
@@ -67,8 +68,8 @@ CREATE TABLE outbox.message (
               ELSE hashtextextended(aggregate_id, hashtextextended(aggregate_type, 0))
          END & 63)::smallint
     ) STORED,
-    -- Counted once, while the value is in memory: to measure json that is stored compressed, a reader would have to
-    -- decompress it, and 60 small rows of 200 MB each would stop every claim that meets them.
+    -- Computed once, while the value is in memory. To measure json that is stored compressed, a reader must decompress
+    -- it: 60 small rows of 200 MB each would stop every claim that reads them.
     body_size      integer     NOT NULL GENERATED ALWAYS AS (
         coalesce(octet_length(binary_payload), octet_length(payload::text), 0)
     ) STORED,
@@ -77,36 +78,36 @@ CREATE TABLE outbox.message (
     PRIMARY KEY (lane, id),
     CONSTRAINT message_has_one_payload CHECK (num_nonnulls(payload, binary_payload) = 1)
 ) WITH (
-    -- Room on the page for a second version of every row, which is longer by sent_at: the mark is then a heap-only
-    -- update (sent_at is in no index), whatever snapshot keeps the first versions from being cleaned away.
+    -- Leaves room on the page for a second version of every row, which is longer by sent_at. The mark is then a
+    -- heap-only update (sent_at is in no index), even while a snapshot keeps the first versions from being vacuumed.
     fillfactor = 45,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_vacuum_insert_scale_factor = 0.05
 );
 COMMENT ON TABLE outbox.message IS
-    'One row per event, inserted in the transaction of the business change that it reports.';
-COMMENT ON COLUMN outbox.message.tx IS 'Transaction that wrote what is published of the row. Left to its default.';
-COMMENT ON COLUMN outbox.message.id IS 'Position: the order within a key. Left to its default.';
+    'One row for each event, inserted in the transaction of the business change that it reports.';
+COMMENT ON COLUMN outbox.message.tx IS 'Transaction that last wrote the published columns. Do not set it.';
+COMMENT ON COLUMN outbox.message.id IS 'Position: the order within a key. Do not set it.';
 COMMENT ON COLUMN outbox.message.message_id IS
-    'Identity of the event for ever, the AMQP message_id. Random, so that a restored database never reuses one.';
-COMMENT ON COLUMN outbox.message.aggregate_type IS 'Kind of thing the event is about, for example order.';
+    'Permanent identity of the event: the AMQP message_id. Random, so that a restored database never reuses one.';
+COMMENT ON COLUMN outbox.message.aggregate_type IS 'Type of the entity that the event is about, for example order.';
 COMMENT ON COLUMN outbox.message.aggregate_id IS
-    'Which one. With aggregate_type it is the key: messages of one key keep their order. NULL: no order.';
-COMMENT ON COLUMN outbox.message.event_type IS 'What happened, for example created; the AMQP type.';
-COMMENT ON COLUMN outbox.message.payload IS 'JSON body; its text reaches the broker byte for byte. Exactly one of the two payloads.';
-COMMENT ON COLUMN outbox.message.binary_payload IS 'Any other body; set content_type with it.';
+    'Id of that entity. With aggregate_type it is the key: messages of one key keep their order. NULL: no order.';
+COMMENT ON COLUMN outbox.message.event_type IS 'Type of the event, for example created; the AMQP type.';
+COMMENT ON COLUMN outbox.message.payload IS 'JSON body; its text reaches the broker byte for byte. Set exactly one of payload and binary_payload.';
+COMMENT ON COLUMN outbox.message.binary_payload IS 'Body in any other format; set content_type with it.';
 COMMENT ON COLUMN outbox.message.content_type IS 'Media type of the body.';
 COMMENT ON COLUMN outbox.message.headers IS
     'JSON object, nested at most four levels: AMQP headers, W3C traceparent and tracestate, correlation_id.';
 COMMENT ON COLUMN outbox.message.exchange IS 'Overrides the configured exchange.';
 COMMENT ON COLUMN outbox.message.routing_key IS 'Overrides the configured routing key.';
 COMMENT ON COLUMN outbox.message.available_at IS
-    'Not published before this time. A scheduled message leaves its key''s order until then.';
-COMMENT ON COLUMN outbox.message.created_at IS 'When the row was written, by the database''s clock; lag is measured from here.';
-COMMENT ON COLUMN outbox.message.lane IS 'Hash slot of the key (of message_id when there is no aggregate_id), 0 to 63.';
-COMMENT ON COLUMN outbox.message.body_size IS 'Bytes of the body.';
-COMMENT ON COLUMN outbox.message.headers_size IS 'Bytes of the headers'' JSON text.';
-COMMENT ON COLUMN outbox.message.sent_at IS 'When a relay recorded the broker''s confirm. Written by relays only.';
+    'Earliest time of the publish. A scheduled message is outside of its key''s order until then.';
+COMMENT ON COLUMN outbox.message.created_at IS 'Time of the insert, by the database''s clock; the lag starts here.';
+COMMENT ON COLUMN outbox.message.lane IS 'Hash slot of the key, or of message_id without an aggregate_id: 0 to 63.';
+COMMENT ON COLUMN outbox.message.body_size IS 'Size of the body in bytes.';
+COMMENT ON COLUMN outbox.message.headers_size IS 'Size of the headers'' JSON text in bytes.';
+COMMENT ON COLUMN outbox.message.sent_at IS 'Time at which a relay recorded the broker''s confirm. Only relays write it.';
 
 CREATE TABLE outbox.lane (
     lane         smallint PRIMARY KEY CHECK (lane BETWEEN 0 AND 63),
@@ -115,13 +116,13 @@ CREATE TABLE outbox.lane (
     candidate_tx xid8
 ) WITH (fillfactor = 20);
 COMMENT ON TABLE outbox.lane IS
-    'One row a lane. A relay works a lane while it holds this row''s lock; no other lock protects the lane''s messages.';
-COMMENT ON COLUMN outbox.lane.lane IS 'The lane.';
+    'One row for each lane. A relay works on a lane while it holds this row''s lock; no other lock protects the lane''s messages.';
+COMMENT ON COLUMN outbox.lane.lane IS 'Number of the lane.';
 COMMENT ON COLUMN outbox.lane.low_water IS
-    'No message at or below this position is pending, and none can appear there any more.';
-COMMENT ON COLUMN outbox.lane.candidate IS 'Position up to which low_water may follow what is settled, once candidate_tx allows it.';
+    'No message at or below this position is pending, and none can appear there.';
+COMMENT ON COLUMN outbox.lane.candidate IS 'Position up to which low_water may follow the settled messages, once candidate_tx allows it.';
 COMMENT ON COLUMN outbox.lane.candidate_tx IS
-    'Transaction id assigned after candidate was drawn. When every older transaction has ended, nothing can appear at or below candidate.';
+    'Transaction id assigned after candidate was drawn. Once every older transaction has ended, no message can appear at or below candidate.';
 
 INSERT INTO outbox.lane (lane) SELECT generate_series(0, 63);
 
@@ -143,31 +144,31 @@ CREATE TABLE outbox.waiting (
     PRIMARY KEY (lane, id)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
 COMMENT ON TABLE outbox.waiting IS
-    'Messages that are not to be published right now: waiting for a retry, for available_at, or behind an earlier one of their key.';
-COMMENT ON COLUMN outbox.waiting.lane IS 'With id, the message.';
-COMMENT ON COLUMN outbox.waiting.id IS 'With lane, the message.';
-COMMENT ON COLUMN outbox.waiting.message_id IS 'The message''s identity.';
-COMMENT ON COLUMN outbox.waiting.key_hash IS 'outbox.key_hash of the message''s key; NULL without one.';
+    'Messages that must not be published now: they wait for a retry, for available_at, for their destination, or behind an earlier message of their key.';
+COMMENT ON COLUMN outbox.waiting.lane IS 'Lane of the message.';
+COMMENT ON COLUMN outbox.waiting.id IS 'Position of the message.';
+COMMENT ON COLUMN outbox.waiting.message_id IS 'Identity of the message.';
+COMMENT ON COLUMN outbox.waiting.key_hash IS 'outbox.key_hash of the message''s key; NULL without a key.';
 COMMENT ON COLUMN outbox.waiting.cause IS
-    'retry: an attempt failed. scheduled: available_at. behind: an earlier message of its key waits. held: everything to its destination fails. probe: chosen to try that destination. redrive, replay: asked for. stranded: found below the mark by the audit.';
-COMMENT ON COLUMN outbox.waiting.replay IS 'Sent once already. Never holds its key back.';
-COMMENT ON COLUMN outbox.waiting.due_at IS 'When it is tried next; NULL while it stands behind another message, or is held.';
-COMMENT ON COLUMN outbox.waiting.due_since IS 'Since when it should have been sent (created_at or available_at); lag counts from here.';
+    'retry: an attempt failed. scheduled: available_at is in the future. behind: an earlier message of the key waits. held: every message to the destination fails. probe: chosen to test that destination. redrive, replay: requested by an operator. stranded: found below the mark by the audit.';
+COMMENT ON COLUMN outbox.waiting.replay IS 'The message was sent before. A replay does not block its key.';
+COMMENT ON COLUMN outbox.waiting.due_at IS 'Time of the next attempt; NULL while the message is behind another one, or held.';
+COMMENT ON COLUMN outbox.waiting.due_since IS 'Time at which the message became due (created_at or available_at); the lag starts here.';
 COMMENT ON COLUMN outbox.waiting.attempts IS 'Failed attempts that count against the limit.';
 COMMENT ON COLUMN outbox.waiting.reason IS 'Reason code of the last failure.';
 COMMENT ON COLUMN outbox.waiting.last_error IS 'Text of the last failure.';
 COMMENT ON COLUMN outbox.waiting.destination IS
-    'Number of the exchange and routing key for which it is, or was, held; see crates/core/src/circuit.rs.';
+    'Hash of the exchange and routing key for which the message is, or was, held; see crates/core/src/circuit.rs.';
 COMMENT ON COLUMN outbox.waiting.failed_probes IS
-    'Probes of the destination that had failed when it was held: later ones count as its attempts.';
+    'Failed probes of the destination at the time when the message was held. Later failed probes count as attempts of the message.';
 CREATE INDEX waiting_held ON outbox.waiting (destination, id) WHERE cause = 'held' AND due_at IS NULL;
-COMMENT ON INDEX outbox.waiting_held IS 'What is held for a destination.';
+COMMENT ON INDEX outbox.waiting_held IS 'Held messages of a destination.';
 CREATE INDEX waiting_due ON outbox.waiting (lane, due_at) WHERE due_at IS NOT NULL;
-COMMENT ON INDEX outbox.waiting_due IS 'What is due in a lane.';
--- A scheduled message and a replay do not hold their key back.
+COMMENT ON INDEX outbox.waiting_due IS 'Due messages of a lane.';
+-- A scheduled message and a replay do not block their key.
 CREATE INDEX waiting_key ON outbox.waiting (lane, key_hash, id)
     WHERE key_hash IS NOT NULL AND NOT replay AND cause <> 'scheduled';
-COMMENT ON INDEX outbox.waiting_key IS 'Which messages of a key hold the later ones back.';
+COMMENT ON INDEX outbox.waiting_key IS 'Waiting messages of a key that block later ones.';
 CREATE INDEX waiting_due_since ON outbox.waiting (due_since) WHERE NOT replay;
 COMMENT ON INDEX outbox.waiting_due_since IS 'The oldest waiting message, for the lag.';
 
@@ -182,17 +183,17 @@ CREATE TABLE outbox.dead (
     died_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (lane, id)
 );
-COMMENT ON TABLE outbox.dead IS 'Messages given up, with the reason, until they are redriven or discarded.';
-COMMENT ON COLUMN outbox.dead.lane IS 'With id, the message.';
-COMMENT ON COLUMN outbox.dead.id IS 'With lane, the message.';
-COMMENT ON COLUMN outbox.dead.message_id IS 'The message''s identity.';
+COMMENT ON TABLE outbox.dead IS 'Dead messages with their reason, until they are redriven or discarded.';
+COMMENT ON COLUMN outbox.dead.lane IS 'Lane of the message.';
+COMMENT ON COLUMN outbox.dead.id IS 'Position of the message.';
+COMMENT ON COLUMN outbox.dead.message_id IS 'Identity of the message.';
 COMMENT ON COLUMN outbox.dead.reason IS 'Stable reason code.';
-COMMENT ON COLUMN outbox.dead.attempts IS 'Attempts made, the last one included.';
-COMMENT ON COLUMN outbox.dead.last_error IS 'What the broker or the relay said last.';
-COMMENT ON COLUMN outbox.dead.replay IS 'The attempt that failed was a replay: the message had been sent before.';
-COMMENT ON COLUMN outbox.dead.died_at IS 'When it was given up.';
+COMMENT ON COLUMN outbox.dead.attempts IS 'Number of attempts, including the last one.';
+COMMENT ON COLUMN outbox.dead.last_error IS 'Text of the last failure, from the broker or the relay.';
+COMMENT ON COLUMN outbox.dead.replay IS 'The failed message was a replay: it was sent before.';
+COMMENT ON COLUMN outbox.dead.died_at IS 'Time at which the message became dead.';
 CREATE INDEX dead_died_at ON outbox.dead (died_at, lane, id);
-COMMENT ON INDEX outbox.dead_died_at IS 'The oldest first, page by page.';
+COMMENT ON INDEX outbox.dead_died_at IS 'Dead messages by age, page by page.';
 
 CREATE TABLE outbox.operation (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -206,16 +207,16 @@ CREATE TABLE outbox.operation (
     message_ids uuid[]     NOT NULL DEFAULT '{}',
     CONSTRAINT operation_lists_what_it_affected CHECK (cardinality(message_ids) <= least(affected, 1000))
 );
-COMMENT ON TABLE outbox.operation IS 'What operators changed by hand: who, when, why, and which messages.';
+COMMENT ON TABLE outbox.operation IS 'Manual changes by operators: who, when, why, and which messages.';
 COMMENT ON COLUMN outbox.operation.id IS 'Order of the operations.';
-COMMENT ON COLUMN outbox.operation.at IS 'When.';
-COMMENT ON COLUMN outbox.operation.by_role IS 'Database role that did it.';
+COMMENT ON COLUMN outbox.operation.at IS 'Time of the operation.';
+COMMENT ON COLUMN outbox.operation.by_role IS 'Database role that ran the operation.';
 COMMENT ON COLUMN outbox.operation.by_whom IS 'Person or system, as given to the command.';
-COMMENT ON COLUMN outbox.operation.action IS 'What was done.';
+COMMENT ON COLUMN outbox.operation.action IS 'Type of the operation.';
 COMMENT ON COLUMN outbox.operation.why IS 'Reason, as given to the command.';
-COMMENT ON COLUMN outbox.operation.selection IS 'The filters that chose the messages.';
-COMMENT ON COLUMN outbox.operation.affected IS 'How many messages.';
-COMMENT ON COLUMN outbox.operation.message_ids IS 'Which ones; at most 1,000 are listed.';
+COMMENT ON COLUMN outbox.operation.selection IS 'Filters that selected the messages.';
+COMMENT ON COLUMN outbox.operation.affected IS 'Number of affected messages.';
+COMMENT ON COLUMN outbox.operation.message_ids IS 'Ids of the affected messages, at most 1,000.';
 
 CREATE TABLE outbox.relay (
     instance   text        PRIMARY KEY,
@@ -229,21 +230,20 @@ CREATE TABLE outbox.relay (
     stranded   bigint      NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE outbox.relay IS
-    'Relays that work here; for people to read. One decision rests on it: which of them goes on auditing.';
-COMMENT ON COLUMN outbox.relay.instance IS 'Name of the process, new at each start.';
-COMMENT ON COLUMN outbox.relay.host IS 'Host it runs on.';
+    'Running relays, for people to read. One decision uses this table: which relay continues the audit.';
+COMMENT ON COLUMN outbox.relay.instance IS 'Name of the process; a new one at each start.';
+COMMENT ON COLUMN outbox.relay.host IS 'Host of the process.';
 COMMENT ON COLUMN outbox.relay.version IS 'Version of outboxd.';
-COMMENT ON COLUMN outbox.relay.workers IS 'Its workers.';
-COMMENT ON COLUMN outbox.relay.state IS 'What it said of itself: starting, publishing, blocked, broker_down, stopping.';
-COMMENT ON COLUMN outbox.relay.started_at IS 'When it started.';
-COMMENT ON COLUMN outbox.relay.seen_at IS 'When it last said so; every few seconds while it lives.';
-COMMENT ON COLUMN outbox.relay.audited_at IS 'When its last audit of the whole of outbox.message ended; NULL before the first.';
-COMMENT ON COLUMN outbox.relay.stranded IS 'Unsent messages below the mark that it knows of and has not filed yet.';
+COMMENT ON COLUMN outbox.relay.workers IS 'Number of its workers.';
+COMMENT ON COLUMN outbox.relay.state IS 'State that the relay last reported: starting, publishing, blocked, broker_down, stopping.';
+COMMENT ON COLUMN outbox.relay.started_at IS 'Time of the start.';
+COMMENT ON COLUMN outbox.relay.seen_at IS 'Time of the last report; a running relay reports every ten seconds.';
+COMMENT ON COLUMN outbox.relay.audited_at IS 'End of its last complete audit of outbox.message; NULL before the first.';
+COMMENT ON COLUMN outbox.relay.stranded IS 'Unsent messages below the mark that it has found and not yet filed.';
 
--- NOTIFY takes a lock on the whole database cluster at commit, so a busy producer must not pay for it. A relay
--- that goes to sleep holds this advisory lock exclusively; only then is there anybody to wake.
--- While a relay is awake the shared lock is granted and kept until the transaction ends, which keeps the
--- relay from falling asleep between this insert and its commit.
+-- NOTIFY takes a lock on the whole database cluster at commit, so an insert calls it only if a relay sleeps. A sleeping
+-- relay holds this advisory lock exclusively. While a relay is awake, the shared lock is granted and kept until the
+-- transaction ends. So the relay cannot fall asleep between this insert and its commit.
 CREATE FUNCTION outbox.wake() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -254,13 +254,14 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox.wake() IS 'Wakes a sleeping relay at commit; costs nothing while one is awake.';
+COMMENT ON FUNCTION outbox.wake() IS 'Wakes a sleeping relay at commit; nearly free while a relay is awake.';
 
 CREATE TRIGGER wake AFTER INSERT ON outbox.message FOR EACH STATEMENT EXECUTE FUNCTION outbox.wake();
 
--- TRUNCATE leaves marks behind that would hide what is written next: with RESTART IDENTITY its positions begin below
--- them. The marks are taken back, and what was filed of the rows goes with them, in the same transaction. A relay that
--- holds a lane holds outbox.message, too (ROW EXCLUSIVE), so none holds one that is waited for here.
+-- After TRUNCATE the old marks would hide new rows: with RESTART IDENTITY, positions start below the marks. So the
+-- marks are reset, and the rows' entries in waiting and dead are deleted, in the same transaction. This cannot deadlock
+-- with a relay: a relay that holds a lane also holds ROW EXCLUSIVE on outbox.message, so no lane is locked while
+-- TRUNCATE holds that table.
 CREATE FUNCTION outbox.truncated() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -272,14 +273,14 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox.truncated() IS 'Takes back all marks and forgets what was filed, when outbox.message is truncated.';
+COMMENT ON FUNCTION outbox.truncated() IS 'Resets all marks and deletes the filed entries when outbox.message is truncated.';
 REVOKE EXECUTE ON FUNCTION outbox.truncated() FROM PUBLIC;
 
 CREATE TRIGGER truncated AFTER TRUNCATE ON outbox.message FOR EACH STATEMENT EXECUTE FUNCTION outbox.truncated();
 
--- A key that is corrected in place gives the row another lane. What is filed of it follows: a dead message stays dead
--- until it is redriven, and one that waits does not wait under a key, or for a destination, that is not its own. A mark
--- (sent_at) is none of these columns and calls nothing.
+-- A correction of a row's key can change its lane. The entries in waiting and dead follow: a dead message stays dead
+-- until it is redriven, and a waiting message must not wait under its old key or for its old destination. The mark
+-- (sent_at) is not one of the trigger's columns.
 CREATE FUNCTION outbox.moved() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -288,8 +289,8 @@ BEGIN
     UPDATE outbox.waiting w
     SET lane = NEW.lane, id = NEW.id, message_id = NEW.message_id,
         key_hash = outbox.key_hash(NEW.aggregate_type, NEW.aggregate_id),
-        -- What it waited for, an attempt, a destination or a message of its former key, is no more. Whether another one of
-        -- its new key has it wait is asked when it is read.
+        -- The reason for the wait (an attempt, a destination, an earlier message of the old key) no longer applies. The
+        -- next read decides whether a message of the new key blocks this one.
         cause = CASE WHEN w.cause IN ('held', 'probe') THEN 'retry' ELSE w.cause END,
         destination = NULL, failed_probes = NULL,
         due_at = CASE WHEN w.cause IN ('scheduled', 'replay') THEN w.due_at ELSE clock_timestamp() END
@@ -300,7 +301,7 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox.moved() IS 'Lets what is filed of a message follow it, when its key, its id or its route is corrected in place.';
+COMMENT ON FUNCTION outbox.moved() IS 'Moves a message''s entries in waiting and dead when its key, its id or its route is corrected in place.';
 REVOKE EXECUTE ON FUNCTION outbox.moved() FROM PUBLIC;
 
 CREATE TRIGGER moved AFTER UPDATE OF id, message_id, aggregate_type, aggregate_id, event_type, exchange, routing_key
@@ -311,9 +312,10 @@ CREATE TRIGGER moved AFTER UPDATE OF id, message_id, aggregate_type, aggregate_i
           OR OLD.routing_key IS DISTINCT FROM NEW.routing_key)
     EXECUTE FUNCTION outbox.moved();
 
--- A relay publishes what it has read, and locks no row for it. A message that is corrected meanwhile must not be marked as
--- sent, or the correction would never be. A mark cannot compare contents; it compares tx with what the claim could see.
--- AFTER: with a BEFORE trigger PostgreSQL would lock each row before its mark, at a cost.
+-- A relay does not lock the rows that it publishes. If a message is corrected after the relay has read it, the relay
+-- must not mark it as sent: the correction would never be published. The settle cannot compare contents, so it compares
+-- tx with the tx that the claim read.
+-- AFTER: with a BEFORE trigger PostgreSQL would lock each row before its mark, which costs time.
 CREATE FUNCTION outbox.corrected() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -324,7 +326,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.corrected() IS
-    'Notes which transaction corrected an unsent message: what a relay had read before is not marked as sent.';
+    'Records the transaction that corrected an unsent message, so that a relay that read the old version does not mark it as sent.';
 REVOKE EXECUTE ON FUNCTION outbox.corrected() FROM PUBLIC;
 
 CREATE TRIGGER corrected AFTER UPDATE OF message_id, aggregate_type, aggregate_id, event_type, payload, binary_payload,
@@ -354,7 +356,7 @@ CREATE FUNCTION outbox.enqueue(
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    -- Drawn here, because a producer may insert and not read: RETURNING would need SELECT.
+    -- Drawn here, because RETURNING needs SELECT, and a producer may have only INSERT.
     new_id pg_catalog.uuid := coalesce(enqueue.message_id, pg_catalog.gen_random_uuid());
 BEGIN
     INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload, headers,
@@ -394,27 +396,27 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.enqueue_binary(text, text, text, bytea, text, json, uuid, text, text, timestamptz) IS
-    'outbox.enqueue for a body that is not JSON.';
+    'Same as outbox.enqueue, for a body that is not JSON.';
 
--- Cheap at any backlog: a few index probes a lane, and counts that stop at 10,000. Past that the pending
--- count is derived from the distance between positions (keys spread evenly over the 64 lanes).
+-- Cheap at any backlog: a few index probes for each lane, and counts that stop at 10,000. Above that, the pending count
+-- is estimated from the distance between positions (keys spread evenly over the 64 lanes).
 --
--- A function, so that the plan is pinned: compiling it (jit) or sorting a whole lane (bitmap) costs more
--- than the answer. It reads what a monitoring role may not, hence SECURITY DEFINER.
+-- A function can pin the plan: compiling the query (jit) or sorting a whole lane (bitmap) costs more than the answer.
+-- It reads tables that a monitoring role may not read, hence SECURITY DEFINER.
 CREATE FUNCTION outbox.measure(
     OUT pending bigint, OUT due bigint, OUT waiting bigint, OUT dead bigint,
     OUT oldest_due_age_seconds double precision, OUT pending_is_capped boolean
 )
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
-    -- A policy that is forced on the owner would make it say that nothing is pending.
+    -- Without this setting, a policy that is forced on the owner would hide the rows, and the counts would be 0.
     SET row_security = off
     SET jit = off
     SET enable_bitmapscan = off
     AS $$
     WITH lane AS MATERIALIZED (
-        -- With nothing filed above the mark, no message needs a look into the exceptions.
-        -- A lane that somebody has deleted counts from its beginning, as it will be relayed.
+        -- If nothing is filed above the mark, no message needs a check against waiting and dead. A deleted lane counts
+        -- from its beginning, because a relay also reads it from there.
         SELECT l.lane, l.low_water,
                EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = l.lane AND w.id > l.low_water) AS some_waiting,
                EXISTS (SELECT FROM outbox.dead d WHERE d.lane = l.lane AND d.id > l.low_water) AS some_dead
@@ -472,7 +474,7 @@ CREATE FUNCTION outbox.measure(
            CASE WHEN hot.n > 10000 THEN greatest(hot.n, spread.n) ELSE hot.n END + wait.n - wait.future AS due,
            wait.n AS waiting,
            gone.n AS dead,
-           -- created_at may be "infinity", which has no age yet, and "-infinity", which counts from 1970.
+           -- created_at may be "infinity", which has no age yet, or "-infinity", whose age counts from 1970.
            coalesce(greatest(extract(epoch FROM clock_timestamp() - CASE
                WHEN isfinite(least(spread.oldest, wait.oldest)) THEN least(spread.oldest, wait.oldest)
                WHEN least(spread.oldest, wait.oldest) < 'epoch' THEN 'epoch'
@@ -480,37 +482,38 @@ CREATE FUNCTION outbox.measure(
            hot.n > 10000 OR wait.n > 10000 OR gone.n > 10000 AS pending_is_capped
     FROM hot, spread, wait, gone
 $$;
-COMMENT ON FUNCTION outbox.measure() IS 'What outbox.status shows.';
+COMMENT ON FUNCTION outbox.measure() IS 'The values of outbox.status.';
 REVOKE EXECUTE ON FUNCTION outbox.measure() FROM PUBLIC;
 
 CREATE VIEW outbox.status AS SELECT * FROM outbox.measure();
 COMMENT ON VIEW outbox.status IS
-    'State of the outbox in one row, for people and for monitoring when no relay is alive. Counts are exact up to 10,000.';
-COMMENT ON COLUMN outbox.status.pending IS 'Committed, and neither sent nor dead; derived above 10,000.';
-COMMENT ON COLUMN outbox.status.due IS 'Those of them that should have been sent by now.';
-COMMENT ON COLUMN outbox.status.waiting IS 'Waiting for a retry, for available_at or behind an earlier message; at most 10,001.';
-COMMENT ON COLUMN outbox.status.dead IS 'Given up; at most 10,001.';
-COMMENT ON COLUMN outbox.status.oldest_due_age_seconds IS 'The lag: age of the oldest message that is due and not sent; 0 with none.';
-COMMENT ON COLUMN outbox.status.pending_is_capped IS 'A count above passed 10,000 and is derived or cut there.';
+    'State of the outbox in one row, for people, and for monitoring while no relay runs. Counts are exact up to 10,000.';
+COMMENT ON COLUMN outbox.status.pending IS 'Committed messages, neither sent nor dead; estimated above 10,000.';
+COMMENT ON COLUMN outbox.status.due IS 'Pending messages that should have been sent by now.';
+COMMENT ON COLUMN outbox.status.waiting IS 'Messages that wait for a retry, for available_at, for their destination, or behind an earlier message; at most 10,001.';
+COMMENT ON COLUMN outbox.status.dead IS 'Dead messages; at most 10,001.';
+COMMENT ON COLUMN outbox.status.oldest_due_age_seconds IS 'The lag: age of the oldest message that is due and not sent; 0 if there is none.';
+COMMENT ON COLUMN outbox.status.pending_is_capped IS 'One of these counts exceeded 10,000 and is estimated or capped.';
 
--- Debezium's column names, for producers that come from its outbox event router or may go there.
+-- Debezium's column names, for producers that come from Debezium's outbox event router or may move to it.
 CREATE VIEW outbox.debezium AS
     SELECT message_id AS id, aggregate_type AS aggregatetype, aggregate_id AS aggregateid, event_type AS type, payload
     FROM outbox.message;
 COMMENT ON VIEW outbox.debezium IS
-    'outbox.message under the column names of Debezium''s outbox event router; takes INSERTs, and a DELETE keeps the event.';
+    'outbox.message under the column names of Debezium''s outbox event router. It accepts INSERT; a DELETE does not delete the event.';
 
--- Debezium's producers write an event and delete it in the same transaction: the log has it. Here the row is the event.
+-- Debezium's producers insert an event and delete it in the same transaction, because Debezium reads the log. Here the
+-- row itself must stay.
 CREATE FUNCTION outbox.kept() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
     AS $$
 BEGIN
-    -- Counted as deleted: an ORM checks that.
+    -- The row counts as deleted, because ORMs check the number of deleted rows.
     RETURN OLD;
 END
 $$;
-COMMENT ON FUNCTION outbox.kept() IS 'Answers a DELETE from outbox.debezium, and deletes nothing.';
+COMMENT ON FUNCTION outbox.kept() IS 'Accepts a DELETE from outbox.debezium and deletes nothing.';
 
 CREATE TRIGGER kept INSTEAD OF DELETE ON outbox.debezium FOR EACH ROW EXECUTE FUNCTION outbox.kept();
 

@@ -1,10 +1,10 @@
-//! A connection to RabbitMQ that is bounded in time, watched, and can be dropped hard.
+//! A connection to RabbitMQ: bounded in time, watched, and closed at once when dropped.
 //!
-//! lapin's own connect has no handshake timeout, and an attempt that is given up leaves its I/O thread waiting on
-//! the socket. So the socket is opened here, a second handle on it is kept, and `Link`'s drop shuts it down: the
-//! thread then ends at once, whatever state the protocol is in.
+//! lapin's own connect has no handshake timeout, and the I/O thread of an abandoned attempt keeps waiting on the
+//! socket. So this module opens the socket and keeps a second handle on it. The drop of `Link` shuts the socket down,
+//! and the thread then ends at once in any state of the protocol.
 //!
-//! Every byte of the broker passes a guard before lapin parses it: one that nests its properties must not end the process.
+//! Every byte from the broker passes a guard before lapin parses it: deeply nested properties must not end the process.
 
 use std::{
     net::{Shutdown, TcpStream},
@@ -32,7 +32,8 @@ use crate::config::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkState {
     Open,
-    /// By an alarm of the broker (memory, disk); it reads nothing from us until it is over.
+    /// An alarm of the broker (memory, disk) blocks publishers; the broker reads nothing from the relay until the alarm
+    /// ends.
     Blocked(String),
     Closed(String),
 }
@@ -45,14 +46,14 @@ pub struct Link {
     watcher: AbortHandle,
 }
 
-/// A second handle on the connection's socket. Shuts it down when dropped.
+/// A second handle on the connection's socket. The drop of `Link`, or of a failed attempt, shuts the socket down.
 #[derive(Clone, Default)]
 struct Socket(Arc<Mutex<Option<TcpStream>>>);
 
 impl Socket {
     fn shutdown(&self) {
         if let Some(socket) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // Already closed by the other side: nothing to shut down.
+            // An error means that the other side has already closed the socket.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
@@ -68,7 +69,7 @@ impl Drop for ShutdownOnDrop {
     }
 }
 
-/// SASL EXTERNAL: the client certificate says who we are.
+/// SASL EXTERNAL: the client certificate identifies the relay.
 /// <https://www.rabbitmq.com/docs/access-control#mechanisms>
 struct External;
 impl AuthProvider for External {}
@@ -95,7 +96,7 @@ impl Link {
             let (socket, failure) = (socket.clone(), failure.clone());
             let (endpoint, timeout) = (endpoint.clone(), broker.connect_timeout);
             let silence = broker.heartbeat * 2;
-            // Boxed: it is large, and rare.
+            // Boxed, because the future is large and rarely created.
             Box::pin(Connection::connector(
                 amqp_uri(&endpoint, broker.heartbeat),
                 amqp_guard::runtime(),
@@ -141,7 +142,7 @@ impl Link {
                 let next = match event {
                     Event::ConnectionBlocked(reason) => LinkState::Blocked(reason),
                     Event::ConnectionUnblocked => LinkState::Open,
-                    // A channel's error arrives here as well; only the connection's ends the link.
+                    // A channel's error arrives here as well, but only a connection's error ends the link.
                     Event::Error(error) if ends_connection(&error) => {
                         LinkState::Closed(error.to_string())
                     }
@@ -184,12 +185,12 @@ impl Link {
         self.state.clone()
     }
 
-    /// Largest frame that the broker takes, in bytes.
+    /// Negotiated frame size in bytes.
     pub fn frame_max(&self) -> u32 {
         self.connection.configuration().frame_max()
     }
 
-    /// Says goodbye, within a bound. What was published and confirmed is safe either way.
+    /// Closes the connection within a bound. Confirmed messages are safe either way.
     pub async fn close(self, within: Duration) {
         let _ = tokio::time::timeout(within, self.connection.close(200, "bye".into())).await;
     }
@@ -218,7 +219,7 @@ async fn open(
             Host::Name(name) => name.clone(),
             Host::Ip(ip) => ip.to_string(),
         };
-        // Resolved at every connect: a re-pointed name is followed.
+        // Resolve the name at every connect, so that a changed address takes effect.
         let runtime = amqp_guard::tokio();
         let addresses: Vec<_> = tokio::net::lookup_host((host.as_str(), endpoint.port))
             .await?
@@ -262,7 +263,8 @@ fn keep_handle(
             .with_interval(Duration::from_secs(5))
             .with_retries(3);
         socket2::SockRef::from(&handle).set_tcp_keepalive(&keepalive)?;
-        // With data on the way there are no keepalives; it is sent again for a quarter of an hour.
+        // While sent data is unacknowledged, TCP sends no keepalives and retransmits for about 15 minutes. This timeout
+        // ends the connection earlier.
         socket2::SockRef::from(&handle).set_tcp_user_timeout(Some(silence))?;
         *socket.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
     }
@@ -291,8 +293,8 @@ fn amqp_uri(endpoint: &BrokerEndpoint, heartbeat: Duration) -> AMQPUri {
         vhost: endpoint.vhost.clone(),
         query: AMQPQueryString {
             heartbeat: Some(u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX)),
-            // lapin allocates 64 frames at once, by what the broker names if we name nothing: of one without a limit,
-            // 2^32 - 1 bytes each.
+            // lapin allocates 64 frames at once. If the relay offers no limit, the broker's limit decides; without a
+            // limit on either side a frame has 2^32 - 1 bytes.
             frame_max: Some(amqp_guard::FRAME_MAX),
             ..AMQPQueryString::default()
         },

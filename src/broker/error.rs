@@ -1,4 +1,4 @@
-//! What can go wrong with RabbitMQ, and what to do about it.
+//! Errors of RabbitMQ, and their remedies.
 
 use std::time::Duration;
 
@@ -36,11 +36,11 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
-    /// Waiting does not help: a person must change the configuration, the broker's or its permissions.
+    /// A retry cannot succeed: a person must change the configuration of the relay or the broker, or the permissions.
     pub fn needs_a_person(&self) -> bool {
         match self {
             Self::Config(_) | Self::Tls(_) => true,
-            // Refused, not found, other than declared, no such virtual host.
+            // 403: access refused; 404: not found; 406: declared with other properties; 530: no such virtual host.
             Self::Amqp { source, .. } => closed_by_broker(source)
                 .is_some_and(|closed| matches!(closed.code, 403 | 404 | 406 | 530)),
             Self::Timeout { .. }
@@ -66,10 +66,10 @@ pub(super) fn closed_by_broker(error: &lapin::Error) -> Option<Closed> {
 fn remedy(error: &lapin::Error) -> &'static str {
     match closed_by_broker(error).map(|closed| closed.code) {
         Some(403) => {
-            ". Check the user and the password in broker.url, and its permissions in the virtual host"
+            ". Check the user and the password in broker.url, and the user's permissions in the virtual host"
         }
         Some(530) => {
-            ". Check that the virtual host in broker.url exists and that the user may enter it"
+            ". Check that the virtual host in broker.url exists and that the user has access to it"
         }
         _ => "",
     }

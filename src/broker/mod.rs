@@ -1,4 +1,4 @@
-//! RabbitMQ. Nothing here knows PostgreSQL.
+//! The RabbitMQ side of the relay. It does not know PostgreSQL.
 
 mod connect;
 mod error;

@@ -1,28 +1,29 @@
-//! Publish: a wave in, each of its messages out with its answer.
+//! Publish: takes a wave, and returns each of its messages with its answer.
 //!
-//! **Pairs.** A message is never separated from its answer: here a wave is a list of both, and what is in flight carries
-//! its message. Lists of their own, one of messages and one of answers, could be shifted against each other; then a message
-//! would be marked as sent that never left.
+//! **Pairs.** A message and its answer are never separated. A wave is one list of pairs, and each publish in flight
+//! carries its message. With separate lists, a missing entry would shift the answers, and a message that was never
+//! published would be marked as sent.
 //!
-//! **The barrier.** lapin hands a `basic.return` to whichever confirm completes next, so with several publishes in
-//! flight an unroutable message can come back as a clean ack. The broker sends a message's return before its ack
-//! (<https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>), so once *every* confirm of a wave is in,
-//! every return is too. Only then is anything decided: delivered = acked − returned, matched by message id. A wave
-//! that is not answered in full answers nothing.
+//! **The barrier.** lapin attaches a `basic.return` to the confirm that completes next. With several publishes in
+//! flight, an unroutable message can therefore look like a clean ack. The broker sends a message's return before its
+//! ack (<https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>), so once *every* confirm of a wave has
+//! arrived, every return has arrived too. Only then are answers decided: delivered = acked − returned, matched by
+//! message id, exchange and routing key. An incomplete wave yields no answers.
 //!
-//! **One channel, one task.** Delivery tags are counted on both sides; publishes of two tasks on one channel would
-//! be counted in different orders. Each publish of a wave is polled once, in order, before any is awaited.
+//! **One channel, one task.** Both sides count delivery tags. Two tasks that publish on one channel could be counted in
+//! different orders. Each publish of a wave is polled once, in order, before any of them is awaited.
 //!
-//! **Culprits.** A missing exchange, a refused write or an impossible message closes the channel and takes with it the
-//! answers of all that was published on it. So what may be refused goes alone, on a channel of its own, up to sixteen at
-//! a time; what is known to be taken goes together ([`Destinations`]). If the channel of those closes all the same,
-//! they are published again, and what the broker named goes alone: each message pays for itself.
+//! **Culprits.** A missing exchange, a refused write or an impossible message closes the channel, and the answers of
+//! all other messages on it are lost. So each message that may be refused goes alone on its own channel, up to sixteen
+//! at a time. Messages whose destination has taken a message go together ([`Destinations`]). If their channel closes
+//! anyway, they are published again, and the messages that the broker's text names go alone. So each message bears only
+//! its own refusal.
 //!
-//! **Twins.** A return names a message by its id, exchange and routing key. Two messages of a wave with all three in
-//! common go one after the other.
+//! **Twins.** A return names a message by its id, exchange and routing key. Two messages of a wave that share all three
+//! are published one after the other.
 //!
-//! **Failures.** After a timeout, a lost or a blocked connection, a publish may still be delivered. The answer is
-//! `Unknown`, the link is not used again, and the messages stay pending: duplicates, at most a batch.
+//! **Failures.** After a timeout, or on a lost or blocked connection, a publish may still be delivered. The answer is
+//! then `Unknown`, the link is not used again, and the messages stay pending: at most one batch of duplicates.
 
 use std::{collections::HashMap, pin::Pin, time::Duration};
 
@@ -51,50 +52,50 @@ pub struct Publisher {
     channel: Channel,
     state: watch::Receiver<LinkState>,
     confirm_timeout: Duration,
-    /// For what goes alone, beside `channel`. Opened as they are needed.
+    /// Channels for messages that go alone, besides `channel`. They are opened on demand.
     more: Vec<Channel>,
     known: Destinations,
-    /// One message at a time: the connection before this one was closed by what was published on it.
+    /// Publish one message at a time: an earlier publish closed the previous connection.
     cautious: bool,
-    /// When this channel was first answered with a nack.
+    /// Time of the first nack on this channel.
     nacked: Option<Instant>,
 }
 
-/// So many messages go alone at a time, each on a channel of its own.
+/// Maximum number of messages that go alone at the same time, each on its own channel.
 const WIDTH: usize = 16;
 
 const OPEN_MORE: &str = "open another channel";
 
-/// A channel that still nacks after this long is replaced.
+/// A channel is replaced if it nacks this long after its first nack.
 const REFUSED: Duration = Duration::from_secs(10);
 
 /// A wave's messages, each with its answer.
 pub struct Published<T> {
     pub answered: Vec<(T, Answer)>,
-    /// The link is not to be used again.
+    /// `Some`: the link must not be used again.
     pub lost: Option<BrokerError>,
 }
 
-/// A message on its way: a place in the wave, and what is there.
+/// A message in flight: its index in the wave, and its envelope.
 #[derive(Clone, Copy)]
 struct Placed<'a> {
     place: usize,
     envelope: &'a Envelope,
 }
 
-/// Why a wave, or one message, has no answer.
+/// The reason why a wave or a message has no answer.
 enum Unanswered {
-    /// The broker closed the channel, and only that.
+    /// The broker closed only the channel.
     Channel(Closed),
     Lost(BrokerError),
 }
 
-/// How long a broker may stay blocked with a wave in flight before the claim is given up. No claim is held open
-/// through an alarm.
+/// Maximum time for which the broker may stay blocked during a wave; then the claim is given up. No claim stays open
+/// during an alarm.
 const BLOCKED_GRACE: Duration = Duration::from_secs(1);
 
 impl Publisher {
-    /// Connects and opens a channel. Whether the broker takes publishes, [`Publisher::probe`] shows. `cautious`:
+    /// Connects and opens a channel. Only [`Publisher::probe`] shows whether the broker accepts publishes. `cautious`:
     /// one message at a time, until [`Publisher::trust`].
     pub async fn connect(
         broker: &Broker,
@@ -117,14 +118,14 @@ impl Publisher {
         })
     }
 
-    /// A whole claim was answered, one message at a time: what closed the connection before this one does not come back.
+    /// A whole claim was answered, one message at a time, so the cause of the previous connection's end is gone.
     pub fn trust(&mut self) {
         self.cautious = false;
     }
 
-    /// Publishes something that no queue can take, and waits for the broker to hand it back: during an alarm a new
-    /// connection learns of it only by publishing. Whatever the broker answers, it reads what we publish. While an
-    /// alarm is on, this waits for its end, and tells `report` of it.
+    /// Publishes a message that no queue can take, and waits for its return. During an alarm a new connection is told
+    /// of the alarm only when it publishes. Any answer shows that the broker reads publishes. During an alarm this
+    /// waits for its end, and calls `report` with each state.
     pub async fn probe(&mut self, report: impl Fn(&LinkState)) -> Result<(), BrokerError> {
         let action = "first publish";
         let channel = self.link.confirm_channel(self.confirm_timeout).await?;
@@ -154,7 +155,7 @@ impl Publisher {
             report(&now);
             let patience = match &now {
                 LinkState::Open => self.confirm_timeout,
-                // The alarm may last for hours; a connection that died meanwhile shows by its heartbeat.
+                // The alarm may last for hours. The heartbeat detects a connection that dies meanwhile.
                 LinkState::Blocked(_) => Duration::from_secs(3600),
                 LinkState::Closed(why) => {
                     return Err(BrokerError::Closed(why.clone()));
@@ -162,13 +163,13 @@ impl Publisher {
             };
             tokio::select! {
                 biased;
-                // 1. The answer ends the wait, also when it is a refusal: the broker reads.
+                // 1. Any answer ends the wait, even a refusal: the broker reads publishes.
                 answer = &mut answered => return match answer {
                     Ok(_) => Ok(()),
                     Err(error) if closed_by_broker(&error).is_some_and(|c| !c.connection) => Ok(()),
                     Err(source) => Err(BrokerError::Amqp { action, source }),
                 },
-                // 2. Blocked, unblocked or closed: look again.
+                // 2. The state changed: check it again.
                 changed = state.changed() => if changed.is_err() {
                     return Err(BrokerError::Closed("its watcher ended".to_owned()));
                 },
@@ -179,12 +180,13 @@ impl Publisher {
         }
     }
 
-    /// Declares exchanges that may not be there yet.
+    /// Declares the exchanges that do not exist yet.
     pub async fn declare(&self, exchanges: &[String]) -> Result<(), BrokerError> {
         topology::declare(&self.link, exchanges, self.confirm_timeout).await
     }
 
-    /// Exchanges that are not there, or that this user may not publish to. Publishes nothing that a queue could take.
+    /// Returns an error for each exchange that does not exist, or to which this user may not publish. It publishes no
+    /// message that a queue could take.
     pub async fn verify(&self, exchanges: &[String], declares: bool) -> Vec<BrokerError> {
         topology::verify(&self.link, exchanges, declares, self.confirm_timeout).await
     }
@@ -201,9 +203,9 @@ impl Publisher {
         self.link.close(within).await;
     }
 
-    /// Publishes a wave and awaits every answer, until `deadline` at most: the claim's transaction must not outlive
-    /// the server's patience with it. Those with one key are published in their order; one that is not delivered holds
-    /// the others back no further than that. What was not reached by the deadline is `Unknown`, and nothing is lost.
+    /// Publishes a wave and awaits every answer until `deadline`, because the claim's transaction must not exceed the
+    /// server's idle limit. Messages with one key are published in order; a failed one does not block the later ones
+    /// here. A message that was not published before the deadline is `Unknown` and stays pending.
     pub async fn publish<T: AsRef<Envelope>>(
         &mut self,
         wave: Vec<T>,
@@ -226,16 +228,16 @@ impl Publisher {
         }
     }
 
-    /// A full queue nacks, and will take messages again on any channel. But a channel that was opened while the leader
-    /// of a quorum queue was away can go on asking the node that is gone, and nack for ever (seen with
-    /// RabbitMQ 3.10): a new channel asks anew. Every message of this one has its answer.
+    /// A full queue nacks, and accepts messages again on the same channel. But a channel that was opened while the
+    /// leader of a quorum queue was away can keep asking the lost node, and nack forever (seen with RabbitMQ 3.10). A
+    /// new channel finds the new leader. Every message on the old channel has its answer.
     async fn nacked(&mut self) -> Result<(), BrokerError> {
         if self.nacked.get_or_insert_with(Instant::now).elapsed() < REFUSED {
             return Ok(());
         }
         tracing::warn!("the broker still nacks; going on with a new channel");
         let close = self.channel.close(200, "nacked".into());
-        // The connection goes on, whatever becomes of the old channel.
+        // The old channel's close may fail or time out; the connection stays in use.
         let _ = tokio::time::timeout(Duration::from_secs(1), close).await;
         self.channel = self.link.confirm_channel(self.confirm_timeout).await?;
         self.more.clear();
@@ -252,7 +254,7 @@ impl Publisher {
         let mut closings = 0;
         let mut singly = self.cautious;
         let width = if self.cautious { 1 } else { WIDTH };
-        // What is left then stays pending. A step that the deadline cuts off would cost the connection.
+        // Remaining messages stay pending. A step that the deadline interrupts would cost the connection.
         let last = deadline.checked_sub(self.confirm_timeout);
         let mut steps = 0;
         while steps == 0 || last.is_some_and(|last| Instant::now() < last) {
@@ -262,7 +264,7 @@ impl Publisher {
                 break;
             }
             let together = placed(wave, &together);
-            // A cautious link knows only what it has published since: that goes alone, too.
+            // A cautious link trusts only destinations that it has proven itself; all others go alone.
             match self.pipelined(&self.channel, &together, deadline).await {
                 Ok(found) => {
                     for (place, answer) in found {
@@ -280,7 +282,8 @@ impl Publisher {
                     self.channel = self.link.confirm_channel(self.confirm_timeout).await?;
                     closings += 1;
                     let envelopes: Vec<&Envelope> = together.iter().map(|p| p.envelope).collect();
-                    // Once more than what the broker says explains: then it is not believed.
+                    // A second close contradicts the broker's explanation of the first one, so then each message goes
+                    // alone.
                     singly = !self.known.closed(&envelopes, &closed) || closings > 1;
                     continue;
                 }
@@ -290,7 +293,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Each message on a channel of its own: whatever happens to the channel is this message's doing.
+    /// Publishes each message on its own channel: if a channel closes, its message is the cause.
     async fn singly<T: AsRef<Envelope>>(
         &mut self,
         wave: &mut [Awaiting<T>],
@@ -301,7 +304,7 @@ impl Publisher {
         if chosen.is_empty() {
             return Ok(());
         }
-        // This wave's own channel waits for nothing now.
+        // No publish on the wave's own channel is in flight now, so the channel can be used here.
         let mut channels = vec![self.channel.clone()];
         let missing = (chosen.len() - 1).saturating_sub(self.more.len());
         let opening = (0..missing).map(|_| self.link.confirm_channel(self.confirm_timeout));
@@ -349,7 +352,7 @@ impl Publisher {
                     closed
                 }
                 Err(Unanswered::Lost(BrokerError::Amqp { action, source })) => {
-                    // Published alone by a relay that knows one of these messages kills connections: this is the one.
+                    // A cautious relay publishes one message at a time, so this message closed the connection.
                     match closed_by_broker(&source) {
                         Some(closed) if self.cautious && is_offence(&closed) => closed,
                         _ => {
@@ -390,11 +393,11 @@ impl Publisher {
         let answered = answers(channel, wave);
         tokio::select! {
             biased;
-            // 1. A complete wave counts, whatever happened to the connection after it.
+            // 1. A complete wave counts, even if the connection failed after it.
             answers = answered => answers,
-            // 2. No claim is held open through an alarm.
+            // 2. No claim stays open during an alarm.
             why = blocked(&mut state) => Err(Unanswered::Lost(BrokerError::Blocked(why))),
-            // 3. Confirms may never come: a queue deleted in flight, a network that lost them.
+            // 3. Confirms may never arrive: the queue was deleted, or the network lost them.
             () = tokio::time::sleep_until(deadline.min(Instant::now() + self.confirm_timeout)) => Err(Unanswered::Lost(BrokerError::Timeout {
                 action: "await confirms",
                 after: self.confirm_timeout,
@@ -403,10 +406,10 @@ impl Publisher {
     }
 }
 
-/// A close that was provoked by what we sent, as opposed to an operator or a shutdown.
+/// Whether the relay's own publishes caused the close, as opposed to an operator or a shutdown.
 pub fn provoked(error: &BrokerError) -> bool {
     match error {
-        // Of a user who may have few channels: a cautious link has one.
+        // The user may open only a few channels; a cautious link needs one.
         BrokerError::Amqp {
             action: OPEN_MORE, ..
         } => true,
@@ -417,7 +420,7 @@ pub fn provoked(error: &BrokerError) -> bool {
     }
 }
 
-/// Frame, syntax, command and similar errors. 320 (forced), 402 and 530 are not about one message.
+/// Frame, syntax, command and similar errors. 320 (forced), 402 and 530 do not concern one message.
 /// <https://www.rabbitmq.com/amqp-0-9-1-reference#constants>
 fn is_offence(closed: &Closed) -> bool {
     closed.connection && matches!(closed.code, 501..=506 | 540 | 541)
@@ -432,7 +435,7 @@ async fn blocked(state: &mut watch::Receiver<LinkState>) -> String {
         match why {
             None => {
                 if state.changed().await.is_err() {
-                    // The link's end shows in the confirms themselves.
+                    // The confirms report the end of the link.
                     std::future::pending::<()>().await;
                 }
             }
@@ -456,14 +459,14 @@ fn placed<'a, T: AsRef<Envelope>>(wave: &'a [Awaiting<T>], places: &[usize]) -> 
     places.iter().map(at).collect()
 }
 
-/// A publish that was polled once, and its confirm if that was enough.
+/// A publish that was polled once, and its confirm if that poll returned one.
 struct InFlight<'a, F> {
     message: Placed<'a>,
     publish: Pin<Box<F>>,
     confirm: Option<PublisherConfirm>,
 }
 
-/// The answer of each place.
+/// The answer of each message.
 async fn answers(
     channel: &Channel,
     wave: &[Placed<'_>],
@@ -503,7 +506,8 @@ async fn answers(
         let (ack, message) = match confirm.await.map_err(unanswered)? {
             Confirmation::Ack(message) => (true, message),
             Confirmation::Nack(message) => (false, message),
-            // Not in confirm mode: nothing is known. The channel is always opened in it.
+            // Unreachable, because the channel is always in confirm mode. Without a confirm the message counts as
+            // nacked.
             Confirmation::NotRequested => (false, None),
         };
         confirmed.push((one.message, ack));

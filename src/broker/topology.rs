@@ -1,4 +1,4 @@
-//! Exchanges: declared when `broker.declare` is on (demo, development), else only looked at by `outboxd check`.
+//! Exchanges: declared if `broker.declare` is on (demo, development), and verified by `outboxd check`.
 
 use std::time::Duration;
 
@@ -24,13 +24,13 @@ pub async fn declare(
     each(link, exchanges, options, "declare an exchange", within).await
 }
 
-/// What stands in the way of publishing to each of these, in the broker's words. With `declares`, an exchange that is not
-/// there yet is none of it.
+/// Finds the obstacles to publishing to each exchange, in the broker's words. With `declares`, a missing exchange is no
+/// obstacle.
 ///
-/// *Write* is asked for by unbinding the exchange from another one, which does not exist. The broker wants *write* on the
-/// one that is unbound, as for a publish, and looks at that before it looks at the other
-/// (<https://www.rabbitmq.com/docs/access-control#authorisation>). Nothing changes, and nothing is sent. Topic permissions
-/// are asked for by no method but a publish: they are not looked at.
+/// To check the *write* permission, this unbinds the exchange from another one that does not exist. The broker requires
+/// *write* on the unbound exchange, as for a publish, and checks that permission before it looks at the other exchange
+/// (<https://www.rabbitmq.com/docs/access-control#authorisation>). Nothing changes, and nothing is sent. Only a publish
+/// checks topic permissions, so they are not verified here.
 pub async fn verify(
     link: &Link,
     exchanges: &[String],
@@ -48,7 +48,7 @@ pub async fn verify(
         match verified {
             Ok(()) => {}
             Err(error @ (BrokerError::Timeout { .. } | BrokerError::Closed(_))) => {
-                // Nobody answers any more: the others would only wait as long.
+                // The broker does not answer, so the other checks would only time out as well.
                 faults.push(error);
                 break;
             }
@@ -64,7 +64,7 @@ async fn verify_one(
     declares: bool,
     within: Duration,
 ) -> Result<(), BrokerError> {
-    // A refusal closes the channel, so each exchange has its own.
+    // A refusal closes the channel, so each exchange gets its own.
     let channel = link.confirm_channel(within).await?;
     let passive = ExchangeDeclareOptions {
         passive: true,
@@ -85,7 +85,7 @@ async fn verify_one(
         looked => looked?,
     }
     if declares && !name.as_str().starts_with("amq.") {
-        // It is there: declaring it again changes nothing, and tells whether a relay could.
+        // The exchange exists: a second declare changes nothing, and shows whether a relay could declare it.
         declare(link, &[name.to_string()], within).await?;
     }
     let nobody = nobodys_key();
@@ -96,8 +96,9 @@ async fn verify_one(
         ExchangeUnbindOptions::default(),
         FieldTable::default(),
     );
-    match bounded("ask for write permission on an exchange", within, unbind).await {
-        // What it complains of is the other one: that it does not exist, or that this user may not *read* it.
+    match bounded("check the write permission on an exchange", within, unbind).await {
+        // The complaint is about the other exchange: it does not exist, or this user may not *read* it. So *write* is
+        // granted.
         Err(BrokerError::Amqp { source, .. })
             if closed_by_broker(&source)
                 .is_some_and(|closed| closed.text.contains(nobody.as_str())) =>
@@ -108,7 +109,8 @@ async fn verify_one(
     }
 }
 
-/// The default exchange is bound to every queue under its name, and to nothing else.
+/// The default exchange routes a message to the queue that its routing key names. No queue has this name, so no queue
+/// takes the message.
 async fn may_publish_by_default(link: &Link, within: Duration) -> Result<(), BrokerError> {
     let channel = link.confirm_channel(within).await?;
     let publish = async {
@@ -124,7 +126,7 @@ async fn may_publish_by_default(link: &Link, within: Duration) -> Result<(), Bro
         confirm.await.map(drop)
     };
     bounded(
-        "ask for write permission on the default exchange",
+        "check the write permission on the default exchange",
         within,
         publish,
     )

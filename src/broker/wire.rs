@@ -1,4 +1,4 @@
-//! An envelope in the terms of lapin.
+//! Converts an envelope to lapin's types.
 
 use lapin::{
     BasicProperties,
@@ -6,19 +6,19 @@ use lapin::{
 };
 use outbox_core::{envelope::Envelope, header::HeaderValue};
 
-/// To a requester that waits on `amq.rabbitmq.reply-to`, which is no queue: before 4.2 RabbitMQ delivers such a message
-/// and hands it back as well, if it is mandatory. Delivered at most once, whether somebody still waits or not.
+/// The message goes to a requester that waits on `amq.rabbitmq.reply-to`, which is not a queue. Before 4.2 RabbitMQ
+/// delivers such a message and also returns it if it is mandatory. Delivery is at most once in either case.
 /// <https://www.rabbitmq.com/docs/direct-reply-to>
 pub(super) fn is_direct_reply(envelope: &Envelope) -> bool {
     envelope.exchange.is_empty() && envelope.routing_key.starts_with("amq.rabbitmq.reply-to.")
 }
 
-/// The envelope holds no text above 255 bytes where AMQP takes a short string; its builder refused them.
+/// The builder of the envelope has refused every text above 255 bytes that becomes a short string.
 pub(super) fn short(text: &str) -> ShortString {
     ShortString::try_new(text).unwrap_or_default()
 }
 
-/// An envelope's properties, as they go onto the wire.
+/// The message properties of an envelope.
 pub fn properties(envelope: &Envelope) -> BasicProperties {
     /// <https://www.rabbitmq.com/docs/publishers#message-properties>
     const PERSISTENT: u8 = 2;

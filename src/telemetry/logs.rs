@@ -1,4 +1,4 @@
-//! Logs: one line an event, for people on a terminal, JSON elsewhere.
+//! Logs: one line for each event, in a readable form on a terminal, as JSON elsewhere.
 
 use std::io::IsTerminal;
 
@@ -8,12 +8,12 @@ use tracing_subscriber::{
 
 use crate::config::{Log, LogError, LogFormat, log_filter};
 
-/// Changes what is logged while the program runs.
+/// Changes the log level while the program runs.
 pub struct Level(reload::Handle<EnvFilter, Registry>);
 
 impl Level {
     pub fn set(&self, level: &str) -> Result<(), LogError> {
-        // It fails only when the subscriber is gone, and nothing is logged any more.
+        // The reload fails only without a subscriber, and then nothing is logged.
         let _ = self.0.reload(log_filter(level)?);
         Ok(())
     }
@@ -28,7 +28,7 @@ pub fn start(log: &Log) -> Result<Level, LogError> {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
     };
     let registry = tracing_subscriber::registry().with(filter);
-    // A subscriber that is there already belongs to a test.
+    // An existing subscriber belongs to a test.
     let _ = if json {
         registry
             .with(
@@ -53,13 +53,13 @@ pub fn start(log: &Log) -> Result<Level, LogError> {
     Ok(Level(level))
 }
 
-/// Lets the last lines out before the process ends; a blocked standard error costs a second, not the exit.
+/// Writes the last lines before the process ends. A blocked standard error delays the exit by one second at most.
 pub fn flush() {
     sink::flush(std::time::Duration::from_secs(1));
 }
 
-/// Standard error behind a bounded queue and a thread of its own: when nobody reads it, or the disk under it is full,
-/// lines are dropped and counted, and the relay keeps flowing.
+/// Standard error behind a bounded queue and its own thread. If nothing reads standard error, or its disk is full,
+/// lines are dropped and counted, and the relay continues.
 mod sink {
     use std::{
         io::{self, Write},
@@ -76,7 +76,7 @@ mod sink {
     use crate::telemetry::metrics;
 
     const LINES: usize = 4096;
-    /// Another process may have made the same terminal or pipe non-blocking.
+    /// Retry interval: another process may have made the same terminal or pipe non-blocking.
     const AGAIN: Duration = Duration::from_millis(20);
 
     static LOST: AtomicU64 = AtomicU64::new(0);
@@ -126,7 +126,7 @@ mod sink {
             .as_ref()
     }
 
-    /// First how many are missing, so that a gap shows where it is.
+    /// Writes the number of dropped lines first, so that the log shows the place of the gap.
     fn write(out: &mut Lines<impl Write>, line: &[u8]) {
         let lost = LOST.swap(0, Ordering::Relaxed);
         if lost > 0 {
@@ -147,7 +147,7 @@ mod sink {
         metrics::log_line_dropped();
     }
 
-    /// Whole lines: after one that was cut off by a full disk, the next one begins on a line of its own.
+    /// Writes whole lines: after a line that a full disk truncated, the next one starts on a new line.
     pub(super) struct Lines<W> {
         out: W,
         torn: bool,
@@ -219,7 +219,7 @@ mod tests {
 
     use super::sink::Lines;
 
-    /// Has room for so many bytes.
+    /// A disk with room for this number of bytes.
     struct Disk {
         room: usize,
         holds: Vec<u8>,

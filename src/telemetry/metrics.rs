@@ -1,5 +1,5 @@
-//! Every metric: its name, its meaning, its buckets. No label ever holds a key or an id; the label `source` is
-//! there only when one daemon relays several databases.
+//! Every metric: its name, its meaning, its buckets. No label holds a key or an id. The label `source` exists only if
+//! one daemon relays several databases.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -35,21 +35,21 @@ pub const AUDITED: &str = "outbox_audit_last_completed_timestamp_seconds";
 pub const SCHEMA_OK: &str = "outbox_schema_ok";
 pub const LANES_RESTORED: &str = "outbox_lanes_restored_total";
 
-/// From a round trip on one machine to the confirm timeout.
+/// From a round trip on one machine up to the confirm timeout.
 const STAGE_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
 ];
-/// From an idle wake-up to an outage of an hour.
+/// From an idle wake-up up to an outage of an hour.
 const LATENCY_BUCKETS: [f64; 16] = [
     0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 900.0,
     3600.0,
 ];
 const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0];
 
-/// Installs the recorder for the process. The handle renders the text that Prometheus scrapes.
+/// Installs the recorder of the process. The handle renders the text for Prometheus.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let exact = |name: &str| Matcher::Full(name.to_owned());
-    // Without buckets the exporter would write summaries, which cannot be added up over relays.
+    // Without buckets the exporter writes summaries, and summaries of several relays cannot be added.
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(exact(DELIVERY_LATENCY), &LATENCY_BUCKETS)?
         .set_buckets_for_metric(exact(CLAIM), &STAGE_BUCKETS)?
@@ -85,9 +85,9 @@ pub fn describe() {
     describe_counter!(DEAD_LETTERED, "Messages given up, by reason.");
     describe_histogram!(
         DELIVERY_LATENCY,
-        "From the row's created_at to the last confirm of its claim, by the database's clock."
+        "Time from the row's created_at to the last confirm of its claim, by the database's clock."
     );
-    describe_histogram!(CLAIM, "Time to hold lanes and read their messages.");
+    describe_histogram!(CLAIM, "Time to lock lanes and read their messages.");
     describe_histogram!(
         CONFIRM,
         "Time from the first publish of a batch to its last confirm."
@@ -97,13 +97,13 @@ pub fn describe() {
     describe_gauge!(DEPENDENCY_UP, "1 while the dependency answers, else 0.");
     describe_gauge!(
         BROKER_BLOCKED,
-        "1 while the broker blocks publishers by an alarm."
+        "1 while an alarm of the broker blocks publishers, else 0."
     );
     describe_gauge!(
         LAST_PUBLISH,
-        "When the broker last confirmed a message, in seconds since the epoch."
+        "Time of the broker's last confirm, in seconds since the epoch."
     );
-    describe_gauge!(BUILD_INFO, "1, with the version as label.");
+    describe_gauge!(BUILD_INFO, "Always 1; the label is the version.");
     describe_counter!(
         WORKER_RESTARTS,
         "Workers that ended unexpectedly and were started again."
@@ -111,7 +111,7 @@ pub fn describe() {
     describe_counter!(PRUNED, "Sent messages deleted by retention.");
     describe_gauge!(
         FAILING_DESTINATIONS,
-        "Destinations (exchange and routing key) to which everything fails: their messages are held."
+        "Destinations (exchange and routing key) where every message fails; their messages are held."
     );
     describe_gauge!(
         CAN_MARK,
@@ -119,27 +119,27 @@ pub fn describe() {
     );
     describe_counter!(
         LOG_LINES_DROPPED,
-        "Log lines that standard error did not take: nobody reads it, or its disk is full."
+        "Log lines that were dropped, because nothing reads standard error or its disk is full."
     );
     describe_counter!(
         STRANDED_TOTAL,
-        "Unsent messages that the audit found where no relay looks, and filed to be sent."
+        "Stranded messages that the audit found and filed to be sent."
     );
     describe_gauge!(
         STRANDED,
-        "Stranded messages that are known and not yet filed: their lanes are held."
+        "Stranded messages that are known and not yet filed, because their lanes are locked."
     );
     describe_gauge!(
         AUDITED,
-        "When this relay's last audit of all messages ended, in seconds since the epoch."
+        "End of this relay's last audit of all messages, in seconds since the epoch."
     );
     describe_gauge!(
         SCHEMA_OK,
-        "1 while schema and privileges are as the start wants them, else 0."
+        "1 while schema and privileges pass the checks of the start, else 0."
     );
     describe_counter!(
         LANES_RESTORED,
-        "Rows of outbox.lane that were missing and were put back."
+        "Missing rows of outbox.lane that were restored."
     );
 }
 
@@ -154,7 +154,7 @@ fn labels(source: &str, more: &[(&'static str, &'static str)]) -> Vec<Label> {
     labels
 }
 
-/// So that a counter exists, and can be alerted on, before it first counts.
+/// Creates the counters before their first increment, so that alerts can use them.
 pub fn start_at_zero(source: &str) {
     counter!(PUBLISHED, labels(source, &[])).increment(0);
     counter!(WORKER_RESTARTS, labels(source, &[])).increment(0);
@@ -200,7 +200,7 @@ pub fn outbox(source: &str, pending: i64, lag_seconds: f64, dead: i64) {
     gauge!(DEAD, labels(source, &[])).set(dead as f64);
 }
 
-/// The outbox could not be measured: no value is better than an old one. An alert on absence covers NaN.
+/// The outbox could not be measured. NaN is better than an old value.
 pub fn outbox_unknown(source: &str) {
     for name in [PENDING, LAG, DEAD] {
         gauge!(name, labels(source, &[])).set(f64::NAN);
@@ -216,7 +216,7 @@ pub fn confirmed(source: &str, took: Duration) {
     histogram!(CONFIRM, labels(source, &[])).record(took.as_secs_f64());
 }
 
-/// Messages that were confirmed, with the time from creation to confirm of each.
+/// Confirmed messages, with the time from creation to confirm of each.
 pub fn published(source: &str, latencies_s: &[f64]) {
     if latencies_s.is_empty() {
         return;
@@ -261,12 +261,12 @@ pub fn pruned(source: &str, rows: u64) {
     counter!(PRUNED, labels(source, &[])).increment(rows);
 }
 
-/// Of the process: no source has its own log.
+/// The log belongs to the process, so this counter has no label `source`.
 pub fn log_line_dropped() {
     counter!(LOG_LINES_DROPPED).increment(1);
 }
 
-/// So many were filed just now, and so many are known and not filed.
+/// `filed`: messages filed just now; `known`: messages known and not yet filed.
 pub fn stranded(source: &str, filed: u64, known: usize) {
     counter!(STRANDED_TOTAL, labels(source, &[])).increment(filed);
     gauge!(STRANDED, labels(source, &[])).set(known as f64);

@@ -1,4 +1,4 @@
-//! Logs, the names of the metrics, and what the relay tells of its work by both.
+//! Logs, the names of the metrics, and the reports of a worker to both.
 
 pub mod logs;
 pub mod metrics;

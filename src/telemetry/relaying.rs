@@ -1,4 +1,4 @@
-//! What a worker tells of its work: log lines, and metrics that say the same in numbers.
+//! Reports of a worker's events, as log lines and as metrics.
 
 use std::{collections::BTreeMap, fmt::Display, time::Duration};
 
@@ -35,7 +35,7 @@ pub fn nothing_published(source: &str, worker: usize, failures: u32, why: &str) 
 }
 
 pub fn unreadable_claim(source: &str, error: &dyn Display) {
-    tracing::warn!(source, error = %error, "a claim cannot be read; reading one message at a time to find the one to blame");
+    tracing::warn!(source, error = %error, "a claim cannot be read; reading one message at a time to find the unreadable one");
 }
 
 pub fn unreadable_message(source: &str, position: Position, error: &dyn Display) {
@@ -46,12 +46,12 @@ pub fn unreadable_message(source: &str, position: Position, error: &dyn Display)
     );
 }
 
-/// A message was refused before it was published.
+/// A message was refused before its publish.
 pub fn not_published(source: &str, reason: Reason) {
     metrics::publish_failed(source, reason.as_str(), 1);
 }
 
-/// A wave's answers. `unanswered`: why some messages have none.
+/// The answers of a wave. `unanswered`: the reason why some messages have none.
 pub fn answered<'a>(
     source: &str,
     answers: impl Iterator<Item = &'a Answer>,
@@ -65,7 +65,7 @@ pub fn answered<'a>(
     }
 }
 
-/// One line for all destinations of a wave: an exchange that is gone must not write a line for each routing key.
+/// One line for all destinations of a wave: a missing exchange must not write a line for each routing key.
 pub fn destinations(source: &str, changes: &Changes) {
     if let Some((
         Name {
@@ -95,21 +95,22 @@ pub fn destinations(source: &str, changes: &Changes) {
             exchange = %exchange.escape_debug(),
             routing_key = %routing_key.escape_debug(),
             destinations = changes.closed.len(),
-            "the destination takes messages again: those held for it are released"
+            "the destination takes messages again: its held messages are released"
         );
     }
     metrics::failing_destinations(source, changes.failing);
 }
 
-/// After the commit, so that nothing is counted that was rolled back. `confirmed_after`: from the claim's clock to its last
-/// confirm.
+/// Called after the commit, so that nothing rolled back is counted. `confirmed_after`: time from the claim's clock to
+/// its last confirm.
 pub fn settled(source: &str, claim: &Claim, confirmed_after: Duration) {
     let confirmed_us = claim
         .snapshot
         .now_us
         .saturating_add(i64::try_from(confirmed_after.as_micros()).unwrap_or(i64::MAX));
     let mut latencies = Vec::new();
-    // One line for all that failed alike: a lost binding must not write a line for each message of a backlog.
+    // One line for all failures with the same reason: a lost binding must not write a line for each message of a
+    // backlog.
     let mut alike: BTreeMap<Reason, usize> = BTreeMap::new();
     for item in &claim.items {
         if let Outcome::Retry { reason, .. } = item.outcome() {
@@ -132,7 +133,7 @@ pub fn settled(source: &str, claim: &Claim, confirmed_after: Duration) {
                 error,
             } => {
                 metrics::retried(source, reason.as_str());
-                // Of the others, `outbox.waiting` holds the same.
+                // `outbox.waiting` holds the details of the other messages.
                 if let Some(messages) = alike.remove(reason) {
                     tracing::warn!(
                         source, message_id = %id, position, reason = reason.as_str(), attempts,

@@ -1,4 +1,4 @@
-//! `cargo xtask check`: what costs seconds. Runs everything, then fails if anything did.
+//! `cargo xtask check`: the checks that take seconds. Runs all of them, then fails if one failed.
 
 use programs::Result;
 
@@ -23,7 +23,7 @@ pub fn run() -> Result<()> {
         links::check(),
         command("cargo", &["fmt", "--all", "--check"]),
         command("cargo", &[&lints[..], &["-D", "warnings"]].concat()),
-        // Without the failpoints, as it is shipped.
+        // Without the failpoints, as in a release.
         command(
             "cargo",
             &[

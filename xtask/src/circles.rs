@@ -1,11 +1,12 @@
-//! No circles: a file that another one uses does not use that one, directly or over others.
+//! No circles: if one file uses another, directly or through others, the other must not use the first one.
 //!
-//! A file uses another one of its crate if it names something that is defined there. A name that is exported by a third
-//! file counts for the file that defines it: `mod.rs` may export what its children share. That `mod.rs` declares its
-//! children is no use. Rooms (`src/config`, `src/broker`: what stands directly below a crate's root) make no circles
-//! either.
+//! A file uses another file of its crate if it names an item that is defined there. An exported name counts for the
+//! file that defines it, not for the file that exports it: `mod.rs` may export items that its children share. A `mod`
+//! declaration is not a use. Rooms (`src/config`, `src/broker`: the modules directly below a crate's root) must not
+//! make circles either.
 //!
-//! Seen is what `syntax.rs` sees. Not seen: a method whose `impl` stands in another file than its type.
+//! The check sees the names that `syntax.rs` sees. It does not see a method whose `impl` is in another file than its
+//! type.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -21,7 +22,7 @@ use crate::{
     syntax::{self, Name, module_of},
 };
 
-/// A circle that stays for now.
+/// A circle that is accepted for now.
 struct Known {
     files: &'static [&'static str],
     why: &'static str,
@@ -50,14 +51,14 @@ pub fn check() -> Result<()> {
         Ok(())
     } else {
         Err(format!(
-            "circles: {}\n         move what both use into a file of its own, which uses neither",
+            "circles: {}\n         move the shared items into a separate file that uses neither",
             problems.join("\n         ")
         )
         .into())
     }
 }
 
-/// The circles that are not known, and the known ones that are not there.
+/// Unknown circles, and known circles that no longer exist.
 fn judged(circles: &[(BTreeSet<String>, String)], known: &[Known]) -> Vec<String> {
     let is = |circle: &BTreeSet<String>, known: &Known| {
         circle.len() == known.files.len() && known.files.iter().all(|file| circle.contains(*file))
@@ -93,9 +94,9 @@ fn places() -> Result<Vec<PathBuf>> {
 struct File {
     path: String,
     names: Vec<Name>,
-    /// What stands for something else in the file's own scope.
+    /// Imported names, and the paths that they refer to.
     imports: HashMap<String, Vec<String>>,
-    /// What it defines.
+    /// Names of the items that the file defines.
     items: BTreeSet<String>,
 }
 
@@ -128,10 +129,10 @@ fn defined(item: &syn::Item) -> Option<String> {
     Some(ident.unraw().to_string())
 }
 
-/// The files of a crate, by their modules.
+/// The files of a crate, by module.
 struct Crate(BTreeMap<Vec<String>, File>);
 
-/// Exports of exports are followed so far.
+/// Maximum length of a chain of exports that is followed.
 const FAR: usize = 16;
 
 impl Crate {
@@ -142,7 +143,7 @@ impl Crate {
         let has_library = place.join("lib.rs").is_file();
         let mut files = BTreeMap::new();
         for path in files::files(&[folder], "rs")? {
-            // A program beside a library is a crate of its own.
+            // A program beside a library is a separate crate.
             if has_library && path == place.join("main.rs") {
                 continue;
             }
@@ -172,8 +173,8 @@ impl Crate {
         uses
     }
 
-    /// The whole path; `None` if it begins in another crate. A path that stands in `inner`, a module of the file of
-    /// `module`, may begin with a file below either.
+    /// The whole path; `None` if it starts in another crate. `inner` is a module within the file of `module`; a path in
+    /// it may start with a file below either.
     fn whole_path(
         &self,
         module: &[String],
@@ -193,7 +194,8 @@ impl Crate {
         })
     }
 
-    /// The file that defines what a path names. A module as such is not defined anywhere; a glob names what is in it.
+    /// The file that defines the item of a path. No file defines a module as such; a glob names the items of its
+    /// module.
     fn home(&self, path: &[String], glob: bool, far: usize) -> Option<&File> {
         let mut module = path.get(..1)?.to_vec();
         for (i, word) in path.iter().enumerate().skip(1) {
@@ -235,7 +237,8 @@ impl Crate {
     }
 }
 
-/// What stands directly below a crate's root: `src/config/dsn/mod.rs` is of `src/config`, `src/tls.rs` is `src/tls`.
+/// The module directly below a crate's root: `src/config/dsn/mod.rs` belongs to `src/config`, `src/tls.rs` to
+/// `src/tls`.
 fn room(file: &str) -> String {
     let mut room = PathBuf::new();
     let mut parts = Path::new(file).iter();
@@ -249,7 +252,7 @@ fn room(file: &str) -> String {
     room.with_extension("").display().to_string()
 }
 
-/// Who uses whom, each with the first line that says so.
+/// The uses between files, each with the first line that contains it.
 #[derive(Default)]
 struct Uses(BTreeMap<String, BTreeMap<String, String>>);
 
@@ -264,7 +267,7 @@ impl Uses {
         each.flat_map(|(from, used)| used.iter().map(move |(to, said)| (from, to, said)))
     }
 
-    /// Without what happens inside of a circle.
+    /// The graph without the uses inside of a circle.
     fn without(&self, circles: &[BTreeSet<String>]) -> Self {
         let mut rest = Self::default();
         for (from, to, said) in self.all() {
@@ -277,7 +280,7 @@ impl Uses {
         rest
     }
 
-    /// The same between larger things.
+    /// The same graph between larger units.
     fn by(&self, larger: impl Fn(&str) -> String) -> Self {
         let mut uses = Self::default();
         for (from, to, said) in self.all() {
@@ -289,7 +292,7 @@ impl Uses {
         uses
     }
 
-    /// Each largest set in which everything is reached from everything.
+    /// The strongly connected components of more than one node.
     fn circles(&self) -> Vec<BTreeSet<String>> {
         let reached: BTreeMap<&String, BTreeSet<&String>> = self
             .0
@@ -323,7 +326,7 @@ impl Uses {
         reached
     }
 
-    /// The shortest way round, a line a step.
+    /// The shortest cycle, one line for each step.
     fn shortest(&self, circle: &BTreeSet<String>) -> String {
         let rounds = circle.iter().filter_map(|start| self.round(start));
         let shortest = rounds.min_by_key(Vec::len).unwrap_or_default();
@@ -362,7 +365,7 @@ mod tests {
         Crate(parsed.collect()).uses()
     }
 
-    /// The circles of a crate, each as the names of its files.
+    /// The circles of a crate, each as a list of file names.
     fn circles(files: &[(&str, &str)]) -> Vec<Vec<String>> {
         let circles = uses(files).circles();
         circles.into_iter().map(Vec::from_iter).collect()
@@ -420,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_exported_by_the_parent_counts_for_the_file_that_defines_it() {
+    fn a_name_exported_by_the_parent_counts_for_the_file_that_defines_it() {
         let parent = (
             "src/a/mod.rs",
             "mod error; mod left; mod right; pub use error::{Error, Other as Another}; pub use left::*;",

@@ -1,13 +1,13 @@
-//! Each commit says what it does in a line, and why below it.
+//! Each commit message has a subject that says what the commit does, and a body that says why.
 
 use std::{io, path::Path, process::Command};
 
 use programs::Result;
 
-/// The last commit that nobody checked. Later ones are, merges too.
+/// The last unchecked commit. All later commits are checked, merges too.
 const BASE: &str = "68328c5eb5dec9530b1b1802a6381942ddcdadf1";
 
-/// Longest subject, in characters: what `git log --oneline` and a mail's list show.
+/// Longest subject, in characters: `git log --oneline` and mail lists show this many.
 const SUBJECT: usize = 72;
 
 pub fn check() -> Result<()> {
@@ -18,7 +18,7 @@ pub fn check() -> Result<()> {
         }
         Looked::Found(problems) if problems.is_empty() => Ok(()),
         Looked::Found(problems) => Err(format!(
-            "commits: {}\n         CONTRIBUTING.md says what a message has; `git rebase -i` corrects it",
+            "commits: {}\n         CONTRIBUTING.md describes a commit's message; correct it with `git rebase -i`",
             problems.join("\n         ")
         )
         .into()),
@@ -27,9 +27,9 @@ pub fn check() -> Result<()> {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Looked {
-    /// There is no history, and why.
+    /// The history cannot be checked, with the reason.
     Not(String),
-    /// What is wrong with which commit.
+    /// The problems found, one for each commit.
     Found(Vec<String>),
 }
 
@@ -39,14 +39,14 @@ fn look(folder: &Path, base: &str) -> Result<Looked> {
         Ok(Err(said)) => return Ok(Looked::Not(format!("no repository: {said}"))),
         Err(error) => return Ok(Looked::Not(format!("git: {error}"))),
     };
-    // An archive that was unpacked within another repository.
+    // An archive that was unpacked inside of another repository.
     if Path::new(&top).canonicalize()? != folder.canonicalize()? {
         return Ok(Looked::Not(format!("the repository is that of {top}")));
     }
     if git(folder, &["rev-parse", "--is-shallow-repository"])?? == "true" {
         return Ok(Looked::Not("the clone is shallow".to_owned()));
     }
-    // An import of the files alone has another history.
+    // An import of only the files has another history.
     if git(folder, &["merge-base", "--is-ancestor", base, "HEAD"])?.is_err() {
         return Ok(Looked::Not(format!("{base} is not in this history")));
     }
@@ -61,10 +61,10 @@ fn look(folder: &Path, base: &str) -> Result<Looked> {
     Ok(Looked::Found(problems.collect()))
 }
 
-/// What git printed, or what it said instead.
+/// Standard output of git, or its error text.
 fn git(folder: &Path, args: &[&str]) -> io::Result<std::result::Result<String, String>> {
     let mut command = Command::new("git");
-    // A hook's repository is not the one to look at.
+    // Inside of a git hook, these variables point to another repository.
     for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
         command.env_remove(variable);
     }
@@ -94,7 +94,7 @@ fn problem(message: &str) -> Option<String> {
     None
 }
 
-/// `Signed-off-by: Somebody`: no reason for anything.
+/// A trailer such as `Signed-off-by: Somebody` gives no reason, so it is not a body.
 fn is_trailer(line: &str) -> bool {
     line.split_once(": ")
         .is_some_and(|(name, _)| name.contains('-') && !name.contains(char::is_whitespace))
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_whole_history_it_says_that_it_cannot_look() {
+    fn an_incomplete_history_is_reported_as_unchecked() {
         let folder = tempfile::tempdir().unwrap();
         let archive = look(folder.path(), BASE).unwrap();
         assert!(

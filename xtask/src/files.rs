@@ -1,10 +1,10 @@
-//! Files of the repository, by their extension.
+//! Finds files of the repository by extension.
 
 use std::{fs, path::PathBuf};
 
 use programs::Result;
 
-/// The files with that extension among these paths and below them, in order.
+/// The files with the extension among and below these paths, sorted.
 pub fn files(places: &[&str], extension: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut left: Vec<PathBuf> = places.iter().map(PathBuf::from).collect();

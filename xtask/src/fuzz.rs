@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: the fuzz targets (tests/fuzz) for longer than a test run.
+//! `cargo xtask fuzz`: runs the fuzz targets (tests/fuzz) longer than a test run does.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -12,16 +12,16 @@ use programs::Result;
 pub struct Args {
     #[arg(long, default_value_t = 5)]
     minutes: u64,
-    /// Of an earlier run, to see it again
+    /// Seed of an earlier run, to repeat it
     #[arg(long)]
     seed: Option<u64>,
 }
 
-/// For the build, the corpus, and a round that has begun.
+/// Time for the build, the corpus, and the round in progress at the end.
 const GRACE: Duration = Duration::from_secs(600);
 
 pub fn run(args: &Args) -> Result<()> {
-    // Each `RandomState` is keyed anew.
+    // Each `RandomState` has random keys.
     let seed = args.seed.unwrap_or_else(|| RandomState::new().hash_one(()));
     println!("fuzz: {} minutes, --seed {seed}", args.minutes);
     let run = Duration::from_secs(args.minutes * 60);
@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> Result<()> {
             return if status.success() {
                 Ok(())
             } else {
-                let where_ = "what failed is in tests/fuzz/corpus/*/found-*.json: look at it, and commit it with its fix";
+                let where_ = "the failed inputs are in tests/fuzz/corpus/*/found-*.json: inspect them, and commit them with the fix";
                 Err(format!("fuzz, seed {seed}: {status}; {where_}").into())
             };
         }

@@ -1,5 +1,5 @@
-//! `cargo xtask bench instructions`: a slower hot function is seen on any machine, however busy, because its
-//! instructions are counted and not its time.
+//! `cargo xtask bench instructions`: counts the instructions of the hot functions instead of their time, so that a
+//! slower function shows on any machine, even a busy one.
 
 use std::{
     collections::BTreeMap,
@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use crate::tools;
 
 const FILE: &str = "benches/limits.toml";
-/// A count may grow by so much without being written down anew.
+/// A count may grow by this factor without a new record.
 const TOLERATED: f64 = 1.05;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Writes benches/limits.toml anew: after a change that is worth its instructions, or with another compiler
+    /// Rewrites benches/limits.toml: after a change that is worth its instructions, or with another compiler
     #[arg(long)]
     record: bool,
 }
@@ -26,7 +26,7 @@ pub struct Args {
 /// benches/limits.toml
 #[derive(Serialize, Deserialize)]
 struct Limits {
-    /// Another compiler makes other instructions of the same code.
+    /// Another compiler generates other instructions from the same code.
     rustc: String,
     instructions: BTreeMap<String, u64>,
 }
@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
         .instructions
         .keys()
         .filter(|name| !counted.contains_key(*name));
-    grown.extend(gone.map(|name| format!("{name} is in {FILE} and was not counted")));
+    grown.extend(gone.map(|name| format!("{name} is in {FILE} but was not counted")));
     if limits.rustc != rustc {
         println!(
             "SKIPPED: the comparison; {FILE} was recorded with {}, this is {rustc}. {RECORD}",
@@ -73,28 +73,28 @@ pub fn run(args: &Args) -> Result<()> {
     if grown.is_empty() {
         Ok(())
     } else {
-        Err(format!("{}\nIf it is worth it: {RECORD}", grown.join("\n")).into())
+        Err(format!("{}\nIf the change is worth it: {RECORD}", grown.join("\n")).into())
     }
 }
 
-/// Our own code as it is released, on dependencies that the tests have built already: a release of everything takes
-/// minutes. One unit, so that what is inlined does not depend on what else changed.
+/// Release optimisation for the project's own code, on dependencies that the tests have already built: a release build
+/// of everything takes minutes. One codegen unit, so that inlining does not depend on unrelated changes.
 const AS_SHIPPED: [&str; 10] = [
     "outbox-core.opt-level=3",
     "outbox-core.codegen-units=1",
     "outbox-core.debug-assertions=false",
     "outbox-core.overflow-checks=false",
-    // The benchmarks themselves, and the generic functions that are compiled with them.
+    // The benchmarks and the generic functions that are compiled into them.
     "outboxd.opt-level=3",
     "outboxd.codegen-units=1",
     "outboxd.debug-assertions=false",
     "outboxd.overflow-checks=false",
-    // Most of an envelope is their work; unoptimised, they would hide ours.
+    // These crates do most of the work of an envelope; without optimisation they would hide the relay's own cost.
     "serde_json.opt-level=3",
     "uuid.opt-level=3",
 ];
 
-const RECORD: &str = "`cargo xtask bench instructions --record` writes the file anew";
+const RECORD: &str = "`cargo xtask bench instructions --record` rewrites the file";
 
 fn record(rustc: String, instructions: BTreeMap<String, u64>) -> Result<()> {
     let limits = Limits {
@@ -108,7 +108,7 @@ fn record(rustc: String, instructions: BTreeMap<String, u64>) -> Result<()> {
     Ok(())
 }
 
-/// Instructions by benchmark.
+/// Number of instructions of each benchmark.
 fn count(runner: &Path) -> Result<BTreeMap<String, u64>> {
     let profile: Vec<String> = AS_SHIPPED
         .iter()
@@ -142,7 +142,7 @@ fn count(runner: &Path) -> Result<BTreeMap<String, u64>> {
     let mut counted = BTreeMap::new();
     for line in text.lines().filter(|line| line.starts_with('{')) {
         let summary: Summary = serde_json::from_str(line)
-            .map_err(|e| format!("a summary of gungraun is not as it was: {e}"))?;
+            .map_err(|e| format!("a summary of gungraun has another format: {e}"))?;
         let (name, instructions) = summary.read()?;
         counted.insert(name, instructions);
     }
@@ -152,7 +152,7 @@ fn count(runner: &Path) -> Result<BTreeMap<String, u64>> {
     Ok(counted)
 }
 
-/// What is read of gungraun's summary of a benchmark.
+/// The fields that are read from gungraun's summary of a benchmark.
 #[derive(Deserialize)]
 struct Summary {
     function_name: String,
@@ -177,7 +177,7 @@ impl Summary {
     }
 }
 
-/// gungraun's other half, in the version that Cargo.lock has of it.
+/// The runner that belongs to gungraun, in the version that Cargo.lock names.
 fn runner() -> Result<PathBuf> {
     let lock: toml::Table = std::fs::read_to_string("Cargo.lock")?.parse()?;
     let packages = lock["package"]

@@ -1,6 +1,6 @@
-//! The layers of the code, as docs/internals/architecture.md draws them: which module may name which.
+//! The layers of the code, as in docs/internals/architecture.md: which module may name which.
 //!
-//! The rules are checked on the syntax tree (`syntax.rs` says what of it is seen).
+//! The rules are checked on the syntax tree (`syntax.rs` says which names it sees).
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
@@ -8,7 +8,7 @@ use programs::Result;
 
 use crate::syntax::{self, Name, module_of};
 
-/// A place, and what its files must not name: a crate, or a path and all that is in it.
+/// A place, and the names that are forbidden in its files: a crate, or a path and everything below it.
 const RULES: &[(&str, &[&str])] = &[
     ("crates/core", PURE),
     (
@@ -66,7 +66,7 @@ const RULES: &[(&str, &[&str])] = &[
             "tokio_postgres",
         ],
     ),
-    // Of the relay's code services share outbox_core alone; the schema is the contract.
+    // Services share only outbox_core with the relay; the schema is the contract.
     ("crates/outbox", &["outboxd"]),
     (
         "crates/outbox/src/event.rs",
@@ -101,7 +101,7 @@ const RULES: &[(&str, &[&str])] = &[
         "crates/reference",
         &["test_support", "lapin", "tokio_postgres"],
     ),
-    // The first task on a new machine shows something within a minute.
+    // The first task on a new machine must show something within a minute.
     (
         "xtask",
         &[
@@ -140,7 +140,7 @@ const PURE: &[&str] = &[
     "std::thread",
 ];
 
-/// What crates/core must not depend on, through whatever crate.
+/// Crates that crates/core must not depend on, directly or through other crates.
 const IO: &[&str] = &[
     "amq-protocol",
     "getrandom",
@@ -163,7 +163,7 @@ pub fn check() -> Result<()> {
         Ok(())
     } else {
         Err(format!(
-            "layers: {}\n        docs/internals/architecture.md says why: move the code, or hand the value in as an argument",
+            "layers: {}\n        docs/internals/architecture.md gives the reasons: move the code, or pass the value as an argument",
             broken.join("\n        ")
         )
         .into())
@@ -183,14 +183,14 @@ fn core_depends_on_no_io(broken: &mut Vec<String>) -> Result<()> {
     let found: BTreeSet<&str> = names.filter(|name| IO.contains(name)).collect();
     broken.extend(found.iter().map(|name| {
         format!(
-            "crates/core depends on {name}: `cargo tree -p outbox-core -e normal -i {name}` says through what"
+            "crates/core depends on {name}: `cargo tree -p outbox-core -e normal -i {name}` shows the path"
         )
     }));
     Ok(())
 }
 
 fn look(place: &Path, forbidden: &[&str], broken: &mut Vec<String>) -> Result<()> {
-    // A rule for a place that is gone would hold for ever, and for nothing.
+    // A rule for a deleted place would never apply again.
     let attributes = fs::metadata(place).map_err(|e| {
         format!(
             "{}: {e}; correct the rules in xtask/src/layers.rs",
@@ -216,7 +216,7 @@ fn look(place: &Path, forbidden: &[&str], broken: &mut Vec<String>) -> Result<()
     Ok(())
 }
 
-/// The lines of a file that name what is forbidden, each with the rule.
+/// The lines of a file that contain a forbidden name, each with its rule.
 fn violations<'r>(
     module: &[String],
     text: &str,
@@ -249,7 +249,7 @@ mod tests {
 
     const FORBIDDEN: &[&str] = &["crate::outbox", "lapin", "std::fs"];
 
-    /// Rules that src/broker/publish.rs breaks when it is this text.
+    /// The rules that src/broker/publish.rs breaks if it contains this text.
     fn broken(text: &str) -> Vec<&'static str> {
         let module = module_of(Path::new("src/broker/publish.rs"));
         let found = violations(&module, text, FORBIDDEN).unwrap();
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_alike_is_not_caught() {
+    fn similar_names_are_not_caught() {
         for text in [
             "// crate::outbox\nfn f() { \"crate::outbox\"; }",
             "/// [`crate::outbox`]\nuse outbox_core::claim;",

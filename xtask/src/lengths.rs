@@ -1,4 +1,4 @@
-//! No source file is too long to be read at once.
+//! Limits the length of a source file, so that a reader can take it in at once.
 
 use std::fs;
 
@@ -6,12 +6,12 @@ use programs::Result;
 
 use crate::files;
 
-/// Longest file, in lines; its unit tests count.
+/// Longest file in lines, including its unit tests.
 const MOST: usize = 600;
 
 const CODE: &[&str] = &["src", "crates", "tests", "xtask", "benches", "examples"];
 
-/// Longer ones, each with the reason.
+/// Longer files, each with its reason.
 const EXCEPTIONS: &[(&str, &str)] = &[
     (
         "crates/core/src/circuit.rs",
@@ -27,7 +27,7 @@ pub fn check() -> Result<()> {
     let mut lengths = Vec::new();
     for file in files::files(CODE, "rs")? {
         let path = file.display().to_string();
-        // What is built, and what is fetched.
+        // Skip build outputs and downloads.
         if !path
             .split('/')
             .any(|part| matches!(part, "target" | "node_modules"))
@@ -54,7 +54,7 @@ fn judged(lengths: &[(String, usize)], exceptions: &[(&str, &str)]) -> Vec<Strin
         .iter()
         .filter(|(path, _)| !is_long(path))
         .map(|(path, why)| {
-            format!("{path} ({why}) needs no exception any more; correct xtask/src/lengths.rs")
+            format!("{path} ({why}) no longer needs an exception; correct xtask/src/lengths.rs")
         });
     long.chain(unneeded).collect()
 }

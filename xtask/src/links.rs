@@ -1,4 +1,4 @@
-//! Every relative link of the documents leads to a file, and to a heading of it where it names one.
+//! Checks that every relative link of the documents leads to a file, and, if it names one, to an existing heading.
 
 use std::{
     collections::BTreeSet,
@@ -31,7 +31,7 @@ pub fn check() -> Result<()> {
     }
 }
 
-/// Files outside of the folder to which its pages link.
+/// Files outside of the folder that its pages link to.
 pub fn outside(folder: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut found = BTreeSet::new();
     for file in files(&[&folder.display().to_string()], "md")? {
@@ -60,7 +60,7 @@ fn dead(documents: &[PathBuf]) -> Result<Vec<String>> {
     Ok(dead)
 }
 
-/// mdBook shows no page that its summary does not name.
+/// Pages that the summary does not list; mdBook does not show them.
 fn unlisted(folder: &Path) -> Result<Vec<String>> {
     let summary = folder.join("SUMMARY.md");
     let links = Page::read(&summary)?.links;
@@ -77,7 +77,7 @@ fn has_heading(file: &Path, anchor: &str) -> bool {
     Page::read(file).is_ok_and(|page| page.anchors.contains(anchor))
 }
 
-/// The file, without `..`, and the heading.
+/// The file, with `..` resolved, and the heading.
 fn target<'a>(document: &Path, link: &'a str) -> (PathBuf, Option<&'a str>) {
     let (path, anchor) = match link.split_once('#') {
         Some((path, anchor)) => (path, Some(anchor)),
@@ -136,7 +136,7 @@ impl Page {
     }
 }
 
-/// As GitHub and mdBook make them.
+/// The anchor of a heading, as GitHub and mdBook make it.
 fn anchor(heading: &str) -> String {
     let kept = heading
         .chars()

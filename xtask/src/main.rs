@@ -32,21 +32,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// The product at work: private servers, two relays, writers, a killed relay, a killed broker, and the proof
+    /// The product at work, with the proof: private servers, two relays, writers, a killed relay, a killed broker
     #[command(disable_help_flag = true)]
     Demo(run::Passed),
     /// All tests, against real servers that it starts itself
     Test(test::Args),
-    /// Rows, configuration and broker URIs at their worst, for longer than a test run
+    /// Hostile rows, configurations and broker URIs, for longer than a test run
     Fuzz(fuzz::Args),
-    /// The protocol's state machine, in every state it can reach; and without each of its safeguards
+    /// The protocol's state machine: every reachable state, with all safeguards and without each of them
     #[command(disable_help_flag = true)]
     Model(run::Passed),
-    /// Breaks the code of crates/core in each place, and asks whether its tests notice
+    /// Breaks crates/core in one place at a time, and checks that its tests notice
     Mutants(mutants::Args),
-    /// Formatting, lints, generated documents, layers, and what else is cheap to check
+    /// Formatting, lints, generated documents, layers, and other cheap checks
     Check,
-    /// Every fault of the matrix, against real servers and processes, judged from a ledger
+    /// Every fault of the matrix, against real servers and processes; a checker judges the results from a ledger
     #[command(disable_help_flag = true)]
     Chaos(run::Passed),
     /// The tests and the crash rows against other versions of PostgreSQL and RabbitMQ, which it fetches
@@ -56,12 +56,12 @@ enum Task {
     Bench(run::Bench),
     /// Writes the generated documents, and builds all of docs/ as a site under target/site
     Docs,
-    /// Installs what demo, test and bench need (Debian packages), and nothing that is there already
+    /// Installs the packages (Debian) that demo, test and bench need, if they are missing
     Setup,
 }
 
 fn main() -> ExitCode {
-    // Every path below is relative to the repository.
+    // Every path in this program is relative to the repository.
     if let Err(error) = std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")) {
         eprintln!("xtask: {error}");
         return ExitCode::FAILURE;

@@ -1,5 +1,6 @@
-//! `cargo xtask mutants`: is every decision of crates/core held by a test? cargo-mutants breaks the code in one place after
-//! the other (an operator, a condition, a result), and runs the crate's tests. A change that no test notices survives.
+//! `cargo xtask mutants`: checks that a test guards every decision of crates/core. cargo-mutants breaks the code in one
+//! place at a time (an operator, a condition, a result) and runs the crate's tests. A change that no test notices
+//! survives.
 
 use std::{
     collections::BTreeMap,
@@ -15,19 +16,19 @@ use crate::tools;
 const VERSION: &str = "27.1.0";
 const OUTPUT: &str = "target/mutants";
 const SOURCES: &str = "crates/core/src";
-/// Survivors that are known, each with its reason.
+/// Known survivors, each with its reason.
 const EXPLAINED: &str = "crates/core/mutants.toml";
-/// Of the mutants that compile, so many percent are to be caught.
+/// Percentage of the compiling mutants that the tests must catch.
 const WANTED: f64 = 95.0;
 
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these files, for example `circuit plan`
     files: Vec<String>,
-    /// Mutants that are built and tested at the same time
+    /// Number of mutants that are built and tested at the same time
     #[arg(long, default_value_t = 1)]
     jobs: usize,
-    /// The model's tests judge as well: slow, and for a survivor that no unit test can show
+    /// Also runs the model's tests: slow, and meant for a survivor that no unit test can show
     #[arg(long)]
     model: bool,
 }
@@ -39,7 +40,7 @@ pub fn run(args: &Args) -> Result<()> {
     let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let outcomes: Outcomes = serde_json::from_str(&text).map_err(|e| {
         format!(
-            "{}: not as cargo-mutants {VERSION} writes it: {e}",
+            "{}: not in the format of cargo-mutants {VERSION}: {e}",
             path.display()
         )
     })?;
@@ -55,12 +56,13 @@ fn mutate(args: &Args) -> Result<()> {
         .args(["mutants", "--package", "outbox-core", "--jobs", &jobs])
         .args(["--output", OUTPUT, "--profile", "mutants"])
         .args(["--cargo-arg=--locked", "--no-shuffle"])
-        // Five times what the tests take is little on a busy machine, and a hang is a hang after a minute and a half, too.
+        // The default of five times the duration of the tests is too little on a busy machine. A hang is still found
+        // after 90 seconds.
         .args(["--minimum-test-timeout", "90"]);
     if args.model {
         mutants.args(["--test-package", "outbox-core,model"]);
     } else {
-        // The unit tests alone: the crate itself need not be built beside them.
+        // Unit tests only, so that the crate itself is not built beside them.
         mutants.arg("--cargo-test-arg=--lib");
     }
     for file in &args.files {
@@ -68,18 +70,18 @@ fn mutate(args: &Args) -> Result<()> {
         mutants.args(["--file", &format!("{SOURCES}/{file}.rs")]);
     }
     if args.jobs == 1 {
-        // The dependencies are built once, and not again by each run.
+        // Build the dependencies once and not in each run.
         let target = std::env::current_dir()?.join(OUTPUT).join("build");
         mutants.env("CARGO_TARGET_DIR", target);
     }
-    // Unit tests name the case; properties need not search for it, nor for a smaller one.
+    // The unit tests contain the decisive cases, so the properties need few cases and no shrinking.
     mutants
         .env("PROPTEST_CASES", "16")
         .env("PROPTEST_MAX_SHRINK_ITERS", "0")
         .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true");
     let status = mutants.stdin(Stdio::null()).status()?;
     match status.code() {
-        // All caught; some missed; some ran into their time.
+        // 0: all caught. 2: some missed. 3: some timed out.
         Some(0 | 2 | 3) => Ok(()),
         Some(4) => Err("the tests fail without any mutant: run `cargo test -p outbox-core`".into()),
         _ => Err(format!("cargo mutants: {status}").into()),
@@ -99,9 +101,9 @@ struct Explained {
 struct Survivor {
     /// For example "circuit.rs".
     file: String,
-    /// As cargo-mutants says it, without line and column: those change with every edit.
+    /// The text of cargo-mutants without line and column, which change with every edit.
     mutant: String,
-    /// How many of one wording.
+    /// Number of survivors with the same text.
     #[serde(default = "one")]
     times: usize,
     reason: String,
@@ -122,7 +124,7 @@ fn explained() -> Result<Vec<Survivor>> {
     Ok(explained.survivor)
 }
 
-/// What is read of outcomes.json.
+/// The fields that are read from outcomes.json.
 #[derive(Deserialize)]
 struct Outcomes {
     outcomes: Vec<Outcome>,
@@ -150,7 +152,7 @@ enum Summary {
     Unviable,
 }
 
-/// One mutant: its file, what was changed, and what became of it.
+/// A mutant: its file, its change, and its result.
 struct Mutant {
     file: String,
     change: String,
@@ -167,7 +169,7 @@ impl Outcomes {
     }
 }
 
-/// `crates/core/src/plan.rs:86:9: replace …`.
+/// Parses a name such as `crates/core/src/plan.rs:86:9: replace …`.
 fn mutant(name: &str, summary: Summary) -> Mutant {
     let mut parts = name.splitn(4, ':');
     let file = parts.next().unwrap_or_default();
@@ -188,7 +190,7 @@ struct Count {
 }
 
 impl Count {
-    /// One that does not compile is nothing that a test could miss.
+    /// A mutant that does not compile does not count: no test could miss it.
     fn add(&mut self, summary: Summary) {
         match summary {
             Summary::CaughtMutant => self.caught += 1,
@@ -202,7 +204,7 @@ impl Count {
         self.caught + self.missed + self.timeouts
     }
 
-    /// A test that hangs is red, too.
+    /// A hanging test counts as caught.
     fn percent(self) -> f64 {
         100.0 * (self.caught + self.timeouts) as f64 / self.viable().max(1) as f64
     }
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cargo_mutants_writes_is_understood() {
+    fn the_output_of_cargo_mutants_is_parsed() {
         let text = r#"{"outcomes":[
             {"scenario":"Baseline","summary":"Success","phase_results":[]},
             {"scenario":{"Mutant":{"name":"crates/core/src/a.rs:1:2: replace a::b -> c with d","package":"p"}},

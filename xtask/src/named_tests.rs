@@ -1,4 +1,4 @@
-//! The tests that documents name are there, under that name.
+//! Checks that every test named in the documents exists.
 
 use std::fs;
 
@@ -21,7 +21,7 @@ pub fn check() -> Result<()> {
     let mut missing = Vec::new();
     for document in files(DOCUMENTS, "md")? {
         let text = fs::read_to_string(&document)?;
-        // Every second piece between backticks is code.
+        // Every second part between backticks is code.
         for name in text
             .split('`')
             .skip(1)
@@ -44,12 +44,12 @@ pub fn check() -> Result<()> {
     }
 }
 
-/// A sentence with underscores; an abbreviated one ends in `…`.
+/// A test's name is a sentence with underscores; an abbreviated one ends in `…`.
 fn is_test(code: &str) -> bool {
     let sentence = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_…".contains(c);
     code.chars().all(sentence)
         && (code.ends_with("_…") || code.matches('_').count() >= 4)
-        // Metrics, columns and settings of the servers are long, too.
+        // Names of metrics, columns and server settings can be long as well.
         && !["outbox_", "inbox_", "pg_"].iter().any(|metric| code.starts_with(metric))
         && !["_timeout", "_seconds"].iter().any(|unit| code.ends_with(unit))
 }

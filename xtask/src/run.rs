@@ -1,4 +1,4 @@
-//! Tasks that are programs of their own: this one compiles in seconds, because it needs neither the relay nor the clients
+//! Tasks that run in separate programs. xtask compiles in seconds, because it needs neither the relay nor the clients
 //! of its servers.
 
 use programs::{Result, Tools, install};
@@ -9,10 +9,10 @@ use crate::{
     site,
 };
 
-/// Arguments for the program of the task.
+/// Arguments for the task's program.
 #[derive(clap::Args)]
 pub struct Passed {
-    /// Passed on; `--help` shows what there is
+    /// Passed on; `--help` shows the options
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
@@ -44,7 +44,7 @@ pub fn bench(args: &Bench) -> Result<()> {
         return instructions::run(args);
     }
     install(Tools::None)?;
-    // The publisher that the relay is compared with must be optimised as well.
+    // The publisher that the relay is compared with must be optimised too.
     build("release", &["-p", "outboxd", "-p", "bench"])?;
     start("release", "bench", &args.passed)
 }
@@ -54,7 +54,7 @@ pub fn chaos(passed: &Passed) -> Result<()> {
     if let Err(error) = install(Tools::Chaos) {
         eprintln!("some rows will be skipped: {error}");
     }
-    // At the rates and sizes of a long run, a debug build would be what is measured.
+    // Long runs need a release build: at their rates and sizes, a debug build would dominate the results.
     let lasts = |word: &String| word == "--long" || word.starts_with("--minutes");
     let profile = if passed.args.iter().any(lasts) {
         "release"

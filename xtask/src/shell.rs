@@ -1,10 +1,10 @@
-//! How a task runs other programs, and where cargo puts what it builds.
+//! Runs other programs, and locates cargo's build outputs.
 
 use std::{path::Path, process::Command};
 
 use programs::Result;
 
-/// Runs a command to its end, in sight.
+/// Runs a command to its end, with its output visible.
 pub fn command(program: &str, args: &[&str]) -> Result<()> {
     eprintln!("$ {program} {}", args.join(" "));
     let status = Command::new(program).args(args).status();
@@ -16,7 +16,7 @@ pub fn command(program: &str, args: &[&str]) -> Result<()> {
     }
 }
 
-/// The program of a package, built with that profile.
+/// Path of a package's program, built with this profile.
 pub fn built(profile: &str, program: &str) -> String {
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     let folder = if profile == "dev" { "debug" } else { profile };
@@ -24,7 +24,7 @@ pub fn built(profile: &str, program: &str) -> String {
     program.display().to_string()
 }
 
-/// Standard output of a command that is to succeed.
+/// Standard output of a command that must succeed.
 pub fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|e| format!("{name}: {e}"))?;

@@ -1,4 +1,4 @@
-//! The documents as a site under target/site, by mdBook (book.toml).
+//! Builds the documents as a site under target/site, with mdBook (book.toml).
 
 use std::{fs, path::Path};
 
@@ -17,7 +17,7 @@ pub fn build() -> Result<()> {
     for file in links::outside(Path::new("docs"))? {
         copy(&file)?;
     }
-    // A README.md becomes index.html, and links to it become README.html.
+    // mdBook turns a README.md into index.html, but links to it become README.html.
     for page in files(&["docs"], "md")?
         .iter()
         .filter(|page| page.ends_with("README.md"))
@@ -32,7 +32,8 @@ pub fn build() -> Result<()> {
     Ok(())
 }
 
-/// A page links to files of the repository: they stand beside the book. mdBook has every link to `.md` lead to `.html`.
+/// Pages link to files of the repository, so these are copied beside the book. mdBook turns every link to `.md` into
+/// one to `.html`.
 fn copy(file: &Path) -> Result<()> {
     let to = Path::new(SITE).join(file);
     if let Some(folder) = to.parent() {

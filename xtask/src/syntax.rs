@@ -1,8 +1,8 @@
-//! Which paths a file names, from its syntax tree.
+//! Finds the paths that a file names, from its syntax tree.
 //!
-//! It does not matter how a name is written: in a group, renamed, through a glob, by `super`, in an attribute or inside a
-//! macro's call. Not seen: a name that another macro puts together, and one that a third module exports under a name of
-//! its own.
+//! The form of a name does not matter: in a group, renamed, through a glob, by `super`, in an attribute, or inside of a
+//! macro call. Two kinds of names are not seen: those that another macro assembles, and those that a third module
+//! exports under a new name.
 
 use std::{collections::HashMap, path::Path};
 
@@ -31,14 +31,14 @@ pub fn module_of(file: &Path) -> Vec<String> {
     module
 }
 
-/// A path as it was named, from its crate on.
+/// A named path, starting at its crate.
 #[derive(Debug)]
 pub struct Name {
     pub path: Vec<String>,
-    /// `path::*`: whatever is in it.
+    /// `path::*`: names everything in the module.
     pub glob: bool,
     pub line: usize,
-    /// The module that it stands in. A path that begins with neither `crate` nor a crate's name begins there.
+    /// The module that contains the path. A path that starts with neither `crate` nor a crate's name starts there.
     pub module: Vec<String>,
 }
 
@@ -54,7 +54,7 @@ pub fn names(module: &[String], file: &syn::File) -> Vec<Name> {
     names.found
 }
 
-/// What `use` brings into a file's own scope: each name, and the path that it stands for.
+/// Names that `use` brings into a file's own scope, each with its path.
 pub fn imports(module: &[String], file: &syn::File) -> HashMap<String, Vec<String>> {
     let mut names = Names {
         module: module.to_vec(),
@@ -67,15 +67,15 @@ pub fn imports(module: &[String], file: &syn::File) -> HashMap<String, Vec<Strin
 
 /// Collects every path of a file.
 struct Names {
-    /// The module that is visited.
+    /// The module that is being visited.
     module: Vec<String>,
-    /// What `use` has brought into the scopes that are open, the innermost last.
+    /// Names that `use` has brought into the open scopes, the innermost scope last.
     imported: Vec<HashMap<String, Vec<String>>>,
     found: Vec<Name>,
 }
 
 impl Names {
-    /// From the crate on: `self`, `super` and imported names are replaced by what they stand for.
+    /// Returns the path from the crate on, with `self`, `super` and imported names resolved.
     fn resolved(&self, path: &[String]) -> Vec<String> {
         let Some(first) = path.first() else {
             return Vec::new();
@@ -108,7 +108,7 @@ impl Names {
         });
     }
 
-    /// Before the items of a scope are visited: a name may be used above its `use`.
+    /// Runs before the items of a scope are visited, because a name may be used above its `use`.
     fn import_all<'a>(&mut self, items: impl IntoIterator<Item = &'a syn::Item>) {
         for item in items {
             match item {
@@ -145,7 +145,7 @@ impl Names {
             UseTree::Name(name) => {
                 let (path, last) = leaf(prefix, &name.ident.unraw().to_string());
                 let stands_for = self.resolved(&path);
-                // `use tokio;` stands for itself.
+                // `use tokio;` refers to itself.
                 if stands_for != [last.clone()] {
                     self.bind(last, stands_for);
                 }
@@ -180,7 +180,7 @@ impl Names {
         }
     }
 
-    /// Paths in the words of a macro's call: what they mean to the macro is not known, but they are names all the same.
+    /// Finds paths in the tokens of a macro call. Their meaning to the macro is unknown, but they are names.
     fn in_tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let mut at = Span::call_site();
@@ -218,7 +218,7 @@ impl Names {
     }
 }
 
-/// The path of a `use` tree's leaf, and the name that it binds: `a::{self}` is `a`.
+/// The path of a leaf of a `use` tree, and the name that it binds: `a::{self}` binds `a`.
 fn leaf(prefix: &[String], name: &str) -> (Vec<String>, String) {
     let mut path = prefix.to_vec();
     if name == "self" && !prefix.is_empty() {
@@ -244,7 +244,7 @@ impl<'ast> Visit<'ast> for Names {
             .iter()
             .map(|segment| segment.ident.unraw().to_string())
             .collect();
-        // One word alone is a local name, or was imported, and is found there.
+        // A single word is a local name, or an imported name that is resolved elsewhere.
         if words.len() > 1 {
             let span = path.segments[0].ident.span();
             self.add(&words, false, span);
@@ -266,7 +266,7 @@ impl<'ast> Visit<'ast> for Names {
 
     fn visit_item_mod(&mut self, item: &'ast ItemMod) {
         self.module.push(item.ident.unraw().to_string());
-        // The names of the module around it are not in scope.
+        // A module does not inherit the names of the module around it.
         let around = std::mem::replace(&mut self.imported, vec![HashMap::new()]);
         if let Some((_, items)) = &item.content {
             self.import_all(items);

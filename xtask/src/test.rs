@@ -1,5 +1,5 @@
-//! `cargo xtask test`: every test binary, the doc-tests and the checks of `deploy/`, whatever fails on the way; then what
-//! failed, by its name.
+//! `cargo xtask test`: runs every test binary, the doc-tests and the checks of `deploy/`, even after failures. Then
+//! lists each failure by name.
 
 mod report;
 
@@ -21,15 +21,15 @@ use report::{Checks, Tests};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only tests whose name holds this; without the checks of deploy/
+    /// Runs only tests whose name contains this text, without the checks of deploy/
     filter: Option<String>,
 }
 
-/// Most of a test is waiting for a server.
+/// Tests mostly wait for a server.
 pub const THREADS: &str = "6";
 
-/// A binary that says nothing for so long hangs, and would keep all others from being run. Each test has deadlines of its
-/// own, which are minutes; so has the build of a crate on a slow machine.
+/// A binary without output for this long hangs, and would block all others. Each test has its own deadlines of minutes,
+/// and so has the build of a crate on a slow machine.
 const SILENCE: Duration = Duration::from_secs(20 * 60);
 
 pub fn run(args: &Args) -> Result<()> {
@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> Result<()> {
     let began = Instant::now();
     let filter = args.filter.as_deref();
     let tests = tests(&["--locked", "--features", "outboxd/failpoints"], filter)?;
-    // Alert rules and what else lies in deploy/. No failed test keeps them from being run.
+    // The checks of deploy/ run even if a test has failed.
     let checks = match filter {
         None => Some(checks()?),
         Some(_) => None,
@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> Result<()> {
     Err(format!("{} failed\n  {}", failures.len(), failures.join("\n  ")).into())
 }
 
-/// All test binaries of the workspace and its doc-tests, to the last one.
+/// Runs all test binaries of the workspace and its doc-tests.
 fn tests(options: &[&str], filter: Option<&str>) -> Result<Tests> {
     let always = ["test", "--workspace", "--no-fail-fast", "--color", "never"];
     let mut words = [&always[..], options, &["--", "--test-threads", THREADS]].concat();
@@ -78,8 +78,8 @@ fn checks() -> Result<Checks> {
     Ok(checks)
 }
 
-/// Runs a command to its end, in sight, and shows each of its lines to `read`. After such a silence, what the command runs
-/// is killed; the command itself goes on with what is next.
+/// Runs a command to its end, with its output visible, and passes each line to `read`. After `silence` without output,
+/// the processes that the command started are killed; the command itself continues with the next one.
 fn watched(
     program: &str,
     args: &[&str],
@@ -87,7 +87,7 @@ fn watched(
     mut read: impl FnMut(&str),
 ) -> Result<ExitStatus> {
     eprintln!("$ {program} {}", args.join(" "));
-    // One pipe for both: the order of the lines alone tells which binary a result is of.
+    // One pipe for both outputs: only the order of the lines tells which binary a result belongs to.
     let (reader, writer) = std::io::pipe()?;
     let mut child = Command::new(program)
         .args(args)
@@ -97,7 +97,7 @@ fn watched(
         .map_err(|e| format!("{program}: {e}"))?;
     let (lines, said) = mpsc::channel();
     thread::spawn(move || {
-        // A process under test may write anything, also what is no UTF-8.
+        // A process under test may write any bytes, not only UTF-8.
         for line in BufReader::new(reader).split(b'\n').map_while(|l| l.ok()) {
             let line = String::from_utf8_lossy(&line).into_owned();
             if lines.send(line).is_err() {
@@ -105,7 +105,8 @@ fn watched(
             }
         }
     });
-    // The end of the pipe alone is no end: a process that a test left behind would hold it open.
+    // The end of the command ends the wait, not the end of the pipe: a process that a test left behind would hold the
+    // pipe open.
     let (mut ended, mut heard) = (None, Instant::now());
     loop {
         match said.recv_timeout(Duration::from_millis(500)) {
@@ -117,7 +118,9 @@ fn watched(
             Err(RecvTimeoutError::Timeout) if ended.is_none() => {
                 ended = child.try_wait()?;
                 if ended.is_none() && heard.elapsed() > silence {
-                    eprintln!("{program} has said nothing for {silence:?}; what it runs is killed");
+                    eprintln!(
+                        "{program} has written nothing for {silence:?}; its processes are killed"
+                    );
                     kill_children(child.id())?;
                     heard = Instant::now();
                 }
@@ -129,7 +132,7 @@ fn watched(
 
 fn kill_children(of: u32) -> Result<()> {
     for entry in std::fs::read_dir("/proc")?.flatten() {
-        // The parent is the second field after the name, which stands in parentheses and may hold anything.
+        // The parent is the second field after the name. The name is in parentheses and may contain any character.
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         let parent = stat
             .rsplit_once(')')
@@ -151,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    /// A package whose first binary fails, whose second one aborts, and behind which there is more.
+    /// A package whose first binary fails and whose second binary aborts, with more tests after them.
     fn package(folder: &Path) {
         for (file, text) in [
             (
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hangs_is_killed_and_what_comes_behind_it_is_run() {
+    fn a_hanging_binary_is_killed_and_later_ones_run() {
         let script = "echo before; sleep 3600; echo behind it";
         let mut lines = Vec::new();
         let second = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! Programs of other people that a task needs, each in one version, below target/.
+//! Third-party programs that a task needs, each in a fixed version, below target/.
 
 use std::path::{Path, PathBuf};
 
@@ -6,17 +6,17 @@ use programs::Result;
 
 use crate::shell::command;
 
-/// The program of a package of crates.io, which is installed unless it is there in this version.
+/// The path of a program from a package of crates.io; installs the package unless this version is there.
 pub fn installed(package: &str, version: &str, more: &[&str]) -> Result<PathBuf> {
     let root = Path::new("target/tools");
     let program = root.join("bin").join(package);
-    // Cargo's own record: not every program says its version when it is asked alike.
+    // Read cargo's own record, because not every program reports its version in the same way.
     let record = std::fs::read_to_string(root.join(".crates.toml")).unwrap_or_default();
     let current = program.exists() && record.contains(&format!("\"{package} {version} "));
     if !current {
         let package = format!("{package}@{version}");
         let root = root.display().to_string();
-        // What it does itself takes no time; unoptimised, it is built in half of it.
+        // The installed program's own work takes no time, so an unoptimised build, which takes half as long, is enough.
         let install = [
             "install", "--quiet", "--debug", "--locked", &package, "--root", &root,
         ];

@@ -1,8 +1,7 @@
-//! The broker's bytes, frame by frame. No I/O.
+//! Reads the broker's bytes frame by frame. No I/O.
 //!
-//! What can't be read of a message's properties is left out (`header.rs`); what can't be read elsewhere ends the connection.
-//! So the parser behind it never sees a byte that was not walked.
-//! <https://www.rabbitmq.com/docs/specification>
+//! Unreadable parts of a message's properties are removed (`header.rs`). Any other unreadable part ends the connection.
+//! So every byte that reaches lapin's parser was checked. <https://www.rabbitmq.com/docs/specification>
 
 use super::{
     bounds::{HEAD, LARGEST_HEADER, Refused, SMALLEST},
@@ -16,11 +15,11 @@ const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 const END: u8 = 0xce;
 
-/// The length of the frame that `input` begins with; `None` while that is not known.
+/// The length of the first frame of `input`; `None` if `input` is too short to tell.
 fn length(input: &[u8], frame_max: u32) -> Result<Option<usize>, Refused> {
     match input.first() {
         None => return Ok(None),
-        // A protocol header: the server speaks another version.
+        // A protocol header: the server speaks another version of AMQP.
         Some(b'A') => return Ok(Some(8)),
         Some(&(METHOD | HEADER | BODY | HEARTBEAT)) => {}
         Some(_) => return Err(Refused::NotAmqp),
@@ -39,8 +38,8 @@ fn length(input: &[u8], frame_max: u32) -> Result<Option<usize>, Refused> {
     usize::try_from(size).map(Some).map_err(|_| Refused::Broken)
 }
 
-/// Moves the whole frames of `input` to `output`, looked through. Returns how many bytes of `input` are done with.
-/// Lowers `frame_max` to what the server offers, as lapin does.
+/// Checks the whole frames of `input` and moves them to `output`. Returns the number of bytes consumed. Lowers
+/// `frame_max` to the server's offer, as lapin does.
 pub(crate) fn pass(
     input: &[u8],
     frame_max: &mut u32,
@@ -81,8 +80,8 @@ pub(crate) fn pass(
     Ok(done)
 }
 
-/// Of what a server sends, only `connection.start` holds a table. lapin parses a client's methods as well before it
-/// finds them out of place, and those that hold a table must not get there.
+/// Among the methods that a server sends, only `connection.start` contains a table. lapin also parses the methods of
+/// clients before it rejects them, so methods with a table must not reach lapin.
 fn method(payload: &[u8], frame_max: &mut u32) -> Result<(), Refused> {
     let mut rest = Reader(payload);
     match (rest.u16()?, rest.u16()?) {
@@ -94,7 +93,7 @@ fn method(payload: &[u8], frame_max: &mut u32) -> Result<(), Refused> {
                 Depth::TooDeep => Err(Refused::TooDeep),
             }
         }
-        // connection.tune: most channels, largest frame; 0 is no limit.
+        // connection.tune: maximum number of channels, largest frame; 0 means no limit.
         (10, 30) => {
             rest.take(2)?;
             let offered = rest.take(4)?.try_into().map_err(|_| Refused::Broken)?;
@@ -127,7 +126,7 @@ mod tests {
 
     const MAX: u32 = 131_072;
 
-    /// `levels` tables, each in the one before; every second level an array.
+    /// `levels` tables, each inside the previous one; every second level is an array.
     fn nested(levels: usize) -> AMQPValue {
         let mut value = AMQPValue::Boolean(true);
         for level in 0..levels {
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_are_too_deep_are_left_out_and_the_rest_of_the_message_comes() {
+    fn headers_that_are_too_deep_are_removed_and_the_message_passes() {
         let mut headers = with("deep", nested(500));
         headers.insert("deeper".into(), nested(MAX_DEPTH));
         headers.insert("kept".into(), nested(MAX_DEPTH - 1));
@@ -223,7 +222,7 @@ mod tests {
         assert_eq!((rest, frame), (&[][..], message(left)));
     }
 
-    /// The frame that lapin reads instead, and what it says was left out.
+    /// The frame as lapin reads it after the guard, and the text of its marker.
     fn read(input: &[u8]) -> (basic::AMQPProperties, Option<String>) {
         let output = passed(input).unwrap();
         assert!(output.len() <= MAX as usize);
@@ -239,7 +238,7 @@ mod tests {
         (header.properties, said)
     }
 
-    /// A content header whose payload stands behind class, weight and size.
+    /// A content header. `properties` follow class, weight and size.
     fn raw(flags: u16, properties: &[u8]) -> Vec<u8> {
         let mut frame = vec![HEADER, 0, 1];
         frame.extend(u32::try_from(properties.len() + 14).unwrap().to_be_bytes());
@@ -254,7 +253,7 @@ mod tests {
     const TYPE: u16 = 1 << 5;
 
     #[test]
-    fn what_the_parser_can_not_read_is_left_out_and_named() {
+    fn unreadable_parts_are_removed_and_named() {
         let table = |entries: &[u8]| {
             let mut table = u32::try_from(entries.len()).unwrap().to_be_bytes().to_vec();
             table.extend(entries);
@@ -280,7 +279,7 @@ mod tests {
             let id = properties.message_id().as_ref().map(|id| id.as_str());
             assert_eq!(id, Some("id"), "{expected}");
         }
-        // A marker of somebody else.
+        // A marker that the publisher wrote.
         let (_, said) = read(&bytes(&message(with(REMOVED, AMQPValue::Void))));
         assert_eq!(said, Some(format!("1: {REMOVED}")));
     }
@@ -305,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_outgrow_the_frame_lose_the_largest_and_come() {
+    fn headers_that_outgrow_the_frame_lose_the_largest_and_pass() {
         let full = |bytes: usize| {
             let mut headers = with("large", AMQPValue::LongString("x".repeat(bytes).into()));
             headers.insert("small".into(), AMQPValue::Boolean(true));
@@ -323,7 +322,7 @@ mod tests {
             );
             assert_eq!(properties.message_id(), &Some("id".into()));
         }
-        // Full when it was published, and counted by the broker since.
+        // Full when the message was published; the broker has added its counts since.
         let counted = |above: usize| {
             let AMQPFrame::Header(channel, mut header) = full(spare + above) else {
                 panic!("a header")
@@ -432,9 +431,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever publishes can put any bytes there.
+        /// A publisher can put any bytes here.
         #[test]
-        fn whatever_stands_in_a_content_header_the_parser_reads_it(
+        fn the_parser_reads_any_content_header_that_passes(
             flags in any::<u16>(),
             bytes in prop::collection::vec(prop_oneof![
                 prop::sample::select(&b"\0\0\0\0\x01\x02\x05\x09FASltDxVzU\xff"[..]),
@@ -446,7 +445,7 @@ mod tests {
         }
 
         #[test]
-        fn what_passes_is_no_deeper_than_the_bound(values in prop::collection::vec(value(), 0..4)) {
+        fn tables_that_pass_keep_to_the_bound(values in prop::collection::vec(value(), 0..4)) {
             let mut headers = FieldTable::default();
             for (i, value) in values.into_iter().enumerate() {
                 headers.insert(format!("h{i}").into(), value);

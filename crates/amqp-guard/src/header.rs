@@ -1,19 +1,19 @@
-//! The properties of a message: what can't be read of them is left out, since the message would come again and again.
+//! The properties of a message. Unreadable parts are removed: if the message ended the connection, the broker would
+//! deliver it again.
 
 use super::{
     bounds::{HEAD, MAX_DEPTH, Refused},
     table::{Depth, Reader, Value, is_text, walk},
 };
 
-/// Stands in a message's headers for what was left out of them: nested too deep, unreadable, or too large for a frame. Its
-/// value says how many, and their names.
+/// The header that reports the removed parts: nested too deep, unreadable, or too large for a frame. Its value is their
+/// number and their names.
 pub const REMOVED: &str = "outbox-headers-removed";
 
-/// Of the names of what was left out, in bytes.
+/// Maximum length of the list of removed names, in bytes.
 const NAMES: usize = 200;
 
-/// What a message's properties consist of, in the order of their flags.
-/// <https://www.rabbitmq.com/docs/specification>
+/// The properties of a message, in the order of their flags. <https://www.rabbitmq.com/docs/specification>
 const PROPERTIES: [(&str, Property); 14] = [
     ("content_type", Property::Text),
     ("content_encoding", Property::Text),
@@ -39,10 +39,11 @@ enum Property {
     Plain(usize),
 }
 
-/// A message's properties. `Some` are others to go on with: without what is nested too deep, unreadable, or too large.
+/// Checks a message's properties. `Some`: a replacement without the parts that are nested too deep, unreadable, or too
+/// large.
 pub(crate) fn header(payload: &[u8], frame_max: u32) -> Result<Option<Vec<u8>>, Refused> {
     let mut rest = Reader(payload);
-    // Class, weight, size of the body.
+    // Class, weight, and size of the body.
     let fixed = rest.take(12)?;
     let flags = rest.u16()?;
     let mut removed: Vec<&[u8]> = Vec::new();
@@ -82,7 +83,7 @@ pub(crate) fn header(payload: &[u8], frame_max: u32) -> Result<Option<Vec<u8>>, 
             }
         }
     }
-    // Also the flag for more flags, which nobody uses and lapin does not read.
+    // Also covers the flag for further flags, which nobody uses and lapin does not read.
     if !whole || !rest.0.is_empty() || flags & 0b11 != 0 {
         removed.push(b"properties");
     }
@@ -92,7 +93,8 @@ pub(crate) fn header(payload: &[u8], frame_max: u32) -> Result<Option<Vec<u8>>, 
     if removed.is_empty() && size <= frame_max {
         return Ok(None);
     }
-    // The broker's own counts, which it adds to headers that fill a frame already: nothing of the message is missing.
+    // Remove the broker's own counts first. The broker adds them to headers that already fill a frame, and the
+    // publisher's headers stay complete.
     if size > frame_max {
         entries.retain(|entry| {
             let counts = [&b"x-delivery-count"[..], b"x-acquired-count"];
@@ -103,7 +105,7 @@ pub(crate) fn header(payload: &[u8], frame_max: u32) -> Result<Option<Vec<u8>>, 
             !is_count
         });
     }
-    // The largest first: what is small, and what is ours, comes through.
+    // Remove the largest header first, so that small headers and the relay's headers stay.
     while size > frame_max || (!removed.is_empty() && size + marker(&removed).len() > frame_max) {
         let sizes = entries.iter().map(|entry| entry.len()).enumerate();
         let Some((largest, _)) = sizes.max_by_key(|(_, size)| *size) else {
@@ -129,7 +131,7 @@ pub(crate) fn header(payload: &[u8], frame_max: u32) -> Result<Option<Vec<u8>>, 
     Ok(Some(changed))
 }
 
-/// Takes the headers apart: those that can go on, and the names of the others.
+/// Splits the headers: `entries` to keep, and the names of the others in `removed`.
 fn shallow<'a>(headers: &'a [u8], entries: &mut Vec<&'a [u8]>, removed: &mut Vec<&'a [u8]>) {
     let mut rest = Reader(headers);
     while !rest.0.is_empty() {
@@ -140,15 +142,15 @@ fn shallow<'a>(headers: &'a [u8], entries: &mut Vec<&'a [u8]>, removed: &mut Vec
         };
         let depth = match rest.value() {
             Ok(Value::Plain) => Ok(Depth::Fine),
-            // The headers themselves are the first level.
+            // The headers table itself is the first level.
             Ok(Value::Nested(inner, kind)) => walk(inner, kind, MAX_DEPTH - 1),
-            // Where it ends is not known, and so neither is what stands behind it.
+            // The end of this value is unknown, so the rest cannot be read either.
             Err(_) => {
                 removed.push(name);
                 return;
             }
         };
-        // A marker that somebody else wrote would be taken for ours.
+        // The consumer would take a publisher's marker for the guard's, so it is removed.
         if depth == Ok(Depth::Fine) && is_text(name) && name != REMOVED.as_bytes() {
             entries.push(&from[..from.len() - rest.0.len()]);
         } else {
@@ -157,7 +159,7 @@ fn shallow<'a>(headers: &'a [u8], entries: &mut Vec<&'a [u8]>, removed: &mut Vec
     }
 }
 
-/// The header that says what was left out.
+/// The header that reports the removed parts.
 fn marker(removed: &[&[u8]]) -> Vec<u8> {
     let mut names = String::new();
     for name in removed {
@@ -172,7 +174,7 @@ fn marker(removed: &[&[u8]]) -> Vec<u8> {
     }
     let said = format!("{}: {names}", removed.len());
     let mut marker = Vec::with_capacity(REMOVED.len() + said.len() + 6);
-    // Both are short.
+    // Both lengths are small.
     marker.push(u8::try_from(REMOVED.len()).unwrap_or(0));
     marker.extend_from_slice(REMOVED.as_bytes());
     marker.push(b'S');

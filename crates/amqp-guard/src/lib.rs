@@ -1,16 +1,16 @@
 //! A guard between the socket and lapin.
 //!
-//! lapin's AMQP parser follows nested tables by recursion, on a thread of lapin's own, before it looks at a frame's size.
-//! A peer that nests deep enough overflows that thread's stack, and a stack overflow ends the whole process
-//! (docs/internals/upstream/amq-protocol-types.md). No stack size is enough: lapin's buffer takes frames of thirty-two times
-//! `frame_max`. So every byte passes here first:
+//! lapin's AMQP parser follows nested tables by recursion, on its own thread, before it checks a frame's size. A peer
+//! that nests deep enough overflows the stack of that thread, and a stack overflow ends the whole process
+//! (docs/internals/upstream/amq-protocol-types.md). No stack size is enough, because lapin's buffer takes frames of
+//! thirty-two times `frame_max`. So every byte passes this guard first:
 //!
-//! - a frame above the bound, or a broken one, ends the connection;
-//! - a table nested deeper than [`MAX_DEPTH`] ends the connection, except
-//! - in a message's properties: they come without the headers that are too deep, and with [`REMOVED`] instead. The message
-//!   is the fault of who published it; it must not end its consumer's connection again and again. The same holds for what
-//!   lapin's parser refuses and RabbitMQ passes on: short strings that are not UTF-8, types that it does not know, and
-//!   content headers larger than a frame.
+//! - A frame above the bound, or a broken frame, ends the connection.
+//! - A table nested deeper than [`MAX_DEPTH`] ends the connection, except in a message's properties.
+//! - In a message's properties, headers that are nested too deep are removed, and the header [`REMOVED`] is added. The
+//!   publisher caused the fault, so the message must not end its consumer's connection again and again. The same
+//!   applies to other content that lapin's parser refuses and RabbitMQ passes on: short strings that are not UTF-8,
+//!   unknown types, and content headers larger than a frame.
 //!
 //! ```no_run
 //! use lapin::{Connection, ConnectionProperties, tcp::{AMQPUriTcpExt, OwnedTLSConfig}, uri::AMQPUri};

@@ -1,4 +1,4 @@
-//! The guard as a stream, and the runtime that lets lapin take one.
+//! The guard as a stream, and a runtime with which lapin accepts this stream.
 
 use std::{
     fmt, io,
@@ -20,22 +20,22 @@ use super::{bounds::FRAME_MAX, frames};
 /// A connection to the broker, with or without TLS.
 pub type Plain = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
-/// Read from the socket at once.
+/// Bytes per read from the socket.
 const CHUNK: usize = 32 * 1024;
 
-/// Holds a frame back until it is whole, and lets it pass if it is harmless.
+/// Holds each frame back until it is complete, and passes it on if it is harmless.
 pub struct Guarded<S> {
     stream: S,
     frame_max: u32,
-    /// Not looked at yet: less than a frame.
+    /// Not yet checked: less than a frame.
     held: Vec<u8>,
-    /// Looked at, and not yet read by lapin from `read` on.
+    /// Checked; lapin has read the bytes before `read`.
     passed: Vec<u8>,
     read: usize,
     chunk: Box<[u8]>,
 }
 
-/// Puts the guard around a connection, inside of its TLS. A frame has `frame_max` bytes at most.
+/// Wraps a connection in the guard, inside of its TLS. `frame_max`: maximum size of a frame in bytes.
 pub fn guard(stream: Plain, frame_max: u32) -> AsyncTcpStream<Guarded<Plain>> {
     AsyncTcpStream::Plain(Guarded::new(stream, frame_max))
 }
@@ -114,16 +114,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 }
 
-/// Tokio, with streams that are guarded.
+/// Tokio with guarded streams.
 pub type Kit = RuntimeParts<Tokio, GuardedTokio>;
 
-/// The runtime to give to [`lapin::Connection::connector`]. Call it inside of tokio.
+/// The runtime for [`lapin::Connection::connector`]. Call it inside of a Tokio runtime.
 pub fn runtime() -> Runtime<Kit> {
     let tokio = Tokio::current();
     Runtime::new(RuntimeParts::new(tokio.clone(), GuardedTokio(tokio)))
 }
 
-/// The runtime to connect with.
+/// The runtime that opens the connection.
 pub fn tokio() -> TokioRuntime {
     Runtime::tokio_current()
 }

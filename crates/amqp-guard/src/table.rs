@@ -1,4 +1,4 @@
-//! The walk over a table.
+//! Checks the nesting of a table.
 //!
 //! It reads the same grammar as amq-protocol-types, in the same order, with a stack on the heap.
 //! <https://www.rabbitmq.com/docs/specification>, <https://www.rabbitmq.com/amqp-0-9-1-errata>
@@ -26,7 +26,7 @@ pub(crate) enum Value<'a> {
     Nested(&'a [u8], Kind),
 }
 
-/// Reads all of a table or an array, `levels` deep at most: itself is the first.
+/// Reads a whole table or array, at most `levels` deep; the value itself is the first level.
 pub(crate) fn walk(body: &[u8], kind: Kind, levels: usize) -> Result<Depth, Refused> {
     let mut open = vec![(Reader(body), kind)];
     while let Some((rest, kind)) = open.last_mut() {
@@ -49,7 +49,7 @@ pub(crate) fn walk(body: &[u8], kind: Kind, levels: usize) -> Result<Depth, Refu
     Ok(Depth::Fine)
 }
 
-/// What is left to read.
+/// The bytes that are left to read.
 pub(crate) struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
         self.take(usize::from(length))
     }
 
-    /// What has its length in four bytes before it.
+    /// Bytes that follow their own four-byte length.
     pub fn long(&mut self) -> Result<&'a [u8], Refused> {
         let length = self.take(4)?.try_into().map_err(|_| Refused::Broken)?;
         let length = usize::try_from(u32::from_be_bytes(length)).map_err(|_| Refused::Broken)?;

@@ -1,4 +1,4 @@
-//! An independent judge: what was committed against what arrived. Shares no code with the relay.
+//! An independent judge: compares the committed messages with the deliveries. It shares no code with the relay.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -10,23 +10,23 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// What a producer writes down once its transaction is committed, where no fault reaches.
+/// A producer's record of a message, written after the commit, at a place that no fault reaches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Committed {
     pub message_id: Uuid,
-    /// `None`: no order is promised.
+    /// `None`: the message has no order.
     pub key: Option<String>,
     /// `outbox.message.id`.
     pub position: i64,
     pub body_sha256: String,
 }
 
-/// What a consumer writes down for each delivery, in the order of arrival.
+/// A consumer's record of a delivery, written in the order of arrival.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivered {
     pub message_id: Uuid,
     pub body_sha256: String,
-    /// Carried the `outbox-replay` header: asked for, so no duplicate.
+    /// The delivery carried the `outbox-replay` header: a replay is not a duplicate.
     pub replay: bool,
 }
 
@@ -52,14 +52,14 @@ pub struct Reordered {
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub committed: usize,
-    /// Deliveries in all, replays aside.
+    /// Number of deliveries without replays.
     pub delivered: usize,
-    /// Different messages among them.
+    /// Number of distinct messages among them.
     pub distinct: usize,
     pub duplicates: usize,
     pub replayed: usize,
     pub dead: usize,
-    /// Committed, and neither delivered nor dead. A replay does not make up for a delivery that never was.
+    /// Committed, and neither delivered nor dead. A replay does not replace a missing delivery.
     pub lost: Vec<Uuid>,
     /// Delivered or dead, and never committed.
     pub unknown: Vec<Uuid>,
@@ -68,11 +68,11 @@ pub struct Report {
     pub reordered: Vec<Reordered>,
     /// Marked sent, and never delivered.
     pub sent_without_delivery: Vec<Uuid>,
-    /// One id for two messages: the producers' fault, and it would hide a loss.
+    /// One id for two messages: a fault of the producers, which would hide a loss.
     pub committed_twice: Vec<Uuid>,
 }
 
-/// Of a body, as the ledger has it.
+/// Hash of a body, as the ledger stores it.
 pub fn sha256(body: &[u8]) -> String {
     Sha256::digest(body)
         .iter()
@@ -81,7 +81,7 @@ pub fn sha256(body: &[u8]) -> String {
 }
 
 impl Ledger {
-    /// Of a run that has come to rest: nothing is pending, and the consumers have taken everything.
+    /// Checks a finished run: nothing is pending, and the consumers have taken everything.
     pub fn check(&self) -> Report {
         let mut report = Report {
             committed: self.committed.len(),
@@ -149,7 +149,7 @@ impl Ledger {
 }
 
 impl Report {
-    /// Nothing lost, invented, altered, reordered, or marked without an arrival. Duplicates are allowed.
+    /// No message was lost, invented, altered, reordered, or marked without a delivery. Duplicates are allowed.
     pub fn is_clean(&self) -> bool {
         self.lost.is_empty()
             && self.unknown.is_empty()
@@ -166,7 +166,7 @@ impl Report {
     }
 }
 
-/// Offenders of one kind that are named; the rest are counted.
+/// Maximum number of named messages for each kind of violation; the others are counted.
 const NAMED: usize = 5;
 
 impl fmt::Display for Report {
@@ -219,14 +219,14 @@ fn and_more(f: &mut fmt::Formatter<'_>, what: &str, all: usize) -> fmt::Result {
     }
 }
 
-/// Appends one JSON line, in one write: with `O_APPEND`, the lines of several writers do not mix.
+/// Appends one JSON line in one write: with `O_APPEND` the lines of several writers do not mix.
 pub fn append_line(to: &mut impl Write, entry: &impl Serialize) -> std::io::Result<()> {
     let mut line = serde_json::to_vec(entry)?;
     line.push(b'\n');
     to.write_all(&line)
 }
 
-/// Reads a producer's or consumer's JSON lines. A last line that a crash cut short is left out.
+/// Reads the JSON lines of a producer or consumer. Skips a last line that a crash truncated.
 pub fn read_lines<T: for<'de> Deserialize<'de>>(
     mut lines: impl BufRead,
 ) -> std::io::Result<Vec<T>> {
@@ -234,7 +234,7 @@ pub fn read_lines<T: for<'de> Deserialize<'de>>(
     while lines.read_line(&mut line)? > 0 {
         match serde_json::from_str(&line) {
             Ok(entry) => read.push(entry),
-            // The writer was killed in the middle of it; nothing can follow.
+            // The writer was killed during this write, so no line follows.
             Err(_) if !line.ends_with('\n') => break,
             Err(error) => return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, error)),
         }

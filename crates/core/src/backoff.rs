@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
-/// How often a message is tried, and how long it waits in between.
+/// Maximum number of attempts of a message, and the wait between attempts.
 #[derive(Debug, Clone, Copy)]
 pub struct RetryPolicy {
     pub max_attempts: u32,
@@ -12,13 +12,14 @@ pub struct RetryPolicy {
     pub backoff_max: Duration,
 }
 
-/// A uniform draw between zero and `initial` doubled for every failure after the first, at most `max`. Full jitter:
-/// what failed together does not come back together.
+/// A uniform draw between zero and a ceiling: `initial`, doubled for every failure after the first, at most `max`. Full
+/// jitter spreads the retries of messages that failed together.
 pub fn delay(failures: u32, initial: Duration, max: Duration, rng: &mut impl Rng) -> Duration {
     part(ceiling(failures, initial, max), rng.random_range(0.0..=1.0))
 }
 
-/// A double has 53 bits. A duration that needs more is rounded, and the largest one rounded up is no duration any more.
+/// An f64 has 53 bits of precision. It rounds a longer duration, and `Duration::MAX` rounds up to a value that no
+/// `Duration` holds.
 fn part(of: Duration, part: f64) -> Duration {
     Duration::try_from_secs_f64(of.as_secs_f64() * part).map_or(of, |part| part.min(of))
 }
@@ -67,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_of_the_largest_duration_is_no_overflow() {
+    fn the_largest_duration_does_not_overflow() {
         assert_eq!(part(Duration::MAX, 1.0), Duration::MAX);
         assert_eq!(part(Duration::MAX, 0.0), Duration::ZERO);
     }

@@ -1,35 +1,36 @@
-//! After a settle that failed: how many messages a claim may publish. No I/O.
+//! Caution after a failed settle: how many messages a claim may publish. No I/O.
 //!
-//! **Why.** A claim publishes and then marks. When it cannot mark (a privilege was revoked, a trigger refuses, somebody holds
-//! a row's lock), it has published in vain, and so has its next one. So after such a failure each claim first *rehearses*:
-//! it marks its messages and takes that back, in its own transaction, before it publishes any of them. And it begins with
-//! one message: what shows only at COMMIT costs one duplicate an attempt. Each claim that commits doubles the number.
-
+//! **Why.** A claim publishes its messages and then marks them. If it cannot mark them (a privilege was revoked, a
+//! trigger refuses, another session holds a row's lock), its publishes become duplicates, and the next claim repeats
+//! them. So after a failed settle each claim first *rehearses*: before it publishes anything, it marks its messages and
+//! takes the marks back, in its own transaction. The first claim has one message, because some errors show only at
+//! COMMIT: such an error costs one duplicate for each attempt. Each claim that commits doubles the number.
 //!
-//! **Other lanes.** Marks elsewhere end the caution, and prove nothing about the messages of the failed claim: it was rolled
-//! back, and any later claim may read them. So they stay *suspects*, which are rehearsed alone, until they are settled.
+//! **Other lanes.** Marks in other lanes end the caution, but prove nothing about the messages of the failed claim: it
+//! was rolled back, and any later claim may read them. So these messages stay *suspects* until they are settled. A
+//! claim rehearses suspects even after the caution has ended.
 
 use std::collections::{HashSet, VecDeque};
 
 use crate::message::Position;
 
-/// Suspects that are remembered at most. The oldest are forgotten first: they were settled by another relay, or deleted,
-/// and nobody will settle them here.
+/// Maximum number of suspects in memory. The oldest are forgotten first: another relay has settled them, or somebody
+/// has deleted them, and this relay will not settle them.
 const MOST: usize = 100_000;
 
-/// Of all workers of a source: what stops the mark of one stops those of the others.
+/// Shared by all workers of a source: an obstacle to the marks of one worker affects the others too.
 #[derive(Debug, Default)]
 pub struct Caution {
-    /// `None`: nothing is wrong.
+    /// `None`: no caution.
     allowed: Option<usize>,
-    /// Published by a claim whose settle failed, and not settled since.
+    /// Published by a claim whose settle failed, and not yet settled.
     suspects: HashSet<Position>,
-    /// In the order in which they became suspects; some are none any more.
+    /// In the order in which they became suspects; may contain positions that are no longer suspects.
     order: VecDeque<Position>,
 }
 
 impl Caution {
-    /// A claim's settle failed, and it had published these; or its rehearsal failed, and it had published none.
+    /// A claim failed. `published`: the messages that it had published; none if its rehearsal failed.
     pub fn failed(&mut self, published: impl IntoIterator<Item = Position>) {
         self.allowed = Some(1);
         for position in published {
@@ -43,7 +44,7 @@ impl Caution {
         }
     }
 
-    /// A claim committed with this many messages marked.
+    /// A claim committed with this number of marked messages.
     pub fn marked(&mut self, messages: usize, batch_size: usize) {
         if let Some(allowed) = self.allowed
             && messages >= allowed
@@ -53,7 +54,7 @@ impl Caution {
         }
     }
 
-    /// A claim committed what becomes of these: marked, dead, or waiting with what is known of them.
+    /// A claim committed the outcomes of these messages: sent, dead, or waiting.
     pub fn settled(&mut self, positions: impl IntoIterator<Item = Position>) {
         if self.suspects.is_empty() {
             return;
@@ -66,12 +67,12 @@ impl Caution {
         }
     }
 
-    /// Messages that a claim may read; `None`: as many as it likes, without a rehearsal of all.
+    /// Maximum number of messages that a claim may read. `None`: no limit, and only suspects are rehearsed.
     pub fn limit(&self) -> Option<usize> {
         self.allowed
     }
 
-    /// It was published by a claim that could not mark: it is rehearsed before it is published again.
+    /// A claim published the message and could not mark it, so it is rehearsed before it is published again.
     pub fn suspects(&self, position: Position) -> bool {
         self.suspects.contains(&position)
     }
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn after_a_failure_one_message_then_twice_as_many_each_time() {
+    fn after_a_failure_the_limit_starts_at_one_and_doubles() {
         let mut caution = Caution::default();
         caution.marked(500, 500);
         assert_eq!(caution.limit(), None);
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_had_less_proves_nothing_about_more() {
+    fn a_smaller_claim_does_not_raise_the_limit() {
         let mut caution = Caution::default();
         caution.failed([]);
         caution.marked(1, 500);
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_of_one_end_it_with_the_first() {
+    fn the_first_batch_of_one_ends_the_caution() {
         let mut caution = Caution::default();
         caution.failed([]);
         caution.marked(1, 1);
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_proved_a_whole_batch_ends_it() {
+    fn a_whole_batch_ends_the_caution() {
         let mut caution = Caution::default();
         caution.failed([]);
         caution.marked(1, 4);
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_published_in_vain_stays_suspect_until_it_is_settled_whatever_is_marked_elsewhere() {
+    fn a_published_and_unmarked_message_stays_a_suspect_until_it_is_settled() {
         let mut caution = Caution::default();
         caution.failed([at(1), at(2)]);
         caution.settled([at(7)]);

@@ -1,21 +1,23 @@
-//! A circuit per destination: while everything that goes to an exchange and routing key fails, one message at a time probes
-//! it and the others wait without being published. No I/O.
+//! One circuit per destination. While every message to an exchange and routing key fails, one message at a time probes
+//! this destination, and the others wait unpublished. No I/O.
 //!
-//! **Why.** A nack says nothing about the other queues that took the message: with one of two queues full, each retry of
-//! each message is one more copy in the healthy one. And a million messages behind a lost binding are a million publishes
-//! for each back-off.
+//! **Why.** A nack says nothing about the other queues that took the message: with one of two queues full, each retry
+//! of each message is one more copy in the healthy queue. And a million messages behind a lost binding are a million
+//! publishes for each back-off.
 //!
-//! **States.** Nothing is kept about a destination that works. After one failed message it is `Failing`. When a second
-//! message fails and none succeeded in between, the circuit is `Open`: messages are *held* (filed in `outbox.waiting`
-//! with the cause `held` and no due time). A probe is due after a back-off; one new message a second may probe as well, so
-//! that a destination of which only some messages fail (a headers exchange) is not taken for a broken one for long. The
-//! first success makes it `Draining`: held messages are released in windows that double, and a failure opens it again.
+//! **States.** A destination that works has no state. After one failed message it is `Failing`. When a second message
+//! fails and none succeeded in between, the circuit is `Open`: messages are *held* (filed in `outbox.waiting` with the
+//! cause `held` and no due time). A probe is due after a back-off. One new message for each `backoff_initial` may probe
+//! as well, so that a destination where only some messages fail (a headers exchange) does not stay open for long. The
+//! first success changes the state to `Draining`: held messages are released in windows that double, and a failure
+//! opens the circuit again.
 //!
-//! **Giving up.** A held message has failed as often as it did itself, plus once for each failed probe since it was held.
-//! Past `max_attempts` it is tried one last time, alone or not, and dies of what it is told then. A nack is never the end.
+//! **Giving up.** The failures of a held message are its own, plus one for each failed probe since it was held. When
+//! the sum reaches `max_attempts`, the message is published one last time, and a failure makes it dead. A nack never
+//! makes it dead.
 //!
-//! **Authority.** The rows are the truth: what is held, and for which destination. This state is a process's own; two relays
-//! probe apart, and a relay that starts finds held messages by their index.
+//! **Authority.** The rows in `outbox.waiting` say which messages are held, and for which destination. The state here
+//! belongs to one process: two relays probe independently, and a relay that starts finds held messages by their index.
 
 use std::{
     collections::HashMap,
@@ -31,7 +33,7 @@ use crate::{
     reason::Reason,
 };
 
-/// An exchange and a routing key, as a number that every relay computes in the same way: it stands in `outbox.waiting`.
+/// Hash of an exchange and a routing key. Every relay computes the same number; `outbox.waiting` stores it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Destination(pub i64);
 
@@ -56,16 +58,16 @@ pub struct Why {
     pub error: String,
 }
 
-/// How a candidate comes to its destination.
+/// The state in which a candidate arrives at its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
-    /// Never tried.
+    /// Not tried before.
     New,
     /// Due again, or released.
     Again,
-    /// Chosen to probe.
+    /// Selected to probe the destination.
     Probe,
-    /// Failed often enough: tried one last time.
+    /// Selected for its last attempt.
     Last,
 }
 
@@ -75,39 +77,39 @@ pub enum Admission {
     Hold(Held),
 }
 
-/// What is filed with a held message.
+/// Data that is filed with a held message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     pub destination: Destination,
-    /// Probes that had failed by then.
+    /// Failed probes of the destination at that time.
     pub failures: u32,
     pub why: Why,
 }
 
-/// A destination's part of a wave.
+/// The result of a wave for one destination.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tally {
     pub delivered: usize,
-    /// Those that failed: how many, the first of them, and why.
+    /// Failed messages: their number, the first one, and the cause.
     pub failed: Option<(usize, Position, Why)>,
-    /// Some of the delivered ones had been held.
+    /// At least one delivered message was held before.
     pub had_been_held: bool,
 }
 
-/// Work on held messages that is due.
+/// Due work on held messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task {
-    /// Make one held message due, the next after this position.
+    /// Make one held message due: the next one after this position.
     Probe(Destination, i64),
-    /// Make those due for the last time that have failed often enough, with so many failed probes.
+    /// Make the held messages that reach their limit, with this number of failed probes, due for their last attempt.
     GiveUp(Destination, u32),
-    /// Make so many due.
+    /// Make this number of held messages due.
     Release(Destination, usize),
 }
 
 #[derive(Debug)]
 enum State {
-    /// Only this message failed.
+    /// Only this message has failed.
     Failing(Position),
     Open(Open),
     Draining {
@@ -118,31 +120,31 @@ enum State {
 #[derive(Debug)]
 struct Open {
     failures: u32,
-    /// A message was sent to probe by the back-off's clock, and has no answer yet.
+    /// The back-off or a claim chose a message as a probe, and no answer has come yet.
     probing: bool,
     next_probe: Instant,
     next_new_probe: Instant,
-    /// Position of the last held message that was chosen: the next one is another.
+    /// Position of the last held message that was chosen as a probe; the next probe is another message.
     chosen: i64,
-    /// Since when no held message was found, while a probe had no answer yet: that one is none of them.
+    /// A probe has no answer yet, and since this time no held message was found: the probe itself is not held.
     none_held_since: Option<Instant>,
-    /// A probe failed since the last look for messages that have failed often enough.
+    /// A probe has failed since the last search for held messages that reach their limit.
     give_up: bool,
     why: Why,
 }
 
-/// Every destination of a source that does not work, or is only just working again.
+/// Destinations of a source that fail, or that began to work again.
 #[derive(Debug)]
 pub struct Circuits {
     policy: RetryPolicy,
     states: HashMap<Destination, State>,
 }
 
-/// Destinations that are watched at most. Those beyond are retried message by message.
+/// Maximum number of watched destinations. Messages to further destinations are retried one by one.
 const MOST: usize = 10_000;
-/// How long an answer to a probe is waited for.
+/// Maximum wait for the answer to a probe.
 const ANSWER: Duration = Duration::from_secs(60);
-/// Held messages that one step releases at most.
+/// Maximum number of held messages that one step releases.
 const WINDOW: usize = 4096;
 
 impl Circuits {
@@ -153,13 +155,13 @@ impl Circuits {
         }
     }
 
-    /// Every destination works: nothing need be asked.
+    /// No destination fails, so `admit` need not be called.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.states.is_empty()
     }
 
-    /// Destinations that fail.
+    /// Number of open circuits.
     pub fn open(&self) -> usize {
         let open = |state: &&State| matches!(state, State::Open(_));
         self.states.values().filter(open).count()
@@ -170,7 +172,7 @@ impl Circuits {
         matches!(self.states.get(&destination), Some(State::Open(_)))
     }
 
-    /// May this message go?
+    /// Decides whether a message is published now or held.
     pub fn admit(
         &mut self,
         destination: Destination,
@@ -196,7 +198,8 @@ impl Circuits {
         Admission::Hold(open.held(destination))
     }
 
-    /// What became of a wave's messages to one destination. `Some` while it is open: those that failed are held.
+    /// Records the result of a wave for one destination. Returns `Some` if its circuit is open: the failed messages are
+    /// then held.
     pub fn report(
         &mut self,
         destination: Destination,
@@ -250,12 +253,12 @@ impl Circuits {
         Some(held)
     }
 
-    /// A message is held for a destination that this process knows nothing of: another relay held it, or this one did before
-    /// it was started again.
+    /// A held message was found for a destination without a state: another relay held it, or this relay did before a
+    /// restart.
     pub fn found(&mut self, held: Held, now: Instant, rng: &mut impl Rng) {
         let known = match self.states.get(&held.destination) {
             Some(State::Open(_) | State::Draining { .. }) => true,
-            // What failed last is one message, and others are held: nobody would probe for them.
+            // One message failed here last, but others are held: without an open circuit nothing probes for them.
             Some(State::Failing(_)) => false,
             None => !self.has_room(),
         };
@@ -268,7 +271,7 @@ impl Circuits {
         }
     }
 
-    /// What is due now. Each is to be done and, where it says so, answered for.
+    /// Tasks that are due now. The caller reports the result of a probe to `probed` and of a release to `released`.
     pub fn tasks(&mut self, now: Instant, rng: &mut impl Rng) -> Vec<Task> {
         let policy = self.policy;
         let mut tasks = Vec::new();
@@ -303,8 +306,9 @@ impl Circuits {
         self.states.iter().filter_map(release).collect()
     }
 
-    /// The position of the held message that was made due; `None`: none is held, and the circuit has no more to say, unless
-    /// the one before it still waits for its answer: with the circuit the failed probes would be forgotten.
+    /// `chosen` is the position of the held message that was made due; `None` if no message is held. Without held
+    /// messages the circuit is removed, unless an earlier probe may still get its answer: the removal would forget the
+    /// failed probes.
     pub fn probed(&mut self, destination: Destination, chosen: Option<i64>, now: Instant) {
         match (self.states.get_mut(&destination), chosen) {
             (Some(State::Open(open)), Some(position)) => {
@@ -321,7 +325,7 @@ impl Circuits {
         }
     }
 
-    /// So many were released: fewer than asked for means that these were the last.
+    /// `released` below `asked` means that no held message is left.
     pub fn released(&mut self, destination: Destination, asked: usize, released: usize) {
         if let Some(State::Draining { window }) = self.states.get_mut(&destination) {
             if released < asked {
@@ -422,7 +426,7 @@ mod tests {
     impl World {
         #[expect(
             clippy::disallowed_methods,
-            reason = "an Instant has no other beginning; the tests move it themselves"
+            reason = "only now() makes an Instant; the tests move it themselves"
         )]
         fn new() -> Self {
             Self {
@@ -450,7 +454,7 @@ mod tests {
             self.circuits.tasks(self.now, &mut self.rng)
         }
 
-        /// The back-off's next probe, and its failure.
+        /// Lets the back-off elapse, and fails the probe.
         fn fail_a_probe(&mut self, reason: Reason) {
             self.now += POLICY.backoff_max;
             assert!(matches!(
@@ -463,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn one_failing_message_holds_nobody() {
+    fn one_failing_message_holds_no_other() {
         let mut world = World::new();
         for _ in 0..10 {
             assert_eq!(world.report(&failed(1, 5, Reason::Unroutable)), None);
@@ -474,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_among_successes_hold_nobody() {
+    fn failures_among_successes_hold_no_message() {
         let mut world = World::new();
         for id in 0..100 {
             assert_eq!(world.report(&failed(1, id, Reason::Unroutable)), None);
@@ -489,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn while_open_one_message_a_back_off_and_one_new_one_a_second() {
+    fn an_open_circuit_admits_a_probe_in_each_back_off_and_a_new_message_a_second() {
         let mut world = World::open(Reason::Nacked);
         let mut again = 0;
         let mut new = 0;
@@ -506,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_lets_the_rest_go_in_windows_that_double() {
+    fn a_success_releases_held_messages_in_windows_that_double() {
         let mut world = World::open(Reason::Unroutable);
         world.report(&delivered());
         assert!(world.goes(Arrival::New));
@@ -569,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn held_messages_are_probed_though_one_message_alone_failed_last() {
+    fn held_messages_are_probed_even_if_only_one_message_failed_last() {
         let mut world = World::new();
         assert_eq!(world.report(&failed(1, 5, Reason::Unroutable)), None);
         let held = Held {
@@ -583,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_watched_is_bounded() {
+    fn the_number_of_watched_destinations_is_bounded() {
         let mut world = World::new();
         for n in 0..2 * MOST as i64 + 100 {
             let tally = failed(1 + (n % 2) as usize, n, Reason::Unroutable);
@@ -595,9 +599,9 @@ mod tests {
         let first_open = Destination(1);
         assert!(
             world.circuits.is_open(first_open),
-            "what fails for good is not forgotten for what failed once"
+            "an open circuit is not dropped for a single failure"
         );
-        // There is no room for what another relay holds, nor for what begins to work again.
+        // There is no room, neither for a destination with messages that another relay held, nor for one that recovers.
         let unknown = Destination(-1);
         while world.circuits.has_room() {
             let n = world.circuits.states.len() as i64;
@@ -624,10 +628,14 @@ mod tests {
     }
 
     #[test]
-    fn two_messages_that_fail_at_once_open_it_even_when_one_was_known_to_fail() {
+    fn two_failures_in_one_wave_open_a_failing_circuit() {
         let mut world = World::new();
         assert_eq!(world.report(&failed(1, 5, Reason::Unroutable)), None);
-        assert_eq!(world.circuits.open(), 0, "one message is no destination");
+        assert_eq!(
+            world.circuits.open(),
+            0,
+            "one failed message does not open a circuit"
+        );
         assert!(!world.circuits.is_open(HERE));
         assert!(world.report(&failed(2, 5, Reason::Unroutable)).is_some());
         assert_eq!(world.circuits.open(), 1);
@@ -635,7 +643,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_failed_often_enough_goes_one_last_time_and_probes_for_nobody() {
+    fn a_last_attempt_is_published_and_is_not_a_probe() {
         let mut world = World::open(Reason::Unroutable);
         assert!(!world.goes(Arrival::Again));
         assert!(world.goes(Arrival::Last));
@@ -644,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_message_is_told_how_many_probes_had_failed_before_it() {
+    fn a_held_message_records_the_earlier_failed_probes() {
         let mut world = World::new();
         let by_another = Held {
             destination: HERE,

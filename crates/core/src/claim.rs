@@ -1,4 +1,4 @@
-//! A claim as plain data: the lanes that it holds, and their next messages with what becomes of each. No I/O.
+//! A claim as plain data: its lanes, their next messages, and the outcome of each message. No I/O.
 
 use std::collections::HashMap;
 
@@ -13,118 +13,119 @@ use crate::{
     outcome::{self, Answer, Outcome},
 };
 
-/// How much one claim may read.
+/// Limits of one claim's read.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// New messages, shared among the lanes.
+    /// New messages, of all lanes together.
     pub fresh: usize,
-    /// Messages in all.
+    /// Messages, both new and filed.
     pub batch_size: usize,
-    /// Bytes of bodies in all. The first message is taken whatever its size.
+    /// Bytes of all bodies. The first message is read even if its body is larger.
     pub batch_bytes: u64,
-    /// A body above this is refused without being fetched.
+    /// A larger body is refused and not fetched.
     pub max_payload_bytes: u64,
 }
 
 impl Limits {
-    /// As many bodies of this size as a batch has messages fit into a batch's bytes.
+    /// Largest size of a body with which a full batch of messages keeps to `batch_bytes`.
     pub fn small_body(&self) -> u64 {
         let fair = self.batch_bytes / self.batch_size.max(1) as u64;
         fair.min(self.max_payload_bytes)
     }
 }
 
-/// A lane that a claim holds until it commits, and has not read yet.
+/// A lane that a claim has locked and not yet read.
 #[derive(Debug, Clone, Copy)]
 pub struct HeldLane {
     pub lane: Lane,
     pub mark: Mark,
-    /// New messages that this claim reads of it, at most.
+    /// Maximum number of new messages that the claim reads from this lane.
     pub share: usize,
 }
 
-/// A lane that a claim holds, and has read.
+/// A lane that a claim has locked and read.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadLane {
     pub lane: Lane,
     pub mark: Mark,
-    /// The read stopped at none of its limits. So it found everything that the snapshot shows of this lane.
+    /// The read stopped at no limit, so it found every message of this lane that its snapshot shows.
     pub exhausted: bool,
 }
 
-/// Where a row's version lies: PostgreSQL's `ctid`.
+/// Physical location of a row version: PostgreSQL's `ctid`.
 /// <https://www.postgresql.org/docs/current/ddl-system-columns.html>
 ///
-/// It finds a row without its index, for as long as nobody writes another version of it. So it is never believed alone:
-/// the position is compared as well.
+/// It finds a row without an index until another version of the row is written. A `ctid` alone proves nothing, so the
+/// statements compare the position as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Ctid {
     pub block: u32,
-    /// Within the block, from 1.
+    /// Within the block; starts at 1.
     pub line: u16,
 }
 
-/// A message of a held lane.
+/// A message of a claimed lane.
 #[derive(Debug)]
 pub struct Candidate {
     pub message: Message,
     pub ctid: Ctid,
-    /// The transaction that wrote what is published of it.
+    /// The transaction that last wrote the columns that are published.
     pub tx: u64,
     pub key_hash: Option<i64>,
     /// Came from `outbox.waiting`.
     pub filed: bool,
-    /// Its `available_at` lies ahead: to be filed, not published.
+    /// `available_at` is in the future: the message is filed and not published.
     pub scheduled: bool,
-    /// Nearest earlier message of its key that waits and holds it back.
+    /// Nearest earlier message of the same key that waits and blocks this one.
     pub after: Option<i64>,
     pub waited: Waited,
 }
 
-/// What `outbox.waiting` says of a message that matters for its next attempt.
+/// The columns of `outbox.waiting` that affect the next attempt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Waited {
-    /// Chosen to probe its destination.
+    /// Selected to probe its destination.
     pub probe: bool,
     /// The last attempt to mark it failed.
     pub unmarkable: bool,
-    /// It was held for this destination.
+    /// The destination for which the message was held.
     pub destination: Option<Destination>,
 }
 
-/// A filed message that is in `outbox.message` no more.
+/// A filed message that was deleted from `outbox.message`.
 #[derive(Debug, Clone, Copy)]
 pub struct Orphan {
     pub position: Position,
     pub key_hash: Option<i64>,
 }
 
-/// What the database said when the claim began.
+/// State of the database when the claim began.
 #[derive(Debug, Clone, Copy)]
 pub struct Snapshot {
     pub own_tx: i64,
     pub xmin: i64,
-    /// The last position of all lanes that was drawn before `own_tx` was assigned.
+    /// The last position of all lanes drawn before `own_tx` was assigned.
     pub drawn: i64,
     /// The database's clock, microseconds since the Unix epoch.
     pub now_us: i64,
 }
 
-/// What a claim read of its lanes.
+/// The result of a claim's read.
 #[derive(Debug, Default)]
 pub struct Read {
     pub candidates: Vec<Candidate>,
     pub orphans: Vec<Orphan>,
-    /// More messages were read, and left out: their bodies do not fit, or are gone. So the number of candidates does not
-    /// tell whether the read stopped at a limit, and the mark must not pass the last of them.
+    /// Messages that were read were left out, because their bodies do not fit or are gone. The number of candidates
+    /// then does not tell whether the read stopped at a limit, and the mark must not pass the last candidate.
     pub cut_short: bool,
 }
 
-/// A message of a claim, and what has become of it so far. An outcome has no other way to a message than through its item.
+/// A message of a claim and its outcome so far. Only the item can change the outcome, so an outcome cannot reach
+/// another message.
 #[derive(Debug)]
 pub struct Item {
     pub candidate: Candidate,
-    /// Built and not yet sent. A message that was refused has none, so it cannot be sent.
+    /// Built and not yet sent. A refused message has no envelope, so it cannot be sent.
     pub(crate) envelope: Option<Envelope>,
     outcome: Outcome,
 }
@@ -148,32 +149,33 @@ impl Item {
         &self.outcome
     }
 
-    /// Takes the outcome that this message's answer leads to.
+    /// Records the outcome that follows from this message's answer.
     #[inline]
     pub fn decide(&mut self, answer: &Answer, policy: &RetryPolicy, rng: &mut impl Rng) {
         self.outcome = outcome::decide(answer, self.candidate.message.attempts, policy, rng);
     }
 
-    /// Takes an outcome that no answer leads to: the message is behind another one, or held.
+    /// Records an outcome that needs no answer: the message waits behind another one, or is held.
     #[inline]
     pub fn record(&mut self, outcome: Outcome) {
         self.outcome = outcome;
     }
 }
 
-/// What a claim holds. Open until a settle commits, or until the session rolls back or dies.
+/// The contents of a claim. The claim stays open until its settle commits, or until the session rolls back or dies.
 #[derive(Debug)]
 pub struct Claim {
     pub lanes: Vec<ReadLane>,
     pub items: Vec<Item>,
-    /// Filed, but the message itself is gone (deleted by hand): to be forgotten.
+    /// Filed messages that were deleted by hand: their rows in `outbox.waiting` are deleted.
     pub orphans: Vec<Orphan>,
     pub snapshot: Snapshot,
     /// See [`Read::cut_short`].
     pub cut_short: bool,
 }
 
-/// How many of the first messages fit into a batch; one always does. A body above the limit is never fetched.
+/// Number of messages at the front that fit into a batch, at least one. A body above the limit is not fetched and takes
+/// no room.
 pub fn fitting(candidates: &[Candidate], limits: Limits) -> usize {
     let mut bytes: u64 = 0;
     let fits = |size: u64| {
@@ -187,7 +189,7 @@ pub fn fitting(candidates: &[Candidate], limits: Limits) -> usize {
 }
 
 impl Claim {
-    /// `limits` are those that `read` kept to.
+    /// `limits`: the limits of the `read`.
     pub fn new(held: &[HeldLane], read: Read, limits: Limits, snapshot: Snapshot) -> Self {
         Self {
             lanes: lanes(held, &read, limits),
@@ -198,14 +200,15 @@ impl Claim {
         }
     }
 
-    /// The positions of the messages that came to such an outcome.
+    /// The positions of the messages whose outcome satisfies `of`.
     pub fn positions(&self, of: impl Fn(&Outcome) -> bool) -> impl Iterator<Item = Position> {
         let with = self.items.iter().filter(move |item| of(&item.outcome));
         with.map(Item::position)
     }
 }
 
-/// Which of the lanes are exhausted. A limit of the whole claim may have cut any lane, so it speaks against all of them.
+/// Finds the exhausted lanes. A limit of the whole claim may have cut the read of any lane, so then no lane is
+/// exhausted.
 fn lanes(held: &[HeldLane], read: &Read, limits: Limits) -> Vec<ReadLane> {
     let mut fresh: HashMap<Lane, usize> = HashMap::new();
     let mut filed = 0;
@@ -245,7 +248,7 @@ pub(crate) fn sample(id: i64, key_hash: Option<i64>) -> Candidate {
     }
 }
 
-/// Of the lane of `message::sample`, read to its end.
+/// A claim of the lane of `message::sample`, read to its end.
 #[cfg(test)]
 pub(crate) fn sample_claim(candidates: Vec<Candidate>, orphans: Vec<Orphan>) -> Claim {
     let mark = Mark {
@@ -308,7 +311,8 @@ mod tests {
         HeldLane { lane, mark, share }
     }
 
-    /// Lane 1 may read eight new messages, lane 2 three: rounded up, one more than the batch may have.
+    /// Lane 1 may read eight new messages, lane 2 three. The shares are rounded up: their sum is one more than the
+    /// batch.
     fn exhausted(of_one: usize, of_two: usize, cut_short: bool) -> [bool; 2] {
         let lanes = [vec![1; of_one], vec![2; of_two]].concat();
         let read = Read {
@@ -322,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_is_exhausted_when_it_had_less_than_its_share() {
+    fn a_lane_with_less_than_its_share_is_exhausted() {
         assert_eq!(exhausted(0, 0, false), [true, true]);
         assert_eq!(exhausted(7, 2, false), [true, true]);
         assert_eq!(exhausted(6, 3, false), [true, false]);
@@ -336,16 +340,16 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_ends_before_the_body_that_does_not_fit_and_never_before_the_first() {
+    fn a_batch_ends_before_a_body_that_does_not_fit_but_has_at_least_one_message() {
         assert_eq!(fits(&[40, 60, 0, 0]), 4);
         assert_eq!(fits(&[40, 60, 1, 0]), 2);
         assert_eq!(fits(&[50, 60, 10]), 1);
-        // Too large for anybody: refused, and never fetched.
+        // A body that is too large for any batch is refused and not fetched.
         assert_eq!(fits(&[1000, 50, 1000, 50]), 4);
     }
 
     #[test]
-    fn bodies_that_come_along_fit_a_batch_and_are_never_above_the_limit() {
+    fn small_bodies_fit_a_batch_and_keep_to_the_limit() {
         assert_eq!(LIMITS.small_body(), 10);
         let large_batch = Limits {
             batch_bytes: u64::MAX,
@@ -359,7 +363,7 @@ mod tests {
         assert_eq!(no_messages.small_body(), 60);
     }
 
-    /// Lane 1 may read eight new messages; a batch has ten, and five of them at most were filed.
+    /// Lane 1 may read eight new messages; a batch has ten messages, at most five of them filed.
     fn exhausted_with(filed: usize, fresh: usize, orphans: usize) -> bool {
         let of_lane = |n: usize, filed| {
             (0..n).map(move |_| Candidate {
@@ -380,21 +384,21 @@ mod tests {
     }
 
     #[test]
-    fn filed_messages_fill_their_half_of_a_batch_and_no_share_of_a_lane() {
+    fn filed_messages_use_half_of_a_batch_and_not_the_share_of_a_lane() {
         assert!(exhausted_with(4, 5, 0));
         assert!(!exhausted_with(5, 0, 0), "more may be due");
         assert!(!exhausted_with(0, 8, 0), "more may be new");
     }
 
     #[test]
-    fn messages_that_are_gone_were_read_all_the_same() {
+    fn deleted_messages_count_as_read() {
         assert!(exhausted_with(1, 7, 1));
         assert!(!exhausted_with(2, 7, 1));
         assert!(!exhausted_with(0, 0, 10));
     }
 
     #[test]
-    fn positions_are_those_of_the_outcome_that_is_asked_for() {
+    fn positions_are_selected_by_outcome() {
         let mut read = Read::default();
         for id in 1..=3 {
             let mut candidate = candidate(1, 1);

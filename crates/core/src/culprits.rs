@@ -1,24 +1,24 @@
-//! Culprits: which messages of a wave go next, and which of them alone, so that one that closes its channel takes nobody's answer
-//! with it. No I/O.
+//! Culprits: which messages of a wave are published next, and which of them alone on a channel. A message that closes
+//! its channel must not take the answers of other messages with it. No I/O.
 //!
-//! A refusal closes the channel, and with it goes every answer that was still to come. So what may be refused goes alone:
-//! the first message to an exchange; and, once a topic permission has refused a routing key of an exchange, the first
-//! message to each of its keys. What was taken once goes together with others.
+//! A refusal closes the channel, and every outstanding answer on the channel is lost. So each message that may be
+//! refused goes alone: the first message to an exchange, and, once a topic permission has refused a routing key of an
+//! exchange, the first message to each of its keys. Messages to a destination that has taken a message go together.
 //!
-//! 404 speaks of the exchange. 403 speaks of the exchange ("access to exchange") or of one routing key ("access to topic",
-//! <https://www.rabbitmq.com/docs/access-control#topic-authorisation>). Anything else speaks of one message.
+//! A 404 is about the exchange. A 403 is about the exchange ("access to exchange") or about one routing key ("access to
+//! topic", <https://www.rabbitmq.com/docs/access-control#topic-authorisation>). Any other code is about one message.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::{envelope::Envelope, outcome::Answer};
 
-/// Keys of an exchange that are remembered; then it is asked anew.
+/// Maximum number of remembered keys of an exchange. Then the set is cleared, and each key is probed again.
 const KEYS: usize = 10_000;
 
-/// RabbitMQ cuts a text where AMQP's short string ends.
+/// RabbitMQ truncates a text at the limit of AMQP's short string.
 const CUT: usize = 250;
 
-/// A message of a wave: its answer stays with it.
+/// A message of a wave, together with its answer.
 #[derive(Debug)]
 pub struct Awaiting<T> {
     pub message: T,
@@ -38,21 +38,21 @@ impl<T: AsRef<Envelope>> Awaiting<T> {
     }
 }
 
-/// The broker's own words for why it closed a channel or a connection.
+/// The broker's reason for closing a channel or a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Closed {
     pub code: u16,
     pub text: String,
-    /// The whole connection went, not just the channel.
+    /// The whole connection was closed, not only the channel.
     pub connection: bool,
 }
 
-/// What a refusal refuses.
+/// The thing that a refusal refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Unit<'a> {
     Exchange(&'a str),
     Key(&'a str, &'a str),
-    /// By its place in the wave.
+    /// By its index in the wave.
     Message(usize),
 }
 
@@ -81,11 +81,11 @@ fn speaks_of(code: u16, text: &str) -> SpeaksOf {
 
 #[derive(Debug, Default)]
 pub struct Destinations {
-    /// Exchanges that answered for a message.
+    /// Exchanges that have answered for a message. `None`: the exchange has refused no routing key.
     exchanges: HashMap<String, Option<Keys>>,
 }
 
-/// Of an exchange that refused a key.
+/// Routing keys of an exchange that has refused one.
 #[derive(Debug, Default)]
 struct Keys {
     taken: HashSet<String>,
@@ -93,7 +93,7 @@ struct Keys {
 }
 
 impl Destinations {
-    /// What must be asked before this message can go together with others.
+    /// The unit that must be tried alone before this message can go together with others.
     fn unproven<'a>(&self, envelope: &'a Envelope) -> Option<Unit<'a>> {
         let (exchange, key) = (envelope.exchange.as_str(), envelope.routing_key.as_str());
         match self.exchanges.get(exchange) {
@@ -117,14 +117,14 @@ impl Destinations {
         }
     }
 
-    /// This message, alone on its channel, closed it.
+    /// This message was alone on its channel, and the broker closed the channel.
     pub fn refused(&mut self, envelope: &Envelope, closed: &Closed) {
         match speaks_of(closed.code, &closed.text) {
             SpeaksOf::Exchange => {
                 self.exchanges.remove(&envelope.exchange);
             }
             SpeaksOf::Key => {
-                // Its exchange was found, and may be written to.
+                // The exchange exists, and the user may write to it.
                 let keys = self.exchanges.entry(envelope.exchange.clone()).or_default();
                 let keys = keys.get_or_insert_default();
                 keys.taken.remove(&envelope.routing_key);
@@ -134,14 +134,14 @@ impl Destinations {
         }
     }
 
-    /// One of these closed the channel of them all. `false`: nothing is known that would tell them apart.
+    /// One of these messages closed the channel that they shared. `false`: the refusal does not tell which.
     pub fn closed(&mut self, together: &[&Envelope], closed: &Closed) -> bool {
         let exchanges: HashSet<&str> = together.iter().map(|e| e.exchange.as_str()).collect();
         let named = |name: &&str| {
             let shown = if name.is_empty() { "amq.default" } else { name };
             closed.text.contains(&format!("exchange '{shown}'"))
         };
-        // A key can hold the name of another exchange; so all that are named are meant.
+        // A routing key can contain the name of another exchange, so every named exchange counts.
         let mut meant: Vec<&str> = exchanges.iter().copied().filter(named).collect();
         if meant.is_empty() || closed.text.len() >= CUT {
             meant = exchanges.into_iter().collect();
@@ -155,7 +155,7 @@ impl Destinations {
             }
             SpeaksOf::Key => {
                 for exchange in meant {
-                    // Those that were taken before, too: a permission may have changed.
+                    // This also forgets keys that the broker took before: a permission may have changed.
                     self.exchanges
                         .insert(exchange.to_owned(), Some(Keys::default()));
                 }
@@ -166,7 +166,7 @@ impl Destinations {
     }
 }
 
-/// What was refused in this wave: the others to the same exchange, or with the same key, get the same answer.
+/// Refusals of this wave. Other messages to the same exchange, or with the same routing key, get the same answer.
 #[derive(Debug, Default)]
 pub struct Refusals {
     exchanges: HashMap<String, Answer>,
@@ -175,7 +175,7 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// This message, alone on its channel, closed it.
+    /// This message was alone on its channel, and the broker closed the channel.
     pub fn add(&mut self, envelope: &Envelope, closed: &Closed) {
         let exchange = || envelope.exchange.clone();
         match speaks_of(closed.code, &closed.text) {
@@ -213,20 +213,20 @@ fn remember(keys: &mut HashSet<String>, key: &str) {
     }
 }
 
-/// What of a wave goes next.
+/// The messages of a wave that are published next.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Step {
     /// On one channel, in this order.
     pub together: Vec<usize>,
-    /// After those; each on a channel of its own.
+    /// After those, each on its own channel.
     pub alone: Vec<usize>,
 }
 
 impl Step {
-    /// Of the messages without an answer; those whose destination was refused in this wave get theirs here. A message
-    /// does not go before an earlier one of its key, and no two that a return could not tell apart go together.
-    /// `singly`: nothing goes together. Of those that go alone there are `width` at most, those first whose key was
-    /// never refused: however many are, the others are not held up.
+    /// Chooses among the messages without an answer, and gives a message its answer if its destination was refused in
+    /// this wave. A message waits for earlier ones of its key. Two messages that a return could not tell apart do not
+    /// go together. `singly`: no messages go together. At most `width` messages go alone; those whose key was never
+    /// refused come first, so that many refused keys do not delay the others.
     pub fn next<T: AsRef<Envelope>>(
         wave: &mut [Awaiting<T>],
         known: &Destinations,
@@ -320,7 +320,7 @@ mod tests {
         }
     }
 
-    /// As the servers write them: 3.10 and 4.1.
+    /// The texts of RabbitMQ 3.10 and 4.1.
     #[test]
     fn a_refusal_speaks_of_the_exchange_the_key_or_the_message() {
         for (code, text, expected) in [
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_names_another_exchange_misleads_nobody() {
+    fn a_key_with_the_name_of_another_exchange_does_not_mislead() {
         let mut known = Destinations::default();
         let culprit = envelope(1, "real", "in exchange 'other'", None);
         let other = envelope(2, "other", "k", None);
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_were_never_refused_are_asked_first() {
+    fn keys_that_were_never_refused_go_first() {
         let wave: Vec<Envelope> = (0..10)
             .map(|n| envelope(n, "x", &format!("k{n}"), None))
             .collect();
@@ -421,7 +421,8 @@ mod tests {
         closed(403, &text)
     }
 
-    /// A broker: key k1 and k2 of x are refused, exchange `none` is missing, the message with the id 9 is impossible.
+    /// A model of a broker: it refuses keys k1 and k2 of exchange x, has no exchange `none`, and rejects the message
+    /// with the id 9.
     fn fate(envelope: &Envelope) -> Option<Closed> {
         match (envelope.exchange.as_str(), envelope.routing_key.as_str()) {
             _ if envelope.properties.message_id == "9" => {
@@ -433,8 +434,8 @@ mod tests {
         }
     }
 
-    /// What `Publisher` does with the steps, against that broker. Returns the answers, what the broker took in its
-    /// order, and how often it closed a channel.
+    /// Runs the steps as `Publisher` does, against that broker. Returns the answers, the messages that the broker took,
+    /// in its order, and the number of closed channels.
     fn published(
         envelopes: &[Envelope],
         known: &mut Destinations,
@@ -485,7 +486,7 @@ mod tests {
                 }
             }
         }
-        panic!("it does not end");
+        panic!("the steps do not end");
     }
 
     fn envelopes() -> impl Strategy<Value = Vec<Envelope>> {
@@ -513,7 +514,7 @@ mod tests {
                 for (i, (envelope, answer)) in wave.iter().zip(answers).enumerate() {
                     match (fate(envelope), answer.unwrap()) {
                         (None, answer) => prop_assert_eq!(answer, Answer::Delivered),
-                        // Impossible, and to an exchange that is refused: either is true.
+                        // The message is impossible, and its exchange is refused: the broker may answer either.
                         (Some(closed), Answer::Refused { code, .. }) => {
                             prop_assert!(code == closed.code || envelope.properties.message_id == "9");
                             culprits.insert(if closed.code == 406 { i.to_string() } else { closed.text });
@@ -536,7 +537,7 @@ mod tests {
         }
 
         #[test]
-        fn no_two_go_together_that_a_return_could_not_tell_apart(wave in envelopes()) {
+        fn two_messages_that_a_return_cannot_distinguish_do_not_go_together(wave in envelopes()) {
             let mut known = Destinations::default();
             for envelope in &wave {
                 known.took(envelope);

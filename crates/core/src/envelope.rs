@@ -1,8 +1,8 @@
-//! Envelope: the AMQP message built from a row, or the reason why none can be. No I/O.
+//! Envelope: the AMQP message built from a row, or the reason why the row cannot become one. No I/O.
 //!
-//! Everything that RabbitMQ would answer by closing the channel or the connection is refused here, so that a bad
-//! row costs itself and nobody else: texts above 255 bytes where AMQP has short strings, and a content header that
-//! does not fit into one frame (<https://www.rabbitmq.com/amqp-0-9-1-reference>).
+//! RabbitMQ closes the channel or the connection when a short string has more than 255 bytes, or when a content header
+//! does not fit into one frame (<https://www.rabbitmq.com/amqp-0-9-1-reference>). Such a row is refused here, so that
+//! it affects no other message.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -14,23 +14,23 @@ use crate::{
     route::Router,
 };
 
-/// 9999-12-31T23:59:59.999999Z. PostgreSQL knows later times, and "infinity"; writing one down would panic.
+/// 9999-12-31T23:59:59.999999Z. PostgreSQL stores later times and "infinity"; formatting such a time would panic.
 const LAST_RFC3339_US: u64 = 253_402_300_799_999_999;
 
-/// An AMQP message and where it goes. No short string in it is above 255 bytes.
+/// An AMQP message and its destination. No short string has more than 255 bytes.
 #[derive(Debug, PartialEq)]
 pub struct Envelope {
     pub exchange: String,
     pub routing_key: String,
     pub mandatory: bool,
     pub properties: Properties,
-    /// The row's own, then the relay's: a row cannot forge them.
+    /// The row's headers first, then the relay's. A row cannot forge the relay's headers.
     pub headers: Vec<(String, HeaderValue)>,
     pub body: Vec<u8>,
 }
 
 impl Envelope {
-    /// Messages with one key keep their order; without one there is none.
+    /// The key that orders messages; a message without a key has no order.
     #[inline]
     pub fn key(&self) -> Option<&str> {
         self.headers
@@ -46,13 +46,13 @@ impl Envelope {
 /// The header that holds a message's key.
 const KEY: &str = "outbox-key";
 
-/// <https://www.rabbitmq.com/docs/publishers#message-properties>; the delivery mode is always persistent.
+/// <https://www.rabbitmq.com/docs/publishers#message-properties>. The delivery mode is always persistent.
 #[derive(Debug, PartialEq)]
 pub struct Properties {
     pub message_id: String,
     pub type_: String,
     pub content_type: String,
-    /// Whole seconds since the Unix epoch, as AMQP has them.
+    /// Whole seconds since the Unix epoch, the precision of AMQP.
     pub timestamp_s: u64,
     pub app_id: String,
     pub correlation_id: Option<String>,
@@ -61,7 +61,7 @@ pub struct Properties {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnvelopeOptions {
     pub app_id: String,
-    /// `source` of CloudEvents in AMQP's binary mode; `None`: plain messages.
+    /// The `source` of CloudEvents in AMQP's binary mode. `None`: plain messages.
     pub cloudevents_source: Option<String>,
     pub max_payload_bytes: u64,
 }
@@ -77,8 +77,8 @@ impl EnvelopeBuilder {
         Self { router, options }
     }
 
-    /// Takes the body and what is sent once out of the message. `frame_max` is what the connection agreed on, in
-    /// bytes; 0 means no limit.
+    /// Moves the body and other fields out of the message. `frame_max` is the negotiated frame size in bytes; 0 means
+    /// no limit.
     pub fn build(&self, message: &mut Message, frame_max: u32) -> Result<Envelope, Refusal> {
         key_is_clean(message)?;
         let routed = self.router.route(message)?;
@@ -105,7 +105,7 @@ impl EnvelopeBuilder {
             None => header::Own::default(),
         };
         let mut headers = own.headers;
-        // Ours: four, and seven of CloudEvents.
+        // The relay's headers: four, and seven of CloudEvents.
         headers.reserve_exact(if cloudevents.is_some() { 11 } else { 4 });
         self.add_ours(&mut headers, message, cloudevents);
         let properties = Properties {
@@ -117,7 +117,7 @@ impl EnvelopeBuilder {
             correlation_id: own.correlation_id,
         };
         let size = content_header_size(&properties, &headers);
-        // A frame has eight bytes of its own.
+        // The frame itself adds eight bytes.
         if frame_max != 0 && size + 8 > frame_max as usize {
             return Err(Refusal::new(
                 Reason::HeadersTooLarge,
@@ -213,7 +213,7 @@ fn short(column: &str, text: &str, reason: Reason) -> Result<(), Refusal> {
     Err(Refusal::new(reason, detail))
 }
 
-/// Bytes of the content header frame's payload: what is in each, and the properties that we set.
+/// Size of the content header frame's payload, in bytes: the fixed part and the properties that the relay sets.
 fn content_header_size(p: &Properties, headers: &[(String, HeaderValue)]) -> usize {
     // Class 2, weight 2, body size 8, flags 2.
     const FIXED: usize = 14;
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_attempt_and_a_message_without_key_carry_no_header_for_it() {
+    fn a_first_attempt_and_a_message_without_a_key_carry_no_such_header() {
         let envelope = built(Message {
             aggregate_id: None,
             ..sample()
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_beyond_the_calendar_of_cloudevents_is_its_last_day() {
+    fn a_time_beyond_rfc_3339_becomes_its_last_day() {
         for (created_at_us, time) in [
             (i64::MAX, "9999-12-31T23:59:59.999999Z"),
             (i64::MIN, "1970-01-01T00:00:00.000000Z"),
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_shipped_as_it_is() {
+    fn a_body_is_sent_unchanged() {
         let bodies: [&[u8]; 5] = [
             b"",
             b"\xff\x00\xfe",
@@ -468,7 +468,7 @@ mod tests {
         assert_eq!(built(without).unwrap().key(), None);
     }
 
-    /// Counted by hand: class, weight, body size and flags; each short string has a byte for its length.
+    /// Counted by hand: class, weight, body size and flags. Each short string has one byte for its length.
     #[test]
     fn a_content_header_has_the_size_that_it_takes_on_the_wire() {
         let properties = |correlation_id| Properties {
@@ -511,7 +511,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a row holds, it is an envelope within AMQP's limits, or a reason; never a panic.
+        /// Any row becomes an envelope within AMQP's limits, or a reason, and never a panic.
         #[test]
         fn any_row_is_an_envelope_or_a_refusal(
             aggregate_type in ".{0,300}", aggregate_id in proptest::option::of(".{0,300}"), event_type in ".{0,300}",

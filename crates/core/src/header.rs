@@ -1,4 +1,4 @@
-//! A row's `headers`: JSON text to AMQP field values. No I/O.
+//! Converts a row's `headers` from JSON text to AMQP field values. No I/O.
 
 use serde_json::{Map, Number, Value};
 
@@ -19,11 +19,11 @@ pub enum HeaderValue {
     Table(Vec<(String, HeaderValue)>),
 }
 
-/// What a row's headers hold.
+/// The contents of a row's headers.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Own {
     pub headers: Vec<(String, HeaderValue)>,
-    /// Moves from the headers to the property of that name.
+    /// The header `correlation_id` becomes the message property of that name.
     pub correlation_id: Option<String>,
 }
 
@@ -32,13 +32,13 @@ pub(crate) fn too_large() -> Refusal {
     Refusal::new(Reason::HeadersTooLarge, detail)
 }
 
-/// `cloudevents`: its attributes are reserved as well.
+/// `cloudevents`: the attributes of CloudEvents are reserved names as well.
 pub(crate) fn parse(text: &str, cloudevents: bool) -> Result<Own, Refusal> {
     let invalid = |detail: String| Refusal::new(Reason::HeadersInvalid, detail);
     if text.len() > HEADERS_TEXT {
         return Err(too_large());
     }
-    // Position only: the parser's own text may quote the row.
+    // The error names only the position, because the parser's text may quote the row.
     let value: Value = serde_json::from_str(text).map_err(|e| {
         invalid(format!(
             "headers cannot be read: line {}, column {}",
@@ -48,7 +48,7 @@ pub(crate) fn parse(text: &str, cloudevents: bool) -> Result<Own, Refusal> {
     })?;
     let fields = match value {
         Value::Object(fields) => fields,
-        // What ORMs and drivers write for "none".
+        // ORMs and drivers write JSON `null` for "no headers".
         Value::Null => return Ok(Own::default()),
         _ => {
             return Err(invalid("headers must be a JSON object".to_owned()));
@@ -80,8 +80,8 @@ pub(crate) fn parse(text: &str, cloudevents: bool) -> Result<Own, Refusal> {
     Ok(own)
 }
 
-/// `x-` is RabbitMQ's, `CC` and `BCC` route copies (<https://www.rabbitmq.com/docs/sender-selected>), `outbox-` is
-/// ours. AMQP header names are case-sensitive.
+/// Reserved names: `x-` is RabbitMQ's, `CC` and `BCC` route copies (<https://www.rabbitmq.com/docs/sender-selected>),
+/// and `outbox-` is the relay's. AMQP header names are case-sensitive.
 #[inline]
 pub fn is_reserved(name: &str) -> bool {
     name.starts_with("x-") || name == "CC" || name == "BCC" || name.starts_with("outbox-")
@@ -143,7 +143,7 @@ fn table(
         .collect()
 }
 
-/// An integer of 64 bits, or a double that was written as one.
+/// A 64-bit integer, or a double if the JSON number is written as one.
 pub fn number(n: &Number) -> Result<HeaderValue, Refusal> {
     let refused = |what: &str| {
         Err(Refusal::new(
@@ -163,7 +163,7 @@ pub fn number(n: &Number) -> Result<HeaderValue, Refusal> {
     }
 }
 
-/// Bytes on the wire: <https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>.
+/// Size on the wire, in bytes: <https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>.
 pub(crate) fn table_size(fields: &[(String, HeaderValue)]) -> usize {
     4 + fields
         .iter()
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_or_too_deep_is_invalid() {
+    fn headers_that_are_not_an_object_or_too_deep_are_invalid() {
         let deep = format!(r#"{{"a":{}{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
         for json in [
             "[]",
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn as_much_text_as_fits_is_read() {
+    fn text_up_to_the_limit_is_read() {
         let text = format!("{{}}{}", " ".repeat(HEADERS_TEXT - 2));
         assert_eq!(parse(&text, false), Ok(Own::default()));
     }
@@ -335,7 +335,7 @@ mod tests {
         );
     }
 
-    /// Counted by hand: a table's length has four bytes, a name one byte more than it is long, a value's kind one.
+    /// Counted by hand: a table's length takes four bytes, a name its own length and one byte, a value's kind one byte.
     #[test]
     fn a_table_has_the_size_that_it_takes_on_the_wire() {
         let size = |json: &str| table_size(&parse(json, false).unwrap().headers);

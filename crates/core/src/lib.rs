@@ -1,16 +1,16 @@
-//! What the relay decides, without I/O: functions of plain data, and the data.
+//! The decisions of the relay, without I/O: functions of plain data, and the data.
 //!
 //! ```text
 //! row -> Candidate -> Item, with its Envelope -> Outgoing -> (Outgoing, Answer) -> Item, with its Outcome -> Settlement
 //! ```
 //!
-//! The crate depends on nothing that does I/O, so no decision can wait for a server, and each of them can be run by a test,
-//! by the model (crates/model) and by the fuzz targets as the relay runs it. Time and randomness are arguments.
+//! The crate depends on nothing that does I/O. A decision cannot wait for a server, and tests, the model (crates/model)
+//! and the fuzz targets run the same decisions as the relay. Time and randomness are arguments.
 //!
-//! - a row and its way: [`message`], [`claim`], [`route`], [`header`], [`envelope`]
+//! - a row and its route: [`message`], [`claim`], [`route`], [`header`], [`envelope`]
 //! - the answer and its consequence: [`outcome`], [`reason`], [`backoff`], [`settlement`], [`low_water`]
-//! - how much, and in which order: [`plan`], [`wave`], [`culprits`], [`share`], [`batch`], [`caution`], [`circuit`]
-//! - AMQP's limits, which services observe as well: [`limits`]
+//! - amounts and order: [`plan`], [`wave`], [`culprits`], [`share`], [`batch`], [`caution`], [`circuit`]
+//! - limits of AMQP, which services check as well: [`limits`]
 
 #![forbid(unsafe_code)]
 

@@ -1,11 +1,11 @@
-//! The limits of AMQP that a row must keep. Services check them before they write a row, the relay before it publishes it.
-//! No I/O.
+//! The limits of AMQP that a row must keep. Services check them before they write a row, and the relay checks them
+//! before it publishes the row. No I/O.
 
 /// Longest exchange name, routing key, header name or other short string of AMQP, in bytes.
 pub const SHORT: usize = 255;
-/// Longest JSON text of a row's headers, in bytes: more cannot fit a frame of RabbitMQ's default size.
+/// Longest JSON text of a row's headers, in bytes: a longer one cannot fit into a frame of RabbitMQ's default size.
 pub const HEADERS_TEXT: usize = 131_072;
-/// Levels of nesting in a row's headers; the object itself is the first.
+/// Maximum nesting of a row's headers; the outer object is the first level.
 pub const HEADER_LEVELS: usize = 4;
 
 /// Why AMQP cannot carry a text as a short string.
@@ -15,7 +15,7 @@ pub enum NotShort {
     ControlCharacter,
 }
 
-/// A text that stands where AMQP has a short string.
+/// Checks a text that becomes an AMQP short string.
 #[inline]
 pub fn short(text: &str) -> Result<(), NotShort> {
     if text.len() > SHORT {
@@ -27,7 +27,7 @@ pub fn short(text: &str) -> Result<(), NotShort> {
     }
 }
 
-/// Without control characters: a terminal that shows the text would obey them.
+/// Checks that a text has no control characters: a terminal that shows the text would execute them.
 #[inline]
 pub fn is_clean(text: &str) -> bool {
     !text.contains(char::is_control)

@@ -1,23 +1,24 @@
-//! The low-water mark: a position in a lane below which nothing is pending and nothing can appear any more.
+//! The low-water mark: a position in a lane. Below the mark no message is pending, and none can appear.
 //!
-//! **Why.** Every settled message leaves a dead index entry. While a long transaction, a backup or a replication
-//! slot holds the vacuum horizon, those entries stay, and a scan from the lane's beginning pays for each of them
-//! at every claim, without bound. A scan from the mark does not.
+//! **Why.** Every settled message leaves a dead index entry. While a long transaction, a backup or a replication slot
+//! holds the vacuum horizon, these entries stay. A scan from the beginning of the lane reads all of them at every
+//! claim, without bound. A scan from the mark does not.
 //!
-//! **Authority.** `outbox.lane` holds the mark; only the holder of the lane's row lock moves it. Nothing about it
-//! is kept in memory, so that a failover to a database that never saw some positions takes its marks back with it.
+//! **Authority.** `outbox.lane` holds the mark, and only the holder of the lane's row lock moves it. The relay keeps no
+//! copy of the mark in memory. So after a failover to a database without the latest positions, the mark is an earlier
+//! one as well.
 //!
-//! **How it moves.** A claim writes down a candidate: a position that was drawn already, and a transaction id X that
-//! was assigned *after* that, its own. Every transaction that can own a position at or below the candidate took its
-//! id before it drew the position (`outbox.message.tx` stands before `id`), hence has an id below X. Once
-//! `pg_snapshot_xmin` has reached X they have all ended, and a claim that reads with a snapshot that is no older sees
-//! everything that will ever be at or below the candidate. What it settles there, the mark passes at once: the next
-//! claim does not walk over it again. The candidate is the last position drawn of all lanes (the identity's
-//! sequence), so in a backlog one of them serves many claims.
+//! **How it moves.** A claim writes a candidate: a position that was already drawn, and a transaction id X that was
+//! assigned *afterwards*, the claim's own. Every transaction that can own a position at or below the candidate took its
+//! id before it drew the position (the column `outbox.message.tx` comes before `id`), so its id is below X. Once
+//! `pg_snapshot_xmin` has reached X, all these transactions have ended. A claim that reads with a snapshot at least
+//! that new sees every message that can exist at or below the candidate. The mark passes the messages that such a claim
+//! settles at once, so the next claim does not scan them again. The candidate is the last position drawn in all lanes
+//! (the identity's sequence), so in a backlog one candidate serves many claims.
 //!
-//! **Failures.** A crash rolls the lane's row back with the claim. A long *writing* transaction holds the mark
-//! where it is: that costs time, never a message. `pg_snapshot_xmax` would not do for X: it is the last
-//! *completed* id plus one, and ids above it may be assigned and running.
+//! **Failures.** A crash rolls the lane's row back with the claim. A long *writing* transaction stops the mark; this
+//! costs time, not messages. `pg_snapshot_xmax` cannot replace X: it is the last *completed* id plus one, and ids above
+//! it may be assigned and running.
 
 /// A lane's row in `outbox.lane`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,24 +34,24 @@ pub struct Candidate {
     pub tx: i64,
 }
 
-/// What one claim learned about a lane.
+/// The facts that one claim observed about a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Observation {
     /// The claim's own transaction id.
     pub own_tx: i64,
-    /// Oldest transaction id still running, in a snapshot no younger than the read's.
+    /// Oldest transaction id still running, in a snapshot that is not newer than the read's.
     pub xmin: i64,
     /// A position that was drawn before `own_tx` was assigned.
     pub drawn: i64,
-    /// Every message the read could see at or below this position is settled once the claim commits.
+    /// When the claim commits, every message at or below this position that the read could see is settled.
     pub settled_through: i64,
 }
 
-/// Positions that are worth a write to the lane's row. A lane gets about every 64th position, so this is some 16 rows
-/// of needless reading at most.
+/// Distance in positions that is worth a write to the lane's row. A lane gets about one position in 64, so the next
+/// claim rereads at most about 16 rows.
 pub const STRIDE: i64 = 1024;
 
-/// Where the mark goes, or `None` when it stays and nothing need be written.
+/// Returns the new mark, or `None` if no write is needed.
 pub(crate) fn advance(mark: Mark, seen: Observation, stride: i64) -> Option<Mark> {
     let mut next = mark;
     let mut spent = true;
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_follows_what_is_settled_from_the_second_claim_on() {
+    fn the_mark_follows_settled_messages_from_the_second_claim_on() {
         let one = advance(START, seen(10, 10, 5000), STRIDE).unwrap();
         assert_eq!(one, candidate(20_000, 10));
         assert_eq!(
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_that_are_not_worth_it_are_not_written() {
+    fn small_steps_are_not_written() {
         let mark = candidate(20_000, 7);
         assert_eq!(advance(mark, seen(9, 8, STRIDE - 1), STRIDE), None);
         let near = Observation {
@@ -134,7 +135,7 @@ mod tests {
         assert_eq!(advance(START, near, STRIDE), None);
     }
 
-    /// What a mark has passed already is no reason to write it.
+    /// A position that the mark has already passed is no reason for a write.
     #[test]
     fn a_step_is_counted_from_where_the_mark_stands() {
         let far = |candidate| Mark {
@@ -157,11 +158,14 @@ mod tests {
         assert_eq!(advance(aiming, settled(STRIDE - 1), STRIDE), None);
         let moved = advance(aiming, settled(STRIDE), STRIDE).unwrap();
         assert_eq!(moved.low_water, 10_000 + STRIDE);
-        assert_eq!(moved.candidate, aiming.candidate, "it still serves");
+        assert_eq!(
+            moved.candidate, aiming.candidate,
+            "the candidate is still in use"
+        );
     }
 
     #[test]
-    fn nothing_that_was_drawn_beyond_the_mark_is_nothing_to_aim_at() {
+    fn without_positions_above_the_mark_there_is_no_candidate() {
         let caught_up = Mark {
             low_water: 20_000,
             candidate: None,
@@ -174,14 +178,14 @@ mod tests {
         );
     }
 
-    /// A database in miniature: transactions take an id, then draw positions, and end in any order, while claims
-    /// of one lane read, settle everything they see, and advance.
+    /// A small model of a database: transactions take an id, then draw positions, and end in any order. Meanwhile
+    /// claims of one lane read, settle everything they see, and move the mark.
     #[derive(Debug, Clone)]
     enum Step {
         Begin,
         Draw(usize),
         End(usize, bool),
-        /// Of at most so many messages.
+        /// A claim of at most this number of messages.
         Claim(usize),
     }
 

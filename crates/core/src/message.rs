@@ -1,4 +1,4 @@
-//! What a row of `outbox.message` is to the relay. No I/O.
+//! The relay's view of a row of `outbox.message`. No I/O.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 /// A fixed hash slot of the key; `outbox.message.lane`.
 pub type Lane = i16;
 
-/// Where a message stands: its lane, and its place in the lane.
+/// Place of a message: its lane, and its position in the lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     pub lane: Lane,
@@ -29,22 +29,22 @@ pub struct Message {
     pub aggregate_id: Option<String>,
     pub event_type: String,
     pub content_type: String,
-    /// The JSON text of `headers`, unparsed: a bad one is this message's fault, not the claim's.
-    /// `None` also where they have more than `limits::HEADERS_TEXT` bytes: they are refused without being fetched.
+    /// The JSON text of `headers`, unparsed: an invalid text fails this message, not the claim. `None` also for a text
+    /// of more than `limits::HEADERS_TEXT` bytes, which is refused and not fetched.
     pub headers: Option<String>,
-    /// Bytes of their text.
+    /// Size of the text in bytes.
     pub headers_size: u64,
     pub exchange: Option<String>,
     pub routing_key: Option<String>,
     /// Microseconds since the Unix epoch, by the database's clock.
     pub created_at_us: i64,
-    /// Attempts already made and counted against `relay.max_attempts`.
+    /// Attempts so far that count towards `relay.max_attempts`.
     pub attempts: u32,
-    /// Published before; sent again on purpose by `outboxd replay`.
+    /// Published before, and sent again by `outboxd replay`.
     pub replay: bool,
-    /// Bytes of the body. Known even when the body was not fetched.
+    /// Size of the body in bytes; known even if the body was not fetched.
     pub body_size: u64,
-    /// `None` when it is over `relay.max_payload_bytes`: it is refused without being fetched.
+    /// `None` if the body is larger than `relay.max_payload_bytes`: it is refused and not fetched.
     pub body: Option<Vec<u8>>,
 }
 

@@ -1,13 +1,13 @@
-//! What the broker answered, and what becomes of the message. No I/O.
+//! The broker's answer, and the outcome of the message. No I/O.
 //!
 //! | answer | outcome |
 //! |---|---|
 //! | acked and not returned | sent |
-//! | returned; exchange missing; write refused; other refusal | tried again, dead after `max_attempts` |
-//! | nacked | tried again for as long as it takes: a full queue is not the message's fault |
-//! | cannot be marked | not published; tried again for as long as it takes |
-//! | precondition failed; the row itself is impossible | dead at once: no retry mends it |
-//! | no answer | untouched: it stays pending, and no attempt is counted |
+//! | returned; exchange missing; write refused; other refusal | retried; dead after `max_attempts` |
+//! | nacked | retried without limit: a full queue is not the message's fault |
+//! | cannot be marked | not published; retried without limit |
+//! | precondition failed; the row cannot become an AMQP message | dead at once: no retry can succeed |
+//! | no answer | untouched: the message stays pending, and no attempt is counted |
 
 use std::time::Duration;
 
@@ -19,22 +19,22 @@ use crate::{
     reason::{Reason, Refusal},
 };
 
-/// What is known of one message after its wave.
+/// The answer for one message of a wave.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     /// Acked and not returned.
     Delivered,
-    /// Handed back: no queue took it.
+    /// Returned: no queue took the message.
     Unroutable {
         code: u16,
         text: String,
     },
     Nacked,
-    /// Not published: the database does not let it be marked as sent.
+    /// Not published, because the message cannot be marked as sent.
     Unmarkable {
         text: String,
     },
-    /// Refused by the broker, by closing the channel on this message.
+    /// The broker refused this message and closed the channel.
     Refused {
         code: u16,
         text: String,
@@ -43,12 +43,12 @@ pub enum Answer {
     Rejected(Refusal),
     /// An earlier message of its key was not delivered.
     Behind,
-    /// No complete answer: it may or may not be in a queue.
+    /// No complete answer: the message may or may not be in a queue.
     Unknown,
 }
 
 impl Answer {
-    /// `None` when it is delivered, or when nothing was learned about the message itself.
+    /// `None` if the message is delivered, or if the answer tells nothing about the message.
     #[inline]
     pub fn reason(&self) -> Option<Reason> {
         match self {
@@ -70,7 +70,9 @@ impl Answer {
                 format!("{code} {text}")
             }
             Self::Unmarkable { text } => text.clone(),
-            Self::Nacked => "basic.nack: the broker did not take it (is a queue full?)".to_owned(),
+            Self::Nacked => {
+                "basic.nack: the broker did not take the message (is a queue full?)".to_owned()
+            }
             Self::Rejected(refusal) => refusal.detail.clone(),
             Self::Delivered | Self::Behind | Self::Unknown => String::new(),
         }
@@ -94,16 +96,16 @@ pub enum Outcome {
     },
     /// Waits for an earlier message of its key.
     Behind,
-    /// Waits until its destination works, or is probed with it.
+    /// Waits until a probe chooses the message, or its destination works again.
     Held {
         held: Held,
         attempts: u32,
     },
-    /// Nothing is written: it stays as it was.
+    /// Nothing is written, and the message stays as it was.
     Untouched,
 }
 
-/// `attempts` are those made and counted before this one.
+/// `attempts`: attempts counted before this one.
 pub fn decide(answer: &Answer, attempts: u32, policy: &RetryPolicy, rng: &mut impl Rng) -> Outcome {
     let made = attempts.saturating_add(1);
     let mut retry = |reason, attempts| Outcome::Retry {
@@ -119,7 +121,8 @@ pub fn decide(answer: &Answer, attempts: u32, policy: &RetryPolicy, rng: &mut im
     };
     match answer {
         Answer::Delivered => Outcome::Sent,
-        // These raise the count to half the limit at most: a full queue, or a lock, cannot use up a message's attempts.
+        // Nacks and failed marks raise the count to half the limit at most, so a full queue or a lock cannot use up a
+        // message's attempts.
         Answer::Nacked => retry(Reason::Nacked, half(attempts, policy)),
         Answer::Unmarkable { .. } => retry(Reason::Unmarkable, half(attempts, policy)),
         Answer::Refused { code: 406, .. } => dead(Reason::PreconditionFailed),
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nack_is_never_the_end() {
+    fn a_nack_never_makes_a_message_dead() {
         for attempts in [0, 18, 19, 20, u32::MAX] {
             assert!(matches!(
                 decided(&Answer::Nacked, attempts),
@@ -212,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_mended_is_tried_max_attempts_times() {
+    fn a_temporary_refusal_is_tried_max_attempts_times() {
         let unroutable = Answer::Unroutable {
             code: 312,
             text: "NO_ROUTE".to_owned(),
@@ -233,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_mends_is_dead_at_once() {
+    fn a_permanent_refusal_is_dead_at_once() {
         let dead = decided(&refused(406), 0);
         assert!(matches!(
             dead,
@@ -270,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_broker_said_is_kept_for_people() {
+    fn the_broker_s_text_is_kept() {
         assert_eq!(refused(404).text(), "404 why");
         assert!(Answer::Nacked.text().contains("basic.nack"));
         assert_eq!(Answer::Unknown.text(), "");

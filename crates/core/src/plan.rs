@@ -1,10 +1,10 @@
-//! Which messages of a claim go out together. No I/O.
+//! Chooses the messages of a claim that are published together. No I/O.
 //!
-//! Messages of one key form a chain. In strict order a wave holds at most one message of a chain, and the next one
-//! goes only when the one before it was delivered. One that dies ends its chain for this claim: until the claim
-//! commits a crash brings it back to life, and what followed it would have overtaken it. One that was refused before
-//! it was published is refused again whatever happens, so nobody waits for it. In pipelined order all go at once, in
-//! position order.
+//! Messages of one key form a chain. In strict order a wave holds at most one message of a chain, and the next message
+//! goes only after the one before it was delivered. A dead message ends its chain for this claim: a crash before the
+//! COMMIT makes the dead message pending again, and the following messages would overtake it. A message that was
+//! refused before its publish blocks no other message: it is refused again even after a crash. In pipelined order all
+//! messages of a chain go at once, in position order.
 
 use std::collections::BTreeMap;
 
@@ -21,13 +21,13 @@ pub enum Ordering {
     Pipelined,
 }
 
-/// Owns the claim while it is published, and lends its items, wave by wave.
+/// Owns the claim during the publishes, and lends its items to the waves.
 #[derive(Debug)]
 pub struct Plan {
     claim: Claim,
     chains: Vec<Chain>,
     ordering: Ordering,
-    /// Indexes of the next wave's items. Kept for its memory: a hot key has a wave for each of its messages.
+    /// Indexes of the next wave's items. The buffer is reused: a hot key has one wave for each message.
     wave: Vec<usize>,
 }
 
@@ -39,7 +39,7 @@ struct Chain {
 }
 
 impl Plan {
-    /// Also decides who stands behind a message that is not in this claim: their outcome becomes `Behind`.
+    /// Also sets the outcome `Behind` for messages that wait for a message outside of this claim.
     pub fn new(mut claim: Claim, ordering: Ordering) -> Self {
         let items = &mut claim.items;
         let mut keyed: BTreeMap<(Lane, i64, bool), Vec<usize>> = BTreeMap::new();
@@ -50,7 +50,7 @@ impl Plan {
                 continue;
             }
             match candidate.key_hash {
-                // A replay never holds back, nor waits for, what is new.
+                // A replay neither blocks new messages nor waits for them.
                 Some(hash) => keyed
                     .entry((
                         candidate.message.position.lane,
@@ -64,7 +64,7 @@ impl Plan {
         }
         for mut members in keyed.into_values() {
             members.sort_unstable_by_key(|i| items[*i].position().id);
-            // Behind one that is not in this claim: it, and whatever follows it.
+            // The first member that waits for a message outside of this claim; it and all following members are behind.
             let waits_elsewhere = |(n, i): (usize, &usize)| {
                 let id = |i: &usize| items[*i].position().id;
                 let after = items[*i].candidate.after;
@@ -91,7 +91,7 @@ impl Plan {
         }
     }
 
-    /// Messages that this claim may publish: those that are not scheduled, and not decided.
+    /// Messages that this claim may publish: not scheduled, and without an outcome.
     pub fn publishable(&mut self) -> impl Iterator<Item = &mut Item> {
         let items = self.claim.items.iter_mut();
         items.filter(|item| {
@@ -99,8 +99,8 @@ impl Plan {
         })
     }
 
-    /// The next messages to publish, in position order; empty when there is nothing left. A chain ends at a message
-    /// that waits, and the rest of it stands behind; or at one that died, and the rest of it stays pending.
+    /// The next messages to publish, in position order; empty if none is left. A chain ends at a message that waits:
+    /// the rest of the chain is behind it. A chain also ends at a dead message: the rest stays pending.
     pub fn next_wave(&mut self) -> Vec<&mut Item> {
         let items = &mut self.claim.items;
         let wave = &mut self.wave;
@@ -115,7 +115,7 @@ impl Plan {
                         stand_behind(chain, items);
                         continue;
                     }
-                    // Refused before publishing: nobody waits for those.
+                    // Refused before the publish: these block no other message.
                     while chain
                         .members
                         .get(chain.next)
@@ -139,7 +139,8 @@ impl Plan {
                         match items[i].outcome() {
                             Outcome::Untouched => wave.push(i),
                             Outcome::Sent | Outcome::Dead { .. } => {}
-                            // It was decided before the wave: it waits, and what follows it waits behind it.
+                            // The message got its outcome before the wave: it waits, and the following members wait
+                            // behind it.
                             Outcome::Retry { .. } | Outcome::Held { .. } | Outcome::Behind => {
                                 stand_behind(chain, items);
                             }
@@ -164,7 +165,7 @@ impl Plan {
     }
 }
 
-/// The items with these indexes, which ascend.
+/// The items with these indexes, in ascending order.
 fn lend<'c>(items: &'c mut [Item], indexes: &[usize]) -> Vec<&'c mut Item> {
     let mut rest = items.iter_mut();
     let mut passed = 0;
@@ -176,13 +177,13 @@ fn lend<'c>(items: &'c mut [Item], indexes: &[usize]) -> Vec<&'c mut Item> {
     lent
 }
 
-/// The rest of a chain, behind the message before it, which was not delivered.
+/// Ends a chain after a message that was not delivered, and sets the outcome of the rest.
 fn stand_behind(chain: &mut Chain, items: &mut [Item]) {
     let Some(previous) = chain.next.checked_sub(1).map(|n| chain.members[n]) else {
         return;
     };
     for i in chain.members.drain(chain.next..) {
-        // Nobody releases a replay: it keeps its own due time.
+        // No settle releases a replay, so the replay keeps its own due time.
         let outcome = if items[i].candidate.message.replay {
             Outcome::Untouched
         } else {
@@ -201,7 +202,7 @@ fn settled(outcome: &Outcome) -> bool {
     }
 }
 
-/// Behind a message that waits is to wait; behind one that died, or that nobody answered for, is to stay pending.
+/// Outcome of the messages that follow: behind if the previous message waits; untouched if it is dead or has no answer.
 fn behind(previous: &Outcome) -> Outcome {
     match previous {
         Outcome::Retry { .. } | Outcome::Held { .. } | Outcome::Behind => Outcome::Behind,
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_failed_message_of_its_key_stands_behind_it() {
+    fn later_messages_of_a_key_wait_behind_a_failed_one() {
         let candidates = [1, 2, 3].map(|id| candidate(id, Some(7), None));
         let mut plan = plan(candidates, Ordering::Strict);
         plan.next_wave();
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_message_that_just_died_waits_for_the_commit_of_its_death() {
+    fn later_messages_of_a_key_stay_pending_until_a_death_is_committed() {
         let candidates = [1, 2].map(|id| candidate(id, Some(7), None));
         let mut plan = plan(candidates, Ordering::Strict);
         assert_eq!(next(&mut plan), [1]);
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_message_that_was_refused_before_it_was_published() {
+    fn a_message_refused_before_its_publish_blocks_no_other() {
         let candidates = [1, 2].map(|id| candidate(id, Some(7), None));
         let mut plan = plan(candidates, Ordering::Strict);
         plan.record(0, dead());
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_behind_one_that_is_not_here_is_filed_behind() {
+    fn a_message_behind_one_of_another_claim_is_filed_behind() {
         let candidates = [5, 6].map(|id| candidate(id, Some(7), Some(1)));
         let mut plan = plan(candidates, Ordering::Strict);
         assert_eq!(next(&mut plan), [0; 0]);
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_behind_one_that_is_here_follows_it() {
+    fn a_message_behind_one_of_this_claim_follows_it() {
         let candidates = [
             candidate(3, Some(7), Some(2)),
             candidate(1, Some(7), None),
@@ -348,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn in_pipelined_order_too_nothing_overtakes_what_waits_already() {
+    fn pipelined_order_does_not_overtake_waiting_messages_either() {
         let candidates = [1, 2, 3].map(|id| candidate(id, Some(7), None));
         let mut plan = plan(candidates, Ordering::Pipelined);
         plan.record(1, retry());
@@ -358,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_message_that_waits_already_stands_behind_it() {
+    fn later_messages_of_a_key_wait_behind_one_that_already_waits() {
         let candidates = [1, 2].map(|id| candidate(id, Some(7), None));
         let mut plan = plan(candidates, Ordering::Strict);
         plan.record(0, retry());
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_waits_for_nobody_and_a_scheduled_message_is_not_published() {
+    fn a_replay_waits_for_no_other_and_a_scheduled_message_is_not_published() {
         let replay = |id| {
             let mut replay = candidate(id, Some(7), None);
             replay.message.replay = true;
@@ -385,12 +386,12 @@ mod tests {
         assert_eq!(
             outcome(&plan, 1),
             &Outcome::Untouched,
-            "it keeps its own due time"
+            "the replay keeps its own due time"
         );
     }
 
     #[test]
-    fn what_is_scheduled_behind_or_decided_is_not_publishable() {
+    fn scheduled_behind_and_decided_messages_are_not_publishable() {
         let mut scheduled = candidate(1, None, None);
         scheduled.scheduled = true;
         let candidates = [
@@ -406,7 +407,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever fails when, no message of a key is published after an unsettled earlier one.
+        /// Under any failures, no message of a key is published after an unsettled earlier one.
         #[test]
         fn no_key_is_overtaken(
             keys in proptest::collection::vec(proptest::option::of(0..4i64), 1..40),

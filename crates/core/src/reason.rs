@@ -3,7 +3,7 @@
 /// Why a message was not delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
-    // The broker's word.
+    // Reported by the broker.
     /// No queue is bound for its routing key (`basic.return` 312).
     Unroutable,
     /// `basic.nack`: a full queue with `reject-publish`, or a broker in trouble.
@@ -12,19 +12,20 @@ pub enum Reason {
     ExchangeMissing,
     /// 403: the user may not write to the exchange.
     AccessRefused,
-    /// 406: for example a body above the broker's own limit.
+    /// 406: for example, the body is above the broker's own limit.
     PreconditionFailed,
     /// Any other refusal of this one message.
     BrokerRefused,
-    // The database's word.
-    /// It cannot be marked as sent, so it is not published: its row is locked, or a trigger or a privilege forbids it.
+    // Reported by the database.
+    /// The message cannot be marked as sent, so it is not published: its row is locked, or a trigger or a privilege
+    /// prevents the update.
     Unmarkable,
-    /// It cannot be read: damaged, or in no encoding that the relay reads.
+    /// The row cannot be read: it is damaged, or its encoding is none that the relay reads.
     Unreadable,
-    // Nobody's word: these are counted, never stored.
+    // No answer: only counted, not stored.
     ConfirmTimeout,
     ConnectionLost,
-    // The row itself.
+    // Found in the row.
     PayloadTooLarge,
     RoutingKeyInvalid,
     RoutingKeyTooLong,
@@ -37,7 +38,7 @@ pub enum Reason {
     HeadersTooLarge,
     HeaderReserved,
     NumberOutOfRange,
-    /// The route's pattern needs a column that is NULL here.
+    /// The route's pattern needs a column that is NULL in this row.
     NoRoute,
 }
 
@@ -68,7 +69,7 @@ impl Reason {
         Self::NoRoute,
     ];
 
-    /// `None` for a word that is no reason code of this version.
+    /// `None` for a word that is not a reason code of this version.
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|r| r.as_str() == word)
     }
@@ -103,11 +104,11 @@ impl Reason {
     }
 }
 
-/// A message that must not be published as it is: permanent, and its own fault.
+/// The reason why a message must not be published. The refusal is permanent and concerns only this message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refusal {
     pub reason: Reason,
-    /// What is wrong and what would be right; holds no payload.
+    /// Says what is wrong and what would be right. It contains no payload.
     pub detail: String,
 }
 
@@ -127,10 +128,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_a_word_of_its_own() {
+    fn every_reason_has_a_distinct_word() {
         let words: HashSet<_> = Reason::ALL.iter().map(|r| r.as_str()).collect();
         assert_eq!(words.len(), Reason::ALL.len());
-        // ALL is written by hand; the last variant's discriminant counts them.
+        // ALL is written by hand; the discriminant of the last variant gives the number of variants.
         assert_eq!(Reason::NoRoute as usize + 1, Reason::ALL.len());
     }
 

@@ -1,4 +1,4 @@
-//! Where a message goes: exchange, routing key, and whether a queue must take it. No I/O.
+//! The destination of a message: exchange, routing key, and `mandatory`. No I/O.
 
 use crate::{
     limits::{self, NotShort, SHORT},
@@ -6,20 +6,20 @@ use crate::{
     reason::{Reason, Refusal},
 };
 
-/// One rule of `routing.routes`; what it leaves out comes from the default route.
+/// One rule of `routing.routes`; omitted values come from the default route.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rule {
-    /// Exact, or a beginning followed by `*`. `None` fits all.
+    /// An exact text, or a prefix followed by `*`. `None` matches all.
     pub aggregate_type: Option<String>,
     pub event_type: Option<String>,
     pub exchange: Option<String>,
     pub routing_key: Option<String>,
     pub mandatory: Option<bool>,
-    /// In place of the section's own list, for the messages that the rule fits.
+    /// Replaces the list of `routing` for the messages that the rule matches.
     pub allowed_exchanges: Option<Vec<String>>,
 }
 
-/// The section `routing`, as far as it decides where a message goes.
+/// The part of the section `routing` that decides the destination of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RoutingRules {
     pub exchange: String,
@@ -27,8 +27,8 @@ pub struct RoutingRules {
     pub mandatory: bool,
     /// First match wins.
     pub routes: Vec<Rule>,
-    /// Exchanges that a row may name besides the configured ones; `None` allows all but the default exchange, by which a
-    /// row reaches any queue of the virtual host.
+    /// Exchanges that a row may name besides the configured ones. `None` allows all except the default exchange,
+    /// through which a row could reach any queue of the virtual host.
     pub allowed_exchanges: Option<Vec<String>>,
 }
 
@@ -47,7 +47,7 @@ pub enum RouteError {
 }
 
 impl RouteError {
-    /// Of the configuration.
+    /// The configuration key with the error.
     pub fn key(&self) -> &str {
         match self {
             Self::Pattern { key, .. } | Self::Exchange { key, .. } => key,
@@ -70,11 +70,11 @@ struct Compiled {
     allowed: Allowed,
 }
 
-/// Exchanges that a row may name itself. The one of its route it always may.
+/// Exchanges that a row may name itself. A row may always name the exchange of its route.
 #[derive(Debug, Clone)]
 enum Allowed {
     AllButTheDefault,
-    /// Only the default exchange is here because somebody listed it.
+    /// Contains the default exchange only if the configuration lists it.
     These(Vec<String>),
 }
 
@@ -96,7 +96,7 @@ enum Piece {
     EventType,
 }
 
-/// Where one message goes.
+/// The destination of one message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Routed {
     pub exchange: String,
@@ -125,7 +125,7 @@ impl Router {
             )?);
         }
         compiled.push(default);
-        // The section's list says which exchanges rows may name besides the configured ones, a rule's own says all.
+        // The list of `routing` adds to the configured exchanges; the list of a rule is complete.
         let configured: Vec<String> = compiled
             .iter()
             .map(|rule| rule.exchange.clone())
@@ -142,7 +142,7 @@ impl Router {
         Ok(Self { rules: compiled })
     }
 
-    /// Exchanges of the configured routes, each once.
+    /// Exchanges of the configured routes, without duplicates.
     pub fn exchanges(&self) -> Vec<String> {
         let mut names: Vec<String> = self
             .rules
@@ -154,10 +154,10 @@ impl Router {
         names
     }
 
-    /// Takes the row's own exchange and routing key out of it.
+    /// Moves the row's own exchange and routing key out of the message.
     pub(crate) fn route(&self, message: &mut Message) -> Result<Routed, Refusal> {
         let Some(rule) = self.rules.iter().find(|rule| rule.fits(message)) else {
-            // The default route fits everything.
+            // Unreachable: the default route matches everything.
             return Err(Refusal::new(Reason::NoRoute, "no route fits"));
         };
         let own_key = message.routing_key.take();
@@ -179,7 +179,7 @@ impl Router {
             }
             None => rule.exchange.clone(),
         };
-        // By the default exchange a routing key is the name of a queue, and any queue has one.
+        // The default exchange takes the routing key as a queue's name, so such a row could reach any queue.
         if exchange.is_empty() && own_key.is_some() && !rule.allowed.lists("") {
             return Err(Refusal::new(
                 Reason::ExchangeNotAllowed,
@@ -268,8 +268,8 @@ impl Allowed {
 
     fn refusal(&self, exchange: &str) -> &'static str {
         if exchange.is_empty() {
-            "the row goes by the default exchange to a queue that it names, and could name any: list \"\" in \
-             routing.allowed_exchanges if that is meant"
+            "the row names a queue through the default exchange, which reaches every queue: to allow this, list \"\" in \
+             routing.allowed_exchanges"
         } else {
             "the row names an exchange that is not in routing.allowed_exchanges"
         }
@@ -475,7 +475,7 @@ mod tests {
             Ok(routed("audit", "q", true))
         );
 
-        // Configured, it is the team's own choice; which queue, is not the row's.
+        // A configured default exchange is the team's choice, but the row must not choose the queue.
         let configured = |rules: RoutingRules| RoutingRules {
             exchange: String::new(),
             ..rules
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_s_own_list_is_the_one_that_counts_for_what_it_fits() {
+    fn a_route_s_list_replaces_the_section_s_list_for_its_messages() {
         let named = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect());
         let routes = vec![
             Rule {
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn what_amqp_cannot_carry_is_refused() {
+    fn names_that_amqp_cannot_carry_are_refused() {
         let router = Router::new(rules()).unwrap();
         let reason = |message: Message| router.route(&mut { message }).unwrap_err().reason;
         let long = || Some("é".repeat(128));

@@ -1,4 +1,4 @@
-//! What a claim's outcomes write, as plain data. No I/O.
+//! Converts the outcomes of a claim to writes, as plain data. No I/O.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,16 +14,16 @@ use crate::{
     reason::Reason,
 };
 
-/// Everything one settle writes.
+/// All writes of one settle.
 #[derive(Debug, Default, PartialEq)]
 pub struct Settlement {
-    /// Confirmed, and marked for the first time.
+    /// Confirmed for the first time: the settle marks these messages.
     pub sent: Vec<Sent>,
-    /// To leave `outbox.waiting`.
+    /// Rows to delete from `outbox.waiting`.
     pub delete_waiting: Vec<Position>,
     pub wait: Vec<Wait>,
     pub dead: Vec<DeadLetter>,
-    /// Keys whose waiting head is settled: what stands behind it may go.
+    /// Keys whose waiting head is settled: the settle releases the messages behind it.
     pub release: Vec<(Lane, i64)>,
     pub marks: Vec<(Lane, Mark)>,
 }
@@ -32,7 +32,7 @@ pub struct Settlement {
 pub struct Sent {
     pub position: Position,
     pub ctid: Ctid,
-    /// The transaction that wrote what was published.
+    /// The transaction that wrote the published columns.
     pub tx: u64,
 }
 
@@ -53,7 +53,7 @@ pub enum Cause {
     Retry,
     Scheduled,
     Behind,
-    /// Its destination fails: it is published when the destination is probed with it, or works again.
+    /// The destination fails: the message is published as a probe, or after the destination works again.
     Held,
 }
 
@@ -79,23 +79,24 @@ pub struct DeadLetter {
 }
 
 impl Settlement {
-    /// Nothing to write: the claim can be rolled back.
+    /// Nothing to write, so the claim can be rolled back.
     #[inline]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// `stride` is how far a mark must be able to move to be worth a write.
+/// `stride`: minimum distance by which a mark must be able to move to be written.
 pub fn settlement(claim: &Claim, stride: i64) -> Settlement {
     let mut s = Settlement {
         delete_waiting: claim.orphans.iter().map(|o| o.position).collect(),
         ..Settlement::default()
     };
-    // Keys of which a message was settled out of outbox.waiting, and keys with another one that is still due there.
+    // `resolved`: keys with a message that leaves outbox.waiting. `held_back`: keys with another message that is still
+    // due there.
     let mut resolved: HashSet<(Lane, i64)> = HashSet::new();
     let mut held_back: HashSet<(Lane, i64)> = HashSet::new();
-    // Somebody may stand behind a message that was deleted by hand.
+    // A deleted message may have messages behind it.
     let orphans = claim.orphans.iter();
     resolved.extend(orphans.filter_map(|o| o.key_hash.map(|hash| (o.position.lane, hash))));
 
@@ -180,8 +181,8 @@ pub fn settlement(claim: &Claim, stride: i64) -> Settlement {
                     resolved.extend(key);
                 }
             }
-            // Its own settling will release the key. One that is behind, or was only read, will not: with the head gone
-            // nobody would be left to do it.
+            // When this message is settled, the key is released. A message that is behind, or only read, releases
+            // nothing: without the head, no settle would release the key.
             Outcome::Retry { .. } | Outcome::Held { .. } => {
                 if !message.replay {
                     held_back.extend(key);
@@ -201,11 +202,11 @@ pub fn settlement(claim: &Claim, stride: i64) -> Settlement {
     s
 }
 
-/// How far each held lane is settled, and what that does to its mark.
+/// The new mark of each claimed lane, from the messages that the claim settles.
 fn marks(claim: &Claim, stride: i64) -> Vec<(Lane, Mark)> {
     let mut by_lane: HashMap<Lane, Vec<&Item>> = HashMap::new();
     for item in &claim.items {
-        // A filed message is found through outbox.waiting, wherever the mark stands.
+        // Filed messages are found through outbox.waiting, independently of the mark.
         if !item.candidate.filed {
             by_lane.entry(item.position().lane).or_default().push(item);
         }
@@ -224,7 +225,7 @@ fn marks(claim: &Claim, stride: i64) -> Vec<(Lane, Mark)> {
             let last_read = read.last().map(|item| item.position().id);
             let settled_through = match (first_left, last_read) {
                 (Some(left), _) => left - 1,
-                // Everything that the snapshot showed of this lane is settled.
+                // The claim settles every message of this lane that its snapshot shows.
                 (None, _) if held.exhausted => i64::MAX,
                 (None, Some(last)) => last,
                 (None, None) => held.mark.low_water,
@@ -240,8 +241,8 @@ fn marks(claim: &Claim, stride: i64) -> Vec<(Lane, Mark)> {
         .collect()
 }
 
-/// Marks of lanes in which nothing is left to do. `last` is each lane's last position that was visible *before* the
-/// claim, so that a lane at rest is left alone, however many positions the others draw.
+/// Marks of lanes without work. `last` is the last position of each lane that was visible *before* the claim. A lane
+/// without new messages gets no write, even if other lanes draw many positions.
 pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Mark)> {
     let left: HashSet<Lane> = claim
         .items
@@ -258,7 +259,7 @@ pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Ma
             let seen = Observation {
                 own_tx: claim.snapshot.own_tx,
                 xmin: claim.snapshot.xmin,
-                // A row that was copied here may stand above everything that was drawn; a mark must not.
+                // A copied row may have a position above every drawn one. The mark must stay below the drawn positions.
                 drawn: last
                     .unwrap_or(held.mark.low_water)
                     .min(claim.snapshot.drawn),
@@ -269,7 +270,7 @@ pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Ma
         .collect()
 }
 
-/// As PostgreSQL's `text` takes it, and short enough to be read.
+/// Removes NUL, which PostgreSQL's `text` does not take, and limits the length.
 fn stored(error: &str) -> String {
     error.chars().filter(|c| *c != '\0').take(1000).collect()
 }
@@ -292,7 +293,7 @@ mod tests {
         }
     }
 
-    /// Each candidate with its outcome.
+    /// A claim of these candidates with their outcomes.
     fn claim<const N: usize>(decided: [(Candidate, Outcome); N]) -> Claim {
         let (candidates, outcomes): (Vec<_>, Vec<_>) = decided.into_iter().unzip();
         let mut claim = sample_claim(candidates, vec![]);
@@ -316,9 +317,10 @@ mod tests {
         settlement(&claim(decided), 1).release == [key]
     }
 
-    /// 2 stands behind 1 and was not read; 3 is new and stands behind 2. With 1 gone nobody else is left to release.
+    /// Message 2 is behind 1 and was not read; 3 is new and behind 2. When 1 is settled, only this settle can release
+    /// 2.
     #[test]
-    fn a_settled_head_releases_its_key_whatever_else_stands_behind() {
+    fn a_settled_head_releases_its_key() {
         assert!(released([
             (candidate(1, true, None), Outcome::Sent),
             (candidate(3, false, Some(2)), Outcome::Behind),
@@ -326,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_message_that_was_not_reached_does_not_keep_its_key_waiting() {
+    fn an_unpublished_new_message_does_not_keep_its_key_waiting() {
         assert!(released([
             (candidate(1, true, None), Outcome::Sent),
             (candidate(2, false, None), Outcome::Untouched),
@@ -343,7 +345,7 @@ mod tests {
         }
     }
 
-    /// The mark's candidate is 100; a late commit at 1 was read, and the read was cut before whoever stands between.
+    /// The mark's candidate is 100. A late commit at 1 was read, and the read was cut before the messages in between.
     #[test]
     fn a_claim_that_was_cut_short_moves_the_mark_no_further_than_it_read() {
         for (exhausted, moved_to) in [(true, 100), (false, 1)] {
@@ -380,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_that_waits_holds_nobody_back() {
+    fn a_waiting_replay_blocks_no_other() {
         for outcome in [retry(), Outcome::Untouched] {
             let mut replay = candidate(2, true, None);
             replay.message.replay = true;
@@ -390,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_message_is_filed_with_its_destination_and_why_it_fails() {
+    fn a_held_message_is_filed_with_its_destination_and_the_cause() {
         let held = crate::circuit::Held {
             destination: Destination(9),
             failures: 3,
@@ -419,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_of_an_error_is_text_that_a_person_can_read() {
+    fn a_stored_error_is_readable_text() {
         assert_eq!(stored("a\0b"), "ab");
         assert_eq!(stored(&"é".repeat(1001)), "é".repeat(1000));
     }
@@ -431,7 +433,7 @@ mod tests {
         assert_eq!(causes.map(Cause::as_str), words);
     }
 
-    /// The mark stands at 0 and may go to 100.
+    /// The mark is at 0 and may move to 100.
     fn moved_to<const N: usize>(
         decided: [(Candidate, Outcome); N],
         exhausted: bool,
@@ -447,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_stops_right_below_the_first_message_that_is_left() {
+    fn the_mark_stops_below_the_first_unsettled_message() {
         let three = || [3, 5, 9].map(|id| (candidate(id, false, None), Outcome::Sent));
         assert_eq!(moved_to(three(), true), Some(100));
         assert_eq!(moved_to(three(), false), Some(9), "more may be there");
@@ -457,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filed_message_does_not_stop_the_mark_nor_a_scheduled_one() {
+    fn filed_and_scheduled_messages_do_not_stop_the_mark() {
         let mut scheduled = candidate(3, false, None);
         scheduled.scheduled = true;
         let filed = candidate(2, true, None);
@@ -473,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_with_nothing_left_is_tidied_to_what_was_seen_of_it() {
+    fn the_mark_of_an_empty_lane_moves_to_its_last_visible_position() {
         let lane = sample().position.lane;
         let tidied_to = |candidates, last: Option<i64>, drawn| {
             let mut claim = sample_claim(candidates, vec![]);

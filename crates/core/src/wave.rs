@@ -1,13 +1,13 @@
-//! A wave: the messages of a claim that go out together, each with its own answer. No I/O.
+//! A wave: the messages of a claim that are published together, each with its own answer. No I/O.
 //!
 //! ```text
 //! Item -> prepare -> admit -> Outgoing -> publish -> (Outgoing, Answer) -> decide -> Item
 //! ```
 //!
-//! **Why these types.** An answer that is paired with another message marks a message as sent that never left: it is lost. So
-//! no list of answers stands beside a list of messages, where one that is left out of either shifts all that follow. An
-//! [`Outgoing`] lends its item, and comes back from the publisher in one pair with its answer. What is refused before it is
-//! published has no envelope: it becomes no [`Outgoing`], and there is nothing that an answer could be given to.
+//! **Why these types.** If an answer is paired with another message, a message that was never published is marked as
+//! sent, and is lost. Parallel lists of messages and answers would shift when one entry is missing. So an [`Outgoing`]
+//! borrows its item, and the publisher returns it in one pair with its answer. A message that was refused before its
+//! publish has no envelope: it becomes no [`Outgoing`], and no answer can reach it.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -40,7 +40,7 @@ impl AsRef<Envelope> for Outgoing<'_> {
     }
 }
 
-/// Builds the message's envelope. Where none can be built the message is decided at once; the reason is returned.
+/// Builds the message's envelope. If that fails, the message gets its outcome at once, and the reason is returned.
 pub fn prepare(
     item: &mut Item,
     builder: &EnvelopeBuilder,
@@ -61,7 +61,8 @@ pub fn prepare(
     }
 }
 
-/// Those of a wave whose destinations are not known to fail. The others are held, and so is what follows them in their key.
+/// Returns the messages of a wave that may be published. Messages whose destination fails are held, and later messages
+/// of their keys are behind.
 pub fn admit<'c>(
     wave: Vec<&'c mut Item>,
     circuits: &mut Circuits,
@@ -78,7 +79,7 @@ pub fn admit<'c>(
         };
         if !all_work {
             let message = &item.candidate.message;
-            // A replay holds nobody back.
+            // A replay blocks no other message.
             let key = item.candidate.key_hash.filter(|_| !message.replay);
             let key = key.map(|hash| (message.position.lane, hash));
             if key.is_some_and(|key| held_keys.contains(&key)) {
@@ -99,23 +100,23 @@ pub fn admit<'c>(
     outgoing
 }
 
-/// Writes what each answer leads to into the item that it came back with.
+/// Records the outcome of each answer in the item that came back with it.
 pub fn decide(answered: &mut [(Outgoing<'_>, Answer)], policy: &RetryPolicy, rng: &mut impl Rng) {
     for (outgoing, answer) in answered {
         outgoing.item.decide(answer, policy, rng);
     }
 }
 
-/// Destinations that began to fail with a wave, or that work again.
+/// Changes of circuits after a wave.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     pub opened: Vec<(Name, Why)>,
     pub closed: Vec<Name>,
-    /// Destinations that fail now, of all.
+    /// Number of failing destinations.
     pub failing: usize,
 }
 
-/// A destination, for people.
+/// A destination as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name {
     pub exchange: String,
@@ -131,8 +132,8 @@ impl Name {
     }
 }
 
-/// Tells the circuits what became of each destination's messages. Where all of them fail, those that were to be tried again
-/// are held: one of them is tried at a time. `None`: the circuits learned nothing. Call it after [`decide`].
+/// Reports each destination's answers to its circuit. If all messages to a destination fail, those with the outcome
+/// retry become held. `None`: the circuits learned nothing. Call it after [`decide`].
 pub fn watch(
     answered: &mut [(Outgoing<'_>, Answer)],
     circuits: &mut Circuits,
@@ -151,7 +152,8 @@ pub fn watch(
         let here = destination(&outgoing.envelope);
         let before = held_before(outgoing);
         if *answer == Answer::Delivered {
-            // One that was held for another destination, and was routed anew, says that nobody need wait for that one.
+            // A message that was held for another destination, and whose route has changed, shows that nothing need
+            // wait for the old destination.
             let elsewhere = before.filter(|destination| *destination != here);
             for destination in [Some(here), elsewhere].into_iter().flatten() {
                 let (tally, _) = tallies
@@ -190,7 +192,7 @@ pub fn watch(
     Some(changes)
 }
 
-/// What failed for a destination that is open, and was to be tried again, is held.
+/// Messages to an open destination with the outcome retry become held.
 fn hold(answered: &mut [(Outgoing<'_>, Answer)], open: &BTreeMap<Destination, Held>) {
     for (outgoing, answer) in answered {
         if destination_fails(answer).is_none() {
@@ -220,7 +222,7 @@ fn arrival(candidate: &Candidate, max_attempts: u32) -> Arrival {
     }
 }
 
-/// Answers that speak of where the message goes, not of the message.
+/// The cause, if the answer concerns the destination and not the message.
 fn destination_fails(answer: &Answer) -> Option<Why> {
     match answer {
         Answer::Nacked

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the main job, for real, with things broken on purpose, and the proof from a ledger.
+//! `cargo xtask demo`: shows the whole product with injected faults, and proves the result with a ledger.
 
 mod payments;
 
@@ -31,7 +31,7 @@ use payments::{Paid, Payments};
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask demo")]
 struct Args {
-    /// How long the writers write
+    /// Duration of the writing
     #[arg(long, default_value_t = 15, value_name = "SECONDS")]
     seconds: u64,
 }
@@ -97,7 +97,7 @@ async fn demo(args: &Args) -> Result<()> {
     let payments = Payments::start(&postgres, &rabbitmq).await?;
     rabbitmq.remember().await?;
     say(
-        "two payment services consume the same events: one applies each by the inbox, one just applies it",
+        "two payment services consume the same events: one uses the inbox, the other applies every delivery",
     );
     let env = vec![
         (
@@ -145,7 +145,7 @@ async fn demo(args: &Args) -> Result<()> {
     tokio::time::sleep(part).await;
     rabbitmq.kill().await;
     say(&format!(
-        "SIGKILL to RabbitMQ ({} delivered so far); the writers go on committing",
+        "SIGKILL to RabbitMQ ({} delivered so far); the writers continue to commit",
         consumer.len()
     ));
     tokio::time::sleep(part).await;
@@ -154,12 +154,12 @@ async fn demo(args: &Args) -> Result<()> {
     tokio::time::sleep(part / 2).await;
     payments.cut_the_network().await;
     say(
-        "the network between the payment services and RabbitMQ was cut: what was paid and not acknowledged comes again",
+        "the network between the payment services and RabbitMQ was cut: unacknowledged payments are redelivered",
     );
     tokio::time::sleep(part).await;
     first.kill().await?;
     say(&format!(
-        "SIGKILL to relay {} as well: nobody relays now, and the lag grows",
+        "SIGKILL to relay {} as well: no relay runs now, and the lag grows",
         first.pid()
     ));
     tokio::time::sleep(part).await;
@@ -223,7 +223,7 @@ async fn migrate(url: &str) -> Result<()> {
     Ok(())
 }
 
-/// A service: one transaction holds the business change and its event.
+/// A service: one transaction contains the business change and its event.
 async fn write(shop: Arc<Shop>, writer: usize) -> Result<()> {
     let (mut client, connection) = tokio_postgres::connect(&shop.url, NoTls).await?;
     tokio::spawn(connection);
@@ -233,7 +233,8 @@ async fn write(shop: Arc<Shop>, writer: usize) -> Result<()> {
         let customer = (n * 7 + i32::try_from(writer)? * 13) % CUSTOMERS;
         let cents = n % 9000 + 100;
         let transaction = client.transaction().await?;
-        // The customer's row first: its lock makes the events of one customer commit in the order of their positions.
+        // Update the customer's row first: its lock makes the events of one customer commit in the order of their
+        // positions.
         transaction
             .execute(
                 "UPDATE customer SET ordered = ordered + $2 WHERE id = $1",
@@ -265,7 +266,7 @@ async fn write(shop: Arc<Shop>, writer: usize) -> Result<()> {
             .push(Committed {
                 message_id,
                 key: Some(customer.to_string()),
-                // A producer may not read the outbox; the position is looked up at the end.
+                // A producer may not read the outbox, so the position is added at the end.
                 position: 0,
                 body_sha256: sha256(event.body()),
             });
@@ -374,7 +375,7 @@ async fn prove(client: &Client, shop: &Shop, consumer: &Consumer, paid: &Paid) -
     );
     println!("  dead                                {}", report.dead);
     println!(
-        "  duplicates, same message id         {} (three kills; up to 2000 a kill are allowed)",
+        "  duplicates, same message id         {} (three kills; at most 2000 for each kill are allowed)",
         report.duplicates
     );
     println!("  replayed on purpose                 {}", report.replayed);
@@ -418,7 +419,7 @@ async fn prove(client: &Client, shop: &Shop, consumer: &Consumer, paid: &Paid) -
     Err(format!("the ledger does not add up: {report}").into())
 }
 
-/// Writes down what arrives, and comes back when the broker does.
+/// Records each delivery, and reconnects when the broker is back.
 struct Consumer {
     seen: Arc<Mutex<Vec<Delivered>>>,
     count: Arc<AtomicUsize>,
@@ -434,7 +435,7 @@ impl Consumer {
         declare(&url).await?;
         tokio::spawn(async move {
             loop {
-                // A broker that is away is tried again.
+                // Retry while the broker is away.
                 let _ = consume(&url, &seen, &count).await;
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
@@ -527,7 +528,7 @@ async fn consume(url: &str, seen: &Mutex<Vec<Delivered>>, count: &AtomicUsize) -
                     .is_some_and(|h| h.contains_key("outbox-replay")),
             });
         count.fetch_add(1, Ordering::Relaxed);
-        // With the connection's end an acknowledgement may be forgotten, and never answer.
+        // When the connection ends, an acknowledgement may get lost and never complete.
         let acknowledged = delivery.ack(BasicAckOptions::default());
         tokio::time::timeout(Duration::from_secs(5), acknowledged).await??;
     }

@@ -1,4 +1,4 @@
-//! The other side: two consumers of the same events, one with the inbox and one without, under the same faults.
+//! The consuming side: two consumers of the same events, one with the inbox and one without, under the same faults.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 const NAIVE: &str = "payments.naive";
 const EXACT: &str = "payments.exact";
-/// The business write of both; not idempotent by itself, as business writes are.
+/// The business write of both consumers; like most business writes, it is not idempotent.
 const PAY: &str = "INSERT INTO paid AS p (consumer, customer, cents) VALUES ($1, $2, $3) \
                    ON CONFLICT (consumer, customer) DO UPDATE SET cents = p.cents + excluded.cents";
 
@@ -34,7 +34,7 @@ pub struct Payments {
     client: Client,
 }
 
-/// What each consumer paid in all.
+/// The total that each consumer paid.
 pub struct Paid {
     pub naive: i64,
     pub exact: i64,
@@ -64,7 +64,7 @@ impl Handler for Pay {
 }
 
 impl Payments {
-    /// Two instances of each, with the network to RabbitMQ in our hands.
+    /// Starts two instances of each consumer; the demo controls their network to RabbitMQ.
     pub async fn start(postgres: &Postgres, rabbitmq: &RabbitMq) -> Result<Self> {
         postgres.create_database("payments", "shop").await?;
         for file in [
@@ -112,14 +112,14 @@ impl Payments {
         })
     }
 
-    /// Whatever was written and not acknowledged comes again.
+    /// Messages that were applied and not acknowledged are redelivered.
     pub async fn cut_the_network(&self) {
         self.proxy.set(Mode::Cut);
         tokio::time::sleep(Duration::from_millis(300)).await;
         self.proxy.set(Mode::Forward);
     }
 
-    /// Waits until neither queue holds anything, acknowledged or not; then stops.
+    /// Waits until both queues are empty and nothing is unacknowledged, then stops.
     pub async fn finish(self, rabbitmq: &RabbitMq) -> Result<Paid> {
         let deadline = std::time::Instant::now() + Duration::from_secs(600);
         loop {
@@ -135,7 +135,7 @@ impl Payments {
                 break;
             }
             if std::time::Instant::now() > deadline {
-                return Err(format!("the consumers do not get through:\n{queues}").into());
+                return Err(format!("the queues are not drained:\n{queues}").into());
             }
         }
         self.stop.cancel();
@@ -188,10 +188,10 @@ async fn declare(url: &str) -> Result<()> {
     Ok(())
 }
 
-/// As it is written first: apply, commit, acknowledge. Reconnects when the network is back.
+/// The usual first version: apply, commit, acknowledge. Reconnects when the network is back.
 async fn without_inbox(broker: String, database: String) {
     loop {
-        // Whatever it was is tried again.
+        // Retry after any error.
         let _ = consume(&broker, &database).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -212,7 +212,7 @@ async fn consume(broker: &str, database: &str) -> Result<()> {
         client
             .execute(PAY, &[&NAIVE, &order.customer, &order.cents])
             .await?;
-        // With the connection's end an acknowledgement may be forgotten, and never answer.
+        // When the connection ends, an acknowledgement may get lost and never complete.
         let acknowledged = delivery.ack(BasicAckOptions::default());
         tokio::time::timeout(Duration::from_secs(5), acknowledged).await??;
     }

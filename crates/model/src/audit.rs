@@ -1,4 +1,5 @@
-//! Changes by hand that hide messages, and the audit that finds them: src/outbox/audit.rs and src/relay/audit.rs.
+//! Manual changes that hide messages, and the audit that finds these messages: src/outbox/audit.rs and
+//! src/relay/audit.rs.
 
 use crate::{
     Action, Machine, Safeguard,
@@ -14,8 +15,8 @@ impl Machine {
             for (row, message) in (0..).zip(&state.rows) {
                 let act = match message.phase {
                     Phase::Committed if message.sent => Act::TakeBack,
-                    Phase::Committed if message.dead => Act::Exhume,
-                    Phase::Committed if message.waiting.is_some() => Act::Unfile,
+                    Phase::Committed if message.dead => Act::DeleteDead,
+                    Phase::Committed if message.waiting.is_some() => Act::DeleteWaiting,
                     Phase::RolledBack => Act::CopyBack,
                     Phase::Committed | Phase::Drawn | Phase::Open(_) => continue,
                 };
@@ -26,8 +27,9 @@ impl Machine {
         }
         match &state.audit {
             Audit::Idle => {
-                // Walks that find nothing are not steps, but the only one may be too early. Without a sign (and none of
-                // these acts changes a file, or takes back the sequence) there may be none at all.
+                // A walk that finds nothing is not a step. Without `AuditsAgain`, though, the only walk may come too
+                // early. Without `AuditsUnasked` no walk may happen at all: none of these acts leaves a sign (a changed
+                // file, a sequence set back).
                 let is_due = match self.removed {
                     Some(Safeguard::AuditsUnasked) => false,
                     Some(Safeguard::AuditsAgain) => !state.audited,
@@ -48,7 +50,7 @@ impl Machine {
         if state.audit != Audit::Idle && state.left.crashes > 0 {
             actions.push(Action::CrashAudit);
         }
-        if self.has(Safeguard::AuditReleases) && self.forlorn(state).next().is_some() {
+        if self.has(Safeguard::AuditReleases) && self.without_head(state).next().is_some() {
             actions.push(Action::AuditRelease);
         }
     }
@@ -57,20 +59,20 @@ impl Machine {
         state.left.acts -= 1;
         let message = &mut state.rows[usize::from(row)];
         match act {
-            // What arrives then is no duplicate: somebody wants it.
+            // Later deliveries are not duplicates, because somebody wants the message again.
             Act::TakeBack => (message.sent, message.copies) = (false, 0),
-            Act::Unfile => message.waiting = None,
-            Act::Exhume => message.dead = false,
+            Act::DeleteWaiting => message.waiting = None,
+            Act::DeleteDead => message.dead = false,
             Act::CopyBack => message.phase = Phase::Committed,
         }
         message.by_hand = true;
-        // Nobody can wait for what is hidden.
+        // No message waits for a hidden one.
         for other in &mut state.rows {
             other.ahead = other.ahead.map(|bits| bits & !(1 << row));
         }
     }
 
-    /// sql/audit_walk.sql: unsent, at or below its lane's mark, and filed nowhere.
+    /// sql/audit_walk.sql: unsent messages at or below their lane's mark, without an entry in waiting or dead.
     pub(crate) fn stranded(&self, state: &State) -> Vec<Row> {
         (0..)
             .zip(&state.rows)
@@ -106,7 +108,7 @@ impl Machine {
         state.audit = Audit::Holds(rows.clone(), lanes);
     }
 
-    /// sql/audit_file.sql: in a snapshot of its own, what is still stranded in the lanes held.
+    /// sql/audit_file.sql: in a new snapshot, the messages of the locked lanes that are still stranded.
     pub(crate) fn audit_check(&self, state: &mut State) {
         let Audit::Holds(rows, lanes) = &state.audit else {
             return;
@@ -146,14 +148,14 @@ impl Machine {
         state.audit = known(left);
     }
 
-    /// What it knew is forgotten, and its transaction rolled back.
+    /// The audit forgets what it knew, and its transaction is rolled back.
     pub(crate) fn crash_audit(&self, state: &mut State) {
         state.left.crashes -= 1;
         state.audit = Audit::Idle;
     }
 
-    /// Behind nobody. What is held stands behind nobody, too: its destination lets it go.
-    pub(crate) fn forlorn(&self, state: &State) -> impl Iterator<Item = Row> {
+    /// Messages that are behind, and whose head is gone. Held messages do not count: their destination releases them.
+    pub(crate) fn without_head(&self, state: &State) -> impl Iterator<Item = Row> {
         (0..)
             .zip(&state.rows)
             .filter(|(row, m)| {
@@ -166,7 +168,7 @@ impl Machine {
 
     /// sql/audit_release.sql: without a lock on the lane.
     pub(crate) fn audit_release(&self, state: &mut State) {
-        let rows: Vec<Row> = self.forlorn(state).collect();
+        let rows: Vec<Row> = self.without_head(state).collect();
         for row in rows {
             self.fall_due(state, row);
         }

@@ -1,5 +1,5 @@
-//! Asks the real circuits. Their state is their own and has clocks in it: so for each question one is brought, by calls alone,
-//! into the state that the model remembers, and what it is in afterwards is found out by further questions.
+//! Queries the real circuits. Their state is private and contains clocks. So for each query a new circuit is brought,
+//! only by calls, into the state that the model remembers. Its next state is then found by further calls.
 
 use std::{cell::RefCell, collections::HashMap, convert::Infallible, time::Duration};
 
@@ -20,19 +20,19 @@ pub enum Op {
     Report {
         delivered: bool,
         had_been_held: bool,
-        /// How many, and the first.
+        /// Number of failures, and the first failed message.
         failed: Option<(u8, Row)>,
         nacked: bool,
     },
     Found(u8),
-    /// The back-off's clock has run down; this held message was there. Where none was there before, and a probe had no
-    /// answer yet, that was long ago.
+    /// The back-off has ended. `chosen`: the held message that was found. `overdue`: the earlier look without a held
+    /// message, during an unanswered probe, was long ago.
     Probe {
         chosen: Option<Row>,
         overdue: bool,
     },
     GiveUp,
-    /// So many were asked for, so many were released.
+    /// Number requested, number released.
     Released(u8, u8),
 }
 
@@ -48,7 +48,7 @@ pub enum Arrivals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Said {
     Nothing,
-    /// With so many failed probes.
+    /// Number of failed probes.
     Held(u8),
 }
 
@@ -56,7 +56,7 @@ thread_local! {
     static ASKED: RefCell<HashMap<(Circuit, Op), (Circuit, Said)>> = RefCell::default();
 }
 
-/// What it says, and what it knows then.
+/// Returns the circuit's next state and its answer.
 pub fn ask(circuit: Circuit, op: Op) -> (Circuit, Said) {
     let known = ASKED.with_borrow(|asked| asked.get(&(circuit, op)).copied());
     known.unwrap_or_else(|| {
@@ -75,7 +75,7 @@ pub fn ask(circuit: Circuit, op: Op) -> (Circuit, Said) {
     })
 }
 
-/// All clocks that were set at `start` have run down `now`, none had `before`, and all will have `later`.
+/// Clocks that were set at `start` have all elapsed at `now` and at `later`, and none at `before`.
 struct Times {
     before: Instant,
     start: Instant,
@@ -208,7 +208,7 @@ fn bring_open(circuits: &mut Circuits, open: Open, times: &Times) {
         Permits::New => (start, now),
         Permits::Neither => (now, now),
     };
-    // A clock that stands between the two was set by a probe.
+    // A clock between the two times was set by a probe.
     let answered = open.give_up || open.permits == Permits::New && !open.probing;
     let failures = open.failures.saturating_sub(answered.into());
     circuits.found(held(failures), found_at, &mut Middle);
@@ -286,7 +286,7 @@ fn find_out(again: impl Fn() -> Circuits, times: &Times) -> Circuit {
     })
 }
 
-/// Every draw is the middle of its range: back-offs last as long as ever, and never no time at all.
+/// Every draw is the middle of its range, so a back-off has a constant length and is never zero.
 struct Middle;
 
 impl TryRng for Middle {
@@ -310,16 +310,16 @@ impl TryRng for Middle {
 mod tests {
     use super::*;
 
-    /// Whatever the model can remember is what the real one was brought into.
+    /// For every state that the model can remember: `bring` reaches it, and `find_out` recognises it.
     #[test]
-    fn what_is_brought_is_found_out() {
+    fn every_state_can_be_reached_and_recognised() {
         let times = Times::new();
         let mut all = vec![Circuit::Works, Circuit::Failing(0), Circuit::Failing(3)];
         all.extend([1, 2, 4, 8].map(|window| Circuit::Draining { window }));
         for permits in [Permits::Neither, Permits::New, Permits::Both] {
             for bits in 0..8 {
                 let (probing, none_held, give_up) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
-                // Only while a probe has no answer is it asked since when; the same look takes the last attempts away.
+                // `none_held` is possible only during an unanswered probe; the same look also takes the last attempts.
                 if none_held && (!probing || give_up) {
                     continue;
                 }

@@ -1,4 +1,4 @@
-//! RabbitMQ's side, and the connection to it.
+//! RabbitMQ, and the connection to it.
 
 use crate::{
     Action, Machine,
@@ -15,7 +15,7 @@ impl Machine {
                 continue;
             }
             if self.scenario.circuits {
-                // All or nothing, while it lasts; and it lasts no longer than the faults that are left.
+                // During an outage every publish is refused. The outage lasts no longer than the remaining faults.
                 if !state.outage {
                     actions.push(Action::Broker(n, Reply::Ack));
                 } else if state.left.refusals > 0 {
@@ -32,7 +32,7 @@ impl Machine {
         actions.extend((0..state.wire.len()).map(Action::Late));
     }
 
-    /// Publishes of one channel are handled in their order.
+    /// The broker handles the publishes of one channel in order.
     pub(crate) fn broker(&self, state: &mut State, relay: usize, reply: Reply) {
         let Relay::Working(work) = &mut state.relays[relay].task else {
             return;
@@ -46,7 +46,7 @@ impl Machine {
         }
     }
 
-    /// What a dead connection still brings.
+    /// A publish that was in flight on a dead connection arrives.
     pub(crate) fn late(&self, state: &mut State, connection: usize) {
         let row = state.wire[connection].remove(0);
         self.enqueue(state, row);

@@ -1,4 +1,4 @@
-//! Marks that cannot be written: caution.rs of outbox-core (the real one) and src/outbox/rehearsal.rs.
+//! Marks that cannot be written: the real caution.rs of outbox-core, and src/outbox/rehearsal.rs.
 
 use crate::{
     Action, Machine, Safeguard,
@@ -51,7 +51,7 @@ impl Machine {
             .collect()
     }
 
-    /// Faults come to an end: with none left, what would be refused once more waits for the ban's end.
+    /// Faults are limited: when none is left, a claim whose rehearsal would fail waits for the end of the ban.
     pub(crate) fn may_rehearse(&self, state: &State, n: usize, held: &Held, due: &[Row]) -> bool {
         if state.forbidden.is_none() || state.left.refused_marks > 0 {
             return true;
@@ -93,7 +93,7 @@ impl Machine {
         }
     }
 
-    /// True when it does, and everything is rolled back.
+    /// Returns true if the settle fails; everything is then rolled back.
     pub(crate) fn settle_fails(&self, state: &mut State, n: usize, work: &Work) -> bool {
         let refused = work.sent().any(|row| refuses_commit(state.forbidden, row));
         if work.hold == Hold::Fenced {
@@ -117,7 +117,7 @@ impl Machine {
         }
     }
 
-    /// A settle was committed: of what was decided, so many were marked.
+    /// A settle was committed with this number of marked messages.
     pub(crate) fn marked(&self, memory: &mut Memory, work: &Work, messages: usize) {
         let mut caution = brought(memory);
         if messages > 0 {
@@ -171,7 +171,7 @@ fn rows(bits: u16) -> impl Iterator<Item = Row> {
     (0..16).filter(move |row| bits & (1 << row) != 0)
 }
 
-/// Within a relay, ids alone tell rows apart.
+/// Within a relay, an id alone identifies a row.
 fn position(row: Row) -> Position {
     Position {
         lane: 0,

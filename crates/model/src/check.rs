@@ -1,4 +1,4 @@
-//! Runs the checker, and says what it found.
+//! Runs the checker, and reports its findings.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,14 +13,14 @@ use crate::{Action, Invariant, Machine, Sighting, State};
 #[derive(Debug)]
 pub struct Checked {
     pub states: usize,
-    /// Steps of the longest of the shortest ways to a state.
+    /// Length of the longest among the shortest paths to a state.
     pub depth: usize,
     pub time: Duration,
     pub violation: Option<Violation>,
     pub seen: Vec<Sighting>,
 }
 
-/// A shortest way into a state that breaks an invariant.
+/// A shortest path to a state that violates an invariant.
 #[derive(Debug)]
 pub struct Violation {
     pub invariant: Invariant,
@@ -28,7 +28,7 @@ pub struct Violation {
     pub end: State,
 }
 
-/// Every state that can be reached, against every invariant; up to the first violation.
+/// Checks every reachable state against every invariant, up to the first violation.
 pub fn check(machine: &Machine) -> Checked {
     let begun = Instant::now();
     let checker = machine.clone().checker();
@@ -39,7 +39,7 @@ pub fn check(machine: &Machine) -> Checked {
     let found = checker.discoveries();
     let broken = Invariant::ALL.iter().any(|i| found.contains_key(i.name()));
     let violation = if broken {
-        // The checker names the last violation that it came across, not the first.
+        // The checker reports the last violation that it found, not the first.
         shortest(machine)
     } else {
         endless(machine, checker.unique_state_count())
@@ -56,7 +56,7 @@ pub fn check(machine: &Machine) -> Checked {
     }
 }
 
-// States are told apart by 64 bits of hash, as in stateright.
+// States are identified by 64-bit hashes, as in stateright.
 
 fn shortest(machine: &Machine) -> Option<Violation> {
     let hasher = RandomState::new();
@@ -96,11 +96,11 @@ fn shortest(machine: &Machine) -> Option<Violation> {
     None
 }
 
-/// Faults are counted down, so a run without an end would come through one state twice: there must be none. Walks
-/// through all states itself, and must find as many as the checker.
+/// Looks for an endless run. Faults are limited, so an endless run would visit a state twice. This walk visits all
+/// states by itself, and must find as many as the checker.
 fn endless(machine: &Machine, states: usize) -> Option<Violation> {
     let hasher = RandomState::new();
-    // Whether the walk still stands on it.
+    // Whether the state is on the current path.
     let mut open: HashMap<u64, bool> = HashMap::with_capacity(states);
     let mut way: Vec<(u64, Vec<(Action, State)>)> = Vec::new();
     let mut steps: Vec<Action> = Vec::new();

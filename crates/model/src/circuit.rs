@@ -1,4 +1,4 @@
-//! A circuit: src/circuit.rs (the real one), src/outbox/held.rs and the housekeeper's part in it.
+//! A circuit: the real crates/core/src/circuit.rs, src/outbox/held.rs, and the housekeeper's part.
 
 use crate::{
     Action, Machine, Safeguard,
@@ -57,7 +57,7 @@ impl Machine {
         state.outage = true;
     }
 
-    /// A back-off ends: every message that is tried again is due, and each open circuit may probe.
+    /// A back-off ends: every message with a retry is due, and each open circuit may probe.
     pub(crate) fn round(&self, state: &mut State) {
         if state.outage {
             state.left.rounds = state.left.rounds.saturating_sub(1);
@@ -74,7 +74,7 @@ impl Machine {
         }
     }
 
-    /// sql/held_destinations.sql: as of the first message that is held.
+    /// sql/held_destinations.sql: the failed probes of the first held message.
     pub(crate) fn find_held(&self, state: &mut State, n: usize) {
         let first = held(state).next().map(|(_, failures)| failures);
         if let Some(failures) = first {
@@ -82,7 +82,7 @@ impl Machine {
         }
     }
 
-    /// sql/held_probe.sql: the next one, or the first.
+    /// sql/held_probe.sql: the next held message, or the first.
     pub(crate) fn probe(&self, state: &mut State, n: usize) {
         let Circuit::Open(open) = state.relays[n].memory.circuit else {
             return;
@@ -113,7 +113,7 @@ impl Machine {
         self.ask(&mut state.relays[n].memory, Op::GiveUp);
     }
 
-    /// sql/held_release.sql: the first ones become due.
+    /// sql/held_release.sql: the first held messages become due.
     pub(crate) fn release_held(&self, state: &mut State, n: usize) {
         let Circuit::Draining { window } = state.relays[n].memory.circuit else {
             return;
@@ -131,7 +131,7 @@ impl Machine {
         self.ask(&mut state.relays[n].memory, Op::Released(window, released));
     }
 
-    /// Those of a wave that go now.
+    /// The messages of a wave that are published now.
     pub(crate) fn admitted(&self, memory: &mut Memory, work: &mut Work, wave: Vec<u8>) -> Vec<u8> {
         if !self.scenario.circuits || !self.has(Safeguard::Circuit) {
             return wave;
@@ -153,7 +153,7 @@ impl Machine {
         outgoing
     }
 
-    /// What became of a wave. Where all of it fails, it is held.
+    /// Reports a wave to the circuit. If all its messages fail, they are held.
     pub(crate) fn watch_destination(&self, memory: &mut Memory, work: &mut Work, to: &[Answer]) {
         if !self.scenario.circuits || !self.has(Safeguard::Circuit) {
             return;
@@ -199,7 +199,7 @@ impl Machine {
     fn ask(&self, memory: &mut Memory, op: Op) -> Said {
         let (mut then, mut said) = breaker::ask(memory.circuit, op);
         if self.scenario.refusal == Reply::Nack {
-            // Nacked messages never die, so nobody counts.
+            // Nacked messages never die, so their failures are not counted.
             if let Circuit::Open(open) = &mut then {
                 open.failures = 0;
             }

@@ -8,7 +8,7 @@ use crate::{
 impl Machine {
     pub(crate) fn consumer_actions(&self, state: &State, actions: &mut Vec<Action>) {
         for (n, consumer) in state.consumers.iter().enumerate() {
-            // Consumers in one state are one.
+            // Consumers in the same state are interchangeable.
             if n > 0 && state.consumers[n - 1] == *consumer {
                 continue;
             }
@@ -41,7 +41,7 @@ impl Machine {
             && state.consumers.iter().any(claimed)
     }
 
-    /// The queue may deliver in any order: it is redelivery that mixes it.
+    /// The queue may deliver in any order, because redelivery changes the order.
     pub(crate) fn deliver(&self, state: &mut State, n: usize, row: Row) {
         state.rows[usize::from(row)].ready -= 1;
         let acked = !self.has(Safeguard::AckAfterCommit);
@@ -54,7 +54,7 @@ impl Machine {
         };
         let message = &mut state.rows[usize::from(row)];
         state.consumers[n] = if message.in_inbox && self.has(Safeguard::Inbox) {
-            // A duplicate: nothing to do but the ack.
+            // A duplicate: the consumer only acknowledges it.
             Consumer::Committed { row, acked }
         } else {
             message.in_inbox |= !self.has(Safeguard::ClaimInTransaction);
@@ -76,14 +76,14 @@ impl Machine {
         state.consumers[n] = Consumer::Idle;
     }
 
-    /// The transaction is rolled back, and what was not acknowledged comes again.
+    /// The transaction is rolled back, and unacknowledged messages are redelivered.
     pub(crate) fn crash_consumer(&self, state: &mut State, n: usize) {
         state.left.consumers -= 1;
         self.requeue(state, n);
         state.consumers[n] = Consumer::Idle;
     }
 
-    /// The broker gives the message to somebody else while the handler still works on it.
+    /// The broker redelivers the message to another consumer while the handler is still running.
     pub(crate) fn lose_consumer(&self, state: &mut State, n: usize) {
         state.left.consumers -= 1;
         self.requeue(state, n);

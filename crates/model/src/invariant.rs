@@ -1,4 +1,4 @@
-//! What must hold.
+//! The invariants.
 
 use crate::{
     Machine,
@@ -7,23 +7,23 @@ use crate::{
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Invariant {
-    /// L0. Nothing is marked sent that the broker did not take, and nothing that is pending lies below the mark, where
-    /// nobody looks. (That the rest is delivered, or dead, is `Progress`.)
+    /// L0. No message is marked sent that the broker did not take, and no pending message is below the mark, where no
+    /// relay looks. (`Progress` covers that all other messages are delivered or dead.)
     NoLoss,
-    /// KEY. A first delivery never comes before one of its key that stood before it and could be seen.
+    /// KEY. The first delivery of a message never precedes an earlier message of its key that was visible.
     KeyOrder,
-    /// D≤W. At most a batch of duplicates for each crash and each lost connection.
+    /// D≤W. Each crash and each lost connection causes at most one batch of duplicates.
     FewDuplicates,
-    /// With the inbox each operation is applied at most once, and at the end exactly once.
+    /// With the inbox, each operation is applied at most once, and exactly once at the end.
     EffectOnce,
-    /// Nothing that was rolled back, or is not committed, is delivered.
+    /// No message is delivered that was rolled back or is uncommitted.
     NoGhost,
-    /// Nothing waits that is sent or dead.
+    /// No waiting message is sent or dead.
     FiledOnce,
-    /// A destination that fails gets a batch and one message more of each relay, and then, in each back-off, one that was
-    /// tried and one that was not.
+    /// A failing destination gets from each relay a batch and one message more, and then two messages in each back-off:
+    /// a tried one and a new one.
     FewProbes,
-    /// Whatever happened, when faults stop everything comes to its end: all is delivered or dead, and settled.
+    /// After the last fault every run ends with all messages delivered or dead, and settled.
     Progress,
 }
 
@@ -69,7 +69,7 @@ impl Invariant {
 fn no_loss(machine: &Machine, state: &State) -> bool {
     !(0..).zip(&state.rows).any(|(row, m)| {
         let mark = state.lanes[usize::from(machine.lane_of(m.key))];
-        // What somebody hid is found by the audit in the end: that is `Progress`.
+        // The audit finds messages that somebody hid; `Progress` covers them.
         let unseen = m.is_pending() && m.waiting.is_none() && row < mark.low_water && !m.by_hand;
         unseen || (m.sent && m.copies == 0)
     })
@@ -91,8 +91,8 @@ fn few_duplicates(machine: &Machine, state: &State) -> bool {
     let claims = u32::from(all.repeating() - left.repeating());
     let bans = u32::from(all.bans - left.bans);
     let failed = u32::from(all.refused_marks - left.refused_marks);
-    // Each relay's first claim after a ban. After that nothing that the mark shows costs more; what only the COMMIT shows
-    // costs one message an attempt.
+    // Each relay's first claim after a ban costs a batch. Later failures that the mark shows cost nothing; a failure
+    // that only the COMMIT shows costs one message for each attempt.
     let first = bans * lives(machine, state);
     let unmarked = match scenario.ban {
         Some(Forbidden::AtCommit) => batch * failed.min(first) + failed.saturating_sub(first),
@@ -101,7 +101,7 @@ fn few_duplicates(machine: &Machine, state: &State) -> bool {
     duplicates <= batch * claims + unmarked
 }
 
-/// Relays, each counted again after it died.
+/// Number of relay processes: each relay counts again after a crash.
 fn lives(machine: &Machine, state: &State) -> u32 {
     let crashes = machine.scenario.faults.crashes - state.left.crashes;
     machine.scenario.relays as u32 + u32::from(crashes)
@@ -141,7 +141,7 @@ fn no_ghost(_: &Machine, state: &State) -> bool {
         .any(|m| m.copies > 0 && m.phase != Phase::Committed)
 }
 
-/// Where no step is left but faults, all is done. That every run comes to such a place is `check`'s.
+/// If only faults are left as steps, everything is done. `check` proves that every run reaches such a state.
 fn progress(machine: &Machine, state: &State) -> bool {
     !machine.is_quiescent(state) || is_done(state)
 }
@@ -152,7 +152,7 @@ fn is_done(state: &State) -> bool {
         Phase::RolledBack => true,
         Phase::Drawn | Phase::Open(_) => false,
     };
-    state.unborn.is_empty()
+    state.unwritten.is_empty()
         && state.begun.is_empty()
         && state.wire.is_empty()
         && state.scout == Scout::Idle

@@ -1,11 +1,12 @@
-//! The claim–publish–settle protocol and the inbox as a small state machine, checked in every state that it can reach.
+//! A model of the claim–publish–settle protocol and of the inbox as a small state machine, checked in every reachable
+//! state.
 //!
-//! What decides in the relay decides here too: `outbox::low_water`, `outbox::share`, `relay::plan`, `outcome`,
-//! `circuit`, `caution` and `settlement` are called, not copied. What is SQL, PostgreSQL, lapin, RabbitMQ or a handler is written down here, step by
-//! step.
+//! The model calls the relay's own decisions instead of copying them: `low_water`, `share`, `plan`, `outcome`,
+//! `circuit`, `caution` and `settlement` of `outbox_core`. SQL, PostgreSQL, lapin, RabbitMQ and handlers are written
+//! here, step by step.
 //!
-//! Each safeguard can be taken away ([`Safeguard`]); the checker then has to find the invariant broken that the
-//! safeguard is for. See docs/model.md.
+//! Each safeguard can be removed ([`Safeguard`]). The checker must then find that the safeguard's invariant is
+//! violated. See docs/internals/model.md.
 
 #![forbid(unsafe_code)]
 

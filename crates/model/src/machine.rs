@@ -1,4 +1,4 @@
-//! A scenario that runs, and its steps.
+//! A running scenario, and its steps.
 
 use std::sync::Arc;
 
@@ -7,44 +7,44 @@ use crate::{
     state::{Act, Forbidden, Key, Lane, Reply, Row},
 };
 
-/// A scenario, with all safeguards or without one.
+/// A scenario, with all safeguards or without one of them.
 #[derive(Debug, Clone)]
 pub struct Machine {
     pub scenario: Arc<Scenario>,
     pub removed: Option<Safeguard>,
 }
 
-/// One step. The first number is whose, an index into the state.
+/// One step. The first number is the actor's index in the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// A producer's transaction takes its id.
     Begin(Key),
-    /// It draws its position.
+    /// The transaction draws its position.
     Draw(usize),
-    /// Only without `TxBeforeId`: it takes its id now.
+    /// Only without `TxBeforeId`: the transaction takes its id now.
     AssignTx(Row),
     Commit(Row),
     RollBack(Row),
     /// Only without `ReadAfterLock`.
     Look(usize),
     Lock(usize, Vec<Lane>),
-    /// Reads, of the due ones these.
+    /// Reads these of the due messages, and new ones.
     Read(usize, Vec<Row>),
-    /// The broker does something with the next publish of the wave.
+    /// The broker handles the next publish of the wave.
     Broker(usize, Reply),
-    /// All confirms of the wave are in. `ends`: the claim's time is over, no further wave.
+    /// All confirms of the wave have arrived. `ends`: the claim has no time for a further wave.
     Confirmed {
         relay: usize,
         ends: bool,
     },
-    /// Only without one of the confirm's safeguards: they are in, and are read like this.
+    /// Only without one of the safeguards of the confirm: the confirms have arrived, and are misread like this.
     Misread(usize, Misreading),
     Settle(usize),
-    /// The first so many of the wave's unanswered publishes are on their way already.
+    /// The relay dies. This number of the wave's unanswered publishes is already in flight.
     Crash(usize, u8),
     Lose(usize, u8),
     Fence(usize),
-    /// Of this dead connection.
+    /// A publish of this dead connection arrives.
     Late(usize),
     FallDue(Row),
     ScoutLook,
@@ -56,19 +56,19 @@ pub enum Action {
     Ack(usize),
     CrashConsumer(usize),
     LoseConsumer(usize),
-    /// Somebody changes a row.
+    /// Somebody changes a row manually.
     ByHand(Act, Row),
     AuditWalk,
     AuditHold,
     AuditCheck,
     AuditCommit,
     CrashAudit,
-    /// Of what stands behind nobody.
+    /// Releases messages whose head is gone.
     AuditRelease,
-    /// Somebody makes marks impossible, and possible again.
+    /// Somebody makes marks impossible, or possible again.
     Forbid(Forbidden),
     Permit,
-    /// The destination takes nothing, and works again.
+    /// The destination starts to refuse everything, or works again.
     Fail,
     Recover,
     /// A back-off ends.
@@ -82,16 +82,16 @@ pub enum Action {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Misreading {
-    /// Whatever was published was delivered.
+    /// Every published message counts as delivered.
     Unconfirmed,
-    /// The return of this one came with a later confirm.
+    /// The return of this message came with a later confirm.
     TooLate(usize),
-    /// The return of the first came with the confirm of the second.
+    /// The return of the first message came with the confirm of the second.
     Crossed(usize, usize),
 }
 
 impl Action {
-    /// What need not happen. Without these, every run comes to its end.
+    /// Steps that need not happen. Without them every run ends.
     pub fn is_fault(&self) -> bool {
         match self {
             Self::RollBack(_)

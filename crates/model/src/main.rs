@@ -1,4 +1,4 @@
-//! `cargo xtask model`: the protocol's model, checked in every state. See docs/internals/model.md.
+//! `cargo xtask model`: checks the protocol's model in every state. See docs/internals/model.md.
 
 use std::io::Write;
 
@@ -10,13 +10,13 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask model")]
 struct Args {
-    /// Also the larger scenarios: minutes, and some gigabytes
+    /// Also checks the larger scenarios: takes minutes and some gigabytes
     #[arg(long)]
     large: bool,
-    /// The steps of each counterexample
+    /// Prints the steps of each counterexample
     #[arg(long)]
     steps: bool,
-    /// Only the scenarios and safeguards whose names contain this
+    /// Checks only the scenarios and safeguards whose names contain this text
     #[arg(long)]
     only: Option<String>,
 }
@@ -24,7 +24,7 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let mut wrong = Vec::new();
-    println!("With all safeguards, no invariant may be broken:");
+    println!("With all safeguards, no invariant may be violated:");
     let mut scenarios = scenario::small();
     if args.large {
         scenarios.extend(scenario::large());
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     for scenario in scenarios.into_iter().filter(|s| chosen(s.name)) {
         wrong.extend(whole(scenario)?);
     }
-    println!("\nWithout one of them, its invariant must be:");
+    println!("\nWithout a safeguard, its invariant must be violated:");
     let names = Safeguard::ALL.map(|safeguard| (safeguard, format!("{safeguard:?}")));
     for (safeguard, _) in names.iter().filter(|(_, name)| chosen(name)) {
         wrong.extend(removed(*safeguard, args.steps)?);
@@ -74,8 +74,8 @@ fn removed(safeguard: Safeguard, with_steps: bool) -> Result<Option<String>> {
     let shown_in = machine.scenario.name;
     let found = check(&machine).violation;
     let Some(violation) = found else {
-        println!("  {name:<24}nothing is broken in \"{shown_in}\"");
-        return Ok(Some(format!("{name}: nothing is broken without it")));
+        println!("  {name:<24}no violation in \"{shown_in}\"");
+        return Ok(Some(format!("{name}: no violation without this safeguard")));
     };
     let broken = violation.invariant.name();
     let steps = violation.steps.len();

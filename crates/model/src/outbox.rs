@@ -1,4 +1,4 @@
-//! PostgreSQL's side: producers, and the statements in src/outbox/sql.
+//! PostgreSQL: producers, and the statements in src/outbox/sql.
 
 use crate::{
     Action, Machine, Safeguard,
@@ -8,7 +8,7 @@ use crate::{
 
 impl Machine {
     pub(crate) fn producer_actions(&self, state: &State, actions: &mut Vec<Action>) {
-        let mut keys = state.unborn.clone();
+        let mut keys = state.unwritten.clone();
         keys.dedup();
         actions.extend(keys.into_iter().map(Action::Begin));
         actions.extend((0..state.begun.len()).map(Action::Draw));
@@ -23,7 +23,7 @@ impl Machine {
                 }
                 Phase::Committed | Phase::RolledBack => {}
             }
-            // With circuits all back-offs end together, see `round`.
+            // With circuits all back-offs end together; see `round`.
             if !self.scenario.circuits && message.waiting.is_some_and(|w| w.due == Due::Later) {
                 actions.push(Action::FallDue(row));
             }
@@ -31,8 +31,8 @@ impl Machine {
     }
 
     pub(crate) fn begin(&self, state: &mut State, key: Key) {
-        let n = state.unborn.iter().position(|k| *k == key);
-        state.unborn.remove(n.expect("an unborn message"));
+        let n = state.unwritten.iter().position(|k| *k == key);
+        state.unwritten.remove(n.expect("an unwritten message"));
         if self.has(Safeguard::TxBeforeId) {
             let tx = state.assign_tx();
             state.begun.push(Begun { tx, key });
@@ -75,7 +75,7 @@ impl Machine {
         }
     }
 
-    /// sql/scout.sql: lanes with a message to publish or to file now.
+    /// sql/scout.sql: lanes with a message that can be published or filed now.
     pub(crate) fn lanes_with_work(&self, state: &State) -> Vec<Lane> {
         (0..)
             .zip(&state.lanes)
@@ -115,7 +115,7 @@ impl Machine {
             .filter(move |(_, m)| self.lane_of(m.key) == lane)
     }
 
-    /// sql/read.sql, where `due` of the due ones come within the limit.
+    /// sql/read.sql; `due`: the due messages within the limit.
     pub(crate) fn read(
         &self,
         rows: &[Message],
@@ -154,7 +154,7 @@ impl Machine {
             .collect()
     }
 
-    /// The nearest earlier message of its key that waits.
+    /// The nearest earlier message of the same key that waits.
     fn after(&self, rows: &[Message], row: Row) -> Option<Row> {
         if !self.has(Safeguard::HeldBackKey) {
             return None;

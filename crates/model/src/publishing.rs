@@ -19,7 +19,7 @@ impl Machine {
         work.answered.clear();
     }
 
-    /// The next wave, or the end of the claim.
+    /// Starts the next wave, or ends the claim.
     pub(crate) fn go_on(&self, memory: &mut Memory, work: &mut Work, ends: bool) {
         loop {
             let (wave, outcomes) = self.replay(work, ends);
@@ -40,8 +40,8 @@ impl Machine {
         finish(work, outcomes);
     }
 
-    /// Asks the real plan, from its beginning, for the first wave that is not decided. With `ends` it is not asked for
-    /// a further one.
+    /// Runs the real plan from its beginning up to the first wave without outcomes. With `ends` the plan is not asked
+    /// for a further wave.
     fn replay(&self, work: &Work, ends: bool) -> (Vec<u8>, Vec<Outcome>) {
         let ordering = if self.has(Safeguard::StrictWaves) {
             Ordering::Strict
@@ -80,7 +80,7 @@ impl Machine {
     }
 }
 
-/// An item's place among those that were read.
+/// Index of an item among the messages that were read.
 fn place(work: &Work, item: &Item) -> u8 {
     let here = |c: &Candidate| id(c.row) == item.position().id;
     let place = work.read.iter().position(here);

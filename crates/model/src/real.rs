@@ -1,4 +1,4 @@
-//! The relay's own code, in one place, and how the model's data become the relay's and come back.
+//! The relay's own code in one place, and the conversions between the model's data and the relay's data.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::{
     state::{self, Decided, Held, Reply, Row, Work, small},
 };
 
-/// Where everything goes, in a scenario with circuits.
+/// The destination of all messages in a scenario with circuits.
 pub const DESTINATION: circuit::Destination = circuit::Destination(1);
 
 pub const POLICY: RetryPolicy = RetryPolicy {
@@ -95,7 +95,7 @@ impl Machine {
         Claim::new(&lanes, read, limits, snapshot(held))
     }
 
-    /// What a plan asks of a claim: nothing about lanes.
+    /// The part of a claim that a plan uses: no lanes.
     pub(crate) fn messages_of(&self, work: &Work) -> Claim {
         let candidates = self.candidates(work).into_iter();
         Claim {

@@ -13,7 +13,7 @@ use crate::{
 impl Machine {
     pub(crate) fn relay_actions(&self, state: &State, actions: &mut Vec<Action>) {
         for (n, relay) in state.relays.iter().enumerate() {
-            // Relays that do nothing are one.
+            // Idle relays are interchangeable.
             let idle = relay.task == Relay::Idle;
             if n > 0 && idle && state.relays[n - 1] == *relay {
                 continue;
@@ -43,7 +43,7 @@ impl Machine {
         }
     }
 
-    /// Any lanes that have work and nobody holds: the board's choice is left open.
+    /// Any free lanes with work: the board's choice is left open.
     fn lock_actions(
         &self,
         state: &State,
@@ -61,7 +61,7 @@ impl Machine {
         }
     }
 
-    /// `LIMIT` of the due ones by a due time that the model does not know: any of them.
+    /// The read limits the due messages by their due time, which the model does not have. So any of them may be read.
     fn read_actions(&self, state: &State, n: usize, held: &Held, actions: &mut Vec<Action>) {
         let rows = held.before.as_ref().unwrap_or(&state.rows);
         let due: Vec<Row> = held
@@ -200,7 +200,7 @@ impl Machine {
             return;
         };
         let mut answers: Vec<Answer> = work.answered.iter().map(|reply| answer(*reply)).collect();
-        // Whatever is not answered yet goes on without the relay.
+        // The unanswered publishes continue without the relay.
         let unanswered = small((work.wave.len() - answers.len()) as i64);
         match how {
             Misreading::Unconfirmed => answers.resize(work.wave.len(), Answer::Delivered),
@@ -219,7 +219,7 @@ impl Machine {
         self.go_on(memory, work, false);
     }
 
-    /// No complete answer: nothing is decided about the wave, and there is no other.
+    /// Without a complete answer the wave has no outcomes, and the claim has no further wave.
     pub(crate) fn lose(&self, state: &mut State, n: usize, sent: u8) {
         state.left.losses -= 1;
         self.leave_on_the_wire(state, n, sent);
@@ -266,8 +266,8 @@ impl Machine {
         state.wire.push(late.collect());
     }
 
-    /// `idle_in_transaction_session_timeout`: the claim is rolled back and its locks are free; the relay that stood
-    /// still goes on publishing, and learns of it at its settle.
+    /// `idle_in_transaction_session_timeout`: the claim is rolled back and its locks are released. The stalled relay
+    /// continues to publish, and notices at its settle.
     pub(crate) fn fence(&self, state: &mut State, n: usize) {
         state.left.crashes -= 1;
         if let Relay::Working(work) = &mut state.relays[n].task {
@@ -289,7 +289,7 @@ impl Machine {
             lanes,
             own_tx,
             drawn,
-            // A mark that does not ask who still runs.
+            // Without the safeguard the mark ignores running transactions.
             xmin: if self.has(Safeguard::LowWaterXmin) {
                 xmin
             } else {
@@ -300,7 +300,7 @@ impl Machine {
     }
 }
 
-/// Bits of what stands before a message in a snapshot, see `state::Message`.
+/// Bits of the earlier messages of the key in a snapshot; see `state::Message`.
 fn ahead(rows: &[state::Message], candidate: &Candidate) -> u8 {
     (0..candidate.row)
         .filter(|r| {

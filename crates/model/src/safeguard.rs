@@ -1,79 +1,82 @@
-//! What the design rests on, each removable.
+//! The safeguards of the design; each can be removed.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Safeguard {
-    /// `pg_snapshot_xmin` must have reached the candidate's transaction before the mark moves. Without it, it moves
-    /// past a transaction that is still open.
+    /// The mark moves only after `pg_snapshot_xmin` has reached the candidate's transaction. Without it, the mark
+    /// passes transactions that are still open.
     LowWaterXmin,
-    /// The candidate was drawn before its transaction id was assigned. Without it, the last position drawn by the settle.
+    /// The candidate was drawn before its transaction id was assigned. Without it, the candidate is the last position
+    /// drawn before the settle.
     DrawnBeforeTx,
-    /// `pg_snapshot_xmin` is taken before the read. Without it, at the settle.
+    /// `pg_snapshot_xmin` is taken before the read. Without it, it is taken at the settle.
     XminBeforeRead,
-    /// `tx` stands before `id`. Without it, a transaction draws its position first.
+    /// `tx` comes before `id`. Without it, a transaction draws its position first.
     TxBeforeId,
     /// `FOR UPDATE SKIP LOCKED` on the lane's row.
     LaneLock,
-    /// The lane's lock dies with the connection. Without it, a killed relay keeps its lanes.
+    /// The lane's lock ends with the connection. Without it, a killed relay keeps its lanes.
     LockDiesWithConnection,
-    /// One transaction holds the lanes from the claim to the settle. Without it, the claim's is committed after the
-    /// read, and another one settles.
+    /// One transaction holds the lanes from the claim to the settle. Without it, the claim's transaction commits after
+    /// the read, and another one settles.
     OneTransaction,
-    /// Messages are read by a statement of its own, after the lock. Without it, in the lock's snapshot.
+    /// A separate statement reads messages after the lock. Without it, the lock's snapshot is used.
     ReadAfterLock,
-    /// The read shows committed rows only. Without it, the rows of open transactions too.
+    /// The read shows only committed rows. Without it, it also shows the rows of open transactions.
     CommittedRead,
-    /// What was published is not delivered before its confirm. Without it, it is marked unconfirmed.
+    /// A published message is delivered only after its confirm. Without it, the message is marked without a confirm.
     Confirms,
-    /// Nothing is decided before all confirms of a wave are in. Without it, a return that comes with a later confirm
-    /// comes too late.
+    /// Nothing is decided before all confirms of a wave have arrived. Without it, a return that comes with a later
+    /// confirm is missed.
     ConfirmBarrier,
-    /// A return is matched by message id. Without it, it belongs to the confirm that it came with.
+    /// A return is matched by message id. Without it, a return belongs to the confirm that it came with.
     MatchById,
-    /// What a lost connection left without an answer stays pending. Without it, it counts as delivered.
+    /// Messages without an answer stay pending after a lost connection. Without it, they count as delivered.
     UnknownStays,
-    /// A message behind a waiting one of its key waits too.
+    /// A message behind a waiting message of its key waits too.
     HeldBackKey,
     /// `relay.ordering = "strict"`: one message of a key at a time.
     StrictWaves,
-    /// What stood behind a settled message is released.
+    /// A settle releases the messages behind a settled one.
     Release,
-    /// The whole inbox: a consumer that applies whatever comes.
+    /// The whole inbox. Without it, a consumer applies every delivery.
     Inbox,
-    /// The primary key of `inbox.message`. Without it, the inbox is a check and then an insert.
+    /// The primary key of `inbox.message`. Without it, the inbox is a check followed by an insert.
     UniqueKey,
-    /// The inbox's row is written in the handler's transaction. Without it, it is committed before.
+    /// The inbox's row is written in the handler's transaction. Without it, the row is committed first.
     ClaimInTransaction,
-    /// A delivery is acknowledged after the commit. Without it, before.
+    /// A delivery is acknowledged after the commit. Without it, it is acknowledged before.
     AckAfterCommit,
-    /// An audit needs no sign. Without it, one begins when a file or the sequence was changed.
+    /// An audit needs no sign. Without it, an audit starts only after a file or the sequence was changed.
     AuditsUnasked,
-    /// All of `outbox.message` is audited again and again. Without it, once.
+    /// All of `outbox.message` is audited repeatedly. Without it, once.
     AuditsAgain,
-    /// The audit files a message under the lock of its lane. Without it, beside a claim that has the message in hand.
+    /// The audit files a message under the lock of its lane. Without it, it files beside a claim that holds the
+    /// message.
     AuditLocksLane,
-    /// It looks again under that lock. Without it, it files what it knew.
+    /// The audit checks again under that lock. Without it, it files the messages that it remembered.
     AuditLooksAgain,
-    /// It lets go what stands behind nobody.
+    /// The audit releases messages whose head is gone.
     AuditReleases,
-    /// After a settle that failed, a claim rehearses its marks before it publishes.
+    /// After a failed settle, a claim rehearses its marks before it publishes.
     Rehearsal,
-    /// The claims after it know of it.
+    /// Later claims remember a failed settle.
     CautionKept,
-    /// And begin with one message, for what only the COMMIT shows.
+    /// Later claims start with one message, because some failures show only at COMMIT.
     CautionBeginsWithOne,
-    /// What was published in vain is rehearsed until it is settled, whatever other lanes mark.
+    /// Messages that were published and not marked are rehearsed until they are settled, independently of marks in
+    /// other lanes.
     SuspectsKept,
-    /// What could not be marked is rehearsed at its next attempt, whatever was marked meanwhile.
+    /// A message that could not be marked is rehearsed at its next attempt, independently of other marks.
     UnmarkableKept,
-    /// While a destination fails, its messages are held. Without it, each is tried again.
+    /// While a destination fails, its messages are held. Without it, each of them is retried.
     Circuit,
-    /// A relay looks for what another one held, or itself before it was started again.
+    /// A relay looks for messages that another relay held, or that it held before a restart.
     FindHeld,
-    /// Whatever failed last. Without it, not while one message alone has failed.
+    /// It looks even if the last failure concerned one message. Without it, it does not look then.
     FoundWhateverFailed,
-    /// A held message holds back what follows it in its key.
+    /// A held message blocks the later messages of its key.
     HeldHoldsBack,
-    /// The first success releases what is held.
+    /// The first success releases the held messages.
     SuccessReleases,
 }
 

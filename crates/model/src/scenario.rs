@@ -1,33 +1,34 @@
-//! How many of everything.
+//! The sizes and the faults of each scenario.
 
 use crate::state::{Act, Faults, Forbidden, Key, Lane, Reply};
 
 #[derive(Debug, Clone)]
 pub struct Scenario {
     pub name: &'static str,
-    /// The key of each message; each is written by a transaction of its own. Those that are not `written`: sorted.
+    /// The key of each message. Each message is written by its own transaction. The keys of messages that are not
+    /// `written` are sorted.
     pub messages: Vec<Key>,
     /// The lane of each key.
     pub lanes: Vec<Lane>,
     pub relays: usize,
-    /// Without consumers the queue is where a message ends.
+    /// Number of consumers. Without consumers a message ends in the queue.
     pub consumers: usize,
     /// `relay.batch_size`.
     pub batch: usize,
     pub faults: Faults,
-    /// Whether the scout tidies marks between the claims.
+    /// Whether the scout moves marks between the claims.
     pub scout: bool,
-    /// So many of the messages are committed when it begins.
+    /// Number of messages that are committed at the start.
     pub written: usize,
-    /// How far a mark must be able to move, see `low_water::STRIDE`.
+    /// Minimum distance of a mark's move; see `low_water::STRIDE`.
     pub stride: i64,
-    /// How somebody hides messages by hand, so that the audit has to find them.
+    /// Manual changes that hide messages, so that the audit has to find them.
     pub acts: &'static [Act],
-    /// How somebody makes marks impossible.
+    /// The way in which somebody makes marks impossible.
     pub ban: Option<Forbidden>,
-    /// Whether all messages have one destination, with a circuit. Without, each has one of its own.
+    /// Whether all messages share one destination with a circuit. Otherwise each message has its own destination.
     pub circuits: bool,
-    /// What it says while it fails.
+    /// The broker's answer while the destination fails.
     pub refusal: Reply,
 }
 
@@ -77,7 +78,7 @@ pub fn late_commits() -> Scenario {
     }
 }
 
-/// Two relays and two lanes; one relay may die, or stand still.
+/// Two relays and two lanes; one relay may die or stall.
 pub fn two_relays() -> Scenario {
     Scenario {
         name: "two relays",
@@ -93,7 +94,7 @@ pub fn two_relays() -> Scenario {
     }
 }
 
-/// A broker that refuses, and that is lost; two keys in one lane.
+/// A broker that refuses messages and loses connections; two keys in one lane.
 pub fn refusals() -> Scenario {
     Scenario {
         name: "refusals",
@@ -108,7 +109,7 @@ pub fn refusals() -> Scenario {
     }
 }
 
-/// One key, whose transactions end in any order, behind a broker that refuses.
+/// One key; its transactions end in any order, and the broker refuses messages.
 pub fn one_key() -> Scenario {
     Scenario {
         name: "one key",
@@ -139,7 +140,7 @@ pub fn end_to_end() -> Scenario {
     }
 }
 
-/// Somebody hides messages: takes back `sent_at`, deletes rows of `outbox.waiting` and `outbox.dead`.
+/// Somebody hides messages: resets `sent_at`, or deletes rows of `outbox.waiting` and `outbox.dead`.
 pub fn hidden_rows() -> Scenario {
     Scenario {
         name: "hidden rows",
@@ -152,12 +153,12 @@ pub fn hidden_rows() -> Scenario {
             ..NONE
         },
         written: 2,
-        acts: &[Act::TakeBack, Act::Unfile, Act::Exhume],
+        acts: &[Act::TakeBack, Act::DeleteWaiting, Act::DeleteDead],
         ..SMALLEST
     }
 }
 
-/// Somebody writes a position that was drawn and left empty, where the mark may have passed it.
+/// Somebody writes at a position that was drawn and left empty, where the mark may already have passed.
 pub fn copied_back() -> Scenario {
     Scenario {
         name: "copied back",
@@ -193,7 +194,7 @@ pub fn marks_that_fail() -> Scenario {
     }
 }
 
-/// The same, and only the COMMIT shows it.
+/// The same, but only the COMMIT shows it.
 pub fn commits_that_fail() -> Scenario {
     Scenario {
         name: "commits that fail",
@@ -213,7 +214,8 @@ pub fn a_locked_row() -> Scenario {
     }
 }
 
-/// The same, and other lanes go on meanwhile: their marks end the caution before the row is read again. It stays a suspect.
+/// The same, while other lanes continue: their marks end the caution before the row is read again. The message stays a
+/// suspect.
 pub fn a_locked_row_beside_other_lanes() -> Scenario {
     Scenario {
         name: "a locked row beside other lanes",
@@ -225,7 +227,7 @@ pub fn a_locked_row_beside_other_lanes() -> Scenario {
     }
 }
 
-/// A destination that takes nothing for a while, and three keys that go there.
+/// A destination that refuses everything for a while, and three keys with messages for it.
 pub fn an_outage() -> Scenario {
     Scenario {
         name: "an outage",
@@ -244,7 +246,7 @@ pub fn an_outage() -> Scenario {
     }
 }
 
-/// Two relays, each with its own view of it, and a key with two messages.
+/// Two relays, each with its own view of the destination, and a key with two messages.
 pub fn two_views() -> Scenario {
     Scenario {
         name: "two views",
@@ -261,7 +263,7 @@ pub fn two_views() -> Scenario {
     }
 }
 
-/// A relay that dies meanwhile, and a message that is written meanwhile.
+/// During the outage a relay dies, and a message is written.
 pub fn a_restart() -> Scenario {
     Scenario {
         name: "a restart",
@@ -279,7 +281,7 @@ pub fn a_restart() -> Scenario {
     }
 }
 
-/// One that hands messages back, so that they die; the relay dies meanwhile, too.
+/// A destination that returns messages, so that they die; the relay dies too.
 pub fn returns() -> Scenario {
     Scenario {
         name: "returns",
@@ -295,7 +297,7 @@ pub fn returns() -> Scenario {
     }
 }
 
-/// What every test run checks.
+/// The scenarios of every test run.
 pub fn small() -> Vec<Scenario> {
     vec![
         late_commits(),
@@ -316,7 +318,7 @@ pub fn small() -> Vec<Scenario> {
     ]
 }
 
-/// What `cargo xtask model --large` checks besides.
+/// The additional scenarios of `cargo xtask model --large`.
 pub fn large() -> Vec<Scenario> {
     vec![
         Scenario {

@@ -1,4 +1,4 @@
-//! The scout's tidying of marks: src/relay/scout.rs and settlement::tidied.
+//! The scout moves marks in lanes without work: src/relay/scout.rs and settlement::tidied.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Machine {
-    /// It looks only when tidying now would move something; looks that find nothing to do are not steps.
+    /// The scout looks only if it could move a mark now; looks that find nothing are not steps.
     pub(crate) fn scout_actions(&self, state: &State, actions: &mut Vec<Action>) {
         if !self.scenario.scout {
             return;
@@ -59,7 +59,7 @@ impl Machine {
         };
     }
 
-    /// Its read, its settle and its commit: nothing that happens between them could tell them apart.
+    /// Read, settle and commit are one step: no other step in between could make a difference.
     pub(crate) fn scout_tidy(&self, state: &mut State) {
         let Scout::Locked(held, untidy) = std::mem::replace(&mut state.scout, Scout::Idle) else {
             return;

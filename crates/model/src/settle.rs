@@ -1,4 +1,4 @@
-//! Settle: src/outbox/settle.rs, with the real settlement.
+//! The settle: src/outbox/settle.rs, with the real settlement.
 
 use crate::{
     Machine, Safeguard,
@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl Machine {
-    /// One transaction, all or nothing. A COMMIT whose answer is lost is one of the two: this, or a crash before it.
+    /// One transaction, all or nothing. A COMMIT whose answer is lost equals either this step or a crash before it.
     pub(crate) fn settle(&self, state: &mut State, n: usize) {
         let Relay::Working(mut work) = std::mem::replace(&mut state.relays[n].task, Relay::Idle)
         else {
@@ -36,7 +36,7 @@ impl Machine {
         self.marked(&mut state.relays[n].memory, &work, sent);
     }
 
-    /// src/outbox/settle.rs, its statements in their order.
+    /// The statements of src/outbox/settle.rs in their order.
     pub(crate) fn write(&self, state: &mut State, written: &Settlement) {
         let row = |p: &Position| (p.id - 1) as usize;
         for sent in &written.sent {

@@ -1,9 +1,9 @@
-//! What is broken without a safeguard, and where that is seen.
+//! The violation that each missing safeguard causes, and the scenario that shows it.
 
 use crate::{Invariant, Safeguard, Scenario, scenario};
 
 impl Safeguard {
-    /// Which invariant it is for.
+    /// The invariant that the safeguard protects.
     pub fn guards(self) -> Invariant {
         match self {
             Self::LowWaterXmin
@@ -40,7 +40,7 @@ impl Safeguard {
         }
     }
 
-    /// A small scenario that shows what it is for.
+    /// A small scenario in which the missing safeguard shows.
     pub fn shown_in(self) -> Scenario {
         match self {
             Self::LowWaterXmin | Self::DrawnBeforeTx | Self::XminBeforeRead | Self::TxBeforeId => {

@@ -1,4 +1,4 @@
-//! What a scenario must come across, or it would show nothing.
+//! Situations that a scenario must reach; otherwise it would prove nothing.
 
 use crate::{
     Machine,
@@ -9,7 +9,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sighting {
     MarkMoved,
-    /// Sent while a transaction with an earlier position was open.
+    /// A message was sent while a transaction with an earlier position was open.
     LateCommit,
     TwoRelaysWork,
     FencedRelay,
@@ -19,30 +19,30 @@ pub enum Sighting {
     Retry,
     Behind,
     Dead,
-    /// The inbox has it already.
+    /// The inbox already contains the message.
     Redelivered,
-    /// Two consumers with one message.
+    /// Two consumers have the same message.
     DeliveredTwiceAtOnce,
-    /// Where nobody but the audit looks.
+    /// Only the audit looks there.
     Stranded,
-    /// Somebody deleted what it stands behind.
-    Forlorn,
-    /// The audit knows of it, and it is settled or filed already.
+    /// Somebody deleted the message that this one is behind.
+    HeadGone,
+    /// The audit remembers a message that is already settled or filed.
     AuditLate,
-    /// Its lane is held by a claim.
+    /// A claim holds the lane.
     AuditWaits,
-    /// It waits for its mark.
+    /// The message waits because it cannot be marked.
     Unmarkable,
-    /// A claim reads fewer messages after a settle that failed.
+    /// After a failed settle, a claim reads fewer messages.
     Cautious,
     Held,
-    /// A held message was chosen to probe.
+    /// A held message was chosen as a probe.
     Probe,
-    /// Or for its last attempt.
+    /// A held message was chosen for its last attempt.
     Last,
     Draining,
     TwoOpen,
-    /// One relay holds, the other one knows nothing.
+    /// One relay holds messages, and the other has no state of the destination.
     TwoViews,
     HeldByNobody,
 }
@@ -61,7 +61,7 @@ impl Sighting {
         Self::Redelivered,
         Self::DeliveredTwiceAtOnce,
         Self::Stranded,
-        Self::Forlorn,
+        Self::HeadGone,
         Self::AuditLate,
         Self::AuditWaits,
         Self::Unmarkable,
@@ -89,7 +89,7 @@ impl Sighting {
             Self::Redelivered => "a redelivery",
             Self::DeliveredTwiceAtOnce => "one message at two consumers",
             Self::Stranded => "a hidden message",
-            Self::Forlorn => "a message behind nobody",
+            Self::HeadGone => "a message whose head is gone",
             Self::AuditLate => "a message known to the audit and settled",
             Self::AuditWaits => "an audit beside a claim",
             Self::Unmarkable => "a message that cannot be marked",
@@ -125,7 +125,7 @@ impl Sighting {
                 rows.len() < got(s).count()
             },
             Self::Stranded => |m, s| !m.stranded(s).is_empty(),
-            Self::Forlorn => |m, s| m.forlorn(s).next().is_some(),
+            Self::HeadGone => |m, s| m.without_head(s).next().is_some(),
             Self::AuditLate => |_, s| {
                 let settled = |row: &Row| {
                     let m = &s.rows[usize::from(*row)];

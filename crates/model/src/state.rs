@@ -1,4 +1,4 @@
-//! What the database, the broker and the processes hold between two steps.
+//! The state of the database, the broker and the processes between two steps.
 
 use crate::real::{Limits, low_water, shares};
 
@@ -6,37 +6,37 @@ pub type Key = u8;
 pub type Lane = u8;
 /// Index of a row; its position (`outbox.message.id`) is one more.
 pub type Row = u8;
-/// A transaction id. Only their order matters, so they are renumbered after every step.
+/// A transaction id. Only the order of the ids matters, so they are renumbered after every step.
 pub type Tx = u8;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
-    /// Keys of the messages that no transaction has begun to write yet.
-    pub unborn: Vec<Key>,
-    /// Transactions that have their id and no position yet.
+    /// Keys of the messages that no transaction has begun to write.
+    pub unwritten: Vec<Key>,
+    /// Transactions that have an id and no position.
     pub begun: Vec<Begun>,
-    /// `outbox.message`, with what `outbox.waiting`, `outbox.dead`, the queue and the inbox hold of each.
+    /// `outbox.message`, with each message's state in `outbox.waiting`, `outbox.dead`, the queue and the inbox.
     pub rows: Vec<Message>,
     /// `outbox.lane`.
     pub lanes: Vec<Mark>,
     pub next_tx: Tx,
     pub relays: Vec<Process>,
-    /// Publishes still on their way to the broker, of each connection that is gone.
+    /// Publishes in flight of each dead connection.
     pub wire: Vec<Vec<Row>>,
     pub scout: Scout,
     pub audit: Audit,
-    /// Only without `AuditsAgain`: the only one is over.
+    /// Only without `AuditsAgain`: the only audit is over.
     pub audited: bool,
     pub consumers: Vec<Consumer>,
-    /// The destination takes nothing.
+    /// The destination refuses everything.
     pub outage: bool,
     /// `sent_at` cannot be written.
     pub forbidden: Option<Forbidden>,
     /// Faults that may still happen.
     pub left: Faults,
-    /// Lanes locked by nobody alive; only without `LockDiesWithConnection`.
+    /// Lanes that stay locked without a living relay; only without `LockDiesWithConnection`.
     pub orphaned: Vec<Lane>,
-    /// A first delivery came before one of its key that stood before it.
+    /// A first delivery came before an earlier message of the same key.
     pub overtaken: bool,
 }
 
@@ -54,18 +54,19 @@ pub struct Message {
     pub sent: bool,
     pub dead: bool,
     pub waiting: Option<Waiting>,
-    /// Those of its key that stood before it when a claim first read it, a bit each, and are not delivered yet. Two
-    /// transactions that write one key at once have no order between them; what a claim could see has.
+    /// Undelivered earlier messages of its key that were visible when a claim first read it, one bit each. Two
+    /// transactions that write one key at the same time have no order between them; only an earlier message that the
+    /// claim could see has one.
     pub ahead: Option<u8>,
-    /// How many times the broker took it.
+    /// Number of copies that the broker took.
     pub copies: u8,
-    /// Of those, in the queue and not with a consumer.
+    /// Number of these copies that are in the queue and not at a consumer.
     pub ready: u8,
-    /// Its key is in `inbox.message`, committed.
+    /// The key is in `inbox.message`, committed.
     pub in_inbox: bool,
-    /// How many times the business write was committed.
+    /// Number of committed business writes.
     pub effects: u8,
-    /// Somebody changed by hand what tells the relay of it, and no relay has settled or filed it since.
+    /// Somebody changed the row manually, and no relay has settled or filed it since.
     pub by_hand: bool,
 }
 
@@ -74,7 +75,7 @@ impl Message {
         self.phase == Phase::Committed && !self.sent && !self.dead
     }
 
-    /// A relay has settled it, or filed it.
+    /// A relay has settled or filed the message.
     pub fn put_in_order(&mut self) {
         self.by_hand = false;
     }
@@ -107,7 +108,7 @@ pub enum Due {
     Later,
     /// `due_at` is NULL.
     Behind,
-    /// And so it is; with `failed_probes`.
+    /// `due_at` is NULL, and the cause is `held`; with `failed_probes`.
     Held {
         failures: u8,
     },
@@ -143,24 +144,24 @@ pub fn small(n: i64) -> u8 {
     u8::try_from(n).expect("positions and transaction ids of a model are small")
 }
 
-/// A relay's process, with one worker. What it remembers dies with it.
+/// A relay process with one worker. Its memory is lost when it dies.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Process {
     pub task: Relay,
     pub memory: Memory,
 }
 
-/// What it knows from one claim to the next.
+/// Its memory between two claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Memory {
     /// `Caution::limit`.
     pub allowed: Option<u8>,
-    /// `Caution::suspects`, a bit a row.
+    /// `Caution::suspects`, one bit for each row.
     pub suspects: u16,
     pub circuit: Circuit,
 }
 
-/// What a process knows of the destination.
+/// A process's state of the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Circuit {
     #[default]
@@ -177,47 +178,47 @@ pub struct Open {
     pub failures: u8,
     pub probing: bool,
     pub permits: Permits,
-    /// The last held message that was chosen to probe.
+    /// The last held message that was chosen as a probe.
     pub chosen: Option<Row>,
     pub none_held: bool,
     pub give_up: bool,
 }
 
-/// Which of the two clocks of an open circuit let one message through.
+/// The clocks of an open circuit that let one message through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Permits {
     Neither,
-    /// One that was never tried.
+    /// A message that was not tried before.
     New,
-    /// And any one as well.
+    /// Also any other message.
     Both,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Relay {
     Idle,
-    /// Only without `ReadAfterLock`: what the messages looked like before the lock.
+    /// Only without `ReadAfterLock`: the messages before the lock.
     Looked(Vec<Message>),
-    /// The claim's transaction holds its lanes and has read nothing yet.
+    /// The claim's transaction holds its lanes, and has read nothing yet.
     Locked(Held),
-    /// The claim was read; its waves go out.
+    /// The claim has been read, and its waves are published.
     Working(Work),
 }
 
-/// What a claim's transaction holds.
+/// The contents of a claim's transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Held {
     pub lanes: Vec<Lane>,
     pub marks: Vec<Mark>,
     pub own_tx: Tx,
     pub xmin: Tx,
-    /// Positions drawn by then; the position of the last one.
+    /// Number of positions drawn at that time, which is the last position.
     pub drawn: u8,
     pub before: Option<Vec<Message>>,
 }
 
 impl Held {
-    /// New messages to read of each lane.
+    /// Number of new messages to read from each lane.
     pub fn shares(&self, limits: Limits) -> Vec<usize> {
         let marks: Vec<i64> = self.marks.iter().map(|m| m.low_water.into()).collect();
         shares(&marks, limits.fresh)
@@ -228,32 +229,32 @@ impl Held {
 pub struct Work {
     pub held: Held,
     pub hold: Hold,
-    /// Messages that it could read.
+    /// Maximum number of messages of the read.
     pub limit: u8,
     pub read: Vec<Candidate>,
-    /// Candidates in flight, as they were published on the channel.
+    /// Candidates in flight, in the order of their publish.
     pub wave: Vec<u8>,
-    /// The broker's answers to the first of them.
+    /// The broker's answers so far, in the same order.
     pub answered: Vec<Reply>,
     /// No further wave.
     pub over: bool,
 }
 
 impl Work {
-    /// What its settle marks.
+    /// The messages that its settle marks.
     pub fn sent(&self) -> impl Iterator<Item = Row> + '_ {
         let sent = |c: &&Candidate| c.decided == Some(Decided::Sent);
         self.read.iter().filter(sent).map(|c| c.row)
     }
 }
 
-/// What has become of the claim's transaction.
+/// State of the claim's transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Hold {
     Open,
-    /// The server ended it, the relay stood still and does not know.
+    /// The server ended the transaction. The relay stalled and does not know it.
     Fenced,
-    /// Only without `OneTransaction`: committed after the read, and another one settles.
+    /// Only without `OneTransaction`: committed after the read; another transaction settles.
     Released,
 }
 
@@ -263,13 +264,13 @@ pub struct Candidate {
     pub key: Key,
     pub filed: bool,
     pub attempts: u8,
-    /// `after_id`: the nearest earlier message of its key that waits.
+    /// `after_id`: the nearest earlier message of the same key that waits.
     pub after: Option<Row>,
     /// See `Waiting`.
     pub probe: bool,
     pub unmarkable: bool,
     pub was_held: bool,
-    /// The rehearsal says that it cannot be marked: it was decided before the first wave.
+    /// The rehearsal could not mark the message, so it has an outcome before the first wave.
     pub refused: bool,
     pub decided: Option<Decided>,
 }
@@ -285,10 +286,10 @@ pub enum Decided {
     Untouched,
 }
 
-/// What the broker does with one publish.
+/// The broker's handling of one publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reply {
-    /// In the queue, and acked.
+    /// In the queue, then an ack.
     Ack,
     /// In no queue: a return, then an ack.
     Return,
@@ -299,7 +300,7 @@ pub enum Reply {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Scout {
     Idle,
-    /// Last visible position above the mark, of each lane that is untidy.
+    /// Last visible position above the mark, of each lane whose mark can move.
     Looked(Vec<(Lane, Option<u8>)>),
     Locked(Held, Vec<(Lane, Option<u8>)>),
 }
@@ -311,7 +312,7 @@ pub enum Consumer {
         row: Row,
         acked: bool,
     },
-    /// The transaction is open: claimed, the business write done.
+    /// The transaction is open: claimed, and the business write is done.
     Claimed {
         row: Row,
         acked: bool,
@@ -322,31 +323,31 @@ pub enum Consumer {
     },
 }
 
-/// What somebody does to one row.
+/// A manual change to one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
-    /// `sent_at` is taken back: it is to be sent again.
+    /// `sent_at` is reset: the message will be sent again.
     TakeBack,
     /// Its row in `outbox.waiting` is deleted.
-    Unfile,
+    DeleteWaiting,
     /// Its row in `outbox.dead` is deleted.
-    Exhume,
-    /// A position whose transaction was rolled back is written after all: a row is copied back, a sequence restarted.
+    DeleteDead,
+    /// A position whose transaction was rolled back is written later: a row is copied back, or a sequence is restarted.
     CopyBack,
 }
 
-/// Of one relay: the one that has the audit.
+/// The audit of one relay.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Audit {
     Idle,
-    /// Stranded in the snapshot of the walk. Kept in memory until they are filed.
+    /// Messages that the walk found stranded. They stay in memory until they are filed.
     Knows(Vec<Row>),
-    /// Its transaction holds those of their lanes that were free.
+    /// The transaction has locked those of their lanes that were free.
     Holds(Vec<Row>, Vec<Lane>),
-    /// Has inserted these, and not committed.
+    /// Has inserted these rows and not committed.
     Files {
         rows: Vec<Row>,
-        /// Their lanes were held by somebody else.
+        /// Another transaction held their lanes.
         left: Vec<Row>,
         lanes: Vec<Lane>,
     },
@@ -362,48 +363,48 @@ impl Audit {
     }
 }
 
-/// What somebody did to `outbox.message`: until it is undone, `sent_at` cannot be written.
+/// A manual change to `outbox.message`; until it is undone, `sent_at` cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Forbidden {
-    /// A revoked privilege, a trigger that raises: the mark shows it.
+    /// A revoked privilege or a trigger that raises an error: the mark fails.
     AtMark,
-    /// Only the COMMIT shows it.
+    /// Only the COMMIT fails.
     AtCommit,
-    /// The lock of this row is held.
+    /// Another session holds the lock of this row.
     Row(Row),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Faults {
-    /// Of a relay: killed, or standing still until the server ends its transaction.
+    /// A relay is killed, or stalls until the server ends its transaction.
     pub crashes: u8,
-    /// Of a connection to the broker, with a wave in flight.
+    /// A connection to the broker is lost with a wave in flight.
     pub losses: u8,
-    /// Publishes that the broker does not take.
+    /// Publishes that the broker refuses.
     pub refusals: u8,
     /// Transactions of producers that are rolled back.
     pub rollbacks: u8,
-    /// Of a consumer: killed, or its connection lost while the handler goes on.
+    /// A consumer is killed, or loses its connection while the handler continues.
     pub consumers: u8,
-    /// Changes by hand that hide messages from the relay.
+    /// Manual changes that hide messages from the relay.
     pub acts: u8,
-    /// Changes by hand that make marks impossible, and claims that find them so before they are taken back.
+    /// Manual changes that make marks impossible, and claims that fail because of them before they are undone.
     pub bans: u8,
     pub refused_marks: u8,
-    /// Of the destination, and back-offs that pass before it works again.
+    /// Outages of the destination, and back-offs that end before it works again.
     pub outages: u8,
     pub rounds: u8,
 }
 
 impl Faults {
-    /// Those after which a batch may be published again.
+    /// Faults that may each cause a batch of duplicates.
     pub fn repeating(self) -> u8 {
         self.crashes + self.losses
     }
 }
 
 impl State {
-    /// Ids of the transactions that run.
+    /// Ids of the running transactions.
     fn running(&self) -> impl Iterator<Item = Tx> + '_ {
         let begun = self.begun.iter().map(|b| b.tx);
         let open = self.rows.iter().filter_map(|m| match m.phase {
@@ -419,7 +420,7 @@ impl State {
         self.running().min().unwrap_or(self.next_tx)
     }
 
-    /// As it would be if `own` did not run.
+    /// The xmin if `own` were not running.
     pub fn xmin_without(&self, own: Tx) -> Tx {
         let others = self.running().filter(|tx| *tx != own);
         others.min().unwrap_or(self.next_tx)
@@ -430,7 +431,7 @@ impl State {
         self.next_tx - 1
     }
 
-    /// Claims whose transaction is open.
+    /// Claims with an open transaction.
     fn claims(&self) -> impl Iterator<Item = &Held> {
         let scout = match &self.scout {
             Scout::Locked(held, _) => Some(held),
@@ -450,8 +451,8 @@ impl State {
             || self.claims().any(|held| held.lanes.contains(&lane))
     }
 
-    /// Two states that differ only in the names of relays and consumers, or in how far apart transaction ids are, are
-    /// one.
+    /// Two states count as one if they differ only in the names of relays and consumers, or in the distances between
+    /// transaction ids.
     pub fn canonical(mut self) -> Self {
         self.forget_what_was_ahead();
         self.wire.retain(|connection| !connection.is_empty());

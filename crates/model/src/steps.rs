@@ -1,4 +1,4 @@
-//! Which steps a state allows, and what each makes of it.
+//! The steps that a state allows, and the state after each step.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ impl Machine {
         }
     }
 
-    /// No step is left but faults.
+    /// Only faults are left as steps.
     pub fn is_quiescent(&self, state: &State) -> bool {
-        // Cheap, and mostly the answer.
-        if !state.unborn.is_empty() || !state.begun.is_empty() || !state.wire.is_empty() {
+        // A cheap check first, which usually decides.
+        if !state.unwritten.is_empty() || !state.begun.is_empty() || !state.wire.is_empty() {
             return false;
         }
         let mut actions = Vec::new();
@@ -38,7 +38,7 @@ impl Model for Machine {
     fn init_states(&self) -> Vec<State> {
         let scenario = &self.scenario;
         let lanes = scenario.lanes.iter().max().map_or(0, |last| last + 1);
-        let (written, unborn) = scenario.messages.split_at(scenario.written);
+        let (written, unwritten) = scenario.messages.split_at(scenario.written);
         let written = written
             .iter()
             .map(|key| outbox::row(*key, Phase::Committed));
@@ -47,7 +47,7 @@ impl Model for Machine {
             memory: Memory::default(),
         };
         vec![State {
-            unborn: unborn.to_vec(),
+            unwritten: unwritten.to_vec(),
             begun: Vec::new(),
             rows: written.collect(),
             lanes: vec![Mark::default(); lanes.into()],
@@ -127,7 +127,7 @@ impl Model for Machine {
         (state != *last).then_some(state)
     }
 
-    /// The other half of `Progress` is in `check`.
+    /// `check` covers the other half of `Progress`.
     fn properties(&self) -> Vec<Property<Self>> {
         let invariants = Invariant::ALL
             .into_iter()

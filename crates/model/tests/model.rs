@@ -1,4 +1,5 @@
-//! What the model must show, at sizes that a debug build checks in seconds. Larger: `cargo xtask model --large`.
+//! The properties that the model must show, at sizes that a debug build checks in seconds. `cargo xtask model --large`
+//! checks larger sizes.
 
 use model::{Checked, Invariant, Machine, Safeguard, Scenario, Sighting, check, scenario};
 
@@ -62,7 +63,7 @@ fn redelivery_to_two_consumers_breaks_nothing() {
 fn messages_that_somebody_hides_are_sent() {
     let seen = [
         Sighting::Stranded,
-        Sighting::Forlorn,
+        Sighting::HeadGone,
         Sighting::AuditLate,
         Sighting::AuditWaits,
     ];
@@ -137,13 +138,13 @@ fn held_messages_are_given_up_in_the_end() {
     holds(scenario::returns(), &seen);
 }
 
-/// Each safeguard, and what is broken without it.
+/// Each safeguard, and the invariant that is violated without it.
 macro_rules! without {
     ($($test:ident: $safeguard:ident breaks $invariant:ident;)*) => {
         $(#[test]
         fn $test() {
             let found = check(&Machine::without(Safeguard::$safeguard)).violation;
-            let found = found.expect("without it, something is broken");
+            let found = found.expect("a violation without the safeguard");
             assert_eq!(found.invariant, Invariant::$invariant, "{found:#?}");
         })*
 

@@ -1,4 +1,4 @@
-//! Installs Debian's packages of the servers that are missing. No service is started: tests run private instances.
+//! Installs Debian's packages of missing servers. It starts no service, because tests run private instances.
 
 use std::{path::Path, process::Command};
 
@@ -7,15 +7,15 @@ use crate::{
     place::{pgbouncer, postgres, rabbitmq},
 };
 
-/// What is wanted besides the two servers.
+/// The programs that are needed besides the two servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tools {
     None,
-    /// What only the tests need.
+    /// Only for the tests.
     Tests,
-    /// And what only the fault matrix needs.
+    /// Also for the fault matrix.
     Chaos,
-    /// No server: what counts instructions.
+    /// No server; only the programs that count instructions.
     Instructions,
 }
 
@@ -30,7 +30,7 @@ pub fn install(tools: Tools) -> Result<()> {
             "prometheus",
             instructions || tools == Tools::None || in_path("promtool"),
         ),
-        // jemalloc is built with it.
+        // Needed to build jemalloc.
         ("make", in_path("make")),
         ("valgrind", !instructions || in_path("valgrind")),
         ("pgbouncer", !chaos || pgbouncer().is_ok()),
@@ -56,7 +56,7 @@ pub fn install(tools: Tools) -> Result<()> {
     }
     eprintln!("installing {packages}");
     let apt = |args: &[&str]| -> Result<()> {
-        // RUNLEVEL=1: Debian's scripts start no service then.
+        // With RUNLEVEL=1, Debian's scripts start no service.
         let env = [
             "env",
             "DEBIAN_FRONTEND=noninteractive",
@@ -74,7 +74,7 @@ pub fn install(tools: Tools) -> Result<()> {
         Err(format!("{by_hand}\n{}", String::from_utf8_lossy(&output.stderr)).into())
     };
     let install = || apt(&[&["install", "--no-install-recommends"], &missing[..]].concat());
-    // Lists that are there already save the time to fetch them.
+    // Try the existing package lists first, which saves the time of an update.
     install().or_else(|_| apt(&["update"]).and_then(|()| install()))
 }
 

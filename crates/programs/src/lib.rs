@@ -1,6 +1,6 @@
-//! Where PostgreSQL, RabbitMQ and PgBouncer are on this machine, and how they get there.
+//! Finds PostgreSQL, RabbitMQ and PgBouncer on this machine, and installs them.
 //!
-//! A crate of its own, because a task that only has to find them must not compile their clients first.
+//! A separate crate, so that a task that only needs their paths does not have to compile their clients.
 
 mod error;
 mod install;

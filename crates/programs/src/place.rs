@@ -1,10 +1,10 @@
-//! Where the programs are.
+//! The paths of the programs.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 
-/// `OUTBOXD_TEST_PG_BIN`, else the newest of Debian's, else where `initdb` is in the PATH.
+/// `OUTBOXD_TEST_PG_BIN`, else the newest Debian installation, else the folder of `initdb` in the PATH.
 pub fn postgres() -> Result<PathBuf> {
     if let Ok(path) = std::env::var("OUTBOXD_TEST_PG_BIN") {
         return Ok(path.into());
@@ -33,7 +33,7 @@ pub fn postgres() -> Result<PathBuf> {
         })
 }
 
-/// `OUTBOXD_TEST_RABBITMQ_HOME` (with `sbin` in it), else Debian's.
+/// `OUTBOXD_TEST_RABBITMQ_HOME` (the folder that contains `sbin`), else Debian's installation.
 pub fn rabbitmq() -> Result<PathBuf> {
     if let Ok(home) = std::env::var("OUTBOXD_TEST_RABBITMQ_HOME") {
         return Ok(Path::new(&home).join("sbin"));
@@ -51,7 +51,7 @@ pub fn rabbitmq() -> Result<PathBuf> {
         })
 }
 
-/// Debian installs it where root finds it, and not everybody else.
+/// Debian installs PgBouncer in a folder that may be only in root's PATH.
 pub fn pgbouncer() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

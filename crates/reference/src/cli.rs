@@ -1,4 +1,4 @@
-//! docs/reference/cli.md, from the commands that clap knows.
+//! docs/reference/cli.md, generated from clap's commands.
 
 use clap::{Arg, Command};
 
@@ -25,7 +25,7 @@ pub fn reference() -> String {
     text
 }
 
-/// The commands that do something, in the order of the help.
+/// The commands without subcommands, in the order of the help.
 fn leaves(command: &Command, text: &mut String) {
     for child in command.get_subcommands().filter(|c| c.get_name() != "help") {
         if child.has_subcommands() {

@@ -1,4 +1,5 @@
-//! The pages of docs/ that come from the code: `cargo xtask docs` writes them, `cargo xtask check` compares them.
+//! The pages of docs/ that are generated from the code: `cargo xtask docs` writes them, `cargo xtask check` compares
+//! them.
 
 mod cli;
 mod metrics;
@@ -10,7 +11,7 @@ use programs::Result;
 
 #[derive(Parser)]
 struct Args {
-    /// Fails where a page is not what the code says, and writes nothing
+    /// Fails if a page differs from the code, and writes nothing
     #[arg(long)]
     check: bool,
 }
@@ -21,13 +22,13 @@ fn main() -> Result<()> {
         if !args.check {
             std::fs::write(file, text)?;
         } else if std::fs::read_to_string(file)? != text {
-            return Err(format!("{file} is not what the code says: run `cargo xtask docs`").into());
+            return Err(format!("{file} differs from the code: run `cargo xtask docs`").into());
         }
     }
     Ok(())
 }
 
-/// Each generated file, with the text that the code gives it.
+/// Each generated file with its text.
 fn generated() -> Result<[(&'static str, String); 5]> {
     Ok([
         ("config/outboxd.toml", keys::example()),

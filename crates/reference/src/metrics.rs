@@ -1,4 +1,4 @@
-//! docs/reference/metrics.md: what the relay describes to its recorder, and what the crate `outbox` counts.
+//! docs/reference/metrics.md: the relay's metrics with their descriptions, and the metrics of the crate `outbox`.
 
 use std::{
     cell::RefCell,
@@ -12,7 +12,8 @@ use metrics::{
 
 use programs::Result;
 
-/// The crate describes nothing: a service names its own recorder. Names are compared with its source.
+/// The crate `outbox` registers no descriptions, because a service has its own recorder. The names here are compared
+/// with its source.
 const INBOX_SOURCE: &str = "crates/outbox/src/metrics.rs";
 const INBOX: &[(&str, &str, &str, &str)] = &[
     (
@@ -25,13 +26,13 @@ const INBOX: &[(&str, &str, &str, &str)] = &[
         "inbox_dead_lettered_total",
         "counter",
         "`reason`",
-        "Messages that a consumer gave up.",
+        "Messages that a consumer gave up on.",
     ),
     (
         "inbox_handler_seconds",
         "histogram",
         "",
-        "Time that a handler took.",
+        "Duration of a handler.",
     ),
     (
         "inbox_handler_timeout_seconds",
@@ -55,7 +56,7 @@ const INBOX: &[(&str, &str, &str, &str)] = &[
         "inbox_messages_total",
         "counter",
         "`outcome`",
-        "Messages and commands that ended.",
+        "Finished messages and commands.",
     ),
     (
         "inbox_oldest_in_doubt_age_seconds",
@@ -67,7 +68,7 @@ const INBOX: &[(&str, &str, &str, &str)] = &[
         "inbox_retries_total",
         "counter",
         "`reason`",
-        "Attempts that failed and are made again.",
+        "Failed attempts that are retried.",
     ),
 ];
 
@@ -116,7 +117,7 @@ pub fn reference() -> Result<String> {
     Ok(text)
 }
 
-/// Few values are named, many are explained elsewhere.
+/// Lists a few label values; a long list is explained elsewhere.
 fn listed(labels: &BTreeMap<String, BTreeSet<String>>) -> String {
     let each = labels.iter().map(|(label, values)| match values.len() {
         0..4 => {
@@ -140,7 +141,7 @@ fn same_names(source: &str) -> Result<()> {
     }
 }
 
-/// By name: kind and description; and the values of each label.
+/// Kind and description by name, and the values of each label.
 #[derive(Default)]
 struct Described {
     metrics: RefCell<BTreeMap<String, (&'static str, String)>>,

@@ -1,4 +1,4 @@
-//! docs/reference/schema.md, from the comments of the migrations.
+//! docs/reference/schema.md, generated from the comments of the migrations.
 
 use programs::Result;
 
@@ -72,7 +72,7 @@ fn comments(sql: &str) -> Vec<Comment> {
     parsed.collect()
 }
 
-/// Of a table's column; a view's has none here.
+/// Type of a table's column; empty for a view.
 fn kind_of(sql: &str, table: &str, column: &str) -> String {
     let body = sql
         .split_once(&format!("CREATE TABLE {table} (\n"))

@@ -1,5 +1,5 @@
-//! A table nested `LEVELS` deep, as a peer can send it in `connection.start` or in a message's headers, parsed on a thread
-//! with the stack that Rust gives by default (2 MiB), as lapin's `lapin-io-loop` has it.
+//! Parses a table nested `LEVELS` deep. A peer can send such a table in `connection.start` or in a message's headers. The
+//! thread has Rust's default stack (2 MiB), like lapin's `lapin-io-loop`.
 //!
 //! `cargo run --example deep_table -- 100000` ends with SIGABRT, "thread 'parser' has overflowed its stack".
 

@@ -1,5 +1,5 @@
-//! `POST /payments` takes a payment and tells others by an event; sent again with the same `Idempotency-Key`, it
-//! answers the same and takes nothing.
+//! `POST /payments` takes a payment and publishes an event. A repeated request with the same `Idempotency-Key` gets the
+//! same answer and takes no payment.
 //!
 //! `DATABASE_URL=postgresql://… LISTEN=127.0.0.1:8080 payments-api`
 
@@ -39,7 +39,7 @@ struct Payment {
     cents: i64,
 }
 
-/// Who pays: whom the gateway in front of this service has authenticated.
+/// The payer's account, which the gateway in front of this service has authenticated.
 fn account(headers: &HeaderMap) -> Option<String> {
     Some(headers.get("x-account")?.to_str().ok()?.to_owned())
 }
@@ -61,7 +61,7 @@ async fn pay(
         order_id: order.order_id,
         cents: order.cents,
     };
-    // In the same transaction: there is an event exactly if there is a payment.
+    // One transaction contains both the payment and the event.
     let taken = Event::new("payment", "taken")
         .key(payment.id.to_string())
         .json(&payment)?;

@@ -9,7 +9,7 @@ use std::{
 use test_support::{Daemon, Mode, Postgres, Proxy, eventually};
 use tokio_postgres::Client;
 
-/// A slow machine gets this long.
+/// Long enough for a slow machine.
 const SOON: Duration = Duration::from_secs(180);
 
 struct World {
@@ -41,7 +41,7 @@ impl World {
         Self { postgres, db }
     }
 
-    /// The service, and where it listens.
+    /// The service and its address.
     async fn service(&self) -> (Daemon, SocketAddr) {
         let url = self
             .postgres
@@ -62,7 +62,7 @@ impl World {
         self.db.query_one(&sql, &[]).await.unwrap().get(0)
     }
 
-    /// One payment, and one event of it.
+    /// Exactly one payment, with exactly one event.
     async fn paid_once(&self) {
         assert_eq!(self.count("payment").await, 1);
         assert_eq!(self.count("outbox.message").await, 1);
@@ -119,7 +119,7 @@ async fn a_lost_response_is_given_again() {
     network.set(Mode::Cut);
     assert!(first.await.unwrap().is_none(), "the answer was lost");
 
-    // The client knows nothing, and does what clients do.
+    // The client does not know the outcome, so it sends the request again.
     let again = pay(address, "\"k\"", SOON).await.unwrap();
     assert_eq!((again.status, again.replayed), (201, true));
     let sql = "SELECT '/payments/' || id FROM payment";
@@ -127,7 +127,7 @@ async fn a_lost_response_is_given_again() {
     assert_eq!(again.location, Some(location));
     world.paid_once().await;
 
-    // Also after a restart, and from another instance: nothing is kept in memory.
+    // The answer is the same after a restart and from another instance: no state is in memory.
     service.terminate().unwrap();
     assert!(service.ended(SOON).await.unwrap().success());
     let (_other, address) = world.service().await;
@@ -140,7 +140,7 @@ async fn a_lost_response_is_given_again() {
 async fn a_service_that_dies_half_way_leaves_nothing_and_the_retry_pays() {
     let world = World::start().await;
     let (mut service, address) = world.service().await;
-    // Its payment is written, and its event waits here.
+    // The payment is written, and the event waits for this lock.
     let mut blocker = world.postgres.connect("payments").await.unwrap();
     let lock = blocker.transaction().await.unwrap();
     lock.batch_execute("LOCK TABLE outbox.message IN EXCLUSIVE MODE")

@@ -1,6 +1,6 @@
-// Applies payment messages, each once, whatever the broker repeats. Run as many copies as you like.
+// Applies each payment message once, even if the broker redelivers it. You can run any number of copies.
 //
-// payments.go is what is done with a message; here is what happens around it.
+// payments.go contains the handlers; this file contains the loop around them.
 package main
 
 import (
@@ -21,10 +21,10 @@ import (
 
 const maxAttempts = 5
 
-// A handler's own time is bounded; a stop does not cut it short.
+// Each handler has a time limit; a stop does not interrupt it.
 const handlerTimeout = time.Minute
 
-// jitter is full: what failed together does not come back together.
+// jitter is full, which spreads the retries of messages that failed together.
 func jitter(failures int, most time.Duration) <-chan time.Time {
 	ceiling := min(most, 100*time.Millisecond<<min(failures, 10))
 	return time.After(rand.N(ceiling))
@@ -37,7 +37,8 @@ type consumer struct {
 	queue    string
 }
 
-// deadLetter returns when the broker has confirmed; it fails when it refused, or there is no such queue.
+// deadLetter returns after the broker's confirm. It fails if the broker refuses the message or the queue does not
+// exist.
 func (c *consumer) deadLetter(message amqp.Delivery, reason string, attempts int, text string) error {
 	log.Printf("dead-lettered %s: %s after %d failed attempts: %q", message.MessageId, reason, attempts, text)
 	headers := amqp.Table{}
@@ -47,7 +48,7 @@ func (c *consumer) deadLetter(message amqp.Delivery, reason string, attempts int
 	headers["outbox-dead-error"] = string([]rune(text)[:min(1000, len([]rune(text)))])
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	// Without its expiration: a dead letter that expires is a lost message.
+	// Remove the expiration: a dead letter that expires is a lost message.
 	confirm, err := c.channel.PublishWithDeferredConfirmWithContext(ctx, "", c.queue+".dead", true, false,
 		amqp.Publishing{
 			Headers: headers, ContentType: message.ContentType, ContentEncoding: message.ContentEncoding,
@@ -63,7 +64,7 @@ func (c *consumer) deadLetter(message amqp.Delivery, reason string, attempts int
 		return err
 	}
 	select {
-	case <-c.returned: // It comes before the confirm.
+	case <-c.returned: // A return comes before the confirm.
 		return fmt.Errorf("there is no queue %s.dead", c.queue)
 	default:
 	}
@@ -79,8 +80,8 @@ func (c *consumer) attempt(message amqp.Delivery) error {
 	return apply(ctx, c.db, message)
 }
 
-// failed counts an attempt in a transaction of its own: the attempt's was rolled back. When the connection is gone
-// this fails too; then nothing is known, nothing counted, and the message comes again.
+// failed counts an attempt in a separate transaction, because the attempt's own was rolled back. Without a connection
+// this fails too: nothing is counted, and the message is redelivered.
 func (c *consumer) failed(message amqp.Delivery, failure error) (attempts int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -111,7 +112,7 @@ func (c *consumer) handle(stop context.Context, message amqp.Delivery) error {
 				case <-jitter(attempts, 5*time.Second):
 					continue
 				case <-stop.Done():
-					return nil // Not acknowledged: somebody else goes on with it.
+					return nil // Not acknowledged: the broker redelivers the message.
 				}
 			}
 		}
@@ -120,11 +121,11 @@ func (c *consumer) handle(stop context.Context, message amqp.Delivery) error {
 		}
 		break
 	}
-	// Only now. A crash before this line repeats the message, and the inbox knows it.
+	// Acknowledge last. After a crash before this line the message is redelivered, and the inbox recognises it.
 	return message.Ack(false)
 }
 
-// consume goes on until a stop, or until a connection breaks: then what was not acknowledged goes back to the queue.
+// consume runs until a stop or until a connection breaks. Unacknowledged messages then return to the queue.
 func consume(stop context.Context, queue string) error {
 	within, cancel := context.WithTimeout(stop, 10*time.Second)
 	defer cancel()

@@ -16,12 +16,12 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// dead is not to be tried again: a person must look. It goes to the dead-letter queue with its reason.
+// dead is a failure without a retry: a person must look. The message goes to the dead-letter queue with its reason.
 type dead struct{ reason, text string }
 
 func (d dead) Error() string { return d.text }
 
-// keyOf is the business key if there is one: the same fact under another message id is still the same fact.
+// keyOf returns the business key if there is one: a fact keeps it when it is published again under another message id.
 func keyOf(message amqp.Delivery) (string, error) {
 	key, isText := message.Headers["payment"].(string)
 	if !isText {
@@ -35,12 +35,12 @@ func keyOf(message amqp.Delivery) (string, error) {
 
 func parse(body []byte, into any) error {
 	if err := json.Unmarshal(body, into); err != nil {
-		return dead{"rejected", fmt.Sprintf("the body is not what its type says: %v", err)}
+		return dead{"rejected", fmt.Sprintf("the body does not match its type: %v", err)}
 	}
 	return nil
 }
 
-// isFirst says whether to go on. What is a duplicate, or stale, is done.
+// isFirst returns whether to continue. A duplicate or stale message needs no more work.
 func isFirst(ctx context.Context, tx pgx.Tx, claim, key string, message amqp.Delivery, guard ...any) (bool, error) {
 	sql := "SELECT outcome FROM inbox." + claim + "('payments', $1, inbox.fingerprint($2, $3, $4::bytea)"
 	for n := range guard {
@@ -109,7 +109,7 @@ func orderMoved(ctx context.Context, db *pgx.Conn, key string, message amqp.Deli
 	entity, known := message.Headers["outbox-key"].(string)
 	position, placed := message.Headers["outbox-position"].(int64)
 	if !known || !placed || event.Order == nil || event.Address == nil {
-		return dead{"rejected", "without order, address, outbox-key and outbox-position nobody knows what is newer"}
+		return dead{"rejected", "without order, address, outbox-key and outbox-position the newest address is unknown"}
 	}
 	return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		if first, err := isFirst(ctx, tx, "claim", key, message, entity, position); err != nil || !first {
@@ -130,8 +130,8 @@ func paymentRequested(ctx context.Context, db *pgx.Conn, key string, message amq
 	if err != nil {
 		return err
 	}
-	// While we are at it another copy waits here, and then finds the record. If we die, PostgreSQL lets the lock go,
-	// and the next one finds a beginning without a record: in doubt.
+	// While this copy holds the lock, another copy waits here and then finds the record. If this copy dies, PostgreSQL
+	// releases the lock, and the next copy finds a beginning without a record: in doubt.
 	if _, err := db.Exec(ctx, "SELECT pg_advisory_lock(hashtextextended('payments ' || $1, 0))", key); err != nil {
 		return err
 	}
@@ -146,10 +146,10 @@ func paymentRequested(ctx context.Context, db *pgx.Conn, key string, message amq
 	}); err != nil || !first {
 		return err
 	}
-	// The intent is committed. From here on a crash can charge once, and never a second time.
+	// The intent is committed. From here on a crash can leave one charge, but not cause a second one.
 	charge, err := askProvider(ctx, key, order, cents)
-	if err != nil { // Whatever it was: the card may have been charged.
-		return dead{"in_doubt", fmt.Sprintf("the provider did not say that it charged: %v", err)}
+	if err != nil { // After any error the card may have been charged.
+		return dead{"in_doubt", fmt.Sprintf("the provider did not confirm the charge: %v", err)}
 	}
 	return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "INSERT INTO charge (order_id, cents, provider_id) VALUES ($1, $2, $3)",
@@ -169,7 +169,7 @@ func parsePayment(body []byte) (order string, cents int64, err error) {
 		return "", 0, err
 	}
 	if event.Order == nil || event.Cents == nil {
-		return "", 0, dead{"rejected", "the body is not what its type says: order and cents"}
+		return "", 0, dead{"rejected", "the body does not match its type: order and cents"}
 	}
 	return *event.Order, *event.Cents, nil
 }

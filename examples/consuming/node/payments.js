@@ -1,4 +1,4 @@
-// Applies payment messages, each once, whatever the broker repeats. Run as many copies as you like.
+// Applies each payment message once, even if the broker redelivers it. You can run any number of copies.
 import { EventEmitter, on } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import amqp from "amqplib";
@@ -8,7 +8,7 @@ const { AMQP_URL, DATABASE_URL, PROVIDER_URL, QUEUE } = process.env;
 const MAX_ATTEMPTS = 5;
 const stop = new AbortController();
 
-/** Not to be tried again: a person must look. Goes to the dead-letter queue with its reason. */
+/** A failure without a retry: a person must look. The message goes to the dead-letter queue with its reason. */
 class Dead extends Error {
   constructor(reason, message) {
     super(message);
@@ -16,7 +16,7 @@ class Dead extends Error {
   }
 }
 
-/** The business key if there is one: the same fact under another message id is still the same fact. */
+/** The business key if there is one: a fact keeps it when it is published again under another message id. */
 function keyOf({ headers, messageId }) {
   const key = typeof headers?.payment === "string" ? headers.payment : (messageId ?? "");
   if (key === "" || Buffer.byteLength(key) > 255 || /\p{Cc}/u.test(key)) {
@@ -35,7 +35,7 @@ function parse(body, fields) {
     throw new Dead("rejected", `the body is not JSON: ${error.message}`);
   }
   for (const [name, fits] of Object.entries(fields)) {
-    if (!fits(event?.[name])) throw new Dead("rejected", `the body is not what its type says: ${name}`);
+    if (!fits(event?.[name])) throw new Dead("rejected", `the body does not match its type: ${name}`);
   }
   return event;
 }
@@ -52,7 +52,7 @@ async function transaction(db, work) {
   }
 }
 
-/** Whether to go on. What is a duplicate, or stale, is done. */
+/** Returns whether to continue. A duplicate or stale message needs no more work. */
 async function isFirst(db, claim, key, { properties, content }, guard = []) {
   const more = guard.map((_, i) => `, $${i + 5}`).join("");
   const sql = `SELECT outcome FROM inbox.${claim}('payments', $1, inbox.fingerprint($2, $3, $4::bytea)${more})`;
@@ -83,7 +83,7 @@ const handlers = {
     const { order, address } = parse(message.content, { order: isText, address: isText });
     const { "outbox-key": entity, "outbox-position": position } = message.properties.headers ?? {};
     if (!isText(entity) || !["number", "bigint"].includes(typeof position)) {
-      throw new Dead("rejected", "without outbox-key and outbox-position nobody knows which address is newer");
+      throw new Dead("rejected", "without outbox-key and outbox-position the newest address is unknown");
     }
     await transaction(db, async () => {
       if (!(await isFirst(db, "claim", key, message, [entity, position]))) return;
@@ -98,12 +98,12 @@ const handlers = {
 
   async payment_requested(db, key, message) {
     const { order, cents } = parse(message.content, { order: isText, cents: Number.isSafeInteger });
-    // While we are at it another copy waits here, and then finds the record. If we die, PostgreSQL lets the lock go,
-    // and the next one finds a beginning without a record: in doubt.
+    // While this copy holds the lock, another copy waits here and then finds the record. If this copy dies, PostgreSQL
+    // releases the lock, and the next copy finds a beginning without a record: in doubt.
     await db.query("SELECT pg_advisory_lock(hashtextextended('payments ' || $1, 0))", [key]);
     try {
       if (!(await transaction(db, () => isFirst(db, "begin_effect", key, message)))) return;
-      // The intent is committed. From here on a crash can charge once, and never a second time.
+      // The intent is committed. From here on a crash can leave one charge, but not cause a second one.
       const charge = await askProvider(key, order, cents);
       await transaction(db, async () => {
         const sql = "INSERT INTO charge (order_id, cents, provider_id) VALUES ($1, $2, $3)";
@@ -129,8 +129,8 @@ async function askProvider(key, order, cents) {
     if (!isText(id)) throw new Error("no id in the answer");
     return id;
   } catch (error) {
-    // Whatever it was: the card may have been charged.
-    throw new Dead("in_doubt", `the provider did not say that it charged: ${error.cause ?? error}`);
+    // After any error the card may have been charged.
+    throw new Dead("in_doubt", `the provider did not confirm the charge: ${error.cause ?? error}`);
   }
 }
 
@@ -147,7 +147,7 @@ const within = (ms, work, what) => {
   return Promise.race([work, late]).finally(() => clearTimeout(timer));
 };
 
-/** Returns when the broker has confirmed; fails when it refused, or there is no such queue. */
+/** Returns after the broker's confirm; fails if the broker refuses the message or the queue does not exist. */
 async function deadLetter(channel, { properties, content }, reason, attempts, text) {
   console.error("dead-lettered", properties.messageId, { reason, attempts, text });
   const headers = {
@@ -156,7 +156,7 @@ async function deadLetter(channel, { properties, content }, reason, attempts, te
     "outbox-dead-attempts": attempts,
     "outbox-dead-error": text.slice(0, 1000),
   };
-  // Without its expiration: a dead letter that expires is a lost message.
+  // Remove the expiration: a dead letter that expires is a lost message.
   const options = { ...properties, headers, expiration: undefined, persistent: true, mandatory: true };
   const confirmed = new Promise((resolve, reject) => {
     channel.once("return", () => reject(new Error(`there is no queue ${QUEUE}.dead`)));
@@ -175,24 +175,24 @@ async function handle(channel, db, message, signal) {
         await deadLetter(channel, message, error.reason, attempts, error.message);
         break;
       }
-      // In a transaction of its own: the attempt's was rolled back. When the connection is gone this fails too; then
-      // nothing is known, nothing counted, and the message comes again.
+      // A separate transaction, because the attempt's own was rolled back. Without a connection this fails too: nothing
+      // is counted, and the message is redelivered.
       const sql = "SELECT inbox.fail('payments', $1, $2) AS attempts";
       attempts = (await db.query(sql, [keyOf(message.properties), error.message])).rows[0].attempts;
       if (attempts >= MAX_ATTEMPTS) {
         await deadLetter(channel, message, "attempts_exhausted", attempts, error.message);
         break;
       }
-      // Full jitter: what failed together does not come back together.
+      // Full jitter spreads the retries of messages that failed together.
       await sleep(Math.random() * Math.min(5000, 100 * 2 ** attempts), null, { signal }).catch(() => {});
-      if (signal.aborted) return; // Not acknowledged: somebody else goes on with it.
+      if (signal.aborted) return; // Not acknowledged: the broker redelivers the message.
     }
   }
-  // Only now. A crash before this line repeats the message, and the inbox knows it.
+  // Acknowledge last. After a crash before this line the message is redelivered, and the inbox recognises it.
   channel.ack(message);
 }
 
-/** Until a stop, or until a connection breaks: then what was not acknowledged goes back to the queue. */
+/** Runs until a stop or until a connection breaks. Unacknowledged messages then return to the queue. */
 async function consume() {
   const broken = new AbortController();
   const signal = AbortSignal.any([stop.signal, broken.signal]);
@@ -217,9 +217,9 @@ async function consume() {
       await handle(channel, db, message, signal);
     }
   } catch (error) {
-    if (!signal.aborted) throw error; // Else it is how the wait for the next message ends.
+    if (!signal.aborted) throw error; // After a stop, the wait for the next message ends with this error.
   } finally {
-    // The channel first: closing the connection may overtake the acknowledgements that are still on their way.
+    // Close the channel first: closing the connection may overtake acknowledgements in flight.
     const closed = channel?.close().catch(() => {}).then(() => broker.close());
     await within(10_000, Promise.allSettled([closed ?? broker.close(), db.end()]), "close").catch(() => {});
   }
@@ -237,4 +237,4 @@ for (let failures = 0; !stop.signal.aborted; ) {
     await sleep(Math.random() * Math.min(10_000, 100 * 2 ** failures), null, { signal: stop.signal }).catch(() => {});
   }
 }
-process.exit(); // A connection that does not close in time shall not hold us.
+process.exit(); // A connection that does not close in time must not delay the exit.

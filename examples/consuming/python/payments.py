@@ -1,4 +1,4 @@
-"""Applies payment messages, each once, whatever the broker repeats. Run as many copies as you like."""
+"""Applies each payment message once, even if the broker redelivers it. You can run any number of copies."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ stopping = False
 
 
 class Dead(Exception):
-    """Not to be tried again: a person must look. Goes to the dead-letter queue with its reason."""
+    """A failure without a retry: a person must look. The message goes to the dead-letter queue with its reason."""
 
     def __init__(self, reason: str, error: str):
         super().__init__(error)
@@ -25,7 +25,7 @@ class Dead(Exception):
 
 
 def key_of(properties: pika.BasicProperties) -> str:
-    """The business key if there is one: the same fact under another message id is still the same fact."""
+    """The business key if there is one: a fact keeps it when it is published again under another message id."""
     payment = (properties.headers or {}).get("payment")
     key = payment if isinstance(payment, str) else properties.message_id or ""
     if not 1 <= len(key.encode()) <= 255 or re.search(r"[\x00-\x1f\x7f-\x9f]", key):
@@ -38,14 +38,14 @@ def parse(body: bytes, **fields: type) -> list:
         event = json.loads(body)
         values = [event[name] for name in fields]
     except (ValueError, TypeError, KeyError) as error:
-        raise Dead("rejected", f"the body is not what its type says: {error!r}") from error
+        raise Dead("rejected", f"the body does not match its type: {error!r}") from error
     if [type(value) for value in values] != list(fields.values()):
-        raise Dead("rejected", f"the body is not what its type says: {fields}")
+        raise Dead("rejected", f"the body does not match its type: {fields}")
     return values
 
 
 def is_first(db: psycopg.Connection, claim: str, key: str, message, *guard) -> bool:
-    """Whether to go on. What is a duplicate, or stale, is done."""
+    """Returns whether to continue. A duplicate or stale message needs no more work."""
     kind, content_type, body = message
     outcome = db.execute(
         f"SELECT outcome FROM inbox.{claim}('payments', %s, inbox.fingerprint(%s, %s, %b::bytea)"
@@ -77,7 +77,7 @@ def order_moved(db, key, message, headers) -> None:
     order, address = parse(message[2], order=str, address=str)
     entity, position = headers.get("outbox-key"), headers.get("outbox-position")
     if not isinstance(entity, str) or not isinstance(position, int):
-        raise Dead("rejected", "without outbox-key and outbox-position nobody knows which address is newer")
+        raise Dead("rejected", "without outbox-key and outbox-position the newest address is unknown")
     with db.transaction():
         if is_first(db, "claim", key, message, entity, position):
             db.execute(
@@ -90,14 +90,14 @@ def order_moved(db, key, message, headers) -> None:
 
 def payment_requested(db, key, message, headers) -> None:
     order, cents = parse(message[2], order=str, cents=int)
-    # While we are at it another copy waits here, and then finds the record. If we die, PostgreSQL lets the lock go,
-    # and the next one finds a beginning without a record: in doubt.
+    # While this copy holds the lock, another copy waits here and then finds the record. If this copy dies, PostgreSQL
+    # releases the lock, and the next copy finds a beginning without a record: in doubt.
     db.execute("SELECT pg_advisory_lock(hashtextextended('payments ' || %s, 0))", (key,))
     try:
         with db.transaction():
             if not is_first(db, "begin_effect", key, message):
                 return
-        # The intent is committed. From here on a crash can charge once, and never a second time.
+        # The intent is committed. From here on a crash can leave one charge, but not cause a second one.
         provider_id = charge(key, order, cents)
         with db.transaction():
             db.execute(
@@ -120,8 +120,8 @@ def charge(key: str, order: str, cents: int) -> str:
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.load(response)["id"]
-    except Exception as error:  # Whatever it was: the card may have been charged.
-        raise Dead("in_doubt", f"the provider did not say that it charged: {error!r}") from error
+    except Exception as error:  # After any error the card may have been charged.
+        raise Dead("in_doubt", f"the provider did not confirm the charge: {error!r}") from error
 
 
 HANDLERS = {"order_placed": order_placed, "order_moved": order_moved, "payment_requested": payment_requested}
@@ -144,7 +144,7 @@ def dead_letter(channel, queue: str, properties, body: bytes, reason: str, attem
     }
     properties.delivery_mode = 2
     properties.expiration = None  # A dead letter that expires is a lost message.
-    # Returns when the broker has confirmed; raises when it refused, or there is no such queue.
+    # Returns after the broker's confirm; raises if the broker refuses the message or the queue does not exist.
     channel.basic_publish("", f"{queue}.dead", body, properties, mandatory=True)
 
 
@@ -158,23 +158,23 @@ def handle(channel, db, queue: str, method, properties, body: bytes) -> None:
             dead_letter(channel, queue, properties, body, dead.reason, attempts, str(dead))
             break
         except Exception as error:
-            # In a transaction of its own: the attempt's was rolled back. When the connection is gone this raises too;
-            # then nothing is known, nothing counted, and the message comes again.
+            # A separate transaction, because the attempt's own was rolled back. Without a connection this raises too:
+            # nothing is counted, and the message is redelivered.
             count = "SELECT inbox.fail('payments', %s, %s)"
             attempts = db.execute(count, (key_of(properties), str(error))).fetchone()[0]
             if attempts >= MAX_ATTEMPTS:
                 dead_letter(channel, queue, properties, body, "attempts_exhausted", attempts, str(error))
                 break
-            # Full jitter: what failed together does not come back together. Heartbeats go on.
+            # Full jitter spreads the retries of messages that failed together. Heartbeats continue.
             channel.connection.sleep(random.uniform(0, min(5, 0.1 * 2**attempts)))
             if stopping:
-                return  # Not acknowledged: somebody else goes on with it.
-    # Only now. A crash before this line repeats the message, and the inbox knows it.
+                return  # Not acknowledged: the broker redelivers the message.
+    # Acknowledge last. After a crash before this line the message is redelivered, and the inbox recognises it.
     channel.basic_ack(method.delivery_tag)
 
 
 def consume(queue: str) -> None:
-    """Until a stop, or until a connection breaks: then what was not acknowledged goes back to the queue."""
+    """Runs until a stop or until a connection breaks. Unacknowledged messages then return to the queue."""
     broker = pika.URLParameters(os.environ["AMQP_URL"])
     broker.heartbeat, broker.blocked_connection_timeout = 60, 30
     bounds = {"connect_timeout": 10, "keepalives_idle": 20, "tcp_user_timeout": 40_000}

@@ -1,7 +1,7 @@
-//! Applies payment messages, each once, whatever the broker repeats. Run as many copies as you like: each
-//! message is applied once. The order of a key is kept within a copy; over copies only with a single active consumer.
+//! Applies each payment message once, even if the broker redelivers it. You can run any number of copies. The order of
+//! a key is kept within a copy; across copies only with a single active consumer.
 //!
-//! The runner of the crate `outbox` does what is around the handlers: claim → handler → commit → ack, retries, dead
+//! The runner of the crate `outbox` does everything around the handlers: claim → handler → commit → ack, retries, dead
 //! letters, reconnects and the stop.
 
 use std::{env, error::Error, time::Duration};
@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 struct Payments {
     database: String,
     provider: String,
-    /// External effects are operations of their own: the runner holds the claim of the message until its end, and
-    /// their beginning must be committed before.
+    /// External effects are separate operations: the runner holds the message's claim until its end, but an effect's
+    /// beginning must be committed earlier.
     effects: Inbox,
 }
 
@@ -37,7 +37,7 @@ struct Move {
 }
 
 impl Handler for Payments {
-    /// The business key if there is one: the same fact under another message id is still the same fact.
+    /// The business key if there is one: a fact keeps it when it is published again under another message id.
     fn operation(&self, message: &Message) -> Result<Operation, OperationError> {
         let operation = match message.text_header("payment") {
             Some(payment) => message.operation_as(&payment)?,
@@ -73,7 +73,7 @@ async fn order_placed(message: &Message, transaction: &Transaction<'_>) -> Resul
 async fn order_moved(message: &Message, transaction: &Transaction<'_>) -> Result<Reply, Failure> {
     let Move { order, address } = parse(message)?;
     if message.key().is_none() || message.position().is_none() {
-        let error = "without outbox-key and outbox-position nobody knows which address is newer";
+        let error = "without outbox-key and outbox-position the newest address is unknown";
         return Err(Failure::Reject(error.to_owned()));
     }
     let sql = "INSERT INTO address (order_id, address) VALUES ($1, $2) \
@@ -83,8 +83,8 @@ async fn order_moved(message: &Message, transaction: &Transaction<'_>) -> Result
 }
 
 impl Payments {
-    /// While we are at it another copy waits for our claim, and then finds the record. If we die, PostgreSQL lets the
-    /// claim go, and the next one finds a beginning without a record: in doubt.
+    /// While this copy holds the claim, another copy waits for it and then finds the record. If this copy dies,
+    /// PostgreSQL releases the claim, and the next copy finds a beginning without a record: in doubt.
     async fn payment_requested(
         &self,
         message: &Message,
@@ -101,15 +101,15 @@ impl Payments {
             }
             Ok(Begun::Conflict) => return Err(Failure::Reject("another charge".to_owned())),
             Ok(Begun::InDoubt) => {
-                let error = "a charge was begun and never recorded";
+                let error = "a charge was begun and not recorded";
                 return Err(Failure::InDoubt(error.to_owned()));
             }
             Err(error) => return Err(again(error)),
         }
-        // The intent is committed. From here on a crash can charge once, and never a second time.
+        // The intent is committed. From here on a crash can leave one charge, but not cause a second one.
         let request = (operation.key().to_owned(), order.clone(), cents);
         let charge = ask_provider(format!("{}/charges", self.provider), request).await;
-        // Whatever it was: the card may have been charged.
+        // After any error the card may have been charged.
         let charge = charge.map_err(|error| Failure::InDoubt(format!("the provider: {error}")))?;
         let sql = "INSERT INTO charge (order_id, cents, provider_id) VALUES ($1, $2, $3)";
         transaction.execute(sql, &[&order, &cents, &charge]).await?;
@@ -128,7 +128,7 @@ fn again(error: InboxError) -> Failure {
 
 fn parse<T: DeserializeOwned>(message: &Message) -> Result<T, Failure> {
     serde_json::from_slice(&message.body)
-        .map_err(|error| Failure::Reject(format!("the body is not what its type says: {error}")))
+        .map_err(|error| Failure::Reject(format!("the body does not match its type: {error}")))
 }
 
 type Problem = Box<dyn Error + Send + Sync>;
@@ -185,7 +185,7 @@ async fn main() -> Result<(), Problem> {
     };
     let inbox = Inbox::new("payments")?;
     let connect = move || connect(database.clone());
-    // The runner does this for its own inbox.
+    // The runner prunes only its own inbox.
     let (effects, retention, connecting) =
         (payments.effects.clone(), options.retention, connect.clone());
     tokio::spawn(async move { effects.forget_expired(retention, connecting, |c| c).await });

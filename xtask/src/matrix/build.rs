@@ -1,4 +1,4 @@
-//! The executables of the tests, as cargo says where they are.
+//! The executables of the tests, from cargo's messages.
 
 use std::{
     path::PathBuf,
@@ -12,17 +12,17 @@ use crate::shell::output;
 
 pub struct Built {
     pub suite: Executable,
-    /// Of crates/outbox.
+    /// The tests of crates/outbox.
     pub postgres: Executable,
     pub chaos: Executable,
     pub outboxd: Executable,
-    /// What they were built from.
+    /// The commit of the build.
     pub commit: String,
 }
 
 pub struct Executable {
     pub path: PathBuf,
-    /// Where cargo would run it.
+    /// The folder in which cargo would run it.
     pub folder: PathBuf,
 }
 
@@ -43,7 +43,7 @@ pub fn run() -> Result<Built> {
     let commit = output(Command::new("git").args(describe))?
         .trim()
         .to_owned();
-    // The whole workspace, as `cargo xtask test` builds it: with other features everything would be built again.
+    // The whole workspace, as `cargo xtask test` builds it: other features would rebuild everything.
     let mut command = Command::new("cargo");
     command.args([
         "build",

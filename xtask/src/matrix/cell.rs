@@ -1,4 +1,4 @@
-//! All tests against one pair of versions.
+//! Runs all tests against one pair of versions.
 
 use std::{
     fs::{self, File},
@@ -23,7 +23,7 @@ const ROWS: &str = "1,2,3,4,5,6,7,8,9,11,31";
 
 struct Pair {
     env: [(&'static str, PathBuf); 2],
-    /// For logs.
+    /// Folder of the logs.
     folder: PathBuf,
 }
 
@@ -35,7 +35,7 @@ pub fn run(built: &Built, postgres: &Postgres, rabbitmq: &RabbitMq) -> Result<Ce
         ],
         folder: Path::new(OUT).join(format!("{}-{}", postgres.version, rabbitmq.version)),
     };
-    // What an earlier run left would be taken for this one's.
+    // The results of an earlier run must not count for this one.
     if pair.folder.exists() {
         fs::remove_dir_all(&pair.folder)?;
     }
@@ -62,8 +62,8 @@ pub fn run(built: &Built, postgres: &Postgres, rabbitmq: &RabbitMq) -> Result<Ce
     })
 }
 
-/// The tests of an executable. One that fails among the others is run again alone: what passes then was short of time,
-/// or of something else that the others had, and is no difference between versions.
+/// Runs the tests of an executable. A failed test runs again alone: if it passes then, it lacked time or another shared
+/// resource, and shows no difference between versions.
 fn tests(pair: &Pair, name: &str, executable: &Executable) -> Result<Part> {
     let log = pair.log(&executable.path)?;
     let mut part = Part::new(name);
@@ -86,7 +86,7 @@ fn tests(pair: &Pair, name: &str, executable: &Executable) -> Result<Part> {
         }
     }
     if !ended {
-        return Err(format!("the {name} ended before their end: see {}", log.display()).into());
+        return Err(format!("the {name} stopped early: see {}", log.display()).into());
     }
     for test in failed {
         let log = pair.folder.join(format!("{}.log", test.replace("::", ".")));
@@ -97,7 +97,7 @@ fn tests(pair: &Pair, name: &str, executable: &Executable) -> Result<Part> {
     Ok(part)
 }
 
-/// A row as crates/chaos writes it.
+/// A row of the matrix in the format of crates/chaos.
 #[derive(Deserialize)]
 struct Row {
     row: u32,
@@ -167,12 +167,12 @@ impl Pair {
             .file_name()
             .ok_or("a program without a name")?
             .to_string_lossy();
-        // Without the hash that cargo appends.
+        // Removes the hash that cargo appends.
         let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
         Ok(self.folder.join(format!("{name}.log")))
     }
 
-    /// Its output is in the log; `true` when it succeeded.
+    /// Writes the output to the log, and returns whether the command succeeded.
     fn command(&self, executable: &Executable, args: &[&str], log: &Path) -> Result<bool> {
         let log = File::create(log)?;
         let status = Command::new(&executable.path)
@@ -186,7 +186,7 @@ impl Pair {
     }
 }
 
-/// What a failed test said: the two lines of its panic.
+/// The two lines of a failed test's panic.
 fn last_panic(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
@@ -194,5 +194,5 @@ fn last_panic(log: &Path) -> String {
         .iter()
         .rposition(|line| line.contains(" panicked at "));
     let said = at.and_then(|at| lines.get(at + 1)).copied();
-    said.unwrap_or("it ended without a word").to_owned()
+    said.unwrap_or("it ended without output").to_owned()
 }

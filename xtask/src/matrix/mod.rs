@@ -1,8 +1,8 @@
 //! `cargo xtask matrix`: the integration tests and the crash rows, against other versions of the two servers.
 //!
-//! - [`postgres`], [`rabbitmq`]: which versions can be had here, and how one is fetched · [`versions`]: their order
-//! - [`build`]: the tests' executables · [`cell`]: all of them against one pair of versions
-//! - [`report`]: what came of every pair, as JSON and as a document
+//! - [`postgres`], [`rabbitmq`]: the available versions, and their download · [`versions`]: the order of versions
+//! - [`build`]: the tests' executables · [`cell`]: all tests against one pair of versions
+//! - [`report`]: the results of every pair, as JSON and as a document
 
 mod build;
 mod cell;
@@ -29,13 +29,14 @@ pub struct Args {
     /// with the newest PostgreSQL
     #[arg(long)]
     all_pairs: bool,
-    /// Leaves out the pairs that an earlier run has seen to their end
+    /// Skips the pairs that an earlier run has completed
     #[arg(long)]
     resume: bool,
-    /// Shows the pairs, and fetches and runs nothing
+    /// Lists the pairs, and downloads and runs nothing
     #[arg(long)]
     list: bool,
-    /// Writes docs/internals/compatibility.md from what earlier runs saw, and runs nothing. What they did not run is named in it
+    /// Writes docs/internals/compatibility.md from the results of earlier runs, and runs nothing. The page names the
+    /// pairs without results
     #[arg(long, conflicts_with = "list")]
     document: bool,
 }
@@ -79,15 +80,16 @@ pub fn run(args: &Args) -> Result<()> {
         for (p, r) in pairs {
             let cell = cell::run(&built, &databases[p], &brokers[r])?;
             all_passed &= cell.passed();
-            // After each pair: a run that is cut off has left what it saw. And read again: another run may have added.
+            // Save after each pair, so that an interrupted run keeps its results. Read the file again first, because
+            // another run may have added results.
             let mut report = Report::read(Path::new(OUT))?;
             report.add(cell);
             report.write(Path::new(OUT))?;
         }
     }
     let mut report = Report::read(Path::new(OUT))?;
-    // A version that can no longer be had would stay in the document for ever. What could not be asked for today may be
-    // there tomorrow.
+    // Remove results of versions that are no longer available. If a query failed, keep all: the version may be
+    // available tomorrow.
     if missing.is_empty() {
         report.keep(|cell| {
             databases.iter().any(|d| d.version == cell.postgres)
@@ -103,13 +105,13 @@ pub fn run(args: &Args) -> Result<()> {
         .filter(|(p, r)| !report.has(p, r))
         .map(|(p, r)| format!("{p} × {r}"))
         .collect();
-    // A few pairs of one's own do not take the place of a document about all of them.
+    // A run of a few selected pairs must not replace the document about all pairs.
     if open.is_empty() || args.document {
         std::fs::write(report::DOCUMENT, report.document(&open))?;
         println!("written: {}", report::DOCUMENT);
     } else {
         println!(
-            "{} is written when these were run, too: {}",
+            "{} is written after these pairs have run, too: {}",
             report::DOCUMENT,
             open.join(", ")
         );
@@ -121,7 +123,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Indexes into lists that are sorted from the oldest version to the newest. The extremes come first.
+/// Indexes into lists sorted from the oldest to the newest version. The extremes come first.
 fn pairs(databases: usize, brokers: usize, all: bool) -> Vec<(usize, usize)> {
     let mut pairs: Vec<_> = (0..databases)
         .flat_map(|p| (0..brokers).map(move |r| (p, r)))
@@ -131,7 +133,7 @@ fn pairs(databases: usize, brokers: usize, all: bool) -> Vec<(usize, usize)> {
     pairs
 }
 
-/// `4` and `4.3` ask for 4.3.6; `4.3` does not ask for 4.30.
+/// `4` and `4.3` match 4.3.6; `4.3` does not match 4.30.
 fn asked_for(wanted: &[String], version: &str) -> bool {
     let is = |wanted: &String| {
         let rest = version.strip_prefix(wanted.as_str());
@@ -155,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_asked_for_by_its_beginning() {
+    fn a_version_is_selected_by_its_prefix() {
         let asked = |wanted: &str| asked_for(&[wanted.to_owned()], "4.3.6");
         assert!(asked("4") && asked("4.3") && asked("4.3.6"));
         assert!(!asked("4.30") && !asked("3") && !asked("4.3.60"));

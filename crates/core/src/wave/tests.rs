@@ -31,7 +31,7 @@ fn builder() -> EnvelopeBuilder {
     EnvelopeBuilder::new(Router::new(rules).unwrap(), options)
 }
 
-/// Its body is its position, and so is its key.
+/// Its body and its key are its position.
 fn candidate(id: i64, event_type: &str) -> Candidate {
     let mut candidate = claim::sample(id, Some(id));
     candidate.message.event_type = event_type.to_owned();
@@ -39,7 +39,7 @@ fn candidate(id: i64, event_type: &str) -> Candidate {
     candidate
 }
 
-/// No envelope can be built of it.
+/// A candidate without a possible envelope.
 fn impossible(id: i64) -> Candidate {
     let mut candidate = candidate(id, "created");
     candidate.message.headers = Some("[]".to_owned());
@@ -58,22 +58,19 @@ fn is_impossible(id: i64, outcome: &Outcome) -> bool {
     reason.is_some()
 }
 
-/// A claim's life with one wave, against a broker that answers each message by what it is.
+/// One claim with one wave, against a broker that answers each message by its kind.
 struct Life {
     circuits: Circuits,
     now: Instant,
     rng: StdRng,
-    /// Bodies that the broker got, in its order.
+    /// Bodies that the broker received, in order.
     sent: Vec<String>,
     changes: Option<Changes>,
     refused: Vec<Reason>,
 }
 
 impl Life {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "an Instant has no other beginning"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "only now() makes an Instant")]
     fn new() -> Self {
         Self {
             circuits: Circuits::new(POLICY),
@@ -85,7 +82,7 @@ impl Life {
         }
     }
 
-    /// `publish`: what goes in comes out with its answer, in whatever order.
+    /// `publish` returns each message with its answer, in any order.
     fn lead<F>(&mut self, candidates: Vec<Candidate>, publish: F) -> Claim
     where
         F: for<'c> Fn(Vec<Outgoing<'c>>) -> Vec<(Outgoing<'c>, Answer)>,
@@ -146,7 +143,7 @@ fn answered(outgoing: Vec<Outgoing<'_>>) -> Vec<(Outgoing<'_>, Answer)> {
     answered.collect()
 }
 
-/// Each to a destination of its own: one that fails for two messages would hold them.
+/// Each message has its own destination: two failures of one destination would hold messages.
 fn mixed(impossible_ones: &[i64], last: i64) -> Vec<Candidate> {
     let one = |id| match impossible_ones.contains(&id) {
         true => impossible(id),
@@ -171,9 +168,9 @@ fn around_a_message_that_is_refused_within_a_wave_each_gets_its_own_answer() {
     }
 }
 
-/// It was only read: should an envelope be missing for whatever reason, no answer can mark the message as sent.
+/// The message was only read: if its envelope is missing, no answer can mark the message as sent.
 #[test]
-fn what_has_no_envelope_is_not_published_and_stays_pending() {
+fn a_message_without_an_envelope_is_not_published_and_stays_pending() {
     let mut life = Life::new();
     let mut plan = Plan::new(sample_claim(mixed(&[], 3), vec![]), Ordering::Pipelined);
     for item in plan.publishable().filter(|item| item.position().id != 2) {
@@ -196,7 +193,7 @@ fn what_has_no_envelope_is_not_published_and_stays_pending() {
 
 proptest! {
     #[test]
-    fn each_message_gets_its_own_answer_whatever_is_refused_and_in_whatever_order_answers_come(
+    fn each_message_gets_its_own_answer_for_any_refusals_and_any_order(
         refused in prop::collection::hash_set(1..30i64, 0..10), turn in 0..30usize, reversed: bool,
     ) {
         let refused: Vec<i64> = refused.into_iter().collect();
@@ -256,7 +253,7 @@ fn a_destination_that_fails_for_two_messages_holds_them_and_the_next_ones() {
         failures: 0,
         why: why.clone(),
     };
-    // The attempt that failed counts.
+    // The failed attempt counts.
     let expected = Outcome::Held { held, attempts: 1 };
     assert_eq!(claim.items[0].outcome(), &expected);
     let changes = Changes {
@@ -272,7 +269,7 @@ fn a_destination_that_fails_for_two_messages_holds_them_and_the_next_ones() {
     let claim = life.all(vec![next, candidate(4, "good")], &Answer::Delivered);
     assert_eq!(life.sent, ["4"]);
     assert_eq!(outcomes(&claim), ["held", "sent"]);
-    // It was not published: no attempt is counted.
+    // The message was not published, so no attempt is counted.
     assert!(matches!(
         claim.items[0].outcome(),
         Outcome::Held { attempts: 5, .. }
@@ -305,7 +302,7 @@ fn with_the_first_success_a_destination_works_again() {
 }
 
 #[test]
-fn while_all_goes_well_the_circuits_are_told_nothing() {
+fn without_failures_the_circuits_are_not_called() {
     let mut life = Life::new();
     life.all(vec![candidate(1, "good")], &Answer::Delivered);
     assert_eq!(life.changes, None);
@@ -332,9 +329,9 @@ fn two_destinations_that_fail_once_each_are_left_alone() {
     assert_eq!(life.changes, Some(Changes::default()));
 }
 
-/// Of the failures the first is remembered: if the same message fails again, it alone may be to blame.
+/// The circuit remembers the first failed message: if the same message fails again, the destination may work.
 #[test]
-fn the_same_message_that_fails_alone_again_holds_nobody() {
+fn repeated_failures_of_one_message_hold_no_other() {
     let mut life = Life::new();
     for _ in 0..3 {
         let claim = life.all(vec![candidate(1, "one")], &Answer::Nacked);
@@ -359,9 +356,9 @@ fn a_destination_that_takes_one_of_its_messages_works() {
     assert_eq!(life.changes, Some(Changes::default()));
 }
 
-/// The route was changed meanwhile: what else is held for the old destination is released.
+/// The route has changed: the other messages that are held for the old destination are released.
 #[test]
-fn a_delivery_elsewhere_of_what_was_held_releases_the_others() {
+fn a_held_message_delivered_elsewhere_releases_the_others() {
     let mut life = Life::new();
     life.all(
         vec![candidate(1, "old"), candidate(2, "old")],
@@ -378,9 +375,9 @@ fn a_delivery_elsewhere_of_what_was_held_releases_the_others() {
     assert_eq!((changes.closed.len(), changes.failing), (1, 0));
 }
 
-/// After a start: the circuits know nothing yet.
+/// After a start the circuits have no state.
 #[test]
-fn what_had_been_held_tells_that_more_may_be() {
+fn a_delivered_held_message_makes_the_circuit_look_for_others() {
     let mut life = Life::new();
     let here = Destination::of("events", "order.full");
     for (held_for, news) in [(None, false), (Some(here), true)] {
@@ -391,7 +388,7 @@ fn what_had_been_held_tells_that_more_may_be() {
         assert_eq!(life.changes.is_some(), news);
         assert_eq!(life.circuits.is_empty(), !news);
     }
-    // A failure of one that was not held says nothing of others.
+    // The failure of a message that was not held tells nothing about others.
     let mut life = Life::new();
     life.all(vec![candidate(1, "full")], &Answer::Nacked);
     life.all(vec![candidate(1, "full")], &Answer::Delivered);
@@ -399,7 +396,7 @@ fn what_had_been_held_tells_that_more_may_be() {
 }
 
 #[test]
-fn what_follows_a_held_message_of_its_key_stands_behind_it_and_a_replay_holds_nobody() {
+fn later_messages_of_a_key_wait_behind_a_held_one_unless_it_is_a_replay() {
     let of_key = |id, event_type: &str| Candidate {
         key_hash: Some(7),
         filed: true,
@@ -446,9 +443,9 @@ fn a_message_arrives_as_new_again_as_a_probe_or_for_the_last_time() {
     assert_eq!(arrives(true, true, u32::MAX), Arrival::Last);
 }
 
-/// What dies of its last attempt is dead, not held: nobody would try it again.
+/// A message that dies at its last attempt is dead, not held: a held message would be tried again.
 #[test]
-fn a_message_that_is_given_up_is_not_held() {
+fn a_dead_message_is_not_held() {
     let mut life = Life::new();
     let unroutable = Answer::Unroutable {
         code: 312,
@@ -461,7 +458,7 @@ fn a_message_that_is_given_up_is_not_held() {
 }
 
 #[test]
-fn only_answers_about_the_destination_speak_against_it() {
+fn only_answers_about_the_destination_open_its_circuit() {
     let refused = |code| Answer::Refused {
         code,
         text: String::new(),

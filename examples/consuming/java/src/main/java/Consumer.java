@@ -16,12 +16,12 @@ import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
 
-/** Applies payment messages, each once, whatever the broker repeats. Run as many copies as you like. */
+/** Applies each payment message once, even if the broker redelivers it. You can run any number of copies. */
 public class Consumer {
     private static final System.Logger LOG = System.getLogger("payments");
     private static final int MAX_ATTEMPTS = 5;
     private static final String QUEUE = System.getenv("QUEUE");
-    /** Counted down by a stop. */
+    /** Reaches zero at a stop. */
     private static final CountDownLatch STOP = new CountDownLatch(1);
     private static volatile boolean ended;
 
@@ -32,7 +32,7 @@ public class Consumer {
     private Consumer(Channel channel, Payments payments) {
         this.channel = channel;
         this.payments = payments;
-        // Told before the confirm.
+        // A return comes before the confirm.
         channel.addReturnListener(message -> returned = true);
     }
 
@@ -47,21 +47,20 @@ public class Consumer {
                 deadLetter(message, dead.reason, attempts, dead.getMessage());
                 break;
             } catch (SQLException | IOException | RuntimeException error) {
-                // When the connection is gone this fails too: nothing is known then, nothing counted, and the message
-                // comes again.
+                // Without a connection this fails too: nothing is counted, and the message is redelivered.
                 attempts = payments.failed(Payments.keyOf(message.getProperties()), error.toString());
                 if (attempts >= MAX_ATTEMPTS) {
                     deadLetter(message, "attempts_exhausted", attempts, error.toString());
                     break;
                 }
-                if (stoppedWithin(attempts, 5_000)) return; // Not acknowledged: somebody else goes on with it.
+                if (stoppedWithin(attempts, 5_000)) return; // Not acknowledged: the broker redelivers the message.
             }
         }
-        // Only now. A crash before this line repeats the message, and the inbox knows it.
+        // Acknowledge last. After a crash before this line the message is redelivered, and the inbox recognises it.
         channel.basicAck(message.getEnvelope().getDeliveryTag(), false);
     }
 
-    /** Returns when the broker has confirmed; throws when it refused, or there is no such queue. */
+    /** Returns after the broker's confirm; throws if the broker refuses the message or the queue does not exist. */
     private void deadLetter(Delivery message, String reason, int attempts, String error)
             throws IOException, InterruptedException, TimeoutException {
         BasicProperties properties = message.getProperties();
@@ -72,7 +71,7 @@ public class Consumer {
         headers.put("outbox-dead-reason", reason);
         headers.put("outbox-dead-attempts", (long) attempts);
         headers.put("outbox-dead-error", error.substring(0, Math.min(1000, error.length())));
-        // Without its expiration: a dead letter that expires is a lost message.
+        // Remove the expiration: a dead letter that expires is a lost message.
         BasicProperties marked = properties.builder().headers(headers).deliveryMode(2).expiration(null).build();
         returned = false;
         channel.basicPublish("", QUEUE + ".dead", true, marked, message.getBody());
@@ -80,17 +79,17 @@ public class Consumer {
         if (returned) throw new IOException("there is no queue " + QUEUE + ".dead");
     }
 
-    /** Full jitter: what failed together does not come back together. */
+    /** Full jitter spreads the retries of messages that failed together. */
     private static boolean stoppedWithin(int failures, long most) throws InterruptedException {
         long ceiling = Math.min(most, 100L << Math.min(failures, 10));
         return STOP.await(ThreadLocalRandom.current().nextLong(ceiling), TimeUnit.MILLISECONDS);
     }
 
-    /** Until a stop, or until a connection breaks: then what was not acknowledged goes back to the queue. */
+    /** Runs until a stop or until a connection breaks. Unacknowledged messages then return to the queue. */
     private static void consume() throws Exception {
         ConnectionFactory broker = new ConnectionFactory();
         broker.setUri(System.getenv("AMQP_URL"));
-        broker.setAutomaticRecoveryEnabled(false); // We begin again ourselves, on both connections.
+        broker.setAutomaticRecoveryEnabled(false); // This program reconnects by itself, on both connections.
         Properties bounds = new Properties();
         bounds.putAll(Map.of("connectTimeout", "10", "socketTimeout", "40", "tcpKeepAlive", "true"));
         try (var db = DriverManager.getConnection(System.getenv("JDBC_URL"), bounds);
@@ -121,7 +120,7 @@ public class Consumer {
             } catch (InterruptedException error) {
                 ended = false;
             }
-            Runtime.getRuntime().halt(ended ? 0 : 1); // Else a JVM that ended as it was asked to says 143.
+            Runtime.getRuntime().halt(ended ? 0 : 1); // Otherwise a JVM that stops on request exits with 143.
         }));
         int failures = 0;
         while (STOP.getCount() > 0) {

@@ -16,9 +16,9 @@ import java.sql.SQLException;
 import java.time.Duration;
 import java.util.Map;
 
-/** What is done with a payment message; Consumer is what happens around it. */
+/** The handlers of payment messages; Consumer contains the loop around them. */
 class Payments {
-    /** Not to be tried again: a person must look. Goes to the dead-letter queue with its reason. */
+    /** A failure without a retry: a person must look. The message goes to the dead-letter queue with its reason. */
     static class Dead extends Exception {
         final String reason;
 
@@ -40,7 +40,7 @@ class Payments {
         this.db = db;
     }
 
-    /** The business key if there is one: the same fact under another message id is still the same fact. */
+    /** The business key if there is one: a fact keeps it when it is published again under another message id. */
     static String keyOf(BasicProperties properties) throws Dead {
         String key = header(properties, "payment") instanceof LongString payment ? payment.toString()
                 : properties.getMessageId() == null ? "" : properties.getMessageId();
@@ -79,7 +79,7 @@ class Payments {
         String address = text(event, "address");
         if (!(header(message.properties, "outbox-key") instanceof LongString entity)
                 || !(header(message.properties, "outbox-position") instanceof Long position)) {
-            throw new Dead("rejected", "without outbox-key and outbox-position nobody knows which address is newer");
+            throw new Dead("rejected", "without outbox-key and outbox-position the newest address is unknown");
         }
         transaction(() -> {
             if (!isFirst("claim", message, entity.toString(), position)) return false;
@@ -93,12 +93,12 @@ class Payments {
         JsonNode event = parse(message);
         String order = text(event, "order");
         long cents = number(event, "cents");
-        // While we are at it another copy waits here, and then finds the record. If we die, PostgreSQL lets the lock
-        // go, and the next one finds a beginning without a record: in doubt.
+        // While this copy holds the lock, another copy waits here and then finds the record. If this copy dies,
+        // PostgreSQL releases the lock, and the next copy finds a beginning without a record: in doubt.
         execute("SELECT pg_advisory_lock(hashtextextended('payments ' || ?, 0))", message.key);
         try {
             if (!transaction(() -> isFirst("begin_effect", message))) return;
-            // The intent is committed. From here on a crash can charge once, and never a second time.
+            // The intent is committed. From here on a crash can leave one charge, but not cause a second one.
             String charge = askProvider(message.key, order, cents);
             transaction(() -> {
                 execute("INSERT INTO charge (order_id, cents, provider_id) VALUES (?, ?, ?)", order, cents, charge);
@@ -121,12 +121,12 @@ class Payments {
             HttpResponse<byte[]> response = HTTP.send(request, HttpResponse.BodyHandlers.ofByteArray());
             if (response.statusCode() != 200) throw new IOException("status " + response.statusCode());
             return text(JSON.readTree(response.body()), "id");
-        } catch (Exception error) { // Whatever it was: the card may have been charged.
-            throw new Dead("in_doubt", "the provider did not say that it charged: " + error);
+        } catch (Exception error) { // After any error the card may have been charged.
+            throw new Dead("in_doubt", "the provider did not confirm the charge: " + error);
         }
     }
 
-    /** Counts a failed attempt; in a transaction of its own, for the attempt's was rolled back. */
+    /** Counts a failed attempt in a separate transaction, because the attempt's own was rolled back. */
     int failed(String key, String error) throws SQLException {
         try (PreparedStatement statement = prepare("SELECT inbox.fail('payments', ?, ?)", key, error);
                 ResultSet row = statement.executeQuery()) {
@@ -135,7 +135,7 @@ class Payments {
         }
     }
 
-    /** Whether to go on. What is a duplicate, or stale, is done. */
+    /** Returns whether to continue. A duplicate or stale message needs no more work. */
     private boolean isFirst(String claim, Message message, Object... guard) throws Dead, SQLException {
         String sql = "SELECT outcome FROM inbox." + claim + "('payments', ?, inbox.fingerprint(?, ?, ?::bytea)"
                 + ", ?".repeat(guard.length) + ")";
@@ -189,7 +189,7 @@ class Payments {
     private PreparedStatement prepare(String sql, Object... values) throws SQLException {
         PreparedStatement statement = db.prepareStatement(sql);
         for (int i = 0; i < values.length; i++) {
-            // A null has no type that the driver could see.
+            // The driver cannot see the type of a null.
             if (values[i] == null) statement.setString(i + 1, null);
             else statement.setObject(i + 1, values[i]);
         }
@@ -210,12 +210,12 @@ class Payments {
 
     private static String text(JsonNode event, String name) throws Dead {
         if (event.path(name).isTextual()) return event.path(name).textValue();
-        throw new Dead("rejected", "the body is not what its type says: " + name);
+        throw new Dead("rejected", "the body does not match its type: " + name);
     }
 
     private static long number(JsonNode event, String name) throws Dead {
         JsonNode value = event.path(name);
         if (value.isIntegralNumber() && value.canConvertToLong()) return value.longValue();
-        throw new Dead("rejected", "the body is not what its type says: " + name);
+        throw new Dead("rejected", "the body does not match its type: " + name);
     }
 }

@@ -34,9 +34,9 @@ fn main() -> Result<()> {
         wrong.extend(whole(scenario)?);
     }
     println!("\nWithout one of them, its invariant must be:");
-    let names = Safeguard::ALL.map(|safeguard| (safeguard, format!("{safeguard:?}")));
-    for (safeguard, _) in names.iter().filter(|(_, name)| chosen(name)) {
-        wrong.extend(removed(*safeguard, args.steps)?);
+    let safeguards = Safeguard::ALL.iter().copied();
+    for safeguard in safeguards.filter(|s| chosen(&format!("{s:?}"))) {
+        wrong.extend(removed(safeguard, args.steps)?);
     }
     if wrong.is_empty() {
         Ok(())

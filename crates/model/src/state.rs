@@ -373,7 +373,7 @@ pub enum Forbidden {
     Row(Row),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Faults {
     /// Of a relay: killed, or standing still until the server ends its transaction.
     pub crashes: u8,

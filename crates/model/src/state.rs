@@ -374,7 +374,7 @@ pub enum Forbidden {
     Row(Row),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Faults {
     /// A relay is killed, or stalls until the server ends its transaction.
     pub crashes: u8,

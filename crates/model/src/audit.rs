@@ -14,8 +14,8 @@ impl Machine {
             for (row, message) in (0..).zip(&state.rows) {
                 let act = match message.phase {
                     Phase::Committed if message.sent => Act::TakeBack,
-                    Phase::Committed if message.dead => Act::Exhume,
-                    Phase::Committed if message.waiting.is_some() => Act::Unfile,
+                    Phase::Committed if message.dead => Act::DeleteDead,
+                    Phase::Committed if message.waiting.is_some() => Act::DeleteWaiting,
                     Phase::RolledBack => Act::CopyBack,
                     Phase::Committed | Phase::Drawn | Phase::Open(_) => continue,
                 };
@@ -59,8 +59,8 @@ impl Machine {
         match act {
             // What arrives then is no duplicate: somebody wants it.
             Act::TakeBack => (message.sent, message.copies) = (false, 0),
-            Act::Unfile => message.waiting = None,
-            Act::Exhume => message.dead = false,
+            Act::DeleteWaiting => message.waiting = None,
+            Act::DeleteDead => message.dead = false,
             Act::CopyBack => message.phase = Phase::Committed,
         }
         message.by_hand = true;

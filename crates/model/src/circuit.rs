@@ -1,4 +1,4 @@
-//! A circuit: src/circuit.rs (the real one), src/outbox/held.rs and the housekeeper's part in it.
+//! A circuit: crates/core/src/circuit.rs (the real one), src/outbox/held.rs and its part of src/relay/maintenance.rs.
 
 use crate::{
     Action, Machine, Safeguard,

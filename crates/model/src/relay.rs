@@ -43,7 +43,7 @@ impl Machine {
         }
     }
 
-    /// Any lanes that have work and nobody holds: the board's choice is left open.
+    /// Any lanes that have work and nobody holds: which ones the schedule chooses is left open.
     fn lock_actions(
         &self,
         state: &State,

@@ -152,7 +152,7 @@ pub fn hidden_rows() -> Scenario {
             ..NONE
         },
         written: 2,
-        acts: &[Act::TakeBack, Act::Unfile, Act::Exhume],
+        acts: &[Act::TakeBack, Act::DeleteWaiting, Act::DeleteDead],
         ..SMALLEST
     }
 }

@@ -1,6 +1,6 @@
 //! What the database, the broker and the processes hold between two steps.
 
-use crate::real::{Limits, low_water, shares};
+use crate::real::{Limits, Tuning, low_water, shares};
 
 pub type Key = u8;
 pub type Lane = u8;
@@ -220,7 +220,7 @@ impl Held {
     /// New messages to read of each lane.
     pub fn shares(&self, limits: Limits) -> Vec<usize> {
         let marks: Vec<i64> = self.marks.iter().map(|m| m.low_water.into()).collect();
-        shares(&marks, limits.fresh)
+        shares(&Tuning::MEASURED, &marks, limits.fresh)
     }
 }
 
@@ -328,9 +328,9 @@ pub enum Act {
     /// `sent_at` is taken back: it is to be sent again.
     TakeBack,
     /// Its row in `outbox.waiting` is deleted.
-    Unfile,
+    DeleteWaiting,
     /// Its row in `outbox.dead` is deleted.
-    Exhume,
+    DeleteDead,
     /// A position whose transaction was rolled back is written after all: a row is copied back, a sequence restarted.
     CopyBack,
 }

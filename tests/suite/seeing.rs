@@ -337,7 +337,7 @@ async fn a_lag_that_cannot_be_read_is_no_number_rather_than_an_old_one() {
     world.client.batch_execute(sql).await.unwrap();
     until(port, "outbox_oldest_due_age_seconds", f64::is_nan).await;
     relay
-        .line("housekeeping (metrics, retention) failed", SOON)
+        .line("maintenance (metrics, retention) failed", SOON)
         .await;
     let sql = "GRANT EXECUTE ON FUNCTION outbox.measure() TO outbox_relay";
     world.client.batch_execute(sql).await.unwrap();

@@ -44,7 +44,7 @@ async fn pooled(setup: &Setup) -> Result<Outcome> {
         return Ok(Outcome::skipped("pgbouncer is not installed"));
     }
     let mut arena = Arena::start(setup).await?;
-    // Fewer connections than the relay has sessions (two workers, the scout, the housekeeper): they do share.
+    // Fewer connections than the relay has sessions (two workers, the scout, the maintenance): they do share.
     let pool = 3;
     let direct = arena.postgres.port();
     let pooler = PgBouncer::start(direct, &[("relay", "relay")], pool).await?;
@@ -72,7 +72,7 @@ async fn pooled(setup: &Setup) -> Result<Outcome> {
     let outcome = flow.finish(0).await?;
     let lines = relay.lines();
     let error = lines.iter().find(|line| {
-        line.contains("SQLSTATE") || line.contains("PostgreSQL") || line.contains("housekeeping")
+        line.contains("SQLSTATE") || line.contains("PostgreSQL") || line.contains("maintenance")
     });
     expect(error.is_none(), || format!("a statement failed: {error:?}"))?;
     Ok(outcome)

@@ -120,7 +120,7 @@ async fn auditor(scene: &Scene<'_>) -> Result<()> {
         )
         .await;
     scene
-        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%/housekeeper'")
+        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%/maintenance'")
         .await?;
     let _holder = holding.await??;
     scene

@@ -99,7 +99,7 @@ async fn silent(setup: &Setup) -> Result<Outcome> {
     arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "4s");
     arena.set("OUTBOXD__RELAY__WORKERS", "8");
     let mut scene = Scene::of(arena).await?;
-    // Eight workers, the scout, the listener, the housekeeper.
+    // Eight workers, the scout, the listener, the maintenance.
     let wanted = 8 + 3;
     let sessions = "pg_stat_activity WHERE usename = 'relay'";
     scene.until("all sessions", sessions, wanted).await;

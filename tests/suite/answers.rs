@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use lapin::types::AMQPValue;
-use test_support::eventually;
+use test_support::{RabbitMqOptions, eventually};
 
-use crate::world::{SOON, own_world, world};
+use crate::world::{SOON, own_world, own_world_with, world};
 
 /// Pipelined mandatory publishes have a trap: lapin may pair a return with another message's confirm.
 #[tokio::test]
@@ -334,13 +334,11 @@ async fn a_revoked_write_permission_stops_only_its_exchange_and_comes_back_witho
 /// A body above the broker's own limit closes the channel; its neighbours keep their first attempt.
 #[tokio::test]
 async fn a_message_that_the_broker_finds_impossible_dies_alone() {
-    use test_support::{RabbitMq, RabbitMqOptions};
-    let mut world = own_world().await;
-    let options = RabbitMqOptions {
+    let world = own_world_with(RabbitMqOptions {
         config: vec!["max_message_size = 1000".to_owned()],
         ..RabbitMqOptions::default()
-    };
-    world.own().rabbitmq = RabbitMq::start_with(options).await.unwrap();
+    })
+    .await;
     let consumer = world.consumer().await;
     let relay = world.relay(&[]);
     relay.line("relay started", SOON).await;

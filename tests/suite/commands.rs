@@ -429,9 +429,9 @@ async fn a_redriven_message_is_published_with_its_own_id_and_the_change_is_recor
     )
     .await;
     let seen = consumer.until(3).await;
-    let ids: Vec<String> = world.ledger.lock().unwrap()[..3]
+    let ids: Vec<String> = world.ledger.ids()[..3]
         .iter()
-        .map(|c| c.message_id.to_string())
+        .map(ToString::to_string)
         .collect();
     assert!(seen.iter().all(|m| ids.contains(&m.message_id)));
     world.drained().await;

@@ -1,13 +1,11 @@
 //! The relay does not publish messages that it cannot mark: whatever prevents the mark, one incident makes no more duplicates
 //! than the workers had in flight. And one message at a time probes a destination that fails.
 
-use checker::{Committed, sha256};
-use lapin::{BasicProperties, options::BasicPublishOptions, types::AMQPValue};
+use lapin::types::AMQPValue;
 use test_support::{Daemon, eventually, free_port};
-use uuid::Uuid;
 
 use crate::seeing::{get, until};
-use crate::world::{Consumer, SOON, World, repository, short, world};
+use crate::world::{Consumer, SOON, World, repository, world};
 
 const WORKERS: usize = 2;
 const BATCH: usize = 50;
@@ -56,19 +54,7 @@ async fn obstructed(obstacle: &str, cure: &str, said: &str) {
 
 /// The number of deliveries, once everything that was published before has arrived: a message of the test marks the end.
 async fn arrived(world: &World, consumer: &Consumer) -> usize {
-    let id = Uuid::new_v4();
-    world.ledger.lock().unwrap().push(Committed {
-        message_id: id,
-        key: None,
-        position: 0,
-        body_sha256: sha256(b""),
-    });
-    let properties = BasicProperties::default().with_message_id(short(&id.to_string()));
-    let how = BasicPublishOptions::default();
-    let channel = world.channel().await;
-    let publish = channel.basic_publish(short(""), short("all"), how, b"", properties);
-    publish.await.unwrap().await.unwrap();
-    consumer.until_all(&[id]).await;
+    world.ledger.duplicates(consumer).await.unwrap();
     consumer.len()
 }
 
@@ -423,11 +409,7 @@ async fn small_rows_that_decompress_to_much_hold_nobody_up() {
     world.client.batch_execute(sql).await.unwrap();
     world.commit_many(100, 20).await;
     let _relay = world.relay(&settings(&[]));
-    let good: Vec<_> = {
-        let ledger = world.ledger.lock().unwrap();
-        ledger.iter().map(|event| event.message_id).collect()
-    };
-    consumer.until_all(&good).await;
+    consumer.until_all(&world.ledger.ids()).await;
     world.drained().await;
     let dead = "outbox.dead WHERE reason IN ('payload_too_large', 'headers_too_large')";
     assert_eq!(world.count(dead).await, 12);

@@ -36,7 +36,7 @@ async fn flowing_with(world: &World, settings: &[(&str, &str)]) -> (Consumer, Da
 /// Every message arrives, in order, with no more duplicates than two workers had in flight.
 async fn clean(world: &World, consumer: &Consumer, duplicates: usize) -> Report {
     world.drained().await;
-    let all = world.ledger.lock().unwrap().len();
+    let all = world.ledger.len();
     consumer.until(all).await;
     let report = world.judge(consumer).await;
     assert!(

@@ -18,7 +18,7 @@ const MODES: [&[(&str, &str)]; 2] = [
 
 async fn delivers(world: &World, consumer: &Consumer, what: &str) {
     world.commit_many(100, 10).await;
-    let all = world.ledger.lock().unwrap().len();
+    let all = world.ledger.len();
     eventually(&format!("delivery with {what}"), SOON, async || {
         (consumer.len() >= all).then_some(())
     })

@@ -49,8 +49,8 @@ async fn tls_world(authority: &Authority) -> World {
     })
     .await
     .unwrap();
-    world.own().postgres = postgres;
-    world.own().rabbitmq = rabbitmq;
+    *world.own().postgres = postgres;
+    *world.own().rabbitmq = rabbitmq;
     world
 }
 

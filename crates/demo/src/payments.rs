@@ -5,17 +5,14 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt;
 use lapin::{
     Connection, ConnectionProperties,
-    options::{
-        BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions,
-        QueueDeclareOptions,
-    },
+    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
     types::FieldTable,
 };
 use outbox::{
     consumer::{ConsumerOptions, Failure, Handler, Message, Reply},
     inbox::Inbox,
 };
-use test_support::{Mode, Postgres, Proxy, RabbitMq, Result};
+use test_support::{Mode, Postgres, Proxy, RabbitMq, Result, amqp};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_postgres::{Client, NoTls, Transaction};
 use tokio_util::sync::CancellationToken;
@@ -162,28 +159,12 @@ async fn connect(database: String) -> std::result::Result<Client, tokio_postgres
 }
 
 async fn declare(url: &str) -> Result<()> {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    let channel = connection.create_channel().await?;
+    let channel = amqp::channel(url).await?;
     for queue in [NAIVE, EXACT, "payments.exact.dead"] {
-        let durable = QueueDeclareOptions {
-            durable: true,
-            ..QueueDeclareOptions::default()
-        };
-        channel
-            .queue_declare(queue.into(), durable, FieldTable::default())
-            .await?;
+        amqp::queue_with(&channel, queue, &[]).await?;
     }
     for queue in [NAIVE, EXACT] {
-        let binding = QueueBindOptions::default();
-        channel
-            .queue_bind(
-                queue.into(),
-                "events".into(),
-                "customer.#".into(),
-                binding,
-                FieldTable::default(),
-            )
-            .await?;
+        amqp::bind_key(&channel, "events", queue, "customer.#").await?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{Result, eventually};
+use crate::{Result, SOON, eventually};
 
 /// Most lines that are kept; the oldest are dropped first.
 const LINES: usize = 5000;
@@ -126,6 +126,43 @@ impl Daemon {
             .into()),
         }
     }
+}
+
+/// The end of a command.
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    pub fn said(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+}
+
+/// Runs a command to its end, with this environment and no other, in a folder without a configuration file.
+pub async fn run(
+    program: &Path,
+    args: &[&str],
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<Ran> {
+    let output = Command::new(program)
+        .args(args)
+        .env_clear()
+        .envs(env)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(SOON, output)
+        .await
+        .map_err(|_| format!("{} still runs after {SOON:?}", args.join(" ")))??;
+    Ok(Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout)?,
+        stderr: String::from_utf8(output.stderr)?,
+    })
 }
 
 impl Drop for Daemon {

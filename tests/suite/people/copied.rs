@@ -157,11 +157,9 @@ async fn a_dump_is_restored_in_either_form_and_goes_on() {
     world
         .sql("DELETE FROM outbox.dead; DELETE FROM outbox.message WHERE event_type = 'dead'")
         .await;
-    world
-        .ledger
-        .lock()
-        .unwrap()
-        .retain(|event| event.key.is_some());
+    let committed = world.ledger.committed();
+    let keyless = committed.iter().filter(|event| event.key.is_none());
+    world.ledger.withdraw(keyless.map(|event| event.message_id));
     for (name, form) in [("custom", "--format=custom"), ("inserts", "--inserts")] {
         restored(&world, name, |world, database| {
             let file = world.postgres().folder().join(database);

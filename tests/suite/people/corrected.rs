@@ -37,9 +37,9 @@ async fn three_dead(world: &World) {
 const MEND: &str = "UPDATE outbox.message SET aggregate_id = translate(aggregate_id, E'\\x01', '-') WHERE aggregate_id LIKE 'bad%'";
 
 fn mend_the_ledger(world: &World) {
-    for event in world.ledger.lock().unwrap().iter_mut() {
+    world.ledger.correct(|event| {
         event.key = event.key.as_ref().map(|key| key.replace('\u{1}', "-"));
-    }
+    });
 }
 
 #[tokio::test]
@@ -206,9 +206,9 @@ async fn a_message_whose_key_is_corrected_while_it_waits_is_sent_under_its_new_k
                  UPDATE outbox.message SET aggregate_id = 'new' || id % 7, event_type = 'good'"
             ))
             .await;
-        for event in world.ledger.lock().unwrap().iter_mut() {
+        world.ledger.correct(|event| {
             event.key = Some(format!("new{}", event.position % 7));
-        }
+        });
         // Between the old key's messages and the new one's no order is promised.
         let report = world.judge(&consumer).await;
         assert!(

@@ -7,31 +7,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use test_support::{Daemon, Mode, Proxy, RabbitMq, eventually};
+use test_support::{Daemon, Mode, Proxy, RabbitMq, amqp, eventually};
 use tokio::time::sleep;
 
 use crate::{
     arena::{self, Arena, DATABASE, QUEUE, SOON, Setup, WINDOW, since},
-    deliveries,
     flow::Flow,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     traffic::Rate,
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 24,
-        fault: "3-node cluster, quorum-queue leader killed",
-        long: false,
-        run: |setup| Box::pin(leader_killed(setup)),
-    },
-    Row {
-        number: 25,
-        fault: "quorum majority lost",
-        long: false,
-        run: |setup| Box::pin(majority_lost(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    24, "3-node cluster, quorum-queue leader killed" => leader_killed(setup);
+    25, "quorum majority lost" => majority_lost(setup);
+};
 
 const NODES: usize = 3;
 
@@ -51,9 +40,9 @@ impl<'a> Cluster<'a> {
         let first = &arena.rabbitmq;
         let (second, third) = tokio::try_join!(first.member(), first.member())?;
         // Once more, now that there are three nodes to have members on.
-        let channel = deliveries::channel(&third.url("/")).await?;
-        deliveries::delete(&channel, QUEUE).await?;
-        deliveries::declare(&third.url("/"), QUEUE).await?;
+        let channel = amqp::channel(&third.url("/")).await?;
+        amqp::delete(&channel, QUEUE).await?;
+        amqp::declare(&third.url("/"), QUEUE).await?;
         let relay_way = Proxy::start(address(first)).await?;
         let consumer_way = Proxy::start(address(&second)).await?;
         let url = arena::over(&arena.broker_url(), first.port(), relay_way.port());

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use checker::{Committed, sha256};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -13,71 +12,21 @@ use tokio_postgres::Client;
 
 use crate::{
     arena::{self, Arena, SOON, Setup, WINDOW},
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 30,
-        fault: "PostgreSQL restarts while idle",
-        long: false,
-        run: |setup| Box::pin(restarted(setup)),
-    },
-    Row {
-        number: 31,
-        fault: "PostgreSQL SIGKILL between publish and settle",
-        long: false,
-        run: |setup| Box::pin(killed(setup)),
-    },
-    Row {
-        number: 32,
-        fault: "the relay's backend is SIGSTOPped",
-        long: false,
-        run: |setup| Box::pin(backend_stopped(setup)),
-    },
-    Row {
-        number: 33,
-        fault: "half-open connection to PostgreSQL",
-        long: false,
-        run: |setup| Box::pin(half_open(setup)),
-    },
-    Row {
-        number: 37,
-        fault: "PostgreSQL's disk is full",
-        long: false,
-        run: |setup| Box::pin(disk_full(setup)),
-    },
-    Row {
-        number: 38,
-        fault: "max_connections reached",
-        long: false,
-        run: |setup| Box::pin(no_connections(setup)),
-    },
-    Row {
-        number: 39,
-        fault: "deadlock and serialization failure in settle",
-        long: false,
-        run: |setup| Box::pin(settle_fails(setup)),
-    },
-    Row {
-        number: 40,
-        fault: "a schema migration holds ACCESS EXCLUSIVE",
-        long: false,
-        run: |setup| Box::pin(locked(setup)),
-    },
-    Row {
-        number: 41,
-        fault: "NOTIFY lost, listener connection dead",
-        long: false,
-        run: |setup| Box::pin(not_notified(setup)),
-    },
-    Row {
-        number: 43,
-        fault: "a long producer transaction commits a low id late",
-        long: false,
-        run: |setup| Box::pin(late_commit(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    30, "PostgreSQL restarts while idle" => restarted(setup);
+    31, "PostgreSQL SIGKILL between publish and settle" => killed(setup);
+    32, "the relay's backend is SIGSTOPped" => backend_stopped(setup);
+    33, "half-open connection to PostgreSQL" => half_open(setup);
+    37, "PostgreSQL's disk is full" => disk_full(setup);
+    38, "max_connections reached" => no_connections(setup);
+    39, "deadlock and serialization failure in settle" => settle_fails(setup);
+    40, "a schema migration holds ACCESS EXCLUSIVE" => locked(setup);
+    41, "NOTIFY lost, listener connection dead" => not_notified(setup);
+    43, "a long producer transaction commits a low id late" => late_commit(setup);
+};
 
 async fn restarted(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
@@ -350,17 +299,8 @@ async fn not_notified(setup: &Setup) -> Result<Outcome> {
     client.batch_execute(silent).await?;
     // Whoever listens again hears nothing: the trigger is off.
     sleep(Duration::from_secs(3)).await;
-    let body = "{}";
-    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-               VALUES ('row', 'quiet', 'x', $1::text::json) RETURNING message_id, id";
-    let row = client.query_one(sql, &[&body]).await?;
+    flow.writes(&client, "quiet-", 1).await?;
     let over = setup.timeline.over();
-    flow.traffic.add([Committed {
-        message_id: row.get(0),
-        key: Some("quiet".to_owned()),
-        position: row.get(1),
-        body_sha256: sha256(body.as_bytes()),
-    }]);
     // The poll interval, and a moment.
     flow.recovers(over, Duration::from_secs(3)).await?;
     flow.finish(0).await
@@ -371,25 +311,19 @@ async fn late_commit(setup: &Setup) -> Result<Outcome> {
     let (mut flow, _relay) = arena.flowing().await?;
     let mut client = arena.client().await?;
     let late = client.transaction().await?;
-    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-               VALUES ('row', 'late', 'x', '{}') RETURNING message_id, id";
-    let row = late.query_one(sql, &[]).await?;
-    let position: i64 = row.get(1);
+    let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+                  VALUES ('row', 'late', 'x', '{}')";
+    flow.commits(&late, insert).await?;
+    let position = "SELECT max(id) FROM outbox.message WHERE aggregate_id = 'late'";
+    let position: i64 = late.query_one(position, &[]).await?.get(0);
     setup.timeline.fault();
     // Enough for the low-water mark of each lane to want to pass it.
     flow.traffic.pause(true);
     let other = arena.client().await?;
     for _ in 0..4 {
         let many = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-                    SELECT 'row', 'many-' || i % 500, 'x', '{}' FROM generate_series(1, 5000) i \
-                    RETURNING message_id, id, aggregate_id";
-        let rows = other.query(many, &[]).await?;
-        flow.traffic.add(rows.iter().map(|row| Committed {
-            message_id: row.get(0),
-            key: Some(row.get(2)),
-            position: row.get(1),
-            body_sha256: sha256(b"{}"),
-        }));
+                    SELECT 'row', 'many-' || i % 500, 'x', '{}' FROM generate_series(1, 5000) i";
+        flow.commits(&other, many).await?;
         let pending = "outbox.message WHERE sent_at IS NULL";
         arena
             .until_count("the others to be sent", pending, |n| n == 0)
@@ -402,12 +336,6 @@ async fn late_commit(setup: &Setup) -> Result<Outcome> {
     expect(passed == 0, || {
         format!("{passed} low-water marks passed a position that can still appear")
     })?;
-    flow.traffic.add([Committed {
-        message_id: row.get(0),
-        key: Some("late".to_owned()),
-        position,
-        body_sha256: sha256(b"{}"),
-    }]);
     flow.recovers(over, Duration::from_secs(10)).await?;
     flow.traffic.pause(false);
     flow.steady(100).await?;

@@ -3,49 +3,23 @@
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use test_support::{Daemon, Mode, Proxy};
+use test_support::{Daemon, Mode, Proxy, probe};
 use tokio::time::sleep;
 
 use super::broker::nothing_is_marked;
 use crate::{
     arena::{Arena, SOON, Setup, WINDOW, over},
     flow::Flow,
-    probe,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 13,
-        fault: "packets dropped both ways between relay and broker",
-        long: false,
-        run: |setup| Box::pin(dropped(setup)),
-    },
-    Row {
-        number: 14,
-        fault: "only confirms are dropped",
-        long: false,
-        run: |setup| Box::pin(confirms_dropped(setup)),
-    },
-    Row {
-        number: 15,
-        fault: "TCP reset in the middle of a frame, 20 times",
-        long: false,
-        run: |setup| Box::pin(reset(setup)),
-    },
-    Row {
-        number: 16,
-        fault: "latency above the confirm timeout for a minute",
-        long: false,
-        run: |setup| Box::pin(slow(setup)),
-    },
-    Row {
-        number: 17,
-        fault: "a peer that accepts TCP and stays silent, 10 minutes",
-        long: true,
-        run: |setup| Box::pin(silent(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    13, "packets dropped both ways between relay and broker" => dropped(setup);
+    14, "only confirms are dropped" => confirms_dropped(setup);
+    15, "TCP reset in the middle of a frame, 20 times" => reset(setup);
+    16, "latency above the confirm timeout for a minute" => slow(setup);
+    17, "a peer that accepts TCP and stays silent, 10 minutes" long => silent(setup);
+};
 
 /// A relay whose way to the broker goes through a proxy, and traffic through it.
 async fn flowing(arena: &mut Arena<'_>) -> Result<(Proxy, Flow, Daemon)> {

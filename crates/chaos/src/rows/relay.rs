@@ -11,65 +11,20 @@ use test_support::Daemon;
 use crate::{
     arena::{Arena, SOON, Setup, WINDOW},
     flow::Flow,
-    row::{Outcome, Result, Row, expect, in_time},
+    row::{Outcome, Result, Row, expect, in_time, rows},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 1,
-        fault: "SIGKILL of the relay after claim, before publish",
-        long: false,
-        run: |setup| Box::pin(after_claim(setup)),
-    },
-    Row {
-        number: 2,
-        fault: "SIGKILL after publish, before the confirm",
-        long: false,
-        run: |setup| Box::pin(killed(setup, "publish.after_send=hang")),
-    },
-    Row {
-        number: 3,
-        fault: "SIGKILL after the confirm, before settle",
-        long: false,
-        run: |setup| Box::pin(killed(setup, "confirm.before_settle=hang")),
-    },
-    Row {
-        number: 4,
-        fault: "SIGKILL during COMMIT of the settle",
-        long: false,
-        run: |setup| Box::pin(during_commit(setup)),
-    },
-    Row {
-        number: 5,
-        fault: "SIGTERM, broker healthy",
-        long: false,
-        run: |setup| Box::pin(terminated(setup)),
-    },
-    Row {
-        number: 6,
-        fault: "SIGTERM while the broker is frozen, then blocked",
-        long: false,
-        run: |setup| Box::pin(terminated_at_a_frozen_broker(setup)),
-    },
-    Row {
-        number: 7,
-        fault: "SIGSTOP with a claim; a peer takes over; SIGCONT",
-        long: false,
-        run: |setup| Box::pin(stalled(setup)),
-    },
-    Row {
-        number: 8,
-        fault: "two, then four relays on one outbox",
-        long: false,
-        run: |setup| Box::pin(several(setup)),
-    },
-    Row {
-        number: 9,
-        fault: "a worker panics between confirm and settle",
-        long: false,
-        run: |setup| Box::pin(panics(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    1, "SIGKILL of the relay after claim, before publish" => after_claim(setup);
+    2, "SIGKILL after publish, before the confirm" => killed(setup, "publish.after_send=hang");
+    3, "SIGKILL after the confirm, before settle" => killed(setup, "confirm.before_settle=hang");
+    4, "SIGKILL during COMMIT of the settle" => during_commit(setup);
+    5, "SIGTERM, broker healthy" => terminated(setup);
+    6, "SIGTERM while the broker is frozen, then blocked" => terminated_at_a_frozen_broker(setup);
+    7, "SIGSTOP with a claim; a peer takes over; SIGCONT" => stalled(setup);
+    8, "two, then four relays on one outbox" => several(setup);
+    9, "a worker panics between confirm and settle" => panics(setup);
+};
 
 /// A relay that hangs at its failpoint with messages in its hands, while traffic comes in.
 async fn hanging(arena: &mut Arena<'_>, failpoint: &str, workers: &str) -> Result<(Flow, Daemon)> {

@@ -11,7 +11,7 @@ use outbox::{
     http::{Command, CommandError, IdempotencyLayer, IdempotencyOptions},
     inbox::Inbox,
 };
-use test_support::{Proxy, crowd, eventually};
+use test_support::{Proxy, commits::RECORDED, crowd, eventually, probe};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -21,33 +21,16 @@ use tokio_postgres::NoTls;
 use super::bounds::bounded;
 use crate::{
     arena::{self, Arena, DATABASE, SOON, Setup, WINDOW},
-    flow::RECORDED,
     inputs::configuration::judge::{Judge, NO_BROKER_URL, NO_DATABASE_URL, SECRET, file},
-    probe,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::Scene,
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 7,
-        fault: "clients of the admin port: idle, half-sent heads, never reading, 2,000 of them, no descriptors left",
-        long: false,
-        run: |setup| Box::pin(admin_port(setup)),
-    },
-    Row {
-        number: 8,
-        fault: "secret files that are FIFOs, endless, group-writable, at the start and at work",
-        long: false,
-        run: |setup| Box::pin(secret_files(setup)),
-    },
-    Row {
-        number: 9,
-        fault: "HTTP keys: two spellings of one path, one after the other and at once",
-        long: false,
-        run: |setup| Box::pin(spellings(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    7, "clients of the admin port: idle, half-sent heads, never reading, 2,000 of them, no descriptors left" => admin_port(setup);
+    8, "secret files that are FIFOs, endless, group-writable, at the start and at work" => secret_files(setup);
+    9, "HTTP keys: two spellings of one path, one after the other and at once" => spellings(setup);
+};
 
 const AGAIN: Duration = Duration::from_secs(15);
 

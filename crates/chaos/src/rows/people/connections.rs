@@ -6,24 +6,14 @@ use test_support::{Proxy, eventually};
 
 use crate::{
     arena::{self, Arena, BATCH, SOON, Setup, since},
-    row::{Outcome, Result, Row, in_time},
+    row::{Outcome, Result, Row, in_time, rows},
     rows::scene::Scene,
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 71,
-        fault: "fewer connections than the relay wants, at either server",
-        long: false,
-        run: |setup| Box::pin(few(setup)),
-    },
-    Row {
-        number: 72,
-        fault: "every session silent at once (half-open)",
-        long: false,
-        run: |setup| Box::pin(silent(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    71, "fewer connections than the relay wants, at either server" => few(setup);
+    72, "every session silent at once (half-open)" => silent(setup);
+};
 
 const WORKERS: usize = 4;
 const AGAIN: Duration = Duration::from_secs(15);

@@ -6,24 +6,14 @@ use test_support::eventually;
 
 use crate::{
     arena::{Arena, SOON, Setup, WINDOW},
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::Scene,
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 65,
-        fault: "a table lock that lets reads pass; one row locked; all lanes locked",
-        long: false,
-        run: |setup| Box::pin(locked(setup)),
-    },
-    Row {
-        number: 66,
-        fault: "marking impossible: privilege revoked, a trigger that raises or swallows, a publication with a row filter, read-only",
-        long: false,
-        run: |setup| Box::pin(obstructed(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    65, "a table lock that lets reads pass; one row locked; all lanes locked" => locked(setup);
+    66, "marking impossible: privilege revoked, a trigger that raises or swallows, a publication with a row filter, read-only" => obstructed(setup);
+};
 
 const AGAIN: Duration = Duration::from_secs(15);
 

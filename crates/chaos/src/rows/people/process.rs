@@ -3,21 +3,17 @@
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use test_support::{Daemon, eventually};
+use test_support::{Daemon, eventually, probe};
 
 use crate::{
     arena::{SOON, Setup},
-    probe,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::{AUDITED, Scene},
 };
 
-pub const ROWS: &[Row] = &[Row {
-    number: 73,
-    fault: "SIGHUP, SIGUSR1, SIGPIPE and the like; logrotate; a full disk under the log",
-    long: false,
-    run: |setup| Box::pin(signalled(setup)),
-}];
+pub const ROWS: &[Row] = rows! { setup;
+    73, "SIGHUP, SIGUSR1, SIGPIPE and the like; logrotate; a full disk under the log" => signalled(setup);
+};
 
 /// That are not meant to end a process.
 const SIGNALS: [Signal; 11] = [

@@ -6,24 +6,14 @@ use test_support::{eventually, hostile_settings};
 
 use crate::{
     arena::{DATABASE, SOON, Setup, WINDOW},
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::Scene,
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 61,
-        fault: "row level security switched on, with every kind of policy; later off",
-        long: false,
-        run: |setup| Box::pin(policies(setup)),
-    },
-    Row {
-        number: 64,
-        fault: "ALTER SYSTEM, DATABASE, ROLE ... SET of any setting that changes a result or a time-out",
-        long: false,
-        run: |setup| Box::pin(settings(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    61, "row level security switched on, with every kind of policy; later off" => policies(setup);
+    64, "ALTER SYSTEM, DATABASE, ROLE ... SET of any setting that changes a result or a time-out" => settings(setup);
+};
 
 const AGAIN: Duration = Duration::from_secs(15);
 

@@ -8,35 +8,18 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use test_support::{Daemon, Proxy, eventually};
+use test_support::{
+    Proxy, eventually,
+    probe::{self, get},
+};
 use tokio_postgres::NoTls;
 
-use crate::{
-    seeing::get,
-    world::{Consumer, SOON, World, own_world, world},
-};
+use crate::world::{Consumer, SOON, World, own_world, world};
 
 async fn clean(world: &World, consumer: &Consumer) {
     world.drained().await;
     let report = world.judge(consumer).await;
     assert!(report.is_clean() && report.duplicates == 0, "{report}");
-}
-
-/// Resident memory of a process, in KiB.
-fn memory(relay: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", relay.pid())).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS"))
-        .unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-/// Processor time of a process, in hundredths of a second.
-fn cpu(relay: &Daemon) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", relay.pid())).unwrap();
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
 /// Sends NOTIFY without end, until dropped.
@@ -78,7 +61,7 @@ async fn a_flood_of_notifications_delays_nothing_and_costs_little() {
     world.commit_many(100, 10).await;
     consumer.until(100).await;
     world.drained().await;
-    let before = memory(&relay);
+    let before = probe::resident_kib(relay.pid()).unwrap();
     let sent = Arc::new(AtomicUsize::new(0));
     let _flood = Flood::start(&world, &sent).await;
     let flooded = async |notifications: usize| {
@@ -88,7 +71,8 @@ async fn a_flood_of_notifications_delays_nothing_and_costs_little() {
         .await;
     };
     flooded(50_000).await;
-    let (began, used) = (Instant::now(), cpu(&relay));
+    let cpu = || probe::cpu_seconds(relay.pid()).unwrap();
+    let (began, used) = (Instant::now(), cpu());
     let mut slowest = 0;
     for n in 0..20 {
         world.commit_many(1, 1).await;
@@ -104,9 +88,9 @@ async fn a_flood_of_notifications_delays_nothing_and_costs_little() {
         "an event waited behind {slowest} notifications"
     );
     relay.line("the channel outbox_wake is flooded", SOON).await;
-    let share = (cpu(&relay) - used) as f64 / 100.0 / began.elapsed().as_secs_f64();
+    let share = (cpu() - used) / began.elapsed().as_secs_f64();
     assert!(share < 0.5, "{share} of a core");
-    let after = memory(&relay);
+    let after = probe::resident_kib(relay.pid()).unwrap();
     assert!(after < before + 64 * 1024, "{before} KiB became {after}");
     clean(&world, &consumer).await;
 }
@@ -220,59 +204,6 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
         (code == 503 && body.contains("CONNECTION LIMIT")).then_some(())
     })
     .await;
-}
-
-#[tokio::test]
-async fn with_fewer_connections_to_rabbitmq_than_workers_the_relay_delivers_with_one() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let user = format!("few_{}", world.vhost);
-    let ctl = async |args: &[&str]| {
-        world.rabbitmq().ctl(args).await.unwrap();
-    };
-    ctl(&["add_user", &user, "few"]).await;
-    ctl(&[
-        "set_permissions",
-        "-p",
-        &world.vhost,
-        &user,
-        ".*",
-        ".*",
-        ".*",
-    ])
-    .await;
-    let url = world.rabbitmq().url_for(&user, "few", &world.vhost);
-    let mut committed = 0;
-    for limit in [1, 2] {
-        let limits = format!("{{\"max-connections\": {limit}}}");
-        ctl(&["set_user_limits", &user, &limits]).await;
-        // PostgreSQL's connections are short too: one worker must get a connection to both servers.
-        let role = format!("scarce_{limit}_{}", world.database);
-        let sql = format!(
-            "CREATE ROLE {role} LOGIN PASSWORD 'few' CONNECTION LIMIT 2 IN ROLE outbox_relay"
-        );
-        world.client.batch_execute(&sql).await.unwrap();
-        for database in [
-            world.database_url(),
-            world.postgres().url_for(&role, "few", &world.database),
-        ] {
-            let _relay = world.relay(&[
-                ("AMQP_URL", &url),
-                ("DATABASE_URL", &database),
-                ("OUTBOXD__RELAY__WORKERS", "4"),
-            ]);
-            for _ in 0..3 {
-                world.commit_many(100, 10).await;
-                committed += 100;
-                consumer.until(committed).await;
-            }
-            // A relay that is killed before it has settled repeats.
-            clean(&world, &consumer).await;
-        }
-    }
-    ctl(&["set_user_limits", &user, "{\"max-connections\": 0}"]).await;
-    let relay = world.relay(&[("AMQP_URL", &url)]);
-    relay.line("limit", SOON).await;
 }
 
 #[tokio::test]

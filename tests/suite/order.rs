@@ -31,58 +31,6 @@ async fn keys_keep_their_order_in_pipelined_mode_while_nothing_fails() {
     hot_and_many_keys(PIPELINED).await;
 }
 
-/// A poison message is the head of a key: it and the later messages of its key wait, and no other message does.
-#[tokio::test]
-async fn a_poison_message_at_the_head_holds_back_its_key_alone() {
-    let world = world().await;
-    world.bind("all", "order.good", &[]).await;
-    let consumer = world.consume("all").await;
-    let _relay = world.relay(&[
-        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1h"),
-        ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
-    ]);
-    let poison = world.insert(Some("bad"), "nobody", "0", "").await;
-    world
-        .until(
-            "the poison to wait",
-            "outbox.waiting WHERE cause = 'retry'",
-            1,
-        )
-        .await;
-    for n in 0..50 {
-        world.insert(Some("bad"), "good", &n.to_string(), "").await;
-        world.insert(Some("fine"), "good", &n.to_string(), "").await;
-    }
-    let seen = consumer.until(50).await;
-    assert!(
-        seen.iter()
-            .all(|m| m.text_header("outbox-key").unwrap() == "order:fine")
-    );
-    world
-        .until(
-            "the followers to stand behind",
-            "outbox.waiting WHERE cause = 'behind'",
-            50,
-        )
-        .await;
-    assert_eq!(world.count("outbox.dead").await, 0);
-
-    // The fault is corrected: the queue is bound, and the poison is due now.
-    world.bind("all", "#", &[]).await;
-    world
-        .client
-        .execute(
-            "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE message_id = $1",
-            &[&poison],
-        )
-        .await
-        .unwrap();
-    consumer.until(101).await;
-    world.drained().await;
-    let report = world.judge(&consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
-}
-
 /// A new message is claimed together with the head of its key, while other messages of the key are between the two.
 #[tokio::test]
 async fn a_key_is_released_although_a_new_message_joins_the_end_of_its_queue() {
@@ -178,50 +126,6 @@ async fn a_head_releases_its_key_though_a_new_message_came_with_it() {
     assert!(report.is_clean(), "{report}");
 }
 
-/// The lower position commits after the higher one was published.
-#[tokio::test]
-async fn late_commit_of_a_lower_id_is_not_skipped() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let _relay = world.relay(&[]);
-    let late = world.postgres().connect(&world.database).await.unwrap();
-    late.batch_execute("BEGIN").await.unwrap();
-    let low: (i64, Uuid) = {
-        let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-                   VALUES ('order', 'slow', 'late', '0') RETURNING id, message_id";
-        let row = late.query_one(sql, &[]).await.unwrap();
-        (row.get(0), row.get(1))
-    };
-    // Enough messages that the low-water mark of every lane would pass the open position.
-    for _ in 0..4 {
-        world.commit_many(5000, 500).await;
-        let sent = i64::try_from(world.ledger.len()).unwrap();
-        world
-            .until(
-                "the others to be sent",
-                "outbox.message WHERE sent_at IS NOT NULL",
-                sent,
-            )
-            .await;
-    }
-    let row = world
-        .client
-        .query_one("SELECT max(low_water) FROM outbox.lane", &[])
-        .await
-        .unwrap();
-    assert!(
-        row.get::<_, i64>(0) < low.0,
-        "no mark may pass a position that can still appear"
-    );
-    late.batch_execute("COMMIT").await.unwrap();
-    consumer.until_all(&[low.1]).await;
-
-    // Once no open transaction is left below, the marks follow.
-    world.commit_many(5000, 500).await;
-    world.drained().await;
-    marks_moved(&world, low.0).await;
-}
-
 /// The hot key's lane is never empty, and no worker ever waits.
 #[tokio::test]
 async fn a_hot_key_does_not_keep_other_keys_from_being_found() {
@@ -284,26 +188,6 @@ async fn a_claim_reads_more_of_a_lane_that_is_behind() {
     let seen = consumer.until(60).await;
     let behind = seen.iter().filter(|s| s.routing_key.ends_with("behind"));
     assert_eq!(behind.count(), 40, "twice as many as of the other");
-}
-
-/// This happens after a logical copy without the sequence's value, or after a TRUNCATE that restarts the sequence: new messages
-/// lie below the marks.
-#[tokio::test]
-async fn events_below_the_marks_of_a_restarted_sequence_are_found() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let relay = world.relay(&[]);
-    world.commit_many(5000, 500).await;
-    marks_moved(&world, 0).await;
-    // The test does not use TRUNCATE, because a trigger then takes the marks back.
-    let sql = "DELETE FROM outbox.message; ALTER SEQUENCE outbox.message_id_seq RESTART";
-    world.client.batch_execute(sql).await.unwrap();
-    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-               SELECT 'order', n, 'after', '0' FROM generate_series(1, 200) n RETURNING message_id";
-    let rows = world.client.query(sql, &[]).await.unwrap();
-    let ids: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
-    consumer.until_all(&ids).await;
-    relay.line("message_id_seq stands below", SOON).await;
 }
 
 /// A candidate's transaction id from another cluster with higher transaction ids would hold the mark for years.

@@ -267,22 +267,6 @@ async fn a_sleeping_relay_is_woken_by_a_commit_and_an_awake_one_costs_no_notific
     drop(relay);
 }
 
-/// A sleeping relay polls, also if a notification is lost.
-#[tokio::test]
-async fn a_lost_notification_costs_at_most_the_poll_interval() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    world
-        .client
-        .batch_execute("ALTER TABLE outbox.message DISABLE TRIGGER wake")
-        .await
-        .unwrap();
-    let _relay = world.relay(&[("OUTBOXD__RELAY__POLL_INTERVAL", "500ms")]);
-    asleep(&world).await;
-    world.commit(&[(Some("1"), "created", "{}")]).await;
-    consumer.until(1).await;
-}
-
 async fn asleep(world: &World) {
     let holds = "pg_locks l JOIN pg_database d ON d.oid = l.database WHERE l.locktype = 'advisory' \
                  AND l.mode = 'ExclusiveLock' AND d.datname = current_database() AND l.classid = 28533";

@@ -2,25 +2,10 @@
 
 use std::collections::HashMap;
 
-use test_support::eventually;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+pub use test_support::probe::get;
+use test_support::{eventually, probe};
 
 use crate::world::{FARTHER, Gate, SOON, world};
-
-/// One GET: status and body; `None` if no server answers.
-pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    let status = answer.split(' ').nth(1)?.parse().ok()?;
-    let (_, body) = answer.split_once("\r\n\r\n")?;
-    Some((status, body.to_owned()))
-}
 
 /// Series without and with their labels, to their values.
 pub async fn scrape(port: u16) -> Option<HashMap<String, f64>> {
@@ -436,65 +421,13 @@ async fn logs_are_json_lines_where_nobody_watches() {
     assert_eq!(event["workers"], 2);
 }
 
-/// The reader of the log stops reading, and the relay goes on.
-#[tokio::test]
-async fn a_blocked_log_holds_nothing_up() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let (reader, writer) = std::io::pipe().unwrap();
-    let mut relay = tokio::process::Command::new(crate::world::binary())
-        .arg("run")
-        .env_clear()
-        .envs(world.env(&[("OUTBOXD__LOG__LEVEL", "trace")]))
-        .stderr(writer)
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    for _ in 0..5 {
-        world.commit_many(1000, 100).await;
-    }
-    consumer.until(5000).await;
-    world.drained().await;
-    drop(reader);
-    relay.kill().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_taken_admin_port_ends_the_start_with_what_to_do() {
-    let world = world().await;
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = taken.local_addr().unwrap().to_string();
-    let run = world
-        .outboxd(&["run"], &[("OUTBOXD__ADMIN__LISTEN", &listen)])
-        .await;
-    assert_eq!(run.code, 78, "{}", run.stderr);
-    assert!(
-        run.stderr.contains("admin.listen") && run.stderr.contains("Free the port"),
-        "{}",
-        run.stderr
-    );
-}
-
 /// Memory does not grow with the backlog.
 #[tokio::test]
 async fn memory_is_flat_over_a_hundredfold_backlog() {
     let world = world().await;
     let consumer = world.consumer().await;
     let relay = world.relay(&[]);
-    let peak = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", relay.pid())).unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmHWM:"))
-            .unwrap()
-            .to_owned();
-        line.split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
-    };
+    let peak = || probe::peak_kib(relay.pid()).unwrap();
     world.commit_many(1000, 100).await;
     consumer.until(1000).await;
     let small = peak();

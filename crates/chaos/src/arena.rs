@@ -151,6 +151,13 @@ impl<'a> Arena<'a> {
         self.env.push((name.to_owned(), value.to_owned()));
     }
 
+    /// No time-out ends a claim or gives up a confirm from now on: a relay must notice a fault in another way.
+    pub fn patient(&mut self) {
+        self.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "20m");
+        self.set("OUTBOXD__RELAY__SHUTDOWN_GRACE", "40m");
+        self.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "40m");
+    }
+
     pub fn unset(&mut self, name: &str) {
         self.env.retain(|(known, _)| known != name);
     }

@@ -17,58 +17,6 @@ fn ran(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
-#[tokio::test]
-async fn a_position_cannot_be_chosen_or_changed_by_a_statement() {
-    let world = world().await;
-    let insert = "INSERT INTO outbox.message (id, aggregate_type, event_type, payload) VALUES (7, 'a', 'b', '1')";
-    let refused = world.client.batch_execute(insert).await.unwrap_err();
-    assert_eq!(refused.code().unwrap().code(), "428C9");
-    write(&world, &world.client, "k", 1).await;
-    let refused = world
-        .client
-        .batch_execute("UPDATE outbox.message SET id = 7")
-        .await
-        .unwrap_err();
-    assert_eq!(refused.code().unwrap().code(), "428C9");
-}
-
-/// Rows from a backup table, from COPY with all columns, and from a migration script.
-#[tokio::test]
-async fn rows_that_are_copied_back_below_the_marks_are_sent() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    write(&world, &world.client, "copied", 20).await;
-    write(&world, &world.client, "restored", 20).await;
-    let postgres = world.postgres();
-    let psql = |sql: &str| {
-        postgres
-            .psql("owner", "owner", &world.database, sql)
-            .unwrap()
-    };
-    let copy = psql("COPY (SELECT * FROM outbox.message WHERE false) TO STDOUT");
-    assert_eq!(copy, "");
-    world
-        .sql(
-            "CREATE TABLE backup AS SELECT * FROM outbox.message WHERE aggregate_id LIKE 'restored%'; \
-             DELETE FROM outbox.message WHERE aggregate_id LIKE 'restored%'",
-        )
-        .await;
-    let copied = psql("COPY outbox.message TO STDOUT");
-    world.sql("DELETE FROM outbox.message").await;
-    let _relay = world.relay(&[]);
-    write(&world, &world.client, "passes", 200).await;
-    world.passed().await;
-    psql(&format!("COPY outbox.message FROM STDIN;\n{copied}\\.\n"));
-    world
-        .sql(
-            "INSERT INTO outbox.message (tx, id, message_id, aggregate_type, aggregate_id, event_type, payload, created_at) \
-             OVERRIDING SYSTEM VALUE \
-             SELECT tx, id, message_id, aggregate_type, aggregate_id, event_type, payload, created_at FROM backup",
-        )
-        .await;
-    world.all_arrived(&consumer).await;
-}
-
 /// After a far position, the sequence draws positions below it for years: no mark may hide them.
 #[tokio::test]
 async fn a_position_far_ahead_moves_no_mark_past_what_was_drawn() {

@@ -26,7 +26,7 @@ const VHOSTS: usize = 320;
 
 static SHARED: OnceCell<Servers> = OnceCell::const_new();
 
-fn plan() -> Plan {
+pub fn plan() -> Plan {
     Plan {
         repository: repository().to_owned(),
         owner: "owner",

@@ -57,7 +57,9 @@ async fn killed(setup: &Setup) -> Result<Outcome> {
 }
 
 async fn frozen(setup: &Setup) -> Result<Outcome> {
-    let arena = Arena::start(setup).await?;
+    let mut arena = Arena::start(setup).await?;
+    // Only the heartbeats tell.
+    arena.patient();
     let (mut flow, relay) = arena.flowing().await?;
     setup.timeline.fault();
     let noticed = nothing_is_marked(&arena, &flow, &relay, || arena.rabbitmq.pause()).await;
@@ -111,10 +113,7 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     let port = test_support::free_port()?;
     arena.set("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
-    // So that nothing is freed by a time-out that the row does not mean.
-    arena.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "20m");
-    arena.set("OUTBOXD__RELAY__SHUTDOWN_GRACE", "40m");
-    arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "40m");
+    arena.patient();
     let (mut flow, relay) = arena.flowing().await?;
     let memory = probe::resident_kib(relay.pid())?;
     let alarms = [
@@ -169,7 +168,7 @@ async fn twenty(arena: &Arena<'_>, flow: &Flow, exchange: &str) -> Result<()> {
 }
 
 async fn exchange_missing(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
     let (mut flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
@@ -186,14 +185,15 @@ async fn exchange_missing(setup: &Setup) -> Result<Outcome> {
 }
 
 async fn unroutable(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "3");
     let channel = amqp::channel(&arena.broker_url()).await?;
     amqp::exchange(&channel, "unbound").await?;
     let (flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     twenty(&arena, &flow, "unbound").await?;
-    let dead = "outbox.dead WHERE reason = 'unroutable' AND attempts = 3";
+    let dead =
+        "outbox.dead WHERE reason = 'unroutable' AND attempts = 3 AND last_error LIKE '%NO_ROUTE%'";
     arena
         .until_count("the twenty to be dead", dead, |n| n == 20)
         .await;
@@ -208,7 +208,7 @@ async fn unroutable(setup: &Setup) -> Result<Outcome> {
 }
 
 async fn mixed(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1");
     let channel = amqp::channel(&arena.broker_url()).await?;
     amqp::exchange(&channel, "unbound").await?;
@@ -259,7 +259,7 @@ async fn queue_full(setup: &Setup) -> Result<Outcome> {
 }
 
 async fn queue_deleted(setup: &Setup) -> Result<Outcome> {
-    let arena = Arena::start(setup).await?;
+    let arena = Arena::shared(setup).await?;
     let channel = amqp::channel(&arena.broker_url()).await?;
     amqp::queue(&channel, "gone").await?;
     amqp::bind(&channel, "events", "gone").await?;

@@ -27,7 +27,7 @@ async fn upgraded(_: &Setup) -> Result<Outcome> {
 }
 
 async fn poison_head(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
     let channel = amqp::channel(&arena.broker_url()).await?;
     amqp::exchange(&channel, "unbound").await?;
@@ -60,7 +60,7 @@ async fn poison_head(setup: &Setup) -> Result<Outcome> {
 }
 
 async fn all_poison(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     // A fifteenth of the poison is due each second, whenever the row looks.
     arena.set("OUTBOXD__RELAY__BACKOFF_INITIAL", "30s");
     arena.set("OUTBOXD__RELAY__BACKOFF_MAX", "30s");

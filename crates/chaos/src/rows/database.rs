@@ -339,5 +339,8 @@ async fn late_commit(setup: &Setup) -> Result<Outcome> {
     flow.recovers(over, Duration::from_secs(10)).await?;
     flow.traffic.pause(false);
     flow.steady(100).await?;
+    arena
+        .until_count("the marks to pass it", &marks, |n| n > 0)
+        .await;
     flow.finish(0).await
 }

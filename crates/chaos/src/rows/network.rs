@@ -56,7 +56,7 @@ fn timeouts(relay: &Daemon) -> usize {
 }
 
 async fn confirms_dropped(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     let (proxy, mut flow, relay) = flowing(&mut arena).await?;
     setup.timeline.fault();
     let silence = || {
@@ -70,6 +70,7 @@ async fn confirms_dropped(setup: &Setup) -> Result<Outcome> {
     flow.recovers(over, Duration::from_secs(15)).await?;
     let timeouts = timeouts(&relay);
     flow.note(format!("{timeouts} time-outs"));
+    expect(timeouts > 0, || "no confirm was given up".into())?;
     flow.finish(WINDOW * timeouts.max(1)).await
 }
 

@@ -46,14 +46,18 @@ async fn few(setup: &Setup) -> Result<Outcome> {
         scene.endured(AGAIN, WORKERS * BATCH).await?;
     }
     // And one to RabbitMQ for four workers: who has the one must be who has the other.
-    scene.fault();
-    scene.stop().await?;
-    let one = ["set_user_limits", "relay", r#"{"max-connections": 1}"#];
-    ctl(&scene.arena, &one).await?;
-    scene.relay = scene.arena.relay()?;
-    scene.flow.steady(200).await?;
-    scene.ready().await?;
-    scene.endured(AGAIN, 0).await?;
+    for limit in [2, -1] {
+        scene.fault();
+        scene.stop().await?;
+        let sql = format!("ALTER ROLE relay CONNECTION LIMIT {limit}");
+        scene.sql(&sql).await?;
+        let one = ["set_user_limits", "relay", r#"{"max-connections": 1}"#];
+        ctl(&scene.arena, &one).await?;
+        scene.relay = scene.arena.relay()?;
+        scene.flow.steady(200).await?;
+        scene.ready().await?;
+        scene.endured(AGAIN, 0).await?;
+    }
     // With one to PostgreSQL there is nobody to publish, and that is said.
     scene.fault();
     scene.stop().await?;

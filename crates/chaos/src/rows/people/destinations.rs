@@ -74,6 +74,8 @@ async fn full_beside_healthy(setup: &Setup) -> Result<Outcome> {
     let allowed = copies + WINDOW + probes;
     scene.endured(Duration::from_secs(60), allowed).await?;
     scene.logs("the destination takes messages again").await?;
+    let failing = "outbox_failing_destinations";
+    scene.shows(failing, |failing| failing == 0.0).await?;
     scene.end().await
 }
 

@@ -117,6 +117,9 @@ async fn sequence(setup: &Setup) -> Result<Outcome> {
     scene.shows("outbox_schema_ok", |ok| ok == 0.0).await?;
     scene.shows(STRANDED, |n| n > filed).await?;
     scene
+        .shows("outbox_stranded_messages", |n| n == 0.0)
+        .await?;
+    scene
         .sql("ALTER SEQUENCE outbox.message_id_seq CACHE 1")
         .await?;
     *generation += 1;

@@ -1,6 +1,6 @@
 //! What is done to the process: signals, its log. Row 73.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use nix::sys::signal::Signal;
 use test_support::{Daemon, eventually, probe};
@@ -37,6 +37,8 @@ async fn signalled(setup: &Setup) -> Result<Outcome> {
         scene.relay.signal(signal)?;
         scene.flow.steady(30).await?;
     }
+    real_time(scene.relay.pid())?;
+    scene.flow.steady(30).await?;
     scene.logs("SIGHUP: configuration read again").await?;
     // It is still there to be stopped.
     scene.stop().await?;
@@ -49,6 +51,13 @@ async fn signalled(setup: &Setup) -> Result<Outcome> {
     rotated(&scene, &log).await?;
     scene.endured(AUDITED, 0).await?;
     scene.end().await
+}
+
+/// As `systemctl kill --signal=RTMIN+1` does; nix has no names for these signals.
+fn real_time(pid: u32) -> Result<()> {
+    let kill = format!("kill -s RTMIN+1 {pid}");
+    let sent = Command::new("bash").args(["-c", &kill]).status()?;
+    expect(sent.success(), || format!("{kill}: {sent}"))
 }
 
 /// A relay whose log goes there.

@@ -14,7 +14,7 @@ pub use test_support::SOON;
 use test_support::{
     Daemon, Postgres, RabbitMq,
     amqp::{self, short},
-    eventually,
+    eventually, over,
 };
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, types::ToSql};
@@ -111,7 +111,7 @@ impl World {
                 "jdbc:postgresql://127.0.0.1:{postgres}/{}?user=payments_service&password=payments",
                 self.database
             )),
-            ("AMQP_URL", broker.replace(&format!(":{}/", self.broker_port()), &format!(":{port}/"))),
+            ("AMQP_URL", over(&broker, port)),
             ("QUEUE", self.queue.clone()),
             ("PROVIDER_URL", self.provider.url().to_owned()),
         ]

@@ -14,13 +14,7 @@ use test_support::{
 };
 use tokio_postgres::NoTls;
 
-use crate::world::{Consumer, SOON, World, own_world, world};
-
-async fn clean(world: &World, consumer: &Consumer) {
-    world.drained().await;
-    let report = world.judge(consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
-}
+use crate::world::{SOON, World, own_world, world};
 
 /// Sends NOTIFY without end, until dropped.
 struct Flood(Vec<tokio::task::AbortHandle>);
@@ -92,7 +86,7 @@ async fn a_flood_of_notifications_delays_nothing_and_costs_little() {
     assert!(share < 0.5, "{share} of a core");
     let after = probe::resident_kib(relay.pid()).unwrap();
     assert!(after < before + 64 * 1024, "{before} KiB became {after}");
-    clean(&world, &consumer).await;
+    world.clean(&consumer, 0).await;
 }
 
 /// The time of a log line.
@@ -116,11 +110,11 @@ async fn while_the_notification_queue_fills_up_the_relay_stays_awake_so_that_pro
             "SET allow_system_table_mods = on; CREATE OR REPLACE FUNCTION pg_catalog.pg_notification_queue_usage() \
              RETURNS float8 LANGUAGE sql AS 'SELECT {usage}::float8'"
         );
-        world.client.batch_execute(&sql).await.unwrap();
+        world.sql(&sql).await;
     };
     let sql = "SET allow_system_table_mods = on; \
                ALTER FUNCTION pg_catalog.pg_notification_queue_usage() RENAME TO pg_notification_queue_usage_";
-    world.client.batch_execute(sql).await.unwrap();
+    world.sql(sql).await;
     usage(0.1).await;
     let consumer = world.consumer().await;
     let relay = world.relay(&[]);
@@ -137,7 +131,7 @@ async fn while_the_notification_queue_fills_up_the_relay_stays_awake_so_that_pro
     assert_eq!(world.count(SLEEPERS).await, 0);
     usage(0.1).await;
     world.until("the relay to sleep again", SLEEPERS, 1).await;
-    clean(&world, &consumer).await;
+    world.clean(&consumer, 0).await;
 }
 
 #[tokio::test]
@@ -146,7 +140,7 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
     let consumer = world.consumer().await;
     let role = format!("few_{}", world.database);
     let sql = format!("CREATE ROLE {role} LOGIN PASSWORD 'few' IN ROLE outbox_relay");
-    world.client.batch_execute(&sql).await.unwrap();
+    world.sql(&sql).await;
     let url = world.postgres().url_for(&role, "few", &world.database);
     let port = test_support::free_port().unwrap();
     let listen = format!("127.0.0.1:{port}");
@@ -158,7 +152,7 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
     let mut committed = 0;
     for limit in (2..=7).rev() {
         let sql = format!("ALTER ROLE {role} CONNECTION LIMIT {limit}");
-        world.client.batch_execute(&sql).await.unwrap();
+        world.sql(&sql).await;
         let _relay = world.relay(&settings);
         for _ in 0..3 {
             world.commit_many(100, 10).await;
@@ -177,11 +171,11 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
             .await;
         }
         // A relay that is killed before it has settled repeats.
-        clean(&world, &consumer).await;
+        world.clean(&consumer, 0).await;
     }
     // The limit is set while the relay runs, and the server ends all its connections.
     let sql = format!("ALTER ROLE {role} CONNECTION LIMIT -1");
-    world.client.batch_execute(&sql).await.unwrap();
+    world.sql(&sql).await;
     let relay = world.relay(&settings);
     relay.line("connected to both servers", SOON).await;
     let sessions = format!("pg_stat_activity WHERE usename = '{role}'");
@@ -189,14 +183,14 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
     let sql = format!(
         "ALTER ROLE {role} CONNECTION LIMIT 2; SELECT pg_terminate_backend(pid) FROM {sessions}"
     );
-    world.client.batch_execute(&sql).await.unwrap();
+    world.sql(&sql).await;
     world.commit_many(100, 10).await;
     consumer.until(committed + 100).await;
     world.drained().await;
     drop(relay);
     // With one connection no worker can publish, and the relay says so.
     let sql = format!("ALTER ROLE {role} CONNECTION LIMIT 1");
-    world.client.batch_execute(&sql).await.unwrap();
+    world.sql(&sql).await;
     let relay = world.relay(&settings);
     relay.line("SQLSTATE 53300", SOON).await;
     eventually("/readyz to say it", SOON, async || {
@@ -210,11 +204,7 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
 async fn sessions_that_all_fall_silent_at_once_are_replaced_together() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let port = world.postgres().port();
-    let proxy = Proxy::start(([127, 0, 0, 1], port).into()).await.unwrap();
-    let url = world
-        .database_url()
-        .replace(&format!(":{port}/"), &format!(":{}/", proxy.port()));
+    let (proxy, url) = Proxy::before(&world.database_url()).await.unwrap();
     let relay = world.relay(&[
         ("DATABASE_URL", &url),
         ("OUTBOXD__RELAY__WORKERS", "8"),
@@ -238,5 +228,5 @@ async fn sessions_that_all_fall_silent_at_once_are_replaced_together() {
     let [first, last] = [times.iter().min(), times.iter().max()].map(Option::unwrap);
     let apart = last.duration_since(*first).unwrap();
     assert!(apart < Duration::from_secs(24), "{apart:?}: {times:?}");
-    clean(&world, &consumer).await;
+    world.clean(&consumer, 0).await;
 }

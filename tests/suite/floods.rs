@@ -2,7 +2,7 @@
 
 use test_support::{Daemon, eventually};
 
-use crate::world::{Consumer, SOON, World, plan, world};
+use crate::world::{SOON, plan, world};
 
 const WORKERS: usize = 2;
 const BATCH: usize = 50;
@@ -24,15 +24,6 @@ async fn several_attempts(relay: &Daemon, n: usize) {
     .await;
 }
 
-async fn clean(world: &World, consumer: &Consumer, duplicates: usize) {
-    world.drained().await;
-    let report = world.judge(consumer).await;
-    assert!(
-        report.is_clean() && report.duplicates <= duplicates,
-        "{report}; {duplicates} duplicates are allowed"
-    );
-}
-
 /// Later requests queue behind a session that waits for a lock, so that session blocks them as much as the holder does.
 #[tokio::test]
 async fn a_table_lock_that_is_only_asked_for_is_named() {
@@ -52,7 +43,7 @@ async fn a_table_lock_that_is_only_asked_for_is_named() {
     assert_eq!(consumer.len(), 0);
     asking.abort();
     producer.batch_execute("ROLLBACK").await.unwrap();
-    clean(&world, &consumer, 0).await;
+    world.clean(&consumer, 0).await;
 }
 
 #[tokio::test]
@@ -61,13 +52,13 @@ async fn a_serializable_database_costs_no_duplicate() {
     let database = &world.database;
     let serializable =
         format!("ALTER DATABASE {database} SET default_transaction_isolation = serializable");
-    world.client.batch_execute(&serializable).await.unwrap();
+    world.sql(&serializable).await;
     let consumer = world.consumer().await;
     let _relays = [world.relay(&settings(&[])), world.relay(&settings(&[]))];
     for _ in 0..10 {
         world.commit_many(200, 40).await;
     }
-    clean(&world, &consumer, 0).await;
+    world.clean(&consumer, 0).await;
 }
 
 #[tokio::test]
@@ -75,15 +66,9 @@ async fn a_trigger_that_refuses_one_row_costs_its_neighbours_nothing() {
     let world = world().await;
     let consumer = world.consumer().await;
     let _relay = world.relay(&settings(&[]));
-    world
-        .client
-        .batch_execute(
-            "CREATE FUNCTION picky() RETURNS trigger LANGUAGE plpgsql AS \
+    world.sql("CREATE FUNCTION picky() RETURNS trigger LANGUAGE plpgsql AS \
              'BEGIN IF OLD.aggregate_id = ''13'' THEN RAISE ''not this one''; END IF; RETURN NEW; END'; \
-             CREATE TRIGGER picky BEFORE UPDATE ON outbox.message FOR EACH ROW EXECUTE FUNCTION picky()",
-        )
-        .await
-        .unwrap();
+             CREATE TRIGGER picky BEFORE UPDATE ON outbox.message FOR EACH ROW EXECUTE FUNCTION picky()").await;
     for _ in 0..10 {
         world.commit_many(60, 60).await;
     }
@@ -94,12 +79,8 @@ async fn a_trigger_that_refuses_one_row_costs_its_neighbours_nothing() {
             0,
         )
         .await;
-    world
-        .client
-        .batch_execute("DROP TRIGGER picky ON outbox.message")
-        .await
-        .unwrap();
-    clean(&world, &consumer, 2 * WORKERS * BATCH).await;
+    world.sql("DROP TRIGGER picky ON outbox.message").await;
+    world.clean(&consumer, 2 * WORKERS * BATCH).await;
 }
 
 #[tokio::test]
@@ -118,7 +99,7 @@ async fn held_messages_of_a_relay_that_died_are_sent_by_the_next() {
     relay.kill().await.unwrap();
     let consumer = world.consumer().await;
     let _relay = world.relay(&settings(&[]));
-    clean(&world, &consumer, 0).await;
+    world.clean(&consumer, 0).await;
 }
 
 #[tokio::test]
@@ -147,7 +128,7 @@ async fn small_rows_that_decompress_to_much_hold_nobody_up() {
                       CASE WHEN i % 2 = 0 THEN to_json(repeat('x', 20000000)) ELSE '{}' END, \
                       CASE WHEN i % 2 = 1 THEN json_build_object('x', repeat('x', 20000000)) END \
                FROM generate_series(1, 12) i";
-    world.client.batch_execute(sql).await.unwrap();
+    world.sql(sql).await;
     world.commit_many(100, 20).await;
     let _relay = world.relay(&settings(&[]));
     consumer.until_all(&world.ledger.ids()).await;
@@ -227,19 +208,13 @@ async fn a_read_that_fails_for_no_row_s_fault_gives_no_message_up() {
     let relay = world.relay(&settings(&[]));
     world.commit_many(50, 10).await;
     consumer.until(50).await;
-    world
-        .client
-        .batch_execute(
-            "CREATE OR REPLACE FUNCTION outbox.key_hash(aggregate_type text, aggregate_id text) RETURNS bigint \
-             LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS 'BEGIN RAISE ''changed''; END'",
-        )
-        .await
-        .unwrap();
+    world.sql("CREATE OR REPLACE FUNCTION outbox.key_hash(aggregate_type text, aggregate_id text) RETURNS bigint \
+             LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS 'BEGIN RAISE ''changed''; END'").await;
     world.commit_many(100, 20).await;
     several_attempts(&relay, 8).await;
     assert_eq!(world.count("outbox.dead").await, 0);
-    world.client.batch_execute(&original).await.unwrap();
-    clean(&world, &consumer, 0).await;
+    world.sql(&original).await;
+    world.clean(&consumer, 0).await;
 }
 
 /// The lane goes from worker to worker, and each worker reads other lanes in between. Two time-outs still count together.
@@ -252,7 +227,7 @@ async fn a_row_whose_read_never_ends_is_given_up_while_all_others_flow() {
                        IF aggregate_id = 'endless' THEN PERFORM pg_sleep(3600); END IF; \
                        RETURN hashtextextended(aggregate_id, hashtextextended(aggregate_type, 0)); \
                    END $$";
-    world.client.batch_execute(endless).await.unwrap();
+    world.sql(endless).await;
     let timeout = ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s");
     let _relay = world.relay(&settings(&[timeout]));
     world.insert(Some("endless"), "created", "1", "").await;
@@ -266,5 +241,5 @@ async fn a_row_whose_read_never_ends_is_given_up_while_all_others_flow() {
     world
         .until("its end", "outbox.dead WHERE reason = 'unreadable'", 1)
         .await;
-    clean(&world, &consumer, 0).await;
+    world.clean(&consumer, 0).await;
 }

@@ -16,9 +16,7 @@ async fn hot_and_many_keys(ordering: (&'static str, &'static str)) {
     world.commit_many(400, 1).await;
     world.commit_many(1600, 37).await;
     consumer.until(2000).await;
-    world.drained().await;
-    let report = world.judge(&consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+    world.clean(&consumer, 0).await;
 }
 
 #[tokio::test]
@@ -52,13 +50,11 @@ async fn a_key_is_released_although_a_new_message_joins_the_end_of_its_queue() {
     relay.kill().await.unwrap();
     world.insert(Some("bad"), "good", "21", "").await;
     let now = "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'";
-    world.client.batch_execute(now).await.unwrap();
+    world.sql(now).await;
     world.bind("all", "#", &[]).await;
     let _relay = world.relay(&[STRICT]);
     consumer.until(22).await;
-    world.drained().await;
-    let report = world.judge(&consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+    world.clean(&consumer, 0).await;
 }
 
 /// Within one claim: the message after one that was just refused is not published either.
@@ -91,10 +87,9 @@ async fn a_failing_message_is_not_overtaken_in_strict_mode() {
     assert_eq!(consumer.len(), 0);
     world.bind("all", "#", &[]).await;
     let now = "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'";
-    world.client.batch_execute(now).await.unwrap();
+    world.sql(now).await;
     consumer.until(60).await;
-    let report = world.judge(&consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+    world.clean(&consumer, 0).await;
 }
 
 /// The head falls due in the claim that first reads a newer message of its key, while a third message is filed behind the head:
@@ -118,7 +113,7 @@ async fn a_head_releases_its_key_though_a_new_message_came_with_it() {
     world.insert(Some("k"), "good", "2", "").await;
     world.bind("all", "#", &[]).await;
     let now = "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'";
-    world.client.batch_execute(now).await.unwrap();
+    world.sql(now).await;
     let _relay = world.relay(&slow);
     consumer.until(3).await;
     world.drained().await;
@@ -138,11 +133,7 @@ async fn a_hot_key_does_not_keep_other_keys_from_being_found() {
              SELECT 'order', {key}, 'created', '0' FROM generate_series(1, {n}) n RETURNING message_id"
         )
     };
-    world
-        .client
-        .batch_execute(&insert("'hot'", 20_000))
-        .await
-        .unwrap();
+    world.sql(&insert("'hot'", 20_000)).await;
     consumer.until(1).await;
     let rows = world.client.query(&insert("n", 20), &[]).await.unwrap();
     let others: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
@@ -174,7 +165,7 @@ async fn a_claim_reads_more_of_a_lane_that_is_behind() {
         "UPDATE outbox.lane l SET low_water = 1000000 \
          FROM outbox.message m WHERE m.aggregate_id = 'ahead' AND m.lane = l.lane",
     ];
-    world.client.batch_execute(&sql.join("; ")).await.unwrap();
+    world.sql(&sql.join("; ")).await;
     let lanes = "(SELECT DISTINCT lane FROM outbox.message) m";
     assert_eq!(world.count(lanes).await, 2, "other keys are needed");
     // Pipelined order makes one wave, however long it takes. In strict order a claim cuts the chain of a key after a second.
@@ -196,7 +187,7 @@ async fn a_candidate_from_another_cluster_does_not_hold_the_mark() {
     let world = world().await;
     let _consumer = world.consumer().await;
     let sql = "UPDATE outbox.lane SET candidate = 1, candidate_tx = '1000000000000'";
-    world.client.batch_execute(sql).await.unwrap();
+    world.sql(sql).await;
     world.commit_many(5000, 500).await;
     let _relay = world.relay(&[]);
     marks_moved(&world, 0).await;

@@ -2,7 +2,7 @@
 
 use test_support::{eventually, probe};
 
-use crate::world::{Consumer, SOON, World, own_world, world};
+use crate::world::{SOON, World, own_world, world};
 
 /// Time-outs shorter than in production, but long enough for a busy machine. The fault matrix (crates/chaos) limits and measures
 /// the time of a recovery.
@@ -12,15 +12,6 @@ const QUICK: [(&str, &str); 4] = [
     ("OUTBOXD__BROKER__CONNECT_TIMEOUT", "5s"),
     ("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "5s"),
 ];
-
-/// Every message arrives once, in order.
-async fn clean(world: &World, consumer: &Consumer) {
-    world.drained().await;
-    let all = world.ledger.len();
-    consumer.until(all).await;
-    let report = world.judge(consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
-}
 
 /// URL of the test's database on the one of two local servers that accepts writes.
 fn either(world: &World, ports: [u16; 2]) -> String {
@@ -43,7 +34,7 @@ async fn a_silent_server_does_not_keep_the_relay_from_the_next_one() {
     let consumer = world.consumer().await;
     let _relay = world.relay(&settings);
     world.commit_many(100, 20).await;
-    clean(&world, &consumer).await;
+    world.clean(&consumer, 0).await;
 }
 
 #[tokio::test]
@@ -81,7 +72,7 @@ async fn a_server_that_turned_read_only_is_left_for_the_one_that_takes_writes() 
     standby.promote().await.unwrap();
     world.client = standby.connect(&world.database).await.unwrap();
     world.commit_many(200, 20).await;
-    clean(&world, &consumer).await;
+    world.clean(&consumer, 0).await;
 }
 
 #[tokio::test]

@@ -12,9 +12,7 @@ use crate::world::{SOON, world};
 #[tokio::test]
 async fn a_client_that_says_nothing_or_too_much_is_closed() {
     let world = world().await;
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let _relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen)]);
+    let (_relay, port) = world.watched(&[]);
     eventually("/livez", SOON, async || get(port, "/livez").await).await;
 
     let half = "GET /metrics HTTP/1.1\r\nHost: x\r\n";

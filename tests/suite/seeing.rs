@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 pub use test_support::probe::get;
-use test_support::{eventually, probe};
+use test_support::{Proxy, eventually, probe};
 
 use crate::world::{FARTHER, Gate, SOON, world};
 
@@ -44,28 +44,17 @@ async fn every_metric_moves() {
     let world = world().await;
     world.bind("all", "order.good", &[]).await;
     let consumer = world.consume("all").await;
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let relay = world.relay(&[
-        ("OUTBOXD__ADMIN__LISTEN", &listen),
+    let (relay, port) = world.watched(&[
         ("OUTBOXD__RELAY__MAX_ATTEMPTS", "3"),
         ("OUTBOXD_FAILPOINT", "claim.after@4=panic"),
         ("OUTBOXD__RETENTION__SENT", "1s"),
         ("OUTBOXD__RETENTION__INTERVAL", "1s"),
     ]);
     relay.line("connected to both servers", SOON).await;
-    until(
-        port,
-        r#"outbox_dependency_up{dependency="postgresql"}"#,
-        |v| v == 1.0,
-    )
-    .await;
-    until(
-        port,
-        r#"outbox_dependency_up{dependency="rabbitmq"}"#,
-        |v| v == 1.0,
-    )
-    .await;
+    for dependency in ["postgresql", "rabbitmq"] {
+        let up = format!("outbox_dependency_up{{dependency=\"{dependency}\"}}");
+        until(port, &up, |v| v == 1.0).await;
+    }
     let start = scrape(port).await.unwrap();
     for at_zero in [
         "outbox_published_total",
@@ -96,34 +85,27 @@ async fn every_metric_moves() {
         .await;
     consumer.until(200).await;
 
-    until(port, "outbox_published_total", |v| v >= 200.0).await;
-    until(
-        port,
-        r#"outbox_publish_failures_total{reason="unroutable"}"#,
-        |v| v >= 3.0,
-    )
-    .await;
-    until(port, r#"outbox_retries_total{reason="unroutable"}"#, |v| {
-        v >= 2.0
-    })
-    .await;
-    until(
-        port,
-        r#"outbox_dead_lettered_total{reason="unroutable"}"#,
-        |v| v == 1.0,
-    )
-    .await;
-    until(
-        port,
-        r#"outbox_dead_lettered_total{reason="headers_invalid"}"#,
-        |v| v == 1.0,
-    )
-    .await;
-    until(port, "outbox_dead_messages", |v| v == 2.0).await;
-    until(port, "outbox_pending_messages", |v| v == 1.0).await;
-    until(port, "outbox_worker_restarts_total", |v| v == 1.0).await;
-    until(port, "outbox_pruned_total", |v| v >= 1.0).await;
-    until(port, "outbox_schema_ok", |v| v == 1.0).await;
+    for (series, least) in [
+        ("outbox_published_total", 200.0),
+        (r#"outbox_publish_failures_total{reason="unroutable"}"#, 3.0),
+        (r#"outbox_retries_total{reason="unroutable"}"#, 2.0),
+        ("outbox_pruned_total", 1.0),
+    ] {
+        until(port, series, |v| v >= least).await;
+    }
+    for (series, exactly) in [
+        (r#"outbox_dead_lettered_total{reason="unroutable"}"#, 1.0),
+        (
+            r#"outbox_dead_lettered_total{reason="headers_invalid"}"#,
+            1.0,
+        ),
+        ("outbox_dead_messages", 2.0),
+        ("outbox_pending_messages", 1.0),
+        ("outbox_worker_restarts_total", 1.0),
+        ("outbox_schema_ok", 1.0),
+    ] {
+        until(port, series, |v| v == exactly).await;
+    }
     assert_eq!(start.get("outbox_lanes_restored_total"), Some(&0.0));
     // This position is below every mark.
     world
@@ -176,10 +158,7 @@ async fn the_delivery_latency_ends_before_the_settle() {
     let world = world().await;
     let consumer = world.consumer().await;
     let gate = Gate::new();
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let relay = world.relay(&[
-        ("OUTBOXD__ADMIN__LISTEN", &listen),
+    let (relay, port) = world.watched(&[
         ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", FARTHER),
         ("OUTBOXD_FAILPOINT", &gate.at("confirm.before_settle")),
     ]);
@@ -211,13 +190,7 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
     let world = world().await;
     let port = test_support::free_port().unwrap();
     let listen = format!("127.0.0.1:{port}");
-    let proxy = test_support::Proxy::start(([127, 0, 0, 1], world.rabbitmq().port()).into())
-        .await
-        .unwrap();
-    let url = world.broker_url().replace(
-        &format!(":{}/", world.rabbitmq().port()),
-        &format!(":{}/", proxy.port()),
-    );
+    let (proxy, url) = Proxy::before(&world.broker_url()).await.unwrap();
     let consumer = world.consumer().await;
     let relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen), ("AMQP_URL", &url)]);
     relay.line("connected to both servers", SOON).await;
@@ -228,7 +201,7 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
     let healthy = world
         .outboxd(&["healthcheck"], &[("OUTBOXD__ADMIN__LISTEN", &listen)])
         .await;
-    assert_eq!(healthy.code, 0, "{}", healthy.stderr);
+    healthy.ends(0, &[]);
 
     proxy.set(test_support::Mode::Cut);
     relay.line("RabbitMQ failed", SOON).await;
@@ -250,14 +223,14 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
     let unhealthy = world
         .outboxd(&["healthcheck"], &[("OUTBOXD__ADMIN__LISTEN", &listen)])
         .await;
-    assert_eq!(unhealthy.code, 1);
+    unhealthy.ends(1, &[]);
     let alive = world
         .outboxd(
             &["healthcheck", "--live"],
             &[("OUTBOXD__ADMIN__LISTEN", &listen)],
         )
         .await;
-    assert_eq!(alive.code, 0, "{}", alive.stderr);
+    alive.ends(0, &[]);
 
     proxy.set(test_support::Mode::Forward);
     consumer.until(1).await;
@@ -270,26 +243,9 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
 #[tokio::test]
 async fn a_database_that_falls_silent_while_the_broker_is_away_is_noticed() {
     let world = world().await;
-    let proxy = async |port: u16| {
-        let target = ([127, 0, 0, 1], port).into();
-        test_support::Proxy::start(target).await.unwrap()
-    };
-    let over =
-        |url: String, from: u16, to: u16| url.replace(&format!(":{from}/"), &format!(":{to}/"));
-    let (direct, broker) = (
-        world.rabbitmq().port(),
-        proxy(world.rabbitmq().port()).await,
-    );
-    let amqp = over(world.broker_url(), direct, broker.port());
-    let (direct, database) = (
-        world.postgres().port(),
-        proxy(world.postgres().port()).await,
-    );
-    let postgres = over(world.database_url(), direct, database.port());
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let relay = world.relay(&[
-        ("OUTBOXD__ADMIN__LISTEN", &listen),
+    let (broker, amqp) = Proxy::before(&world.broker_url()).await.unwrap();
+    let (database, postgres) = Proxy::before(&world.database_url()).await.unwrap();
+    let (relay, port) = world.watched(&[
         ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s"),
         ("DATABASE_URL", &postgres),
         ("AMQP_URL", &amqp),
@@ -314,18 +270,16 @@ async fn a_database_that_falls_silent_while_the_broker_is_away_is_noticed() {
 #[tokio::test]
 async fn a_lag_that_cannot_be_read_is_no_number_rather_than_an_old_one() {
     let world = world().await;
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen)]);
+    let (relay, port) = world.watched(&[]);
     until(port, "outbox_oldest_due_age_seconds", |v| v == 0.0).await;
     let sql = "REVOKE EXECUTE ON FUNCTION outbox.measure() FROM outbox_relay";
-    world.client.batch_execute(sql).await.unwrap();
+    world.sql(sql).await;
     until(port, "outbox_oldest_due_age_seconds", f64::is_nan).await;
     relay
         .line("housekeeping (metrics, retention) failed", SOON)
         .await;
     let sql = "GRANT EXECUTE ON FUNCTION outbox.measure() TO outbox_relay";
-    world.client.batch_execute(sql).await.unwrap();
+    world.sql(sql).await;
     until(port, "outbox_oldest_due_age_seconds", |v| v == 0.0).await;
 }
 

@@ -1,6 +1,6 @@
 //! Policies, and sessions that a pooler shares. Rows 61 and 64 of the fault matrix have every policy and every setting.
 
-use test_support::{PgBouncer, eventually, pgbouncer_is_installed};
+use test_support::{PgBouncer, eventually, over, pgbouncer_is_installed};
 
 use crate::world::{Consumer, SOON, World, world};
 
@@ -33,7 +33,7 @@ async fn a_policy_that_is_forced_on_the_owner_never_makes_the_status_say_nothing
     let world = world().await;
     world.commit_many(50, 5).await;
     let force = "ALTER TABLE outbox.message ENABLE ROW LEVEL SECURITY; ALTER TABLE outbox.message FORCE ROW LEVEL SECURITY";
-    world.client.batch_execute(force).await.unwrap();
+    world.sql(force).await;
     for mode in MODES {
         let status = world.outboxd(&["status", "--json"], mode).await;
         assert!(
@@ -64,7 +64,7 @@ async fn a_policy_that_is_forced_on_the_owner_never_makes_the_status_say_nothing
         "{refused}"
     );
     let off = "ALTER TABLE outbox.message NO FORCE ROW LEVEL SECURITY";
-    world.client.batch_execute(off).await.unwrap();
+    world.sql(off).await;
     // The owner of the function can read the whole table.
     let status = world.outboxd(&["status", "--json"], &[]).await;
     assert!(
@@ -88,10 +88,7 @@ async fn behind_a_pooler_in_transaction_mode_the_defaults_are_refused_with_the_c
         let pooler = PgBouncer::start(world.postgres().port(), &users, pool)
             .await
             .unwrap();
-        let direct = format!(":{}/", world.postgres().port());
-        let url = world
-            .database_url()
-            .replace(&direct, &format!(":{}/", pooler.port()));
+        let url = over(&world.database_url(), pooler.port());
         for (prepared, listen) in [("true", "true"), ("true", "false")] {
             let settings = [
                 ("DATABASE_URL", url.as_str()),
@@ -128,10 +125,10 @@ async fn without_a_session_of_its_own_the_relay_says_its_settings_with_every_sta
         ("enable_seqscan", "on"),
     ] {
         let sql = format!("{role} SET {name} = '{value}'");
-        world.client.batch_execute(&sql).await.unwrap();
+        world.sql(&sql).await;
     }
     let policy = "ALTER TABLE outbox.relay ENABLE ROW LEVEL SECURITY";
-    world.client.batch_execute(policy).await.unwrap();
+    world.sql(policy).await;
     let relay = world.relay(MODES[1]);
     relay.line("DISABLE ROW LEVEL SECURITY", SOON).await;
     let consumer = world.consumer().await;

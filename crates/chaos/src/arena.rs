@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use test_support::{
-    Daemon, Held, Plan, Postgres, PostgresOptions, RabbitMq, RabbitMqOptions, Ran, Recorder,
+    Daemon, Held, Plan, Postgres, PostgresOptions, Proxy, RabbitMq, RabbitMqOptions, Ran, Recorder,
     Servers, Site, amqp, eventually,
 };
 use tokio::sync::OnceCell;
@@ -158,6 +158,20 @@ impl<'a> Arena<'a> {
         self.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "40m");
     }
 
+    /// The relays' way to PostgreSQL is a proxy from now on.
+    pub async fn database_proxy(&mut self) -> Result<Proxy> {
+        let (proxy, url) = Proxy::before(&self.database_url()).await?;
+        self.set("DATABASE_URL", &url);
+        Ok(proxy)
+    }
+
+    /// The relays' way to RabbitMQ is a proxy from now on.
+    pub async fn broker_proxy(&mut self) -> Result<Proxy> {
+        let (proxy, url) = Proxy::before(&self.broker_url()).await?;
+        self.set("AMQP_URL", &url);
+        Ok(proxy)
+    }
+
     pub fn unset(&mut self, name: &str) {
         self.env.retain(|(known, _)| known != name);
     }
@@ -225,9 +239,4 @@ impl<'a> Arena<'a> {
             Arc::clone(&self.setup.timeline),
         )
     }
-}
-
-/// The same URL by way of another port.
-pub fn over(url: &str, port: u16, other: u16) -> String {
-    url.replace(&format!(":{port}/"), &format!(":{other}/"))
 }

@@ -161,6 +161,13 @@ impl Flow {
         })
     }
 
+    /// The fault ends now: [`Self::recovers`], then [`Self::finish`].
+    pub async fn heals(mut self, bound: Duration, duplicates: usize) -> Result<Outcome> {
+        let over = self.timeline.over();
+        self.recovers(over, bound).await?;
+        self.finish(duplicates).await
+    }
+
     /// Ends the producers, waits until the outbox is at rest, and judges: nothing lost, altered, reordered or marked
     /// without an arrival, and at most so many duplicates.
     pub async fn finish(mut self, duplicates: usize) -> Result<Outcome> {

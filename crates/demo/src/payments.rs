@@ -1,6 +1,6 @@
 //! The other side: two consumers of the same events, one with the inbox and one without, under the same faults.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::{
@@ -24,7 +24,7 @@ const PAY: &str = "INSERT INTO paid AS p (consumer, customer, cents) VALUES ($1,
                    ON CONFLICT (consumer, customer) DO UPDATE SET cents = p.cents + excluded.cents";
 
 pub struct Payments {
-    proxy: Arc<Proxy>,
+    proxy: Proxy,
     stop: CancellationToken,
     exact: Vec<JoinHandle<std::result::Result<(), outbox::consumer::ConsumerError>>>,
     naive: Vec<AbortHandle>,
@@ -76,11 +76,7 @@ impl Payments {
         postgres.execute("payments", tables).await?;
         declare(&rabbitmq.url("/")).await?;
 
-        let proxy = Arc::new(Proxy::start(([127, 0, 0, 1], rabbitmq.port()).into()).await?);
-        let broker = rabbitmq.url("/").replace(
-            &format!(":{}/", rabbitmq.port()),
-            &format!(":{}/", proxy.port()),
-        );
+        let (proxy, broker) = Proxy::before(&rabbitmq.url("/")).await?;
         let database = postgres.url_for("payments", "payments", "payments");
         let stop = CancellationToken::new();
         let (mut exact, mut naive) = (Vec::new(), Vec::new());

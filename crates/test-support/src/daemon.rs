@@ -102,6 +102,14 @@ impl Daemon {
         })
     }
 
+    /// Panics if a line contains `text`.
+    #[track_caller]
+    pub fn never_said(&self, text: &str) {
+        let lines = self.lines();
+        let said = lines.iter().find(|line| line.contains(text));
+        assert!(said.is_none(), "the process said: {said:?}");
+    }
+
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(Pid::from_raw(self.pid.cast_signed()), signal)?)
     }
@@ -138,6 +146,24 @@ pub struct Ran {
 impl Ran {
     pub fn said(&self) -> String {
         format!("{}{}", self.stdout, self.stderr)
+    }
+
+    /// Panics unless the command ended with this code and said all of this: a failure on standard error, a success on standard
+    /// output.
+    #[track_caller]
+    pub fn ends(&self, code: i32, says: &[&str]) {
+        let said = if code == 0 {
+            &self.stdout
+        } else {
+            &self.stderr
+        };
+        let missing = says.iter().find(|text| !said.contains(**text));
+        assert!(
+            self.code == code && missing.is_none(),
+            "exit code {}, and not {code}, or without {missing:?}: {}",
+            self.code,
+            self.said()
+        );
     }
 }
 

@@ -38,7 +38,7 @@ pub use commits::{Commits, drained};
 pub use crowd::crowd;
 pub use daemon::{Daemon, Ran, Transcript, run};
 pub use pgbouncer::PgBouncer;
-pub use port::free_port;
+pub use port::{free_port, over};
 pub use postgres::{Postgres, PostgresOptions};
 pub use programs::{Error, Result};
 pub use proxy::{Mode, Proxy};

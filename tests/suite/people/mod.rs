@@ -23,12 +23,6 @@ pub async fn write(world: &World, client: &Client, name: &str, n: i32) {
 }
 
 impl World {
-    pub async fn sql(&self, sql: &str) {
-        if let Err(error) = self.client.batch_execute(sql).await {
-            panic!("{sql}: {error:?}");
-        }
-    }
-
     /// Waits until every message is sent and below the marks: after that no claim reads it.
     pub async fn passed(&self) {
         self.drained().await;

@@ -1,6 +1,9 @@
 //! The world of a test: a migrated database, a virtual host, relays, a consumer, and a ledger.
 
-use std::path::{Path, PathBuf};
+use std::{
+    panic::Location,
+    path::{Path, PathBuf},
+};
 
 use checker::Report;
 use lapin::{Channel, types::AMQPValue};
@@ -133,6 +136,23 @@ impl World {
         Daemon::start(&binary(), &["run"], &self.env(more)).unwrap()
     }
 
+    /// Starts a relay with an admin port, and returns the port.
+    pub fn watched(&self, more: &[(&str, &str)]) -> (Daemon, u16) {
+        let port = test_support::free_port().unwrap();
+        let listen = format!("127.0.0.1:{port}");
+        let more = [more, &[("OUTBOXD__ADMIN__LISTEN", &listen)]].concat();
+        (self.relay(&more), port)
+    }
+
+    /// An empty database of the owner's; returns its name and the owner's URL.
+    pub async fn another(&self, name: &str) -> (String, String) {
+        let database = format!("{}_{name}", self.database);
+        let created = self.postgres().create_database(&database, "owner").await;
+        created.unwrap();
+        let url = self.postgres().url_for("owner", "owner", &database);
+        (database, url)
+    }
+
     /// Runs a command to its end; returns exit code, standard output and standard error.
     pub async fn outboxd(&self, args: &[&str], more: &[(&str, &str)]) -> Run {
         run(args, &self.env(more)).await
@@ -216,6 +236,12 @@ impl World {
         written.await.unwrap()[0]
     }
 
+    pub async fn sql(&self, sql: &str) {
+        if let Err(error) = self.client.batch_execute(sql).await {
+            panic!("{sql}: {error:?}");
+        }
+    }
+
     /// Reads one number with SQL.
     pub async fn count(&self, sql: &str) -> i64 {
         self.client
@@ -255,6 +281,20 @@ impl World {
     /// Compares the committed events with the deliveries of `consumer`.
     pub async fn judge(&self, consumer: &Consumer) -> Report {
         self.ledger.judge(&self.client, consumer).await.unwrap()
+    }
+
+    /// Nothing is pending any more, every message arrived in order, and so many at most came again.
+    #[track_caller]
+    pub fn clean(&self, consumer: &Consumer, duplicates: usize) -> impl Future<Output = ()> {
+        let caller = Location::caller();
+        async move {
+            self.drained().await;
+            let report = self.judge(consumer).await;
+            assert!(
+                report.is_clean() && report.duplicates <= duplicates,
+                "{report}; {duplicates} duplicates are allowed ({caller})"
+            );
+        }
     }
 }
 

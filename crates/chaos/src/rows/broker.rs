@@ -33,27 +33,23 @@ pub const ROWS: &[Row] = rows! { setup;
 
 async fn restarted(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = arena.flowing().await?;
+    let (flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena.rabbitmq.stop().await?;
     sleep(Duration::from_secs(3)).await;
     arena.rabbitmq.restart().await?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(30)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(30), WINDOW).await
 }
 
 async fn killed(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.rabbitmq.remember().await?;
-    let (mut flow, _relay) = arena.flowing().await?;
+    let (flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena.rabbitmq.kill().await;
     sleep(Duration::from_secs(3)).await;
     arena.rabbitmq.restart().await?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(30)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(30), WINDOW).await
 }
 
 async fn frozen(setup: &Setup) -> Result<Outcome> {
@@ -315,7 +311,7 @@ async fn rotated(setup: &Setup) -> Result<Outcome> {
         "OUTBOXD__BROKER__PASSWORD_FILE",
         &file.display().to_string(),
     );
-    let (mut flow, relay) = arena.flowing().await?;
+    let (flow, relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena
         .rabbitmq
@@ -327,9 +323,7 @@ async fn rotated(setup: &Setup) -> Result<Outcome> {
         .await?;
     relay.line("ACCESS_REFUSED", SOON).await;
     secret(&file, "second")?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(15), WINDOW).await
 }
 
 fn secret(path: &Path, text: &str) -> Result<()> {
@@ -340,7 +334,7 @@ fn secret(path: &Path, text: &str) -> Result<()> {
 
 async fn connection_limit(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, relay) = arena.flowing().await?;
+    let (flow, relay) = arena.flowing().await?;
     setup.timeline.fault();
     let none = r#"{"max-connections": 0}"#;
     arena
@@ -357,20 +351,16 @@ async fn connection_limit(setup: &Setup) -> Result<Outcome> {
         .rabbitmq
         .ctl(&["clear_vhost_limits", "-p", "/"])
         .await?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(15), WINDOW).await
 }
 
 async fn force_closed(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = arena.flowing().await?;
+    let (flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena
         .rabbitmq
         .ctl(&["close_all_connections", "maintenance"])
         .await?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(5)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(5), WINDOW).await
 }

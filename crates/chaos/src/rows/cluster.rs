@@ -7,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use test_support::{Daemon, Mode, Proxy, RabbitMq, amqp, eventually};
+use test_support::{Daemon, Mode, Proxy, RabbitMq, amqp, eventually, over};
 use tokio::time::sleep;
 
 use crate::{
-    arena::{self, Arena, DATABASE, QUEUE, SOON, Setup, WINDOW, since},
+    arena::{Arena, DATABASE, QUEUE, SOON, Setup, WINDOW, since},
     flow::Flow,
     row::{Outcome, Result, Row, expect, rows},
     traffic::Rate,
@@ -43,10 +43,8 @@ impl<'a> Cluster<'a> {
         let channel = amqp::channel(&third.url("/")).await?;
         amqp::delete(&channel, QUEUE).await?;
         amqp::declare(&third.url("/"), QUEUE).await?;
-        let relay_way = Proxy::start(address(first)).await?;
         let consumer_way = Proxy::start(address(&second)).await?;
-        let url = arena::over(&arena.broker_url(), first.port(), relay_way.port());
-        arena.set("AMQP_URL", &url);
+        let relay_way = arena.broker_proxy().await?;
         let cluster = Self {
             arena,
             others: [second, third],
@@ -73,8 +71,7 @@ impl<'a> Cluster<'a> {
 
     async fn flowing(&self) -> Result<(Flow, Daemon)> {
         let relay = self.arena.relay()?;
-        let direct = self.arena.rabbitmq.port();
-        let broker = arena::over(&self.arena.broker_url(), direct, self.consumer_way.port());
+        let broker = over(&self.arena.broker_url(), self.consumer_way.port());
         let database = self.arena.postgres.url(DATABASE);
         // Three brokers share the machine.
         let rate = Rate {

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use test_support::{Daemon, Mode, Proxy, amqp, eventually};
+use test_support::{Daemon, Mode, Proxy, amqp, eventually, over};
 use tokio_postgres::Client;
 
 use crate::{
-    arena::{self, Arena, DATABASE, SOON, Setup, WINDOW},
+    arena::{Arena, DATABASE, SOON, Setup, WINDOW},
     consumer::TABLES,
     flow::Flow,
     row::{Outcome, Result, Row, expect, rows},
@@ -61,7 +61,7 @@ impl<'a> Stage<'a> {
             .arena
             .postgres
             .url_for("consumer", "consumer", DATABASE);
-        let broker = arena::over(&self.arena.broker_url(), self.direct(), port);
+        let broker = over(&self.arena.broker_url(), port);
         let program = std::env::current_exe()?;
         let args = ["consume", &database, &broker, WORK];
         let logs = &self.arena.setup.logs;

@@ -6,12 +6,12 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use test_support::{Mode, PostgresOptions, Proxy, RabbitMqOptions, eventually};
+use test_support::{Mode, PostgresOptions, RabbitMqOptions, eventually};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::{
-    arena::{self, Arena, SOON, Setup, WINDOW},
+    arena::{Arena, SOON, Setup, WINDOW},
     row::{Outcome, Result, Row, expect, rows},
 };
 
@@ -103,10 +103,8 @@ async fn backend_stopped(setup: &Setup) -> Result<Outcome> {
 
 async fn half_open(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let proxy = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
     let direct = arena.database_url();
-    let url = arena::over(&direct, arena.postgres.port(), proxy.port());
-    arena.set("DATABASE_URL", &url);
+    let proxy = arena.database_proxy().await?;
     arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s");
     arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "4s");
     let (mut flow, relay) = arena.flowing().await?;
@@ -231,14 +229,12 @@ async fn no_connections(setup: &Setup) -> Result<Outcome> {
     sleep(Duration::from_secs(4)).await;
     flow.note(format!("{} other connections", held.len()));
     drop(held);
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(2 * WINDOW).await
+    flow.heals(Duration::from_secs(15), 2 * WINDOW).await
 }
 
 async fn settle_fails(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = arena.flowing().await?;
+    let (flow, _relay) = arena.flowing().await?;
     let client = arena.client().await?;
     setup.timeline.fault();
     // A number drawn from a sequence is not rolled back: the failures end.
@@ -260,15 +256,13 @@ async fn settle_fails(setup: &Setup) -> Result<Outcome> {
         row.get::<_, bool>(0).then_some(())
     })
     .await;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(10 * WINDOW).await
+    flow.heals(Duration::from_secs(15), 10 * WINDOW).await
 }
 
 async fn locked(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.set("OUTBOXD__DATABASE__LOCK_TIMEOUT", "500ms");
-    let (mut flow, relay) = arena.flowing().await?;
+    let (flow, relay) = arena.flowing().await?;
     let mut migrating = arena.client().await?;
     let migration = migrating.transaction().await?;
     setup.timeline.fault();
@@ -278,9 +272,7 @@ async fn locked(setup: &Setup) -> Result<Outcome> {
     relay.line("lock timeout", SOON).await;
     sleep(Duration::from_secs(3)).await;
     migration.commit().await?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(15), WINDOW).await
 }
 
 async fn not_notified(setup: &Setup) -> Result<Outcome> {

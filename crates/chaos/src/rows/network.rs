@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use super::broker::nothing_is_marked;
 use crate::{
-    arena::{Arena, SOON, Setup, WINDOW, over},
+    arena::{Arena, SOON, Setup, WINDOW},
     flow::Flow,
     row::{Outcome, Result, Row, expect, rows},
 };
@@ -23,9 +23,7 @@ pub const ROWS: &[Row] = rows! { setup;
 
 /// A relay whose way to the broker goes through a proxy, and traffic through it.
 async fn flowing(arena: &mut Arena<'_>) -> Result<(Proxy, Flow, Daemon)> {
-    let proxy = Proxy::start(([127, 0, 0, 1], arena.rabbitmq.port()).into()).await?;
-    let url = over(&arena.broker_url(), arena.rabbitmq.port(), proxy.port());
-    arena.set("AMQP_URL", &url);
+    let proxy = arena.broker_proxy().await?;
     let (flow, relay) = arena.flowing().await?;
     Ok((proxy, flow, relay))
 }
@@ -76,7 +74,7 @@ async fn confirms_dropped(setup: &Setup) -> Result<Outcome> {
 
 async fn reset(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let (proxy, mut flow, _relay) = flowing(&mut arena).await?;
+    let (proxy, flow, _relay) = flowing(&mut arena).await?;
     setup.timeline.fault();
     for _ in 0..20 {
         let bytes = rand::rng().random_range(100..20_000);
@@ -89,9 +87,7 @@ async fn reset(setup: &Setup) -> Result<Outcome> {
         proxy.set(Mode::Forward);
         flow.steady(30).await?;
     }
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(20 * WINDOW).await
+    flow.heals(Duration::from_secs(15), 20 * WINDOW).await
 }
 
 async fn slow(setup: &Setup) -> Result<Outcome> {

@@ -207,10 +207,8 @@ async fn panics(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD_FAILPOINT", "confirm.before_settle@3=panic");
     let relay = arena.relay()?;
-    let mut flow = arena.flow().await?;
+    let flow = arena.flow().await?;
     setup.timeline.fault();
     relay.line("panicked; starting it again", SOON).await;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(10)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(10), WINDOW).await
 }

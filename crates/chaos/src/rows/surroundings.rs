@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use test_support::{Daemon, Mode, PgBouncer, Proxy, amqp, eventually};
+use test_support::{Daemon, Mode, PgBouncer, Proxy, amqp, eventually, over};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
@@ -31,7 +31,7 @@ async fn pooled(setup: &Setup) -> Result<Outcome> {
     let pool = 3;
     let direct = arena.postgres.port();
     let pooler = PgBouncer::start(direct, &[("relay", "relay")], pool).await?;
-    let url = arena::over(&arena.database_url(), direct, pooler.port());
+    let url = over(&arena.database_url(), pooler.port());
     arena.set("DATABASE_URL", &url);
     arena.set("OUTBOXD__DATABASE__PREPARED_STATEMENTS", "false");
     arena.set("OUTBOXD__DATABASE__LISTEN", "false");
@@ -192,21 +192,11 @@ async fn repointed(setup: &Setup) -> Result<Outcome> {
     let broker = Moving::start(arena.rabbitmq.port()).await?;
     let hosts = tempfile::NamedTempFile::new()?;
     point(hosts.path(), OLD)?;
-    let named = |url: &str, port: u16, way: &Moving, name: &str| {
-        arena::over(url, port, way.old.port()).replace("127.0.0.1", name)
-    };
-    let database_url = named(
-        &arena.database_url(),
-        arena.postgres.port(),
-        &database,
-        "database.test",
-    ) + "?sslmode=disable";
-    let broker_url = named(
-        &arena.broker_url(),
-        arena.rabbitmq.port(),
-        &broker,
-        "broker.test",
-    );
+    let named =
+        |url: &str, way: &Moving, name: &str| over(url, way.old.port()).replace("127.0.0.1", name);
+    let database_url =
+        named(&arena.database_url(), &database, "database.test") + "?sslmode=disable";
+    let broker_url = named(&arena.broker_url(), &broker, "broker.test");
     arena.set("DATABASE_URL", &database_url);
     arena.set("AMQP_URL", &broker_url);
     arena.set("OUTBOXD__DATABASE__ALLOW_PLAINTEXT", "true");

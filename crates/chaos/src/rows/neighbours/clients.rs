@@ -20,7 +20,7 @@ use tokio_postgres::NoTls;
 
 use super::bounds::bounded;
 use crate::{
-    arena::{self, Arena, DATABASE, SOON, Setup, WINDOW},
+    arena::{Arena, DATABASE, SOON, Setup, WINDOW},
     inputs::configuration::judge::{Judge, NO_BROKER_URL, NO_DATABASE_URL, SECRET, file},
     row::{Outcome, Result, Row, expect, rows},
     rows::scene::Scene,
@@ -56,13 +56,7 @@ async fn most_open<T>(pid: u32, work: impl Future<Output = T>) -> Result<(T, usi
 
 async fn admin_port(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let database = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
-    let url = arena::over(
-        &arena.database_url(),
-        arena.postgres.port(),
-        database.port(),
-    );
-    arena.set("DATABASE_URL", &url);
+    let database = arena.database_proxy().await?;
     let mut scene = Scene::of(arena).await?;
     scene.stop().await?;
     let limit = format!("--nofile={FEW}:{FEW}");
@@ -157,11 +151,8 @@ async fn secret_files(setup: &Setup) -> Result<Outcome> {
     // At work it is read again at each connect.
     let password = file(folder.path(), "password", b"relay", 0o600)?;
     let url = arena.database_url().replace("relay:relay@", "relay@");
-    let database = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
-    arena.set(
-        "DATABASE_URL",
-        &arena::over(&url, arena.postgres.port(), database.port()),
-    );
+    let (database, url) = Proxy::before(&url).await?;
+    arena.set("DATABASE_URL", &url);
     arena.set("OUTBOXD__DATABASE__PASSWORD_FILE", &password);
     let mut scene = Scene::of(arena).await?;
     for (trap, says) in TRAPS {

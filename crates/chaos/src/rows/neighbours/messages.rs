@@ -17,7 +17,7 @@ use test_support::{
 
 use super::bounds::{MEMORY_KIB, bounded};
 use crate::{
-    arena::{self, Arena, SOON, Setup, WINDOW},
+    arena::{Arena, SOON, Setup, WINDOW},
     row::{Outcome, Result, Row, expect, rows},
     rows::{
         consumer::{Stage, WORK, dead_letters},
@@ -177,14 +177,7 @@ async fn liars(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     let honest: [SocketAddr; 2] =
         [arena.postgres.port(), arena.rabbitmq.port()].map(|port| ([127, 0, 0, 1], port).into());
-    let [database, broker] = [
-        Proxy::start(honest[0]).await?,
-        Proxy::start(honest[1]).await?,
-    ];
-    let url = arena::over(&arena.database_url(), honest[0].port(), database.port());
-    arena.set("DATABASE_URL", &url);
-    let url = arena::over(&arena.broker_url(), honest[1].port(), broker.port());
-    arena.set("AMQP_URL", &url);
+    let (database, broker) = (arena.database_proxy().await?, arena.broker_proxy().await?);
     arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s");
     let mut scene = Scene::of(arena).await?;
     for limit in [0, u32::MAX] {

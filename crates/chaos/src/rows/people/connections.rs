@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use test_support::{Proxy, eventually};
+use test_support::eventually;
 
 use crate::{
-    arena::{self, Arena, BATCH, SOON, Setup, since},
+    arena::{Arena, BATCH, SOON, Setup, since},
     row::{Outcome, Result, Row, in_time, rows},
     rows::scene::Scene,
 };
@@ -78,16 +78,7 @@ const BESIDE: Duration = Duration::from_secs(6);
 
 async fn silent(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let database = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
-    let broker = Proxy::start(([127, 0, 0, 1], arena.rabbitmq.port()).into()).await?;
-    let url = arena::over(
-        &arena.database_url(),
-        arena.postgres.port(),
-        database.port(),
-    );
-    arena.set("DATABASE_URL", &url);
-    let url = arena::over(&arena.broker_url(), arena.rabbitmq.port(), broker.port());
-    arena.set("AMQP_URL", &url);
+    let (database, broker) = (arena.database_proxy().await?, arena.broker_proxy().await?);
     arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "2s");
     // Within which the server frees what a silent session had locked.
     arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "4s");

@@ -4,10 +4,10 @@ use programs::Result;
 
 use crate::{circles, commits, layers, lengths, links, named_tests, run, shell::command};
 
-/// Says what is wrong, thing by thing.
+/// Returns one text for each fault.
 type Look = fn() -> Result<Vec<String>>;
 
-/// What is looked for without a compiler, and what to do about what is found.
+/// The checks that need no compiler: name, check, and the cure for its faults.
 const LOOKS: &[(&str, Look, &str)] = &[
     (
         "layers",

@@ -232,7 +232,7 @@ impl Uses {
         uses
     }
 
-    /// The shortest way round from each that comes back to itself, a line a step; each circle once.
+    /// The shortest circle through each node that is on one, a line for each step; each circle once.
     fn circles(&self) -> BTreeMap<BTreeSet<String>, String> {
         let rounds = self.0.keys().filter_map(|start| self.round(start));
         rounds
@@ -243,7 +243,7 @@ impl Uses {
             .collect()
     }
 
-    /// Each that it comes by, and the line that names the next one.
+    /// The nodes on the way, each with the line that names the next one.
     fn round(&self, start: &String) -> Option<Vec<(String, String)>> {
         let mut ways = VecDeque::from([(start, Vec::new())]);
         let mut seen = BTreeSet::new();

@@ -77,7 +77,7 @@ pub fn broken() -> Result<Vec<String>> {
     let mut broken = Vec::new();
     for (place, forbidden) in RULES {
         let files = files::files(&[place], "rs")?;
-        // A rule for a place that is gone would hold for ever, and for nothing.
+        // A rule for a deleted place would never apply again.
         if files.is_empty() {
             return Err(
                 format!("{place} is gone; correct the rules in xtask/src/layers.rs").into(),

@@ -43,10 +43,10 @@ pub struct Name {
     pub module: Vec<String>,
 }
 
-/// What a file names.
+/// The names in a file.
 pub struct Named {
     pub names: Vec<Name>,
-    /// What `use` brings into the file's own scope: each name, and the path that it stands for.
+    /// The names that `use` brings into the file's own scope, each with its path.
     pub imports: HashMap<String, Vec<String>>,
 }
 

@@ -92,7 +92,7 @@ impl Bench {
         self.drain(outbox, &filled, queue, settings).await
     }
 
-    /// Drains what was filled, and finds each message in the queue once.
+    /// Drains the outbox, and finds each of its messages in the queue once.
     pub async fn drain(
         &self,
         outbox: &Outbox,

@@ -1,4 +1,4 @@
-//! What the inbox costs: the same consumer with it and without it, and an inbox with a history.
+//! The cost of the inbox: one consumer with it and without it, and an inbox with a history.
 
 use test_support::Result;
 

@@ -278,7 +278,7 @@ impl LongLife<'_> {
         ])
     }
 
-    /// Beside what is in the large outbox.
+    /// Beside the backlog of the large outbox.
     async fn drained_beside(&self, batch: &Batch) -> Result<Drain> {
         let filled = self.large.add(batch).await?;
         self.large.client.batch_execute("CHECKPOINT").await?;

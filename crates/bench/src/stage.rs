@@ -35,7 +35,7 @@ pub enum Queue {
 const SHORT: u32 = 100_000;
 
 impl Queue {
-    /// Of so many messages.
+    /// The number of messages.
     pub fn kept(self, n: usize) -> usize {
         match self {
             Self::Quorum | Self::Classic => n,

@@ -53,7 +53,7 @@ pub enum Workload {
 }
 
 impl Workload {
-    /// What it is measured with: workloads of one group share their tables or runs.
+    /// The group of the workload: workloads of one group share their tables or runs.
     pub fn group(self) -> Self {
         match self {
             Self::Cpu => Self::DrainQuorum,

@@ -24,7 +24,7 @@ impl Invariant {
 fn no_loss(machine: &Machine, state: &State) -> bool {
     !(0..).zip(&state.rows).any(|(row, m)| {
         let mark = state.lanes[usize::from(machine.lane_of(m.key))];
-        // What somebody hid is found by the audit in the end: that is `Progress`.
+        // The audit finds hidden messages in the end: `Progress` covers that.
         let unseen = m.is_pending() && m.waiting.is_none() && row < mark.low_water && !m.by_hand;
         unseen || (m.sent && m.copies == 0)
     })

@@ -32,7 +32,7 @@ pub struct Scenario {
     pub refusal: Reply,
 }
 
-/// Scenarios, each like another one but for what is said, and the list of them.
+/// Defines scenarios, each by its differences from another one, and the list of all of them.
 macro_rules! scenarios {
     ($(#[$about:meta])* $all:ident:
     $($(#[$doc:meta])* $scenario:ident = $name:literal of $base:ident { $($field:ident: $value:expr),* };)*) => {
@@ -82,7 +82,7 @@ fn smallest() -> Scenario {
 }
 
 scenarios! {
-    /// What every test run checks.
+    /// Every test run checks these.
     small:
 
     /// Marks move while transactions end in any order.
@@ -154,7 +154,7 @@ scenarios! {
 }
 
 scenarios! {
-    /// What `cargo xtask model --large` checks besides.
+    /// `cargo xtask model --large` checks these as well.
     large:
 
     late_commits_large = "late commits, large" of late_commits {

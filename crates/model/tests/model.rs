@@ -19,7 +19,7 @@ fn holds(scenario: Scenario, seen: &[Sighting]) {
     }
 }
 
-/// Each scenario, and what it must come across.
+/// Each scenario, with the situations that it must reach.
 macro_rules! whole {
     ($($test:ident: $scenario:ident shows $($seen:ident),*;)*) => {
         $(#[test]

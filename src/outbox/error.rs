@@ -32,6 +32,11 @@ pub enum OutboxError {
     ReadOnly { action: &'static str },
     #[error("PostgreSQL ({action}): {why}")]
     Unusable { action: &'static str, why: String },
+    #[error("PostgreSQL ({action}): the result has no column \"{column}\"{OTHER_SCHEMA}")]
+    ColumnMissing {
+        action: &'static str,
+        column: &'static str,
+    },
     /// The UPDATE went through and changed nothing.
     #[error(
         "PostgreSQL (mark sent): {messages} of the rows that were confirmed are not marked, the first at position {position}: \
@@ -70,6 +75,7 @@ impl OutboxError {
             | Self::ReadOnly { .. }
             | Self::Timeout { .. }
             | Self::Unusable { .. }
+            | Self::ColumnMissing { .. }
             | Self::Tls(_)
             | Self::SchemaTooNew { .. }
             | Self::SchemaTooOld { .. } => false,
@@ -100,7 +106,9 @@ impl OutboxError {
     /// The schema is not the one that this program knows. It needs a migration; waiting does not help.
     pub fn is_schema(&self) -> bool {
         match self {
-            Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => true,
+            Self::ColumnMissing { .. } | Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => {
+                true
+            }
             Self::Database { source, .. } => matches!(
                 source.code(),
                 Some(
@@ -138,7 +146,10 @@ impl OutboxError {
                     )
             }
             Self::ReadOnly { .. } | Self::Timeout { .. } | Self::Unusable { .. } => false,
-            Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } | Self::NotMarked { .. } => true,
+            Self::ColumnMissing { .. }
+            | Self::SchemaTooNew { .. }
+            | Self::SchemaTooOld { .. }
+            | Self::NotMarked { .. } => true,
         }
     }
 }
@@ -201,6 +212,9 @@ fn describe(error: &tokio_postgres::Error) -> String {
 const READ_ONLY: &str = ". This server is read-only: list every host in database.url with target_session_attrs=read-write; \
                          or default_transaction_read_only is on for it, the database or the role: turn it off";
 
+const OTHER_SCHEMA: &str =
+    ". The schema is not the one this outboxd knows: compare `outboxd migrate --dry-run`";
+
 /// The settings that a pooler in transaction mode needs.
 pub const POOLER: &str = ". database.url leads to a pooler in transaction mode: set database.prepared_statements = false and \
                           database.listen = false, or connect to PostgreSQL itself";
@@ -224,9 +238,7 @@ fn remedy(action: &str, error: &tokio_postgres::Error) -> &'static str {
             | &SqlState::UNDEFINED_TABLE
             | &SqlState::UNDEFINED_FUNCTION,
         ) => ". Run `outboxd migrate` on this database",
-        Some(&SqlState::UNDEFINED_COLUMN) => {
-            ". The schema is not the one this outboxd knows: compare `outboxd migrate --dry-run`"
-        }
+        Some(&SqlState::UNDEFINED_COLUMN) => OTHER_SCHEMA,
         Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             ". Run deploy/postgres/roles.sql (or `outboxd sql --roles`), then GRANT outbox_relay to this role"
         }

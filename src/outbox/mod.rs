@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod blockers;
+mod candidate;
 pub(crate) mod claim;
 pub(crate) mod ctid;
 pub(crate) mod dead;

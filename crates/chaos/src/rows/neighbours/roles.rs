@@ -457,7 +457,7 @@ async fn other_database(setup: &Setup) -> Result<Outcome> {
     expect(
         told.code == 0
             && told.stdout.contains(
-                "members of outbox_producer (other) have rights in the databases in brackets, too",
+                "members of outbox_producer (other) also have rights in the databases in brackets",
             ),
         || told.said(),
     )?;

@@ -496,11 +496,37 @@ COMMENT ON COLUMN outbox.status.oldest_due_age_seconds IS 'The lag: age of the o
 COMMENT ON COLUMN outbox.status.pending_is_capped IS 'One of these counts exceeded 10,000 and is estimated or capped.';
 
 -- Debezium's column names, for producers that come from Debezium's outbox event router or may move to it.
+-- PostgreSQL would pass a DELETE or an UPDATE through a view of one table to that table's rows, as soon as somebody makes the
+-- view again without its triggers. The join with one row prevents it: without the triggers each write is refused.
 CREATE VIEW outbox.debezium AS
-    SELECT message_id AS id, aggregate_type AS aggregatetype, aggregate_id AS aggregateid, event_type AS type, payload
-    FROM outbox.message;
+    SELECT m.message_id AS id, m.aggregate_type AS aggregatetype, m.aggregate_id AS aggregateid, m.event_type AS type,
+           m.payload
+    FROM outbox.message m
+    CROSS JOIN (SELECT 1 AS n) AS one;
 COMMENT ON VIEW outbox.debezium IS
     'outbox.message under the column names of Debezium''s outbox event router. It accepts INSERT; a DELETE does not delete the event.';
+
+-- SECURITY DEFINER: a producer needs INSERT on the view alone.
+CREATE FUNCTION outbox.written() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+BEGIN
+    IF NEW.id IS NULL THEN
+        INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload)
+        VALUES (NEW.aggregatetype, NEW.aggregateid, NEW.type, NEW.payload)
+        RETURNING message_id INTO NEW.id;
+    ELSE
+        INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload)
+        VALUES (NEW.id, NEW.aggregatetype, NEW.aggregateid, NEW.type, NEW.payload);
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION outbox.written() IS 'Writes an event that was inserted into outbox.debezium.';
+REVOKE EXECUTE ON FUNCTION outbox.written() FROM PUBLIC;
+
+CREATE TRIGGER written INSTEAD OF INSERT ON outbox.debezium FOR EACH ROW EXECUTE FUNCTION outbox.written();
 
 -- Debezium's producers insert an event and delete it in the same transaction, because Debezium reads the log. Here the
 -- row itself must stay.

@@ -79,6 +79,16 @@ async fn a_record_of_a_deleted_message_hides_no_new_event_at_its_position() {
     world.passed_but_the_dead().await;
     let run = ok(&world, &["replay", "--type", "new", "--dry-run"]).await;
     assert!(run.starts_with("5 messages"), "{run}");
+    // The first event is the one at the dead record's position.
+    let first: uuid::Uuid = world
+        .client
+        .query_one("SELECT message_id FROM outbox.message WHERE id = 1", &[])
+        .await
+        .unwrap()
+        .get(0);
+    let found = ok(&world, &["where", &first.to_string(), "--json"]).await;
+    let found: Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["found"][0]["state"], "sent", "{found}");
     ok(&world, &["prune", "--older-than", "0s"]).await;
     assert_eq!(world.count("outbox.message").await, 0);
 }
@@ -347,7 +357,8 @@ async fn a_teams_own_columns_break_no_statement_whatever_their_names() {
     ]);
     world.commit_many(300, 20).await;
     let big = format!("\"{}\"", "x".repeat(3_000_000));
-    world.insert(Some("big"), "created", &big, "").await;
+    let correlated = "headers = '{\"correlation_id\":\"c\"}'";
+    world.insert(Some("big"), "created", &big, correlated).await;
     let later = "available_at = clock_timestamp() + interval '1 s'";
     world.insert(Some("later"), "created", "1", later).await;
     for n in 0..3 {
@@ -361,6 +372,8 @@ async fn a_teams_own_columns_break_no_statement_whatever_their_names() {
     ok(&world, &["dead", "redrive", "--all", "--why", "x"]).await;
     world.until("them to die again", "outbox.dead", 3).await;
     ok(&world, &["status"]).await;
+    ok(&world, &["where", "--key", "order/1"]).await;
+    ok(&world, &["where", "--correlation-id", "c"]).await;
     ok(&world, &["check", "--connect"]).await;
     ok(&world, &["replay", "--type", "created", "--why", "x"]).await;
     consumer.until(604).await;

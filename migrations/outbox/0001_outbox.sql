@@ -289,37 +289,50 @@ REVOKE EXECUTE ON FUNCTION outbox.truncated() FROM PUBLIC;
 CREATE TRIGGER truncated AFTER TRUNCATE ON outbox.message FOR EACH STATEMENT EXECUTE FUNCTION outbox.truncated();
 
 -- A correction of a row's key can change its lane. The entries in waiting and dead follow: a dead message stays dead
--- until it is redriven, and a waiting message must not wait under its old key or for its old destination. The mark
--- (sent_at) is not one of the trigger's columns.
+-- until it is redriven, and a waiting message must not wait under its old key, for its old destination or until its old
+-- time. An entry of an earlier message at this position stays as it is. The mark (sent_at) is not one of the trigger's
+-- columns.
 CREATE FUNCTION outbox.moved() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS $$
+DECLARE
+    postponed CONSTANT boolean := NEW.available_at IS DISTINCT FROM OLD.available_at
+                                  AND coalesce(NEW.available_at > clock_timestamp(), false);
 BEGIN
     UPDATE outbox.waiting w
     SET lane = NEW.lane, id = NEW.id, message_id = NEW.message_id,
         key_hash = outbox.key_hash(NEW.aggregate_type, NEW.aggregate_id),
         -- The reason for the wait (an attempt, a destination, an earlier message of the old key) no longer applies. The
         -- next read decides whether a message of the new key blocks this one.
-        cause = CASE WHEN w.cause IN ('held', 'probe') THEN 'retry' ELSE w.cause END,
+        cause = CASE WHEN postponed AND NOT w.replay THEN 'scheduled'
+                     WHEN w.cause IN ('held', 'probe') THEN 'retry'
+                     ELSE w.cause END,
         destination = NULL, failed_probes = NULL,
-        due_at = CASE WHEN w.cause IN ('scheduled', 'replay') THEN w.due_at ELSE clock_timestamp() END
-    WHERE w.lane = OLD.lane AND w.id = OLD.id;
+        due_at = CASE WHEN w.cause = 'replay' THEN w.due_at
+                      WHEN NOT w.replay AND (postponed OR w.cause = 'scheduled')
+                          THEN coalesce(NEW.available_at, clock_timestamp())
+                      ELSE clock_timestamp() END,
+        due_since = CASE WHEN NOT w.replay AND (postponed OR w.cause = 'scheduled')
+                             THEN greatest(NEW.created_at, NEW.available_at)
+                         ELSE w.due_since END
+    WHERE w.lane = OLD.lane AND w.id = OLD.id AND w.message_id = OLD.message_id;
     UPDATE outbox.dead d
     SET lane = NEW.lane, id = NEW.id, message_id = NEW.message_id
-    WHERE d.lane = OLD.lane AND d.id = OLD.id;
+    WHERE d.lane = OLD.lane AND d.id = OLD.id AND d.message_id = OLD.message_id;
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox.moved() IS 'Moves a message''s entries in waiting and dead when its key, its id or its route is corrected in place.';
+COMMENT ON FUNCTION outbox.moved() IS 'Corrects a message''s entries in waiting and dead when its key, id, route or available_at is corrected in place.';
 REVOKE EXECUTE ON FUNCTION outbox.moved() FROM PUBLIC;
 
-CREATE TRIGGER moved AFTER UPDATE OF id, message_id, aggregate_type, aggregate_id, event_type, exchange, routing_key
+CREATE TRIGGER moved AFTER UPDATE OF id, message_id, aggregate_type, aggregate_id, event_type, exchange, routing_key,
+                                     available_at
     ON outbox.message FOR EACH ROW
     WHEN (OLD.lane <> NEW.lane OR OLD.id <> NEW.id OR OLD.message_id <> NEW.message_id
           OR OLD.aggregate_type <> NEW.aggregate_type OR OLD.aggregate_id IS DISTINCT FROM NEW.aggregate_id
           OR OLD.event_type <> NEW.event_type OR OLD.exchange IS DISTINCT FROM NEW.exchange
-          OR OLD.routing_key IS DISTINCT FROM NEW.routing_key)
+          OR OLD.routing_key IS DISTINCT FROM NEW.routing_key OR OLD.available_at IS DISTINCT FROM NEW.available_at)
     EXECUTE FUNCTION outbox.moved();
 
 -- A relay does not lock the rows that it publishes. If a message is corrected after the relay has read it, the relay
@@ -444,9 +457,11 @@ CREATE FUNCTION outbox.measure(
             WHERE m.lane = l.lane AND m.id > l.low_water AND m.sent_at IS NULL
               AND (m.available_at IS NULL OR m.available_at <= clock_timestamp())
               AND (NOT l.some_waiting
-                   OR NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id OFFSET 0))
+                   OR NOT EXISTS (SELECT FROM outbox.waiting w
+                                  WHERE w.lane = m.lane AND w.id = m.id AND w.message_id = m.message_id OFFSET 0))
               AND (NOT l.some_dead
-                   OR NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0))
+                   OR NOT EXISTS (SELECT FROM outbox.dead d
+                                  WHERE d.lane = m.lane AND d.id = m.id AND d.message_id = m.message_id OFFSET 0))
             ORDER BY m.id LIMIT 1
         ) front ON true
         LEFT JOIN LATERAL (
@@ -462,19 +477,26 @@ CREATE FUNCTION outbox.measure(
                 FROM outbox.message m
                 WHERE m.lane = l.lane AND m.id > l.low_water AND m.sent_at IS NULL
                   AND (NOT l.some_waiting
-                       OR NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id OFFSET 0))
+                       OR NOT EXISTS (SELECT FROM outbox.waiting w
+                                      WHERE w.lane = m.lane AND w.id = m.id AND w.message_id = m.message_id OFFSET 0))
                   AND (NOT l.some_dead
-                       OR NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0))
+                       OR NOT EXISTS (SELECT FROM outbox.dead d
+                                      WHERE d.lane = m.lane AND d.id = m.id AND d.message_id = m.message_id OFFSET 0))
                 ORDER BY m.id LIMIT 10001
             ) one
             LIMIT 10001
         ) capped
     ), spread AS (
-        SELECT coalesce(sum((back - front) / 64 + 1), 0)::bigint AS n, min(created_at) AS oldest FROM lanes
+        -- numeric, with a limit: the difference of two positions can be larger than a bigint.
+        SELECT least(coalesce(sum(div(back::numeric - front, 64) + 1), 0), 1000000000000000000)::bigint AS n,
+               min(created_at) AS oldest
+        FROM lanes
     ), wait AS (
         SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox.waiting LIMIT 10001) w) AS n,
                (SELECT count(*) FROM (SELECT 1 FROM outbox.waiting
-                                      WHERE NOT replay AND due_since > clock_timestamp() LIMIT 10001) w) AS future,
+                                      -- Any other message is due, even if a clock that was set back wrote its time.
+                                      WHERE NOT replay AND due_since > clock_timestamp()
+                                        AND cause = 'scheduled' AND due_at > clock_timestamp() LIMIT 10001) w) AS future,
                (SELECT min(due_since) FROM outbox.waiting
                  WHERE NOT replay AND due_since <= clock_timestamp()) AS oldest
     ), gone AS (
@@ -506,11 +528,37 @@ COMMENT ON COLUMN outbox.status.oldest_due_age_seconds IS 'The lag: age of the o
 COMMENT ON COLUMN outbox.status.pending_is_capped IS 'One of these counts exceeded 10,000 and is estimated or capped.';
 
 -- Debezium's column names, for producers that come from Debezium's outbox event router or may move to it.
+-- PostgreSQL would pass a DELETE or an UPDATE through a view of one table to that table's rows, as soon as somebody makes the
+-- view again without its triggers. The join with one row prevents it: without the triggers each write is refused.
 CREATE VIEW outbox.debezium AS
-    SELECT message_id AS id, aggregate_type AS aggregatetype, aggregate_id AS aggregateid, event_type AS type, payload
-    FROM outbox.message;
+    SELECT m.message_id AS id, m.aggregate_type AS aggregatetype, m.aggregate_id AS aggregateid, m.event_type AS type,
+           m.payload
+    FROM outbox.message m
+    CROSS JOIN (SELECT 1 AS n) AS one;
 COMMENT ON VIEW outbox.debezium IS
     'outbox.message under the column names of Debezium''s outbox event router. It accepts INSERT; a DELETE does not delete the event.';
+
+-- SECURITY DEFINER: a producer needs INSERT on the view alone.
+CREATE FUNCTION outbox.written() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+BEGIN
+    IF NEW.id IS NULL THEN
+        INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload)
+        VALUES (NEW.aggregatetype, NEW.aggregateid, NEW.type, NEW.payload)
+        RETURNING message_id INTO NEW.id;
+    ELSE
+        INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload)
+        VALUES (NEW.id, NEW.aggregatetype, NEW.aggregateid, NEW.type, NEW.payload);
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION outbox.written() IS 'Writes an event that was inserted into outbox.debezium.';
+REVOKE EXECUTE ON FUNCTION outbox.written() FROM PUBLIC;
+
+CREATE TRIGGER written INSTEAD OF INSERT ON outbox.debezium FOR EACH ROW EXECUTE FUNCTION outbox.written();
 
 -- Debezium's producers insert an event and delete it in the same transaction, because Debezium reads the log. Here the
 -- row itself must stay.

@@ -10,7 +10,7 @@ use crate::{
     outbox::{
         migrate,
         operation::{self, Operation},
-        retention,
+        retention::{self, Reach},
     },
 };
 
@@ -37,10 +37,11 @@ pub(super) async fn prune(
     let mut deleted: u64 = 0;
     let mut stranded = false;
     for lane in 0..64 as Lane {
-        let mut cursor = 0;
+        let mut cursor = retention::FIRST;
         loop {
+            let rows = config.step_rows;
             let step =
-                retention::prune_step(&session, lane, cursor, config.step_rows, kept_for).await?;
+                retention::prune_step(&session, lane, cursor, rows, kept_for, Reach::All).await?;
             deleted += step.deleted;
             stranded |= step.stranded;
             cursor = step.cursor;

@@ -48,6 +48,11 @@ const WALK: Query = Query {
 const RELEASE: Query = Query {
     action: "audit waiting messages",
     sql: include_str!("sql/audit_release.sql"),
+    types: &[Type::TID, Type::TID, Type::FLOAT8],
+};
+const TIMES: Query = Query {
+    action: "audit times of waiting messages",
+    sql: include_str!("sql/audit_times.sql"),
     types: &[Type::TID, Type::TID],
 };
 const FIND: Query = Query {
@@ -87,19 +92,53 @@ const LEADS: Query = Query {
 };
 
 /// What tells that marks and messages may no longer fit together.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Signs {
     /// The tables' and the sequence's files: TRUNCATE, RESTART and rewrites change them.
     files: Option<String>,
     /// CACHE, INCREMENT and CYCLE of the sequence.
     properties: Option<String>,
     drawn: i64,
+    /// The server's clock, seconds.
+    clock: f64,
 }
+
+/// What two readings of the signs show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Alarm {
+    /// Tables or the sequence changed.
+    pub changed: bool,
+    /// New messages get positions that were drawn before.
+    pub restarted: bool,
+    /// The server's clock was set back, so times in `outbox.waiting` may lie ahead.
+    pub clock: bool,
+}
+
+/// A clock that is only corrected goes back by less.
+const CLOCK_STEP_S: f64 = 1.0;
 
 impl Signs {
     /// `self` is the reading before `now`.
-    pub fn alarm(&self, now: &Self) -> bool {
-        self.files != now.files || self.properties != now.properties || now.drawn < self.drawn
+    pub fn alarm(&self, now: &Self) -> Alarm {
+        let back = now.drawn < self.drawn;
+        let new_file = |table| self.file(table) != now.file(table);
+        Alarm {
+            changed: self.files != now.files || self.properties != now.properties || back,
+            // TRUNCATE ... RESTART IDENTITY changes both files, and positions may have passed the old ones since.
+            restarted: back || new_file("message=") && new_file("message_id_seq="),
+            clock: now.clock < self.clock - CLOCK_STEP_S,
+        }
+    }
+
+    fn file(&self, table: &str) -> Option<&str> {
+        let files = self.files.as_deref().unwrap_or_default();
+        files.split(' ').find(|file| file.starts_with(table))
+    }
+}
+
+impl Alarm {
+    pub fn is_any(self) -> bool {
+        self != Self::default()
     }
 }
 
@@ -113,6 +152,7 @@ pub async fn signs(session: &Session) -> Result<Signs, OutboxError> {
         files: get(row, "files")?,
         properties: get(row, "properties")?,
         drawn: get(row, "drawn")?,
+        clock: get(row, "clock")?,
     })
 }
 
@@ -155,9 +195,23 @@ pub async fn walk(session: &Session, from: u32, to: u32) -> Result<Vec<Position>
     rows.iter().map(position).collect()
 }
 
-/// Makes records due that wait for a message that is gone, on these pages of `outbox.waiting`. Returns their number.
-pub async fn release(session: &Session, from: u32, to: u32) -> Result<u64, OutboxError> {
-    session.execute(&RELEASE, &[&page(from), &page(to)]).await
+/// Makes records due that wait for a message that is gone, or longer than the longest back-off, on these pages of
+/// `outbox.waiting`. Returns their number.
+pub async fn release(
+    session: &Session,
+    from: u32,
+    to: u32,
+    longest: Duration,
+) -> Result<u64, OutboxError> {
+    let longest = longest.as_secs_f64();
+    session
+        .execute(&RELEASE, &[&page(from), &page(to), &longest])
+        .await
+}
+
+/// Corrects the times of records on these pages of `outbox.waiting`. Returns their number.
+pub async fn correct_times(session: &Session, from: u32, to: u32) -> Result<u64, OutboxError> {
+    session.execute(&TIMES, &[&page(from), &page(to)]).await
 }
 
 /// The stranded messages among these ids, in any lane.
@@ -312,16 +366,41 @@ mod tests {
             files: Some(files.to_owned()),
             properties: Some(properties.to_owned()),
             drawn,
+            clock: 1000.0,
         }
     }
 
     #[test]
     fn what_changed_behind_the_marks_is_an_alarm_and_new_positions_are_none() {
         let before = signs("message=1", "1 1 f", 100);
-        assert!(!before.alarm(&signs("message=1", "1 1 f", 100)));
-        assert!(!before.alarm(&signs("message=1", "1 1 f", 101)));
-        assert!(before.alarm(&signs("message=1", "1 1 f", 99)));
-        assert!(before.alarm(&signs("message=2", "1 1 f", 200)));
-        assert!(before.alarm(&signs("message=1", "50 1 f", 200)));
+        assert!(!before.alarm(&signs("message=1", "1 1 f", 100)).is_any());
+        assert!(!before.alarm(&signs("message=1", "1 1 f", 101)).is_any());
+        assert!(before.alarm(&signs("message=1", "1 1 f", 99)).changed);
+        assert!(before.alarm(&signs("message=2", "1 1 f", 200)).changed);
+        assert!(before.alarm(&signs("message=1", "50 1 f", 200)).changed);
+    }
+
+    #[test]
+    fn positions_that_begin_again_are_told_apart_from_a_rewritten_table() {
+        let before = signs("lane=1 message=2 message_id_seq=3", "1 1 f", 100);
+        let rewritten = signs("lane=1 message=9 message_id_seq=3", "1 1 f", 100);
+        let cached = signs("lane=1 message=2 message_id_seq=9", "50 1 f", 100);
+        let restarted = signs("lane=1 message=9 message_id_seq=9", "1 1 f", 200);
+        let back = signs("lane=1 message=2 message_id_seq=3", "1 1 f", 99);
+        assert!(!before.alarm(&rewritten).restarted && !before.alarm(&cached).restarted);
+        assert!(before.alarm(&restarted).restarted && before.alarm(&back).restarted);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_is_an_alarm_and_one_that_is_corrected_is_none() {
+        let before = signs("message=1", "1 1 f", 100);
+        let at = |clock| Signs {
+            clock,
+            ..before.clone()
+        };
+        assert!(!before.alarm(&at(1001.0)).is_any());
+        assert!(!before.alarm(&at(999.5)).is_any());
+        assert!(before.alarm(&at(998.5)).clock);
+        assert!(!before.alarm(&at(998.5)).changed);
     }
 }

@@ -166,7 +166,7 @@ async fn page(
     let seconds = filter.dead_for.map(|d| d.as_secs_f64());
     let (died_at, lane, id) = match after {
         Some(place) => (Some(place.died_at), place.lane, place.id),
-        None => (None, 0, 0),
+        None => (None, -1, 0),
     };
     let rows = session
         .query(

@@ -83,7 +83,8 @@ pub async fn replay(
     let between = 1.0 / per_second;
     let mut all = Replayed::default();
     for lane in 0..LANES {
-        let mut cursor: i64 = 0;
+        // People can insert rows of any position.
+        let mut cursor = i64::MIN;
         loop {
             session.begin().await?;
             let done = step(
@@ -106,10 +107,10 @@ pub async fn replay(
                 }
             };
             session.commit().await?;
-            all.messages += found.chosen;
+            all.messages += found.messages;
             all.found.extend(found.message_ids);
-            match found.cursor {
-                Some(next) if found.looked >= ROWS => cursor = next,
+            match found.last {
+                Some(last) if found.looked >= ROWS && last < i64::MAX => cursor = last + 1,
                 _ => break,
             }
         }
@@ -118,9 +119,11 @@ pub async fn replay(
 }
 
 struct Found {
-    cursor: Option<i64>,
+    /// The last position that the step looked at.
+    last: Option<i64>,
     looked: i64,
-    chosen: i64,
+    /// Messages filed, or those that a dry run would file.
+    messages: i64,
     /// The message ids that the filter names, if any.
     message_ids: Vec<Uuid>,
 }
@@ -157,22 +160,22 @@ async fn step(
         .await?;
     let Some(row) = rows.first() else {
         return Ok(Found {
-            cursor: None,
+            last: None,
             looked: 0,
-            chosen: 0,
+            messages: 0,
             message_ids: Vec::new(),
         });
     };
-    let chosen: i64 = get(row, "chosen")?;
+    let messages: i64 = get(row, if dry_run { "chosen" } else { "filed" })?;
     let message_ids: Vec<Uuid> = get(row, "message_ids")?;
-    if chosen > 0 && !dry_run {
+    if messages > 0 && !dry_run {
         let listed = &message_ids[..message_ids.len().min(LISTED)];
-        operation::record(session, operation, chosen, listed).await?;
+        operation::record(session, operation, messages, listed).await?;
     }
     Ok(Found {
-        cursor: get(row, "cursor")?,
+        last: get(row, "last")?,
         looked: get(row, "looked")?,
-        chosen,
+        messages,
         message_ids: if filter.message_ids.is_empty() {
             Vec::new()
         } else {

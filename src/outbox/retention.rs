@@ -15,14 +15,14 @@ use super::{
 const PRUNE_LANE: Query = Query {
     action: "prune sent messages",
     sql: include_str!("sql/prune_lane.sql"),
-    types: &[Type::INT2, Type::INT8, Type::INT8, Type::FLOAT8],
+    types: &[Type::INT2, Type::INT8, Type::INT8, Type::FLOAT8, Type::BOOL],
 };
 
 /// What one step did.
 #[derive(Debug, Clone, Copy)]
 pub struct Step {
     pub deleted: u64,
-    /// Where the next step of this lane begins.
+    /// First position of the lane's next step.
     pub cursor: i64,
     /// More may be old enough.
     pub more: bool,
@@ -30,7 +30,19 @@ pub struct Step {
     pub stranded: bool,
 }
 
-/// Looks at up to `rows` rows of a lane above `cursor`. The cursor is the caller's, so that deleted rows that the
+/// Where the first step of a lane begins: people can insert rows of any position.
+pub const FIRST: i64 = i64::MIN;
+
+/// Which rows end a step before its last row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// The first row that is too young, if no row soon after it is old enough: the rows behind it get old with it.
+    Young,
+    /// None: the lane is read to its mark.
+    All,
+}
+
+/// Looks at up to `rows` rows of a lane, from `cursor` on. The cursor is the caller's, so that deleted rows that the
 /// vacuum could not remove yet are not walked over again.
 pub async fn prune_step(
     session: &Session,
@@ -38,11 +50,18 @@ pub async fn prune_step(
     cursor: i64,
     rows: u32,
     kept_for: Duration,
+    reach: Reach,
 ) -> Result<Step, OutboxError> {
     let found = session
         .query(
             &PRUNE_LANE,
-            &[&lane, &cursor, &i64::from(rows), &kept_for.as_secs_f64()],
+            &[
+                &lane,
+                &cursor,
+                &i64::from(rows),
+                &kept_for.as_secs_f64(),
+                &(reach == Reach::All),
+            ],
         )
         .await?;
     let Some(row) = found.first() else {
@@ -53,13 +72,14 @@ pub async fn prune_step(
             stranded: false,
         });
     };
-    let looked: i64 = get(row, "looked")?;
     let deleted: i64 = get(row, "deleted")?;
-    let next: i64 = get(row, "cursor")?;
+    let passed: Option<i64> = get(row, "passed")?;
+    let next = passed.map_or(cursor, |id| id.saturating_add(1));
+    let full: bool = get(row, "full")?;
     Ok(Step {
         deleted: u64::try_from(deleted).unwrap_or(0),
         cursor: next,
-        more: looked >= i64::from(rows) && next > cursor,
+        more: full && next > cursor,
         stranded: get(row, "stranded")?,
     })
 }

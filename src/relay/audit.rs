@@ -65,6 +65,8 @@ pub(super) struct Audit {
 struct Walk {
     began: Instant,
     table: Table,
+    /// Tables that are not read to their end, `table` included.
+    tables: u8,
     /// The next page.
     page: u32,
     size: Size,
@@ -152,14 +154,23 @@ impl Audit {
 
     async fn look(&mut self, session: &Session) -> Result<(), OutboxError> {
         let seen = audit::signs(session).await?;
-        let alarm = self
-            .signs
-            .as_ref()
-            .is_some_and(|before| before.alarm(&seen));
+        let before = self.signs.as_ref();
+        let alarm = before.map(|before| before.alarm(&seen)).unwrap_or_default();
         self.signs = Some(seen);
         self.signs_at = Instant::now() + SIGNS_EVERY;
-        if alarm {
+        if alarm.changed {
             tracing::warn!("tables or sequence of the outbox were changed; auditing all of it now");
+        }
+        if alarm.restarted {
+            tracing::error!(
+                "positions of the outbox begin again: a consumer with a stale guard skips new events as `stale`, unless its \
+                 entities are deleted as well: docs/operating/by-hand.md, \"Positions that begin again\""
+            );
+        }
+        if alarm.clock {
+            tracing::warn!("the clock of PostgreSQL was set back; auditing all due times now");
+        }
+        if alarm.is_any() {
             self.alarm();
         }
         Ok(())
@@ -195,7 +206,13 @@ impl Audit {
             }
             self.walk = Some(Walk {
                 began,
-                table: Table::Message,
+                // The smaller table first: its faults are found in at most half of the audit.
+                table: if size.waiting < size.message {
+                    Table::Waiting
+                } else {
+                    Table::Message
+                },
+                tables: 2,
                 page: 0,
                 size,
                 writes: size.writes,
@@ -211,12 +228,15 @@ impl Audit {
                 self.known.add(audit::walk(session, walk.page, to).await?);
             }
             Table::Waiting => {
-                let released = audit::release(session, walk.page, to).await?;
+                let longest = context.policy.backoff_max;
+                let released = audit::release(session, walk.page, to, longest).await?;
+                audit::correct_times(session, walk.page, to).await?;
                 if released > 0 {
                     tracing::warn!(
                         source = context.health.source(),
                         messages = released,
-                        "messages waited for what is no more; they may go: somebody changed the outbox by hand"
+                        "messages waited for what is no more, or longer than any back-off; they may go: somebody changed the \
+                         outbox by hand, or a clock was set back"
                     );
                 }
             }
@@ -268,12 +288,13 @@ impl Walk {
 
     /// `false` when this was the last table.
     fn next_table(&mut self) -> bool {
-        if self.table == Table::Waiting {
-            return false;
-        }
-        self.table = Table::Waiting;
+        self.tables = self.tables.saturating_sub(1);
+        self.table = match self.table {
+            Table::Message => Table::Waiting,
+            Table::Waiting => Table::Message,
+        };
         self.page = 0;
-        true
+        self.tables > 0
     }
 }
 

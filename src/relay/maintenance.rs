@@ -15,7 +15,12 @@ use super::{
 };
 use crate::{
     config::Retention,
-    outbox::{OutboxError, blockers, held, migrate, retention, session::Session, status},
+    outbox::{
+        OutboxError, blockers, held, migrate,
+        retention::{self, Reach},
+        session::Session,
+        status,
+    },
     telemetry::metrics,
 };
 
@@ -270,7 +275,7 @@ struct Pruning {
 impl Pruning {
     fn new() -> Self {
         Self {
-            cursors: [0; LANES],
+            cursors: [retention::FIRST; LANES],
             began: Instant::now(),
             lane: 0,
             more: false,
@@ -292,7 +297,9 @@ impl Pruning {
         }
         let cursor = &mut self.cursors[self.lane];
         let (lane, rows) = (self.lane as Lane, retention.step_rows);
-        let step = retention::prune_step(session, lane, *cursor, rows, retention.sent).await?;
+        let step =
+            retention::prune_step(session, lane, *cursor, rows, retention.sent, Reach::Young)
+                .await?;
         *cursor = step.cursor;
         self.more |= step.more;
         if step.stranded {

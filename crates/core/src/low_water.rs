@@ -70,9 +70,9 @@ pub(crate) fn advance(mark: Mark, seen: Observation, stride: i64) -> Option<Mark
             position: seen.drawn,
             tx: seen.own_tx,
         });
-        aims = next.candidate.is_some() && seen.drawn - next.low_water >= stride;
+        aims = next.candidate.is_some() && seen.drawn.saturating_sub(next.low_water) >= stride;
     }
-    let moves = next.low_water - mark.low_water >= stride;
+    let moves = next.low_water.saturating_sub(mark.low_water) >= stride;
     (aims || moves).then_some(next)
 }
 
@@ -162,6 +162,35 @@ mod tests {
             moved.candidate, aiming.candidate,
             "the candidate is still in use"
         );
+    }
+
+    /// A person can write any number into `outbox.lane`, and a row of any position.
+    #[test]
+    fn no_mark_and_no_position_overflow() {
+        for low_water in [i64::MIN, -1, 0, i64::MAX] {
+            for position in [i64::MIN, 0, i64::MAX] {
+                let mark = Mark {
+                    low_water,
+                    candidate: Some(Candidate { position, tx: 7 }),
+                };
+                for drawn in [i64::MIN, 0, i64::MAX] {
+                    let seen = Observation {
+                        drawn,
+                        ..seen(9, 8, position)
+                    };
+                    for mark in [
+                        mark,
+                        Mark {
+                            candidate: None,
+                            ..mark
+                        },
+                    ] {
+                        let next = advance(mark, seen, STRIDE);
+                        assert!(next.is_none_or(|next| next.low_water >= low_water));
+                    }
+                }
+            }
+        }
     }
 
     #[test]

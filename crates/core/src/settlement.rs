@@ -115,8 +115,13 @@ pub fn settlement(claim: &Claim, stride: i64) -> Settlement {
             held_for: None,
         };
         if candidate.scheduled {
+            let attempts = message.attempts;
             s.wait
-                .push(wait(Cause::Scheduled, Duration::ZERO, 0, None, None));
+                .push(wait(Cause::Scheduled, Duration::ZERO, attempts, None, None));
+            // Somebody postponed it while it waited for something else: it no longer holds its key back.
+            if candidate.filed {
+                resolved.extend(key);
+            }
             continue;
         }
         match outcome {
@@ -224,7 +229,7 @@ fn marks(claim: &Claim, stride: i64) -> Vec<(Lane, Mark)> {
             let first_left = read.iter().find(is_left).map(|item| item.position().id);
             let last_read = read.last().map(|item| item.position().id);
             let settled_through = match (first_left, last_read) {
-                (Some(left), _) => left - 1,
+                (Some(left), _) => left.saturating_sub(1),
                 // The claim settles every message of this lane that its snapshot shows.
                 (None, _) if held.exhausted => i64::MAX,
                 (None, Some(last)) => last,
@@ -465,6 +470,30 @@ mod tests {
         let filed = candidate(2, true, None);
         let both = [filed, scheduled].map(|candidate| (candidate, Outcome::Untouched));
         assert_eq!(moved_to(both, true), Some(100));
+    }
+
+    #[test]
+    fn a_message_that_is_postponed_while_it_waits_keeps_its_attempts_and_lets_its_key_go_on() {
+        let postponed = |filed| {
+            let mut postponed = candidate(3, filed, None);
+            postponed.scheduled = true;
+            postponed.message.attempts = 4;
+            settlement(&claim([(postponed, Outcome::Untouched)]), 1)
+        };
+        let (filed, new) = (postponed(true), postponed(false));
+        assert_eq!(
+            (filed.wait[0].cause, filed.wait[0].attempts),
+            (Cause::Scheduled, 4)
+        );
+        assert_eq!(filed.delete_waiting, []);
+        assert_eq!(filed.release, [(sample().position.lane, KEY)]);
+        assert_eq!(new.release, [], "it is new, so nothing waits behind it");
+    }
+
+    #[test]
+    fn a_message_at_the_first_position_overflows_nothing() {
+        let left = [(candidate(i64::MIN, false, None), Outcome::Untouched)];
+        assert_eq!(moved_to(left, true), None);
     }
 
     #[test]

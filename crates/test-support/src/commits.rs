@@ -17,7 +17,8 @@ pub const RECORDED: &str =
 
 /// Messages that are neither sent nor dead. Those that wait count twice, which does not matter for a comparison with zero.
 const PENDING: &str = "SELECT (SELECT count(*) FROM outbox.message m WHERE sent_at IS NULL \
-                               AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id)) \
+                               AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id \
+                                                                             AND d.message_id = m.message_id)) \
                               + (SELECT count(*) FROM outbox.waiting)";
 
 #[derive(Default)]

@@ -1,5 +1,6 @@
 -- Signs that marks and messages may no longer fit together. `files` changes when somebody truncates, restarts or rewrites
--- one of the tables or the sequence; `drawn` goes back with setval.
+-- one of the tables or the sequence; `drawn` goes back with setval, and `clock` when the server's
+-- clock is set back.
 SELECT (SELECT string_agg(concat(c.relname, '=', c.relfilenode), ' ' ORDER BY c.relname)
         FROM pg_class c
         JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -10,4 +11,5 @@ SELECT (SELECT string_agg(concat(c.relname, '=', c.relfilenode), ' ' ORDER BY c.
         JOIN pg_class c ON c.oid = s.seqrelid
         JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'outbox' AND c.relname = 'message_id_seq') AS properties,
-       (SELECT CASE WHEN q.is_called THEN q.last_value ELSE q.last_value - 1 END FROM outbox.message_id_seq q) AS drawn
+       (SELECT CASE WHEN q.is_called THEN q.last_value ELSE q.last_value - 1 END FROM outbox.message_id_seq q) AS drawn,
+       extract(epoch FROM clock_timestamp())::double precision AS clock

@@ -1,6 +1,6 @@
 -- A page of dead messages, the oldest first. $1 reasons, $2 aggregate type, $3 aggregate id, $4 event type, $5 dead for at
 -- least (s), $6 message ids, $7 rows, $8 died at, $9 lane and $10 position of the last row of the page before; for the first
--- page NULL, 0, 0.
+-- page NULL, -1, 0.
 -- A producer's text can have hundreds of megabytes, so the shown part is bounded. A character has up to four bytes, and
 -- octet_length does not read the text.
 SELECT d.message_id, left(d.reason, 100) AS reason, d.attempts, d.replay, d.lane, d.id AS position,
@@ -22,7 +22,7 @@ SELECT d.message_id, left(d.reason, 100) AS reason, d.attempts, d.replay, d.lane
             ELSE t.routing_key END AS routing_key,
        coalesce(m.body_size, 0)::bigint AS body_size
 FROM outbox.dead d
-LEFT JOIN outbox.message m ON m.lane = d.lane AND m.id = d.id
+LEFT JOIN outbox.message m ON m.lane = d.lane AND m.id = d.id AND m.message_id = d.message_id
 -- The texts of an unreadable message would fail the whole page, so they are left out.
 LEFT JOIN outbox.message t ON t.lane = m.lane AND t.id = m.id AND d.reason <> 'unreadable'
 WHERE (cardinality($1::text[]) = 0 OR d.reason = ANY ($1))

@@ -6,8 +6,10 @@ SELECT id FROM (
     UNION ALL
     (SELECT m.id, 1 AS turn FROM outbox.message m
       WHERE m.lane = $1 AND m.id > $2 AND m.sent_at IS NULL
-        AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id OFFSET 0)
-        AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0)
+        AND NOT EXISTS (SELECT FROM outbox.waiting w
+                        WHERE w.lane = m.lane AND w.id = m.id AND w.message_id = m.message_id OFFSET 0)
+        AND NOT EXISTS (SELECT FROM outbox.dead d
+                        WHERE d.lane = m.lane AND d.id = m.id AND d.message_id = m.message_id OFFSET 0)
       ORDER BY m.id LIMIT 1)
 ) first
 ORDER BY turn

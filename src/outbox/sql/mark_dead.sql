@@ -5,5 +5,5 @@ FROM unnest($1::smallint[], $2::bigint[], $3::text[], $4::integer[], $5::text[],
      AS s (lane, id, reason, attempts, error, replay)
 JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
 ON CONFLICT (lane, id) DO UPDATE
-SET reason = excluded.reason, attempts = excluded.attempts, last_error = excluded.last_error,
+SET message_id = excluded.message_id, reason = excluded.reason, attempts = excluded.attempts, last_error = excluded.last_error,
     replay = excluded.replay, died_at = clock_timestamp()

@@ -4,6 +4,8 @@
 -- $6 the largest body that the row brings along; bodies.sql fetches larger bodies, up to the limit
 -- Every row passes each level of the query once, and no level may materialize it (docs/internals/experiments.md). So there
 -- is no window function, and statement_timestamp() instead of a volatile function.
+-- A record belongs to a message only if its message_id is the row's: after TRUNCATE ... RESTART IDENTITY with triggers off,
+-- for example, another message is at its position.
 -- OFFSET 0 keeps each test against outbox.waiting and outbox.dead an index probe. Without it PostgreSQL may hash all of
 -- outbox.waiting, with a plan from a time when the table was small.
 -- The query measures no size: the insert stored body_size and headers_size. A measurement of compressed json would
@@ -20,19 +22,24 @@ WITH lane AS MATERIALIZED (
                     OFFSET 0) AS some_blocking
     FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS u (lane, low_water, share)
 ), due AS (
-    SELECT true AS filed, l.some_blocking, w.lane, w.id, w.key_hash, w.attempts, w.replay, false AS scheduled,
+    SELECT true AS filed, l.some_blocking, w.lane, w.id, w.key_hash, w.attempts, w.replay,
+           -- Somebody has postponed the message since it was filed. A redrive was asked for, whatever the time.
+           coalesce(NOT w.replay AND w.cause <> 'redrive' AND m.available_at > statement_timestamp(), false) AS scheduled,
            w.cause = 'probe' AS probe, coalesce(w.reason = 'unmarkable', false) AS unmarkable, w.destination,
            m.ctid AS place, m.tx, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type, m.content_type, m.headers,
            m.exchange, m.routing_key, m.created_at, m.payload, m.binary_payload, m.body_size, m.headers_size
     FROM lane l
     CROSS JOIN LATERAL (
-        SELECT * FROM outbox.waiting w
+        SELECT w.lane, w.id, w.message_id, w.key_hash, w.attempts, w.replay, w.cause, w.reason, w.destination
+        FROM outbox.waiting w
         WHERE w.lane = l.lane AND w.due_at <= statement_timestamp()
         ORDER BY w.due_at
         LIMIT $5
     ) w
-    -- A message that somebody has marked as sent is treated like a message that was deleted: its record is removed.
-    LEFT JOIN outbox.message m ON m.lane = w.lane AND m.id = w.id AND (m.sent_at IS NULL OR w.replay)
+    -- A message that somebody has marked as sent is treated like a message that was deleted: its record is removed. So is
+    -- the record of an earlier message at this position.
+    LEFT JOIN outbox.message m ON m.lane = w.lane AND m.id = w.id AND m.message_id = w.message_id
+                              AND (m.sent_at IS NULL OR w.replay)
     LIMIT $5
 ), fresh AS (
     SELECT false AS filed, l.some_blocking, m.lane, m.id, outbox.key_hash(m.aggregate_type, m.aggregate_id) AS key_hash,
@@ -42,15 +49,19 @@ WITH lane AS MATERIALIZED (
            m.routing_key, m.created_at, m.payload, m.binary_payload, m.body_size, m.headers_size
     FROM lane l
     CROSS JOIN LATERAL (
-        SELECT m.*, m.ctid AS place
+        SELECT m.ctid AS place, m.tx, m.lane, m.id, m.message_id, m.aggregate_type, m.aggregate_id, m.event_type,
+               m.content_type, m.headers, m.exchange, m.routing_key, m.available_at, m.created_at, m.payload,
+               m.binary_payload, m.body_size, m.headers_size
         FROM outbox.message m
         WHERE m.lane = l.lane
           AND m.id > l.low_water
           AND m.sent_at IS NULL
           AND (NOT l.some_waiting
-               OR NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id OFFSET 0))
+               OR NOT EXISTS (SELECT FROM outbox.waiting w
+                              WHERE w.lane = m.lane AND w.id = m.id AND w.message_id = m.message_id OFFSET 0))
           AND (NOT l.some_dead
-               OR NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0))
+               OR NOT EXISTS (SELECT FROM outbox.dead d
+                              WHERE d.lane = m.lane AND d.id = m.id AND d.message_id = m.message_id OFFSET 0))
         ORDER BY m.id
         LIMIT l.share
     ) m

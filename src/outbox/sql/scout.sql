@@ -8,8 +8,10 @@ SELECT l.lane,
        EXISTS (
            SELECT FROM outbox.message m
            WHERE m.lane = l.lane AND m.id > l.low_water AND m.sent_at IS NULL
-             AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = m.lane AND w.id = m.id OFFSET 0)
-             AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id OFFSET 0)
+             AND NOT EXISTS (SELECT FROM outbox.waiting w
+                             WHERE w.lane = m.lane AND w.id = m.id AND w.message_id = m.message_id OFFSET 0)
+             AND NOT EXISTS (SELECT FROM outbox.dead d
+                             WHERE d.lane = m.lane AND d.id = m.id AND d.message_id = m.message_id OFFSET 0)
        ) OR greatest(l.low_water, l.candidate) > (
            SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END FROM outbox.message_id_seq s
        ) AS fresh,

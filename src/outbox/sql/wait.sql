@@ -6,12 +6,23 @@ SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate
        CASE WHEN s.cause = 'scheduled' THEN m.available_at
             WHEN s.cause IN ('behind', 'held') THEN NULL
             ELSE clock_timestamp() + s.delay_ms * interval '1 millisecond' END,
-       greatest(m.created_at, m.available_at), s.attempts, s.reason, s.error, s.destination, s.failed_probes
+       -- A time that lies ahead was written by a clock that was set back since: it would hide the lag.
+       CASE WHEN s.cause = 'scheduled' THEN greatest(m.created_at, m.available_at)
+            ELSE least(greatest(m.created_at, m.available_at), clock_timestamp()) END,
+       s.attempts, s.reason, s.error, s.destination, s.failed_probes
 FROM unnest($1::smallint[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::text[],
             $8::bigint[], $9::integer[])
      AS s (lane, id, cause, delay_ms, attempts, reason, error, destination, failed_probes)
 JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
+-- Nothing is kept of the record of an earlier message at this position.
 ON CONFLICT (lane, id) DO UPDATE
-SET cause = excluded.cause, due_at = excluded.due_at, attempts = excluded.attempts,
-    reason = coalesce(excluded.reason, w.reason), last_error = coalesce(excluded.last_error, w.last_error),
+SET message_id = excluded.message_id, key_hash = excluded.key_hash,
+    replay = w.replay AND w.message_id = excluded.message_id,
+    cause = excluded.cause, due_at = excluded.due_at, attempts = excluded.attempts,
+    due_since = CASE WHEN w.message_id <> excluded.message_id OR excluded.cause = 'scheduled' THEN excluded.due_since
+                     ELSE least(w.due_since, clock_timestamp()) END,
+    reason = CASE WHEN w.message_id = excluded.message_id THEN coalesce(excluded.reason, w.reason)
+                  ELSE excluded.reason END,
+    last_error = CASE WHEN w.message_id = excluded.message_id THEN coalesce(excluded.last_error, w.last_error)
+                      ELSE excluded.last_error END,
     destination = excluded.destination, failed_probes = excluded.failed_probes

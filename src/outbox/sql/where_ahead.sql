@@ -3,21 +3,25 @@
 WITH mark AS MATERIALIZED (
     SELECT coalesce((SELECT l.low_water FROM outbox.lane l WHERE l.lane = $1), 0) AS low_water
 ), looked AS MATERIALIZED (
-    SELECT m.id, m.sent_at FROM outbox.message m
+    SELECT m.id, m.message_id, m.sent_at FROM outbox.message m
     WHERE m.lane = $1 AND m.id > (SELECT low_water FROM mark) AND m.id < $2
     ORDER BY m.id DESC LIMIT $3
 ), pending AS MATERIALIZED (
     SELECT k.id FROM looked k
     WHERE k.sent_at IS NULL
-      AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = $1 AND w.id = k.id OFFSET 0)
-      AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = $1 AND d.id = k.id OFFSET 0)
+      AND NOT EXISTS (SELECT FROM outbox.waiting w
+                      WHERE w.lane = $1 AND w.id = k.id AND w.message_id = k.message_id OFFSET 0)
+      AND NOT EXISTS (SELECT FROM outbox.dead d
+                      WHERE d.lane = $1 AND d.id = k.id AND d.message_id = k.message_id OFFSET 0)
 ), front AS MATERIALIZED (
     -- The first that a claim would read.
     SELECT coalesce((
         SELECT m.id FROM outbox.message m
         WHERE m.lane = $1 AND m.id > (SELECT low_water FROM mark) AND m.id < $2 AND m.sent_at IS NULL
-          AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = $1 AND w.id = m.id OFFSET 0)
-          AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = $1 AND d.id = m.id OFFSET 0)
+          AND NOT EXISTS (SELECT FROM outbox.waiting w
+                          WHERE w.lane = $1 AND w.id = m.id AND w.message_id = m.message_id OFFSET 0)
+          AND NOT EXISTS (SELECT FROM outbox.dead d
+                          WHERE d.lane = $1 AND d.id = m.id AND d.message_id = m.message_id OFFSET 0)
         ORDER BY m.id LIMIT 1), $2) AS id
 )
 SELECT (SELECT count(*) FROM looked) AS looked, (SELECT min(id) FROM looked) AS lowest,

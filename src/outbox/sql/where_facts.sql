@@ -36,8 +36,8 @@ SELECT m.lane, m.id, m.message_id, m.body_size, coalesce(m.headers_size, 0) AS h
 FROM unnest($1::smallint[], $2::bigint[]) WITH ORDINALITY AS s (lane, id, n)
 JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
 LEFT JOIN outbox.lane l ON l.lane = m.lane
-LEFT JOIN outbox.waiting w ON w.lane = m.lane AND w.id = m.id
-LEFT JOIN outbox.dead d ON d.lane = m.lane AND d.id = m.id
+LEFT JOIN outbox.waiting w ON w.lane = m.lane AND w.id = m.id AND w.message_id = m.message_id
+LEFT JOIN outbox.dead d ON d.lane = m.lane AND d.id = m.id AND d.message_id = m.message_id
 -- The texts of an unreadable message would fail the whole statement, so they are left out.
 LEFT JOIN outbox.message t ON t.lane = m.lane AND t.id = m.id AND coalesce(w.reason, d.reason, '') <> 'unreadable'
 -- What holds the message's key back: the nearest before it, and the first.

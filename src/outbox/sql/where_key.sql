@@ -13,20 +13,20 @@ WITH home AS MATERIALIZED (
     FROM outbox.message m
     WHERE m.lane = (SELECT lane FROM home) AND m.id <= (SELECT low_water FROM home) ORDER BY m.id DESC LIMIT $3
 ), waiting AS MATERIALIZED (
-    SELECT w.id, w.key_hash FROM outbox.waiting w WHERE w.lane = (SELECT lane FROM home) ORDER BY w.id LIMIT $3
+    SELECT w.id, w.message_id, w.key_hash FROM outbox.waiting w WHERE w.lane = (SELECT lane FROM home) ORDER BY w.id LIMIT $3
 ), blocking AS MATERIALIZED (
-    SELECT w.id FROM outbox.waiting w
+    SELECT w.id, w.message_id FROM outbox.waiting w
     WHERE w.lane = (SELECT lane FROM home) AND w.key_hash = (SELECT key_hash FROM home)
       AND NOT w.replay AND w.cause <> 'scheduled'
     ORDER BY w.id LIMIT $3
 ), dead AS MATERIALIZED (
-    SELECT d.id FROM outbox.dead d WHERE d.lane = (SELECT lane FROM home) ORDER BY d.id LIMIT $3
+    SELECT d.id, d.message_id FROM outbox.dead d WHERE d.lane = (SELECT lane FROM home) ORDER BY d.id LIMIT $3
 ), filed AS (
     SELECT m.id
-    FROM (SELECT id FROM waiting WHERE key_hash = (SELECT key_hash FROM home)
-          UNION SELECT id FROM blocking
-          UNION SELECT id FROM dead) f
-    JOIN outbox.message m ON m.lane = (SELECT lane FROM home) AND m.id = f.id
+    FROM (SELECT id, message_id FROM waiting WHERE key_hash = (SELECT key_hash FROM home)
+          UNION SELECT id, message_id FROM blocking
+          UNION SELECT id, message_id FROM dead) f
+    JOIN outbox.message m ON m.lane = (SELECT lane FROM home) AND m.id = f.id AND m.message_id = f.message_id
     WHERE m.aggregate_type = $1 AND m.aggregate_id = $2
 ), open AS (
     SELECT id FROM filed

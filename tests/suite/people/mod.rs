@@ -5,7 +5,9 @@ mod copied;
 mod corrected;
 mod emptied;
 mod numbered;
+mod records;
 mod said;
+mod times;
 mod values;
 
 use tokio_postgres::{Client, types::ToSql};

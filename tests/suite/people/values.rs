@@ -130,3 +130,62 @@ async fn debeziums_usual_producer_sends_its_events() {
         );
     }
 }
+
+/// A team makes the view again with one more column, and forgets the triggers. PostgreSQL must not pass writes to other rows.
+#[tokio::test]
+async fn debeziums_view_without_its_triggers_refuses_every_write() {
+    let world = world().await;
+    let insert = "INSERT INTO outbox.debezium (id, aggregatetype, aggregateid, type, payload) \
+                  VALUES (gen_random_uuid(), 'order', '1', 'created', '{}')";
+    as_role(&world, "producer", insert).await.unwrap();
+    let refused = as_role(&world, "owner", "UPDATE outbox.debezium SET payload = '1'")
+        .await
+        .unwrap_err();
+    assert!(refused.contains("cannot update view"), "{refused}");
+    world
+        .sql(
+            "DO $$ DECLARE had text := pg_get_viewdef('outbox.debezium'); BEGIN \
+                 DROP VIEW outbox.debezium; \
+                 EXECUTE 'CREATE VIEW outbox.debezium AS ' \
+                         || replace(replace(had, ';', ''), 'm.payload', 'm.payload, m.headers'); \
+             END $$; \
+             GRANT INSERT, UPDATE, SELECT (id), DELETE ON outbox.debezium TO producer",
+        )
+        .await;
+    for (write, refusal) in [
+        (insert, "cannot insert into view"),
+        ("DELETE FROM outbox.debezium", "cannot delete from view"),
+        (
+            "UPDATE outbox.debezium SET type = 'x'",
+            "cannot update view",
+        ),
+    ] {
+        for role in ["producer", "owner"] {
+            let refused = as_role(&world, role, write).await.unwrap_err();
+            assert!(refused.contains(refusal), "{write}: {refused}");
+        }
+    }
+    assert_eq!(
+        world
+            .count("outbox.message WHERE event_type = 'created'")
+            .await,
+        1
+    );
+}
+
+/// Without an id, the event gets one, and the statement returns it.
+#[tokio::test]
+async fn an_event_through_debeziums_view_gets_an_id_if_it_has_none() {
+    let world = world().await;
+    let sql = "INSERT INTO outbox.debezium (aggregatetype, type, payload) \
+               SELECT 'order', 'created', '{}' FROM generate_series(1, 3) RETURNING id";
+    let ids = world.client.query(sql, &[]).await.unwrap();
+    let mut found = 0;
+    for row in ids {
+        let id: uuid::Uuid = row.get(0);
+        found += world
+            .count(&format!("outbox.message WHERE message_id = '{id}'"))
+            .await;
+    }
+    assert_eq!(found, 3);
+}

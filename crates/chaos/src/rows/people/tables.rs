@@ -20,6 +20,7 @@ pub const ROWS: &[Row] = rows! { setup;
     63, "key, route, headers or body mended, rows deleted by hand, while pending, waiting, dead" => mended(setup);
 };
 
+const BEGIN_AGAIN: &str = "positions of the outbox begin again";
 /// Messages that the audit has filed.
 const STRANDED: &str = "outbox_stranded_messages_total";
 /// Whatever was found was sent within this.
@@ -85,7 +86,51 @@ async fn refilled(setup: &Setup) -> Result<Outcome> {
     scene.flow.traffic.pause(false);
     scene.relay = scene.arena.relay()?;
     scene.endured(SOON_SENT, 0).await?;
+    under_records(&mut scene).await?;
     scene.end().await
+}
+
+/// Where no trigger runs, the records of old messages stay, dead and waiting, at the positions of new messages with the same
+/// keys.
+async fn under_records(scene: &mut Scene<'_>) -> Result<()> {
+    scene.fault();
+    let mut generation = scene.flow.traffic.standstill().await;
+    scene.drained().await;
+    scene
+        .sql(
+            "TRUNCATE outbox.message RESTART IDENTITY; \
+             INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, headers, available_at) \
+             SELECT 'row', 'again-' || i, 'old', '{}', CASE WHEN i % 2 = 0 THEN '[]'::json END, \
+                    CASE WHEN i % 2 = 1 THEN now() + interval '300 days' END FROM generate_series(1, 100) i",
+        )
+        .await?;
+    scene.until("half to die", "outbox.dead", 50).await;
+    scene.until("half to wait", "outbox.waiting", 50).await;
+    let said = scene.said(BEGIN_AGAIN);
+    scene
+        .sql(
+            "UPDATE outbox.waiting SET cause = 'retry' WHERE id % 3 = 0; \
+             SET session_replication_role = replica; BEGIN; TRUNCATE outbox.message RESTART IDENTITY",
+        )
+        .await?;
+    scene.flow.writes(&scene.owner, "again-", 150).await?;
+    scene
+        .sql("COMMIT; SET session_replication_role = origin")
+        .await?;
+    *generation += 1;
+    drop(generation);
+    scene.logs_again(BEGIN_AGAIN, said).await?;
+    scene.endured(AUDITED, 0).await?;
+    scene
+        .until(
+            "old records to go",
+            "outbox.waiting WHERE due_at > now() + interval '1 day'",
+            0,
+        )
+        .await;
+    let hidden = "outbox.dead d JOIN outbox.message m USING (lane, id, message_id)";
+    scene.until("no new message to be dead", hidden, 0).await;
+    scene.sql("DELETE FROM outbox.dead").await
 }
 
 /// A key whose head waits without an end, with some behind it; and some dead ones.

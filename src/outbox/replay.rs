@@ -12,7 +12,7 @@ use super::{
     OutboxError,
     operation::{self, Operation},
     row::get,
-    session::{Query, Session},
+    session::{Params, Query, Session},
 };
 
 /// Selects sent messages. The command demands at least one condition.
@@ -106,7 +106,7 @@ pub async fn replay(
                 }
             };
             session.commit().await?;
-            all.messages += found.chosen;
+            all.messages += if dry_run { found.chosen } else { found.filed };
             all.found.extend(found.message_ids);
             match found.cursor {
                 Some(next) if found.looked >= ROWS => cursor = next,
@@ -121,6 +121,7 @@ struct Found {
     cursor: Option<i64>,
     looked: i64,
     chosen: i64,
+    filed: i64,
     /// The message ids that the filter names, if any.
     message_ids: Vec<Uuid>,
 }
@@ -136,35 +137,43 @@ async fn step(
     dry_run: bool,
     operation: &Operation,
 ) -> Result<Found, OutboxError> {
-    let rows = session
-        .query(
-            &STEP,
-            &[
-                &lane,
-                &cursor,
-                &ROWS,
-                &filter.since,
-                &filter.until,
-                &filter.aggregate_type,
-                &filter.aggregate_id,
-                &filter.event_type,
-                &filter.message_ids,
-                &first_due_s,
-                &between_s,
-                &dry_run,
-            ],
-        )
-        .await?;
+    let params: Params<'_> = &[
+        &lane,
+        &cursor,
+        &ROWS,
+        &filter.since,
+        &filter.until,
+        &filter.aggregate_type,
+        &filter.aggregate_id,
+        &filter.event_type,
+        &filter.message_ids,
+        &first_due_s,
+        &between_s,
+        &dry_run,
+    ];
+    let rows = session.query(&STEP, params).await?;
     let Some(row) = rows.first() else {
         return Ok(Found {
             cursor: None,
             looked: 0,
             chosen: 0,
+            filed: 0,
             message_ids: Vec::new(),
         });
     };
     let chosen: i64 = get(row, "chosen")?;
+    let filed: i64 = get(row, "filed")?;
     let message_ids: Vec<Uuid> = get(row, "message_ids")?;
+    if filed < chosen && !dry_run {
+        // Another replay may have filed the others since the statement began: then the statement no longer chooses them.
+        // Otherwise a trigger or a rule lets the INSERT succeed and files nothing. The caller rolls back.
+        let rows = session.query(&STEP, params).await?;
+        let left = rows.first().map(|row| get(row, "chosen")).transpose()?;
+        if let Some(messages) = left.filter(|n| *n > 0) {
+            let action = STEP.action;
+            return Err(OutboxError::NotFiled { action, messages });
+        }
+    }
     if chosen > 0 && !dry_run {
         let listed = &message_ids[..message_ids.len().min(LISTED)];
         operation::record(session, operation, chosen, listed).await?;
@@ -173,6 +182,7 @@ async fn step(
         cursor: get(row, "cursor")?,
         looked: get(row, "looked")?,
         chosen,
+        filed,
         message_ids: if filter.message_ids.is_empty() {
             Vec::new()
         } else {

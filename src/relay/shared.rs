@@ -64,9 +64,18 @@ impl Shared {
         }
     }
 
-    /// What was published could not be marked, or, with nothing published, a rehearsal says that it could not.
-    pub fn cannot_mark(&self, published: impl IntoIterator<Item = Position>, why: &str) {
-        self.caution().failed(published);
+    /// What was published could not be settled, or, with nothing published, a rehearsal says that it could not. `filed`: those
+    /// that were to be filed.
+    pub fn cannot_mark(
+        &self,
+        sent: impl IntoIterator<Item = Position>,
+        filed: impl IntoIterator<Item = Position>,
+        why: &str,
+    ) {
+        let mut caution = self.caution();
+        caution.failed(sent);
+        caution.not_filed(filed);
+        drop(caution);
         self.health.cannot_mark(why);
     }
 }

@@ -6,8 +6,13 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use outbox_core::{
-    batch::BatchLimit, circuit::Task, claim::Limits, low_water, message::Lane, outcome::Outcome,
-    reason::Reason, settlement,
+    batch::BatchLimit,
+    circuit::Task,
+    claim::{Claim, Item, Limits},
+    low_water,
+    message::{Lane, Position},
+    outcome::Outcome,
+    settlement,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +39,12 @@ enum WorkError {
     Outbox(#[from] OutboxError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// `rows`: the messages of the claim.
+    #[error("{error}")]
+    NotSettled {
+        error: OutboxError,
+        rows: Vec<Position>,
+    },
     /// Both servers are well, and trying again at once would help nobody.
     #[error("{0}")]
     CannotMark(String),
@@ -175,7 +186,7 @@ impl Worker {
         let source = self.shared.health.source();
         match &error {
             WorkError::GaveWay => return,
-            WorkError::Outbox(e) => {
+            WorkError::Outbox(e) | WorkError::NotSettled { error: e, .. } => {
                 // The server refused a statement (a lock time-out, a deadlock): the connection itself is good.
                 let mended = e.is_statement_refused()
                     && match &self.session {
@@ -185,7 +196,11 @@ impl Worker {
                 if !mended {
                     self.session = None;
                 }
-                self.name_blockers(e).await;
+                let rows = match &error {
+                    WorkError::NotSettled { rows, .. } => rows.as_slice(),
+                    _ => &[],
+                };
+                self.name_blockers(e, rows).await;
                 relaying::postgresql_failed(source, self.number, self.failures, e);
             }
             WorkError::CannotMark(why) => {
@@ -210,12 +225,12 @@ impl Worker {
     }
 
     /// Somebody holds a lock that the claim needs: who, for the person who must act.
-    async fn name_blockers(&self, error: &OutboxError) {
+    async fn name_blockers(&self, error: &OutboxError, rows: &[Position]) {
         let Some(session) = self.session.as_ref().filter(|_| error.is_lock()) else {
             return;
         };
         let patience = self.shared.source.database.yielding().lock_timeout;
-        let why = match blockers::find_yielding(session, patience).await {
+        let why = match blockers::find_yielding(session, patience, rows).await {
             Ok(found) if !found.is_empty() => format!("locked by {}", blockers::text(&found)),
             Ok(_) | Err(_) => error.to_string(),
         };
@@ -235,7 +250,7 @@ impl Worker {
                 self.shared.refused(rank, e);
                 LinkReport::Connecting
             }
-            WorkError::Outbox(e) => {
+            WorkError::Outbox(e) | WorkError::NotSettled { error: e, .. } => {
                 self.shared.silence.note(e);
                 return false;
             }
@@ -275,7 +290,9 @@ async fn cycle(
     let source = shared.health.source();
     let began = Instant::now();
     let allowed = shared.caution().limit();
-    let messages = allowed.map_or(limit.get(), |n| n.min(limit.get()));
+    // Messages that are set aside are read again, and must not keep others from being read.
+    let aside = shared.caution().aside();
+    let messages = allowed.map_or(limit.get(), |n| n.saturating_add(aside).min(limit.get()));
     // One message alone: a read failed, and this may be the one to blame.
     let lanes = match (limit.is_collapsed(), taken.lanes()) {
         (true, [first, ..]) => std::slice::from_ref(first),
@@ -307,11 +324,13 @@ async fn cycle(
     let span = info_span!("publish", source, messages = claim.items.len());
     let idle_limit = shared.source.database.idle_in_transaction_timeout;
     let deadline = began + idle_limit.mul_f64(0.8);
-    let cautious = allowed.is_some();
-    let Decided { claim, lost } =
-        publish_claim(shared, session, publisher, claim, cautious, deadline)
-            .instrument(span)
-            .await?;
+    let Decided {
+        claim,
+        lost,
+        refused,
+    } = publish_claim(shared, session, publisher, claim, allowed, deadline)
+        .instrument(span)
+        .await?;
     let sent = claim.positions(is_sent).count();
     let published_in = publishing.elapsed();
     if sent > 0 {
@@ -331,19 +350,28 @@ async fn cycle(
             Ok(corrected) => corrected,
             Err(error) => {
                 // They were published, and are pending as before.
-                if sent > 0 {
-                    shared.cannot_mark(claim.positions(is_sent), &error.to_string());
+                if sent > 0 || error.is_statement_refused() {
+                    let sent = claim.positions(is_sent);
+                    shared.cannot_mark(sent, to_file(&claim), &error.to_string());
                 }
-                return Err(error.into());
+                let rows = claim.positions(|_| true).collect();
+                return Err(WorkError::NotSettled { error, rows });
             }
         };
         // A message that was corrected proves nothing: it is not marked.
         let marked = sent.saturating_sub(corrected);
         if marked > 0 {
             shared.caution().marked(marked, shared.relay.batch_size);
+        }
+        let mut caution = shared.caution();
+        caution.settled(claim.positions(is_decided));
+        caution.settled(claim.orphans.iter().map(|orphan| orphan.position));
+        // Not while others are set aside: each claim would say that all is well, and then that it is not.
+        let all_well = marked > 0 && caution.aside() == 0;
+        drop(caution);
+        if all_well {
             shared.health.marked();
         }
-        shared.caution().settled(claim.positions(is_decided));
         metrics::settled(source, settling.elapsed());
         // The database's clock was read in the middle of the claim, about.
         let confirmed_after = publishing.duration_since(began) / 2 + published_in;
@@ -358,16 +386,18 @@ async fn cycle(
     let settled = lost.is_none() && claim.positions(is_decided).next().is_some();
     // A lane that had something is read until it has nothing; one that a broken link left alone waits for the scout.
     let asked: HashSet<Lane> = lanes.iter().copied().collect();
+    let left = claim.items.iter().filter(|item| item.is_left());
+    let left: HashSet<Lane> = left.map(|item| item.position().lane).collect();
     taken.give_back(|lane| {
         if !asked.contains(&lane) {
             return Found::Unread;
         }
         let read = claim.lanes.iter().find(|read| read.lane == lane);
-        let exhausted = read.map(|read| read.exhausted);
+        let exhausted = read.map(|read| read.exhausted && !left.contains(&lane));
         found(exhausted, settled, worked.contains(&lane))
     });
-    if claim.positions(is_unmarkable).next().is_some() && sent == 0 {
-        let why = "none of the claim's messages can be marked as sent".to_owned();
+    if refused && sent == 0 {
+        let why = "none of the claim's messages can be settled".to_owned();
         return Err(WorkError::CannotMark(why));
     }
     Ok(lost)
@@ -390,14 +420,14 @@ fn limits(shared: &Shared, messages: usize) -> Limits {
     }
 }
 
-fn is_unmarkable(outcome: &Outcome) -> bool {
-    matches!(
-        outcome,
-        Outcome::Retry {
-            reason: Reason::Unmarkable,
-            ..
-        }
-    )
+/// Messages that the settle files as waiting or dead, or whose record it removes because they were deleted.
+fn to_file(claim: &Claim) -> impl Iterator<Item = Position> {
+    let items = claim.items.iter().filter(|item| {
+        let waits = item.candidate.scheduled && !item.is_left();
+        waits || is_decided(item.outcome()) && !is_sent(item.outcome())
+    });
+    let orphans = claim.orphans.iter().map(|orphan| orphan.position);
+    items.map(Item::position).chain(orphans)
 }
 
 /// A claim's read failed, and not for want of a server: from now on one message at a time, until one fails alone. That one
@@ -438,8 +468,15 @@ async fn release_held(shared: &Shared, session: &Session) -> Result<(), OutboxEr
         let Task::Release(destination, rows) = task else {
             continue;
         };
-        let released = held::release(session, destination, rows).await?;
-        shared.circuits().released(destination, rows, released);
+        match held::release(session, destination, rows).await {
+            // The claim is settled, and so will the next one be: its messages need no release.
+            Err(error) if error.is_statement_refused() => {
+                shared.health.cannot_mark(&error.to_string());
+            }
+            released => shared
+                .circuits()
+                .released(destination, rows, released?),
+        }
     }
     Ok(())
 }

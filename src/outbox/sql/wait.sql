@@ -1,11 +1,13 @@
 -- Files messages as waiting, or updates the records of messages that wait already. Due times come from the database's clock.
+-- Returns the records as they are now, because a trigger can keep them as they were. statement_timestamp() is the same in both
+-- places. in_ms: NULL without a due time.
 -- $1 lane, $2 id, $3 cause, $4 delay in ms, $5 attempts, $6 reason, $7 error, $8 destination, $9 its failed probes
 INSERT INTO outbox.waiting AS w
        (lane, id, message_id, key_hash, cause, due_at, due_since, attempts, reason, last_error, destination, failed_probes)
 SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id), s.cause,
        CASE WHEN s.cause = 'scheduled' THEN m.available_at
             WHEN s.cause IN ('behind', 'held') THEN NULL
-            ELSE clock_timestamp() + s.delay_ms * interval '1 millisecond' END,
+            ELSE statement_timestamp() + s.delay_ms * interval '1 millisecond' END,
        greatest(m.created_at, m.available_at), s.attempts, s.reason, s.error, s.destination, s.failed_probes
 FROM unnest($1::smallint[], $2::bigint[], $3::text[], $4::bigint[], $5::integer[], $6::text[], $7::text[],
             $8::bigint[], $9::integer[])
@@ -15,3 +17,8 @@ ON CONFLICT (lane, id) DO UPDATE
 SET cause = excluded.cause, due_at = excluded.due_at, attempts = excluded.attempts,
     reason = coalesce(excluded.reason, w.reason), last_error = coalesce(excluded.last_error, w.last_error),
     destination = excluded.destination, failed_probes = excluded.failed_probes
+RETURNING w.lane, w.id, w.cause, w.attempts,
+          CASE WHEN isfinite(w.due_at)
+               THEN round(extract(epoch FROM w.due_at - statement_timestamp()) * 1000)::bigint
+               WHEN w.due_at > statement_timestamp() THEN 9223372036854775807
+               WHEN w.due_at < statement_timestamp() THEN -9223372036854775808 END AS in_ms

@@ -14,7 +14,7 @@ use outbox_core::{
     claim::{Candidate, Claim, HeldLane, Limits, Orphan, Read, Snapshot, Waited, fitting},
     low_water::{Candidate as MarkCandidate, Mark},
     message::{Lane, Message, Position},
-    share::shares,
+    scheduling::{Tuning, shares},
 };
 
 use super::{
@@ -175,7 +175,10 @@ pub async fn claim(
     }
     // Peers may hold some of the lanes asked for: the others fill the batch.
     let marks: Vec<i64> = held.iter().map(|l| l.mark.low_water).collect();
-    for (lane, share) in held.iter_mut().zip(shares(&marks, limits.fresh)) {
+    for (lane, share) in held
+        .iter_mut()
+        .zip(shares(&Tuning::MEASURED, &marks, limits.fresh))
+    {
         lane.share = share;
     }
     let (mut candidates, orphans) = read(session, &held, limits).await?;

@@ -56,12 +56,12 @@ pub struct Session {
     patience: Duration,
 }
 
-/// The receivers of a session's notifications.
+/// Where a session reports the notifications that it receives.
 #[derive(Clone)]
-pub struct Ear {
+pub struct NotificationSink {
     /// If the channel is full, it already holds a wake-up.
     pub wake: mpsc::Sender<()>,
-    pub heard: Arc<AtomicU64>,
+    pub received: Arc<AtomicU64>,
 }
 
 /// A database or a role may have another default. With it, a settle would fail with 40001 after its publishes, again and
@@ -74,21 +74,21 @@ const GRACE: Duration = Duration::from_secs(5);
 impl Session {
     /// Connects, within twice `connect_timeout` for each server, and sets the session up. `name` shows in `pg_stat_activity`.
     pub async fn connect(database: &Database, name: &str) -> Result<Self, OutboxError> {
-        Self::connect_with_ear(database, name, None).await
+        Self::connect_with_sink(database, name, None).await
     }
 
-    pub async fn connect_with_ear(
+    pub async fn connect_with_sink(
         database: &Database,
         name: &str,
-        ear: Option<Ear>,
+        sink: Option<NotificationSink>,
     ) -> Result<Self, OutboxError> {
-        let first = match Box::pin(Self::prepared(database, name, ear.clone(), "")).await {
+        let first = match Box::pin(Self::prepared(database, name, sink.clone(), "")).await {
             Err(error) if error.is_impatience() => error,
             done => return done,
         };
         // The server's default time-out (a millisecond, for example) may have ended the session before it could set its own.
         let options = settings::as_options(database);
-        match Box::pin(Self::prepared(database, name, ear, &options)).await {
+        match Box::pin(Self::prepared(database, name, sink, &options)).await {
             // A pooler may refuse options, so report the first error.
             Err(_) => Err(first),
             done => done,
@@ -99,10 +99,10 @@ impl Session {
     async fn prepared(
         database: &Database,
         name: &str,
-        ear: Option<Ear>,
+        sink: Option<NotificationSink>,
         options: &str,
     ) -> Result<Self, OutboxError> {
-        let (mut session, version) = Self::bare(database, name, ear, options).await?;
+        let (mut session, version) = Self::bare(database, name, sink, options).await?;
         session.set_up(database, version).await?;
         Ok(session)
     }
@@ -111,7 +111,7 @@ impl Session {
     pub(super) async fn bare(
         database: &Database,
         name: &str,
-        ear: Option<Ear>,
+        sink: Option<NotificationSink>,
         options: &str,
     ) -> Result<(Self, u32), OutboxError> {
         let mut config = database.current()?;
@@ -157,9 +157,9 @@ impl Session {
             loop {
                 match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
                     Some(Ok(AsyncMessage::Notification(_))) => {
-                        if let Some(ear) = &ear {
-                            ear.heard.fetch_add(1, Ordering::Relaxed);
-                            let _ = ear.wake.try_send(());
+                        if let Some(sink) = &sink {
+                            sink.received.fetch_add(1, Ordering::Relaxed);
+                            let _ = sink.wake.try_send(());
                         }
                     }
                     Some(Ok(_)) => {}

@@ -1,8 +1,8 @@
-//! The audit's pace: the whole of `outbox.message`, again and again, in small steps that cost a fixed part of one core.
+//! The audit's pace: it reads all of `outbox.message`, again and again, in small steps that use a fixed part of one core.
 //!
-//! Each relay audits everything once after its start, and once after each sign that somebody changed the tables, whatever
-//! others do. Between them one relay goes on, and slower. What an audit finds is filed at once; what lies in a lane that
-//! another one holds is kept, and filed as soon as the lane is free.
+//! Each relay audits everything once after its start, and once after each sign that somebody changed the tables. Otherwise
+//! one of the relays goes on auditing, at a slower pace. The audit files what it finds at once. If another session holds the
+//! lane of a message, the audit remembers the message, and files it as soon as the lane is free.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use std::{
 use outbox_core::message::{Lane, Position};
 use tokio::time::Instant;
 
-use super::shared::Shared;
+use super::context::Context;
 use crate::{
     outbox::{
         OutboxError,
@@ -22,31 +22,31 @@ use crate::{
     telemetry::metrics,
 };
 
-/// A pause is so many times longer than the step before it: a twentieth of one core for the first audit and an urgent
-/// one, a hundredth afterwards. Reading from a cold disk counts as well, so a table that is not in memory is left in peace.
+/// A pause lasts so many times as long as the step before it: the first audit and urgent ones use a twentieth of a core, all
+/// others a hundredth. The time to read from a disk counts too, so a table that is not in memory is read slowly.
 const URGENT: u32 = 19;
 const STEADY: u32 = 99;
-/// Minimum time between the begins of two audits.
+/// Minimum time between the beginnings of two audits.
 const BEGIN_EVERY: Duration = Duration::from_secs(5);
 /// Maximum time between them when the server has counted no write: an idle relay need not read the same pages every 5 s.
 /// The counter is no proof (see `sql/audit_size.sql`), so the audit never stops.
 const BEGIN_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
-/// What a step takes about; its pages are chosen so.
+/// The duration that the number of pages of a step aims at.
 const STEP: Duration = Duration::from_millis(20);
 const PAGES: (u32, u32) = (32, 4096);
 const SIGNS_EVERY: Duration = Duration::from_secs(1);
 const LEAD_EVERY: Duration = Duration::from_secs(10);
 const RETRY_EVERY: Duration = Duration::from_secs(1);
-const SAY_EVERY: Duration = Duration::from_secs(10);
-/// Filed in one transaction.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+/// Messages that one transaction files.
 const CHUNK: usize = 1000;
-/// Known and not filed; with more, the walk waits.
+/// With more messages that are known and not filed, the audit reads no further pages.
 const KNOWN: usize = 50_000;
 
 pub(super) struct Audit {
-    /// None was whole since the start, or since the last alarm: this relay owes one.
+    /// No audit has ended since the start or the last alarm: this relay must do one.
     urgent: bool,
-    /// When it is asked again whether this relay goes on auditing.
+    /// When to ask again whether this relay goes on auditing.
     lead_at: Instant,
     walk: Option<Walk>,
     /// The last whole audit.
@@ -56,9 +56,9 @@ pub(super) struct Audit {
     signs: Option<Signs>,
     signs_at: Instant,
     known: Known,
-    /// Filed and not said yet.
-    unsaid: u64,
-    say_at: Instant,
+    /// Filed and not logged yet.
+    unlogged: u64,
+    log_at: Instant,
 }
 
 #[derive(Debug)]
@@ -99,8 +99,8 @@ impl Audit {
             signs: None,
             signs_at: now,
             known: Known::default(),
-            unsaid: 0,
-            say_at: now,
+            unlogged: 0,
+            log_at: now,
         }
     }
 
@@ -108,13 +108,13 @@ impl Audit {
     pub async fn step(
         &mut self,
         session: &Session,
-        shared: &Shared,
+        context: &Context,
     ) -> Result<Instant, OutboxError> {
-        let source = shared.health.source();
+        let source = context.health.source();
         if Instant::now() >= self.signs_at {
             self.look(session).await?;
         }
-        let noticed = shared.hints.take();
+        let noticed = context.hints.take();
         if noticed.alarm {
             self.alarm();
         }
@@ -123,31 +123,31 @@ impl Audit {
         }
         let mut due = self.signs_at;
         if self.known.len() < KNOWN {
-            due = due.min(self.go_on(session, shared).await?);
+            due = due.min(self.go_on(session, context).await?);
         }
         if self.known.is_due() {
             let filed = self.known.file(session).await?;
             metrics::stranded(source, filed, self.known.len());
-            self.unsaid += filed;
+            self.unlogged += filed;
         }
-        if self.unsaid > 0 && Instant::now() >= self.say_at {
+        if self.unlogged > 0 && Instant::now() >= self.log_at {
             tracing::error!(
                 source,
-                messages = self.unsaid,
+                messages = self.unlogged,
                 not_yet = self.known.len(),
                 "unsent messages lay where no relay looks; they are filed, and sent: somebody changed the outbox by hand"
             );
-            self.unsaid = 0;
-            self.say_at = Instant::now() + SAY_EVERY;
+            self.unlogged = 0;
+            self.log_at = Instant::now() + LOG_EVERY;
         }
-        if self.unsaid > 0 {
-            due = due.min(self.say_at);
+        if self.unlogged > 0 {
+            due = due.min(self.log_at);
         }
         Ok(self.known.due().map_or(due, |at| due.min(at)))
     }
 
-    pub async fn report(&self, session: &Session, shared: &Shared) -> Result<(), OutboxError> {
-        audit::record(session, &shared.instance, false, self.known.len()).await
+    pub async fn report(&self, session: &Session, context: &Context) -> Result<(), OutboxError> {
+        audit::record(session, &context.instance, false, self.known.len()).await
     }
 
     async fn look(&mut self, session: &Session) -> Result<(), OutboxError> {
@@ -165,7 +165,7 @@ impl Audit {
         Ok(())
     }
 
-    /// From the beginning, whatever was walked: what changed may lie there.
+    /// Starts from the beginning: the change may be in pages that were read already.
     fn alarm(&mut self) {
         self.urgent = true;
         self.walk = None;
@@ -173,13 +173,17 @@ impl Audit {
         self.next = Instant::now();
     }
 
-    async fn go_on(&mut self, session: &Session, shared: &Shared) -> Result<Instant, OutboxError> {
+    async fn go_on(
+        &mut self,
+        session: &Session,
+        context: &Context,
+    ) -> Result<Instant, OutboxError> {
         if self.walk.is_none() {
             if Instant::now() < self.next {
                 return Ok(self.next);
             }
-            // An alarm is answered by whoever saw it: a relay that leads may not have seen it, or may stand still.
-            if !self.urgent && !self.leads(session, shared).await? {
+            // Each relay that saw an alarm audits: the one that goes on auditing may not have seen it, or may hang.
+            if !self.urgent && !self.leads(session, context).await? {
                 return Ok(self.lead_at);
             }
             let began = Instant::now();
@@ -210,7 +214,7 @@ impl Audit {
                 let released = audit::release(session, walk.page, to).await?;
                 if released > 0 {
                     tracing::warn!(
-                        source = shared.health.source(),
+                        source = context.health.source(),
                         messages = released,
                         "messages waited for what is no more; they may go: somebody changed the outbox by hand"
                     );
@@ -222,7 +226,7 @@ impl Audit {
         let pause = pause(took, self.urgent);
         self.pages = pages(self.pages, took);
         if walk.is_past_the_end() {
-            // It has grown meanwhile, perhaps by rows that were copied back.
+            // The table may have grown meanwhile, by rows that were copied back for example.
             walk.size = audit::size(session).await?;
         }
         if walk.is_past_the_end() && !walk.next_table() {
@@ -234,18 +238,18 @@ impl Audit {
             self.urgent = false;
             self.last = Some(last);
             self.next = (last.began + BEGIN_EVERY).max(Instant::now() + pause);
-            metrics::audited(shared.health.source());
-            audit::record(session, &shared.instance, true, self.known.len()).await?;
+            metrics::audited(context.health.source());
+            audit::record(session, &context.instance, true, self.known.len()).await?;
             return Ok(self.next);
         }
         Ok(Instant::now() + pause)
     }
 
-    async fn leads(&mut self, session: &Session, shared: &Shared) -> Result<bool, OutboxError> {
+    async fn leads(&mut self, session: &Session, context: &Context) -> Result<bool, OutboxError> {
         if Instant::now() < self.lead_at {
             return Ok(false);
         }
-        let leads = audit::leads(session, &shared.instance).await?;
+        let leads = audit::leads(session, &context.instance).await?;
         if !leads {
             self.lead_at = Instant::now() + LEAD_EVERY;
         }
@@ -262,7 +266,7 @@ impl Walk {
             }
     }
 
-    /// `false` when this was the last.
+    /// `false` when this was the last table.
     fn next_table(&mut self) -> bool {
         if self.table == Table::Waiting {
             return false;
@@ -277,7 +281,7 @@ fn pause(took: Duration, urgent: bool) -> Duration {
     took * if urgent { URGENT } else { STEADY }
 }
 
-/// So many that a step takes about what it should: twice as many, or half.
+/// The pages of the next step: twice as many after a short step, half as many after a long one.
 fn pages(pages: u32, took: Duration) -> u32 {
     let next = if took < STEP / 2 {
         pages.saturating_mul(2)
@@ -293,7 +297,7 @@ fn pages(pages: u32, took: Duration) -> u32 {
 #[derive(Debug, Default)]
 struct Known {
     lanes: BTreeMap<Lane, BTreeSet<i64>>,
-    /// Some lanes were held; when they are tried again.
+    /// When to try again the lanes that were held.
     retry: Option<Instant>,
 }
 
@@ -327,7 +331,7 @@ impl Known {
             .collect()
     }
 
-    /// Files what can be filed now. Of the lanes that were held the last time as well, one is waited for.
+    /// Files what can be filed now. If lanes were held the last time too, it waits for one of them.
     async fn file(&mut self, session: &Session) -> Result<u64, OutboxError> {
         let again = self.retry.take().is_some();
         let mut total = 0;

@@ -1,4 +1,4 @@
-//! What this process knows of its own health, for `/readyz`, the metrics and `outbox.relay`.
+//! The relay's health, for `/readyz`, the metrics and `outbox.relay`.
 
 use std::{
     collections::BTreeMap,
@@ -20,20 +20,20 @@ pub struct Health {
 struct State {
     database: Option<Result<(), String>>,
     links: BTreeMap<usize, LinkReport>,
-    /// What is wrong with the schema.
+    /// The fault of the schema.
     schema: Option<String>,
     stopping: bool,
-    /// Since when, and why, messages cannot be marked.
+    /// When messages could not be marked the last time, and why.
     cannot_mark: Option<(Instant, String)>,
 }
 
-/// While there is anything to mark, it is tried again sooner than that.
-const TROUBLE: Duration = Duration::from_secs(30);
+/// How long a failed mark counts. While there are messages to mark, the relay tries again sooner.
+const MARK_FAILURE_COUNTS_FOR: Duration = Duration::from_secs(30);
 
 impl State {
     fn cannot_mark(&self) -> Option<&str> {
         let (last, why) = self.cannot_mark.as_ref()?;
-        (last.elapsed() < TROUBLE).then_some(why)
+        (last.elapsed() < MARK_FAILURE_COUNTS_FOR).then_some(why)
     }
 }
 
@@ -45,7 +45,7 @@ pub enum LinkReport {
     Down(String),
 }
 
-/// What `/readyz` answers for one source.
+/// The answer of `/readyz` for one source.
 #[derive(Debug, Clone, serde::Serialize, PartialEq, Eq)]
 pub struct Readiness {
     pub source: String,
@@ -81,7 +81,7 @@ impl Health {
         self.state().database = Some(Err(why));
     }
 
-    /// `fault`: what the start would have refused.
+    /// `fault`: a reason for which the relay would not start.
     pub fn schema(&self, fault: Option<String>) {
         metrics::schema_ok(&self.source, fault.is_none());
         self.state().schema = fault;
@@ -103,7 +103,7 @@ impl Health {
         metrics::broker_blocked(&self.source, blocked);
     }
 
-    /// Messages cannot be marked as sent. The first time it is said.
+    /// Messages cannot be marked as sent. Logs the first time.
     pub fn cannot_mark(&self, why: &str) {
         let mut state = self.state();
         let news = state.cannot_mark().is_none();
@@ -127,8 +127,8 @@ impl Health {
         }
     }
 
-    /// With nothing left to mark nobody says that it can be done.
-    pub fn forget_old_trouble(&self) {
+    /// If no message is left to mark, no mark shows that marking works again: the failure expires.
+    pub fn expire_mark_failure(&self) {
         let mut state = self.state();
         if state.cannot_mark.is_some() && state.cannot_mark().is_none() {
             state.cannot_mark = None;

@@ -1,13 +1,13 @@
-//! What other tasks notice and the audit must know.
+//! Signs that other tasks noticed, for the audit.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// With more messages that moved, a whole audit finds them sooner.
-const MOST: usize = 50_000;
-/// Looked for in one step of the audit.
-const HINTS: usize = 1000;
+/// If more messages moved, an audit of the whole table finds them sooner.
+const MAX_MOVED: usize = 50_000;
+/// Messages that one step of the audit looks for.
+const MOVED_PER_STEP: usize = 1000;
 
-/// What the other tasks noticed.
+/// Signs that wait for the audit.
 #[derive(Debug, Default)]
 pub struct Hints(Mutex<Noticed>);
 
@@ -18,16 +18,16 @@ pub struct Noticed {
 }
 
 impl Hints {
-    /// Marks and messages may not fit together any more.
+    /// Somebody may have changed the tables: marks may hide unsent messages.
     pub fn alarm(&self) {
         self.noticed().alarm = true;
     }
 
-    /// Filed messages that are no longer where they were filed. Their key was corrected, or they are gone.
+    /// Messages in `outbox.waiting` that are not in that lane any more: their key was corrected, or they were deleted.
     pub fn moved(&self, ids: impl Iterator<Item = i64>) {
         let mut noticed = self.noticed();
         noticed.moved.extend(ids);
-        if noticed.moved.len() > MOST {
+        if noticed.moved.len() > MAX_MOVED {
             noticed.moved.clear();
             noticed.alarm = true;
         }
@@ -35,7 +35,7 @@ impl Hints {
 
     pub fn take(&self) -> Noticed {
         let mut noticed = self.noticed();
-        let rest = noticed.moved.len().saturating_sub(HINTS);
+        let rest = noticed.moved.len().saturating_sub(MOVED_PER_STEP);
         Noticed {
             alarm: std::mem::take(&mut noticed.alarm),
             moved: noticed.moved.split_off(rest),
@@ -56,9 +56,9 @@ mod tests {
         let hints = Hints::default();
         hints.moved(0..1500);
         let first = hints.take();
-        assert_eq!((first.moved.len(), first.alarm), (HINTS, false));
+        assert_eq!((first.moved.len(), first.alarm), (MOVED_PER_STEP, false));
         assert_eq!(hints.take().moved.len(), 500);
-        hints.moved(0..=MOST as i64);
+        hints.moved(0..=MAX_MOVED as i64);
         let noticed = hints.take();
         assert_eq!((noticed.moved.len(), noticed.alarm), (0, true));
         assert!(!hints.take().alarm);

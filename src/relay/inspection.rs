@@ -1,25 +1,25 @@
-//! What the start checks, checked again while running: privileges, schema version, tables, columns, the sequence. People
-//! change them under a relay that works.
+//! Repeats the checks of the start while the relay runs: privileges, schema version, tables, columns, the sequence. People
+//! change them under a running relay.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::shared::Shared;
+use super::context::Context;
 use crate::outbox::{OutboxError, migrate, preflight, session::Session};
 
 const EVERY: Duration = Duration::from_secs(15);
 
 pub struct Inspection {
     at: Instant,
-    said: Option<String>,
+    logged: Option<String>,
 }
 
 impl Inspection {
     pub fn new() -> Self {
         Self {
             at: Instant::now(),
-            said: None,
+            logged: None,
         }
     }
 
@@ -27,15 +27,15 @@ impl Inspection {
     pub async fn step(
         &mut self,
         session: &Session,
-        shared: &Shared,
+        context: &Context,
     ) -> Result<Instant, OutboxError> {
         if Instant::now() < self.at {
             return Ok(self.at);
         }
         let fault = fault(session).await?;
         self.at = Instant::now() + EVERY;
-        let source = shared.health.source();
-        if fault != self.said {
+        let source = context.health.source();
+        if fault != self.logged {
             match &fault {
                 Some(fault) => {
                     tracing::error!(source, fault, "the schema is not as it was at the start");
@@ -43,13 +43,13 @@ impl Inspection {
                 None => tracing::info!(source, "the schema is as it was at the start"),
             }
         }
-        shared.health.schema(fault.clone());
-        self.said = fault;
+        context.health.schema(fault.clone());
+        self.logged = fault;
         Ok(self.at)
     }
 }
 
-/// What is wrong, and how to put it right. An error is a server that could not be asked.
+/// The fault and its remedy. An error means that the server did not answer.
 async fn fault(session: &Session) -> Result<Option<String>, OutboxError> {
     let missing = preflight::missing_privileges(session).await?;
     if !missing.is_empty() {

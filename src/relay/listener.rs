@@ -1,8 +1,8 @@
-//! The listener: sleeps for the relay, on a connection of its own, and hears the producer's commit that wakes it
-//! (`outbox::wake`).
+//! The listener: holds the lock that makes producers notify a relay that sleeps, and receives their notifications, on a
+//! connection of its own (`outbox::wake`).
 //!
-//! It only makes an idle relay quick. Polling goes on without it: it may be flooded by anybody who may connect, refused a
-//! connection, or cut off.
+//! It only makes an idle relay quick. Polling goes on without it: anybody who may connect can flood the listener, and the
+//! server can refuse or close its connection.
 
 use std::{
     future::Future,
@@ -17,38 +17,38 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    seats::Rank,
-    shared::{Shared, reconnect_delay},
+    connections::Priority,
+    context::{Context, reconnect_delay},
 };
-use crate::outbox::{OutboxError, session::Ear, wake};
+use crate::outbox::{OutboxError, session::NotificationSink, wake};
 
-/// What it asks the server takes a moment, unless it is flooded.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Another relay sleeps, or a producer is in its transaction: asked again after this.
-const AGAIN: Duration = Duration::from_millis(250);
-/// More notifications than this in a second, and nobody listens for a while. Producers notify only until a relay that was
-/// asleep has looked.
+/// The server answers the listener's statements in a moment, unless it floods the connection.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// The time between two attempts to take the lock while another relay sleeps, or a producer is in its transaction.
+const RETRY_EVERY: Duration = Duration::from_millis(250);
+/// With more notifications a second, the relay stops listening for a while. Producers notify only until the relay that slept
+/// has polled, so others send these.
 const FLOOD: u64 = 2_000;
 const FLOOD_PAUSE: Duration = Duration::from_secs(30);
 
 enum Ended {
     Flooded,
-    GaveWay,
+    Preempted,
 }
 
-pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
-    let source = shared.health.source();
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let source = context.health.source();
     let mut failures: u32 = 0;
     while !stop.is_cancelled() {
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            ended = Box::pin(listen(&shared, &mut failures)) => ended,
+            ended = Box::pin(listen(&context, &mut failures)) => ended,
         };
-        // The lock went with the connection.
-        shared.sleep.asleep.send_replace(false);
+        // The end of the connection released the lock.
+        context.sleep.asleep.send_replace(false);
         let pause = match ended {
-            Ok(Ended::GaveWay) => Duration::ZERO,
+            Ok(Ended::Preempted) => Duration::ZERO,
             Ok(Ended::Flooded) => {
                 tracing::warn!(
                     source,
@@ -59,12 +59,12 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
                 FLOOD_PAUSE
             }
             Err(error) if error.is_short_of_connections() => {
-                shared.refused(Rank::LISTENER, &error);
+                context.refused(Priority::LISTENER, &error);
                 Duration::ZERO
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
-                shared.silence.note(&error);
+                context.silence.note(&error);
                 tracing::warn!(source, failures, error = %error, "listening for producers failed; the relay polls");
                 reconnect_delay(failures)
             }
@@ -76,23 +76,23 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-async fn listen(shared: &Shared, failures: &mut u32) -> Result<Ended, OutboxError> {
-    let database = &shared.source.database;
+async fn listen(context: &Context, failures: &mut u32) -> Result<Ended, OutboxError> {
+    let database = &context.source.database;
     let (wake, mut woken) = mpsc::channel(1);
-    let ear = Ear {
+    let sink = NotificationSink {
         wake,
-        heard: Arc::new(AtomicU64::new(0)),
+        received: Arc::new(AtomicU64::new(0)),
     };
-    let heard = Arc::clone(&ear.heard);
-    let name = format!("{}/listener", shared.instance);
-    let connecting = shared
-        .seats
-        .connect(Rank::LISTENER, database, &name, Some(ear));
+    let received = Arc::clone(&sink.received);
+    let name = format!("{}/listener", context.instance);
+    let connecting = context
+        .connections
+        .connect(Priority::LISTENER, database, &name, Some(sink));
     let session = connecting.await?;
     wake::listen(&session).await?;
     *failures = 0;
 
-    let sleep = &shared.sleep;
+    let sleep = &context.sleep;
     let mut wanted = sleep.wanted.subscribe();
     let mut flood = Flood::new(Instant::now());
     let mut asleep = false;
@@ -100,11 +100,11 @@ async fn listen(shared: &Shared, failures: &mut u32) -> Result<Ended, OutboxErro
         let want = *wanted.borrow_and_update();
         if want != asleep {
             if want {
-                asleep = soon(wake::try_sleep(&session)).await?;
+                asleep = in_time(wake::try_sleep(&session)).await?;
             } else {
                 asleep = false;
                 sleep.asleep.send_replace(false);
-                soon(wake::get_up(&session)).await?;
+                in_time(wake::get_up(&session)).await?;
             }
             if asleep {
                 sleep.asleep.send_replace(true);
@@ -116,51 +116,53 @@ async fn listen(shared: &Shared, failures: &mut u32) -> Result<Ended, OutboxErro
                 let why = "the server closed the connection".to_owned();
                 return Err(OutboxError::Unusable { action: "listen", why });
             }
-            () = session.wanted() => return Ok(Ended::GaveWay),
+            () = session.preempted() => return Ok(Ended::Preempted),
             Ok(()) = wanted.changed() => {}
             Some(()) = woken.recv() => {
-                if flood.is_on(Instant::now(), heard.load(Ordering::Relaxed)) {
+                if flood.is_on(Instant::now(), received.load(Ordering::Relaxed)) {
                     return Ok(Ended::Flooded);
                 }
-                sleep.heard.notify_one();
+                sleep.notification.notify_one();
             }
-            () = tokio::time::sleep(AGAIN), if want && !asleep => {}
-            error = shared.silence.watch(&session, database.connect_timeout) => return Err(error),
+            () = tokio::time::sleep(RETRY_EVERY), if want && !asleep => {}
+            error = context.silence.watch(&session, database.connect_timeout) => return Err(error),
         }
     }
 }
 
-/// Behind a flood of notifications an answer may come late. Nobody waits for it.
-async fn soon<T>(asking: impl Future<Output = Result<T, OutboxError>>) -> Result<T, OutboxError> {
-    match tokio::time::timeout(PATIENCE, asking).await {
+/// In a flood of notifications an answer may come late. The listener does not wait for it.
+async fn in_time<T>(
+    asking: impl Future<Output = Result<T, OutboxError>>,
+) -> Result<T, OutboxError> {
+    match tokio::time::timeout(ANSWER_WITHIN, asking).await {
         Ok(answer) => answer,
         Err(_) => Err(OutboxError::Unusable {
             action: "fall asleep or wake up",
-            why: format!("no answer within {PATIENCE:?}"),
+            why: format!("no answer within {ANSWER_WITHIN:?}"),
         }),
     }
 }
 
-/// How many notifications came within a second.
+/// Counts the notifications of a second.
 struct Flood {
     since: Instant,
-    /// By then.
-    heard: u64,
+    /// Notifications before `since`.
+    before: u64,
 }
 
 impl Flood {
     fn new(now: Instant) -> Self {
         Self {
             since: now,
-            heard: 0,
+            before: 0,
         }
     }
 
-    fn is_on(&mut self, now: Instant, heard: u64) -> bool {
+    fn is_on(&mut self, now: Instant, received: u64) -> bool {
         if now.duration_since(self.since) >= Duration::from_secs(1) {
-            (self.since, self.heard) = (now, heard.saturating_sub(1));
+            (self.since, self.before) = (now, received.saturating_sub(1));
         }
-        heard - self.heard > FLOOD
+        received - self.before > FLOOD
     }
 }
 

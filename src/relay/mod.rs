@@ -1,17 +1,17 @@
-//! The relay: for each source, workers that claim, publish and settle, a scout that finds them work, a listener that
-//! lets it sleep, and a housekeeper. One stop token goes down; every task is owned and restarted by its supervisor.
+//! The relay: for each source, workers that claim, publish and settle, a scout that finds lanes with work, a listener that
+//! lets the relay sleep, and the maintenance. One stop token goes down; a supervisor owns each task and starts it again.
 
 mod audit;
-pub mod board;
+mod connections;
+mod context;
 pub mod health;
 mod hints;
-mod housekeeper;
 mod inspection;
+mod lanes;
 mod listener;
+mod maintenance;
 mod publishing;
 mod scout;
-mod seats;
-mod shared;
 mod silence;
 mod sleep;
 mod timed_out;
@@ -28,6 +28,7 @@ use outbox_core::{
     circuit::Circuits,
     envelope::{EnvelopeBuilder, EnvelopeOptions},
     route::{RouteError, Router, RoutingRules},
+    scheduling::Tuning,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -38,12 +39,12 @@ use crate::{
     telemetry::metrics,
 };
 
+use context::Context;
 pub use health::{Health, Readiness};
-use shared::Shared;
 
-/// A built relay of one source; nothing runs yet.
+/// The relay of one source, built and not running.
 pub struct SourceRelay {
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     retention: Retention,
     host: String,
 }
@@ -71,7 +72,7 @@ pub fn build(config: &Config) -> Result<Vec<SourceRelay>, RouteError> {
                 backoff_initial: relay.backoff_initial,
                 backoff_max: relay.backoff_max,
             };
-            let shared = Shared {
+            let context = Context {
                 exchanges: router.exchanges(),
                 source: source.clone(),
                 relay: relay.clone(),
@@ -84,18 +85,19 @@ pub fn build(config: &Config) -> Result<Vec<SourceRelay>, RouteError> {
                 policy,
                 circuits: Mutex::new(Circuits::new(policy)),
                 caution: Mutex::default(),
-                board: board::Board::default(),
+                tuning: Tuning::MEASURED,
+                lanes: lanes::Lanes::new(Tuning::MEASURED),
                 hints: hints::Hints::default(),
                 health: Health::new(&source.name),
                 sleep: Default::default(),
-                seats: Default::default(),
+                connections: Default::default(),
                 silence: Default::default(),
                 timed_out: Default::default(),
                 instance: format!("outboxd/{host}/{}", std::process::id()),
             };
             metrics::start_at_zero(&source.name);
             Ok(SourceRelay {
-                shared: Arc::new(shared),
+                context: Arc::new(context),
                 retention: config.retention.clone(),
                 host: host.clone(),
             })
@@ -105,52 +107,52 @@ pub fn build(config: &Config) -> Result<Vec<SourceRelay>, RouteError> {
 
 impl SourceRelay {
     pub fn readiness(&self) -> impl Fn() -> Readiness + Send + Sync + 'static {
-        let shared = Arc::clone(&self.shared);
-        move || shared.health.readiness()
+        let context = Arc::clone(&self.context);
+        move || context.health.readiness()
     }
 
-    /// Runs until `stop`, then drains: nothing new is claimed, what was published is settled, connections close.
+    /// Runs until `stop`. Then it claims nothing new, settles what it published, and closes its connections.
     pub async fn run(self, stop: CancellationToken) {
         let mut tasks = JoinSet::new();
-        for number in 0..self.shared.relay.workers {
-            let shared = Arc::clone(&self.shared);
+        for number in 0..self.context.relay.workers {
+            let context = Arc::clone(&self.context);
             let task_stop = stop.clone();
             tasks.spawn(supervised(
                 "worker",
-                Arc::clone(&self.shared),
+                Arc::clone(&self.context),
                 stop.clone(),
-                move || worker::run(Arc::clone(&shared), number, task_stop.clone()),
+                move || worker::run(Arc::clone(&context), number, task_stop.clone()),
             ));
         }
-        let (shared, task_stop) = (Arc::clone(&self.shared), stop.clone());
+        let (context, task_stop) = (Arc::clone(&self.context), stop.clone());
         tasks.spawn(supervised(
             "scout",
-            Arc::clone(&self.shared),
+            Arc::clone(&self.context),
             stop.clone(),
-            move || scout::run(Arc::clone(&shared), task_stop.clone()),
+            move || scout::run(Arc::clone(&context), task_stop.clone()),
         ));
-        if self.shared.source.database.listen {
-            let (shared, task_stop) = (Arc::clone(&self.shared), stop.clone());
+        if self.context.source.database.listen {
+            let (context, task_stop) = (Arc::clone(&self.context), stop.clone());
             tasks.spawn(supervised(
                 "listener",
-                Arc::clone(&self.shared),
+                Arc::clone(&self.context),
                 stop.clone(),
-                move || listener::run(Arc::clone(&shared), task_stop.clone()),
+                move || listener::run(Arc::clone(&context), task_stop.clone()),
             ));
         }
-        let (shared, task_stop, retention, host) = (
-            Arc::clone(&self.shared),
+        let (context, task_stop, retention, host) = (
+            Arc::clone(&self.context),
             stop.clone(),
             self.retention.clone(),
             self.host.clone(),
         );
         tasks.spawn(supervised(
-            "housekeeper",
-            Arc::clone(&self.shared),
+            "maintenance",
+            Arc::clone(&self.context),
             stop.clone(),
             move || {
-                housekeeper::run(
-                    Arc::clone(&shared),
+                maintenance::run(
+                    Arc::clone(&context),
                     retention.clone(),
                     host.clone(),
                     task_stop.clone(),
@@ -158,16 +160,16 @@ impl SourceRelay {
             },
         ));
         stop.cancelled().await;
-        self.shared.health.stopping();
+        self.context.health.stopping();
         while tasks.join_next().await.is_some() {}
     }
 }
 
-/// Starts a task again when it panics, with back-off. Its connections went with it, so the servers rolled back what
-/// it held.
+/// Starts a task again after a panic, with back-off. The panic closed the task's connections, so the servers rolled back
+/// its transactions.
 async fn supervised<F, T>(
     name: &'static str,
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     stop: CancellationToken,
     start: F,
 ) where
@@ -181,15 +183,15 @@ async fn supervised<F, T>(
         match task.join_next().await {
             Some(Err(error)) if error.is_panic() => {
                 restarts = restarts.saturating_add(1);
-                metrics::worker_restarted(shared.health.source());
+                metrics::worker_restarted(context.health.source());
                 tracing::error!(
-                    source = shared.health.source(),
+                    source = context.health.source(),
                     task = name,
                     restarts,
                     "panicked; starting it again"
                 );
             }
-            // It ended because of the stop.
+            // A task returns only after a stop.
             Some(Ok(()) | Err(_)) | None => return,
         }
         let delay = backoff::delay(
@@ -205,7 +207,7 @@ async fn supervised<F, T>(
     }
 }
 
-/// As the kernel has it; containers and hosts alike have this file.
+/// The kernel's hostname. Containers and hosts both have this file.
 fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|name| name.trim().to_owned())

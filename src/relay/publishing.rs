@@ -1,5 +1,5 @@
-//! From a claim to its outcomes: prepares the messages, rehearses the settle where that is needed, and publishes wave by wave.
-//! What is decided of a message, and from which answer, is in `outbox_core::wave`.
+//! From a claim to its outcomes: prepares the messages, rehearses settles if necessary, and publishes wave by wave.
+//! `outbox_core::wave` decides the outcome of each message from its answer.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use outbox_core::{
 };
 use tokio::time::{Duration, Instant};
 
-use super::shared::Shared;
+use super::context::Context;
 use crate::{
     broker::{BrokerError, Publisher},
     outbox::{
@@ -24,30 +24,30 @@ use crate::{
     telemetry::relaying,
 };
 
-/// A lane is not held longer than this for the sake of one key's long chain.
-const WAVES: Duration = Duration::from_secs(1);
+/// After this time a claim publishes no further wave: a long chain of one key must not keep the lane.
+const WAVES_FOR: Duration = Duration::from_secs(1);
 
-/// A claim, and in its items what is to be settled.
+/// A claim whose items have their outcomes.
 pub(super) struct Decided {
     pub claim: Claim,
-    /// The link is not to be used again.
+    /// The connection to the broker must not be used again.
     pub lost: Option<BrokerError>,
     /// A rehearsal failed: messages cannot be settled.
     pub refused: bool,
 }
 
-/// `allowed`: at most this number is published, and nothing that was not settled in a rehearsal.
+/// `allowed`: publishes at most this number, and only messages that were settled in a rehearsal.
 pub(super) async fn publish_claim(
-    shared: &Shared,
+    context: &Context,
     session: &Session,
     publisher: &mut Publisher,
     claim: Claim,
     allowed: Option<usize>,
     deadline: Instant,
 ) -> Result<Decided, OutboxError> {
-    let mut plan = Plan::new(claim, shared.relay.ordering);
-    prepare(shared, publisher.frame_max(), &mut plan);
-    let refused = Box::pin(rehearse(shared, session, &mut plan, allowed)).await?;
+    let mut plan = Plan::new(claim, context.relay.ordering);
+    prepare(context, publisher.frame_max(), &mut plan);
+    let refused = Box::pin(rehearse(context, session, &mut plan, allowed)).await?;
 
     let began = Instant::now();
     let mut lost = None;
@@ -56,14 +56,14 @@ pub(super) async fn publish_claim(
         if wave.is_empty() || lost.is_some() || Instant::now() >= deadline {
             break;
         }
-        let outgoing = admit(shared, wave);
+        let outgoing = admit(context, wave);
         if outgoing.is_empty() {
             continue;
         }
         let published = publisher.publish(outgoing, deadline).await;
         lost = published.lost;
-        decide(shared, published.answered, lost.as_ref());
-        if began.elapsed() > WAVES {
+        decide(context, published.answered, lost.as_ref());
+        if began.elapsed() > WAVES_FOR {
             break;
         }
     }
@@ -75,57 +75,61 @@ pub(super) async fn publish_claim(
     })
 }
 
-/// Before the first wave, for all messages: nobody waits for one that was refused before it was published.
-fn prepare(shared: &Shared, frame_max: u32, plan: &mut Plan) {
+/// Prepares all messages before the first wave: no later message of a key waits for one that is refused here.
+fn prepare(context: &Context, frame_max: u32, plan: &mut Plan) {
     for item in plan.publishable() {
-        let (builder, policy) = (&shared.builder, &shared.policy);
+        let (builder, policy) = (&context.builder, &context.policy);
         if let Err(reason) = wave::prepare(item, builder, frame_max, policy, &mut rand::rng()) {
-            relaying::not_published(shared.health.source(), reason);
+            relaying::not_published(context.health.source(), reason);
         }
     }
 }
 
-fn admit<'c>(shared: &Shared, wave: Vec<&'c mut Item>) -> Vec<Outgoing<'c>> {
+fn admit<'c>(context: &Context, wave: Vec<&'c mut Item>) -> Vec<Outgoing<'c>> {
     let now = Instant::now().into_std();
     wave::admit(
         wave,
-        &mut shared.circuits(),
-        &shared.policy,
+        &mut context.circuits(),
+        &context.policy,
         now,
         &mut rand::rng(),
     )
 }
 
-fn decide(shared: &Shared, mut answered: Vec<(Outgoing<'_>, Answer)>, lost: Option<&BrokerError>) {
-    let source = shared.health.source();
+fn decide(
+    context: &Context,
+    mut answered: Vec<(Outgoing<'_>, Answer)>,
+    lost: Option<&BrokerError>,
+) {
+    let source = context.health.source();
     let answers = answered.iter().map(|(_, answer)| answer);
     relaying::answered(source, answers, lost.map(unanswered));
-    wave::decide(&mut answered, &shared.policy, &mut rand::rng());
-    let mut circuits = shared.circuits();
+    wave::decide(&mut answered, &context.policy, &mut rand::rng());
+    let mut circuits = context.circuits();
     let now = Instant::now().into_std();
     let changes = wave::watch(&mut answered, &mut circuits, now, &mut rand::rng());
     if let Some(changes) = changes {
-        // Under the lock: else the gauge could keep the older one of two workers' numbers.
+        // Under the lock: otherwise the older of two workers' numbers could stay in the gauge.
         relaying::destinations(source, &changes);
     }
 }
 
-/// Settles what is to be published, and takes that back. A message that cannot be settled waits, and is not published. If it
-/// cannot even be filed, this claim leaves it. Returns whether there is such a message.
+/// Settles the messages before they are published, and takes that back. A message that cannot be settled waits, and is not
+/// published. If it cannot be filed either, this claim leaves it as it is. Returns whether a message was refused.
 async fn rehearse(
-    shared: &Shared,
+    context: &Context,
     session: &Session,
     plan: &mut Plan,
     allowed: Option<usize>,
 ) -> Result<bool, OutboxError> {
-    let subjects = subjects(&shared.caution(), plan.claim(), allowed.is_some());
+    let subjects = subjects(&context.caution(), plan.claim(), allowed.is_some());
     if subjects.is_empty() {
         return Ok(false);
     }
     let rehearsal = Rehearsal {
         session,
-        keep: shared.keep,
-        released_at_once: shared.relay.batch_size,
+        keep: context.keep,
+        released_at_once: context.relay.batch_size,
     };
     let room = allowed.unwrap_or(usize::MAX);
     let rehearsed = rehearsal.run(&subjects, room).await?;
@@ -144,19 +148,19 @@ async fn rehearse(
                 text: refusal.why.clone(),
             };
             if let Some(item) = plan.item(position) {
-                item.decide(&answer, &shared.policy, &mut rand::rng());
+                item.decide(&answer, &context.policy, &mut rand::rng());
             }
             true
         } else {
             left.insert(position);
-            shared.caution().set_aside(position)
+            context.caution().set_aside(position)
         };
         if news {
-            shared.cannot_mark([], [], &refusal.why);
-            relaying::not_published(shared.health.source(), Reason::Unmarkable);
+            context.cannot_mark([], [], &refusal.why);
+            relaying::not_published(context.health.source(), Reason::Unmarkable);
         } else {
             // Each claim meets it again. Another caution would make all of them small.
-            shared.health.cannot_mark(&refusal.why);
+            context.health.cannot_mark(&refusal.why);
         }
     }
     plan.leave(&left);
@@ -217,7 +221,7 @@ fn subject(item: &Item, filing: bool) -> Subject {
     }
 }
 
-/// Why a message of this wave has no answer.
+/// The reason why a message of this wave has no answer.
 fn unanswered(lost: &BrokerError) -> Reason {
     match lost {
         BrokerError::Timeout { .. } => Reason::ConfirmTimeout,

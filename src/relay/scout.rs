@@ -1,22 +1,22 @@
-//! The scout: finds lanes with work for the workers, and sleeps when there is none.
+//! The scout: polls the database for lanes with work, offers them to the workers, puts the relay to sleep when there is no
+//! work, and tidies marks.
 //!
-//! Polling is the truth. While there is traffic it polls every few milliseconds; when there is none, ever more
-//! rarely up to `relay.poll_interval`, and asleep in a way that a producer's commit wakes it (`outbox::wake`).
+//! `outbox_core::scheduling` decides which lanes it polls, and when.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use outbox_core::{
     claim::Limits,
     message::Lane,
+    scheduling::{LANES, Pause, Polling, Tidied},
     settlement::{self, Settlement},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    board::LANES,
-    seats::Rank,
-    shared::{Shared, reconnect_delay},
+    connections::{PermittedSession, Priority},
+    context::{Context, reconnect_delay},
     silence,
 };
 use crate::{
@@ -29,39 +29,22 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Between two polls while there is traffic.
-const BUSY_POLL: Duration = Duration::from_millis(5);
-/// Naps are so many times longer than looks at least: a sixth of one core. Where a transaction has written a million
-/// messages and is still open, every look passes over them for seconds.
-const LOOKING: u32 = 5;
-/// But what is new waits no longer than this for the next look, and for as long as a look takes.
-const LONGEST_NAP: Duration = Duration::from_secs(10);
-/// Without a place to sleep (another relay has it), idle polls are no rarer than this.
-const AWAKE_POLL: Duration = Duration::from_millis(250);
-/// Idle for so long, it is worth an attempt to sleep.
-const DROWSY: Duration = Duration::from_millis(20);
-/// Idle for so long, the marks are tidied, step by step.
-const TIDY_AFTER: Duration = Duration::from_secs(1);
-const TIDY_STEP: Duration = Duration::from_millis(100);
-/// Between two rounds of tidying, and while it is held up.
-const TIDY_PAUSE: Duration = Duration::from_secs(10);
-
-pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut failures: u32 = 0;
     while !stop.is_cancelled() {
         let result = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            result = watch(&shared, &mut failures) => result,
+            result = watch(&context, &mut failures) => result,
         };
         if let Err(error) = result {
             failures = failures.saturating_add(1);
-            let source = shared.health.source();
-            shared.silence.note(&error);
+            let source = context.health.source();
+            context.silence.note(&error);
             if error.is_short_of_connections() {
-                shared.seats.refuse(Rank::SCOUT);
+                context.connections.refused(Priority::SCOUT);
             }
-            shared.health.database_down(error.to_string());
+            context.health.database_down(error.to_string());
             if error.is_schema() {
                 tracing::error!(source, failures, error = %error, "the outbox cannot be read; backing off");
             } else {
@@ -75,129 +58,146 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-async fn watch(shared: &Shared, failures: &mut u32) -> Result<(), OutboxError> {
-    let database = &shared.source.database;
-    let name = format!("{}/scout", shared.instance);
-    let connecting = shared.seats.connect(Rank::SCOUT, database, &name, None);
-    let session = connecting.await?;
-    migrate::require_usable(&session).await?;
+/// Polls on one connection until that fails.
+async fn watch(context: &Context, failures: &mut u32) -> Result<(), OutboxError> {
+    let mut scout = Scout::connect(context).await?;
     let mut up = false;
-
-    let longest = shared.relay.poll_interval;
-    let mut pause = BUSY_POLL;
-    let mut idle_since = Instant::now();
-    let mut sleeping = shared.sleep.asleep();
-    let mut filling = false;
-    let mut fell = shared.silence.subscribe();
-    // What the last two took.
-    let mut looks = [Duration::ZERO; 2];
-    // When the next step of tidying is due; None when there is nothing to tidy.
-    let mut tidy_due = Some(Instant::now() + TIDY_AFTER);
-    let mut tidied_at: Option<Instant> = None;
     loop {
-        // Before looking: what was committed before we fell asleep did not notify.
-        let mut asleep = *sleeping.borrow_and_update();
-        let looked_at = Instant::now();
-        let lanes = shared.board.to_look_at();
-        let shares = shared.board.has_working_peer();
-        let work = if lanes.is_empty() {
-            Work::default()
-        } else {
-            let within = database.connect_timeout;
-            let work = tokio::select! {
-                work = work::find(&session, &lanes) => work?,
-                // Not a whole time-out after the others.
-                () = silence::doubt(&mut fell, within) => {
-                    let action = "look for work";
-                    return Err(OutboxError::Timeout { action, after: within });
-                }
-            };
-            fell.mark_unchanged();
-            looks = [looks[1], looked_at.elapsed()];
-            if !work.missing.is_empty() {
-                put_back(&session, shared, &work.missing).await?;
-            }
-            work
-        };
+        // Before the poll: what was committed before the relay fell asleep did not notify.
+        let asleep = *scout.sleeping.borrow_and_update();
+        scout.polling.begin(now());
+        let lanes = context.lanes.to_poll();
+        let another_relay_works = context.lanes.another_relay_works();
+        let work = scout.query(&lanes).await?;
         if !up {
-            // Only now: it may connect, and not read.
-            shared.health.database_up();
+            // Not before the first query: the server may accept a connection, and refuse to read.
+            context.health.database_up();
             (up, *failures) = (true, 0);
         }
         let found = !work.lanes.is_empty();
-        // Lanes that nobody takes, because the broker is away, are no reason to hurry.
-        if shared.board.offer(work.lanes) || shared.board.is_worked() || shares {
-            pause = BUSY_POLL.min(longest);
-            idle_since = Instant::now();
-            let earliest = tidied_at.map_or(idle_since, |at| at + TIDY_PAUSE);
-            tidy_due = Some(earliest.max(idle_since + TIDY_AFTER));
-        } else {
-            pause = (pause * 2).min(longest);
-        }
+        let news = context.lanes.offer(work.lanes);
+        let traffic = news || context.lanes.any_taken() || another_relay_works;
+        scout.polling.polled(traffic, now());
+        let asleep = scout.sleep_when_idle(asleep, found).await?;
+        scout.tidy_when_due().await?;
+        let pause = scout.polling.pause(asleep, work.next_due, now());
+        scout.wait(pause).await?;
+    }
+}
 
-        let drowsy = idle_since.elapsed() >= DROWSY && shared.board.is_quiet();
-        if database.listen && !found && (asleep || drowsy) {
-            let was_filling = filling;
-            filling = wake::is_queue_filling(&session).await?;
-            if filling && !was_filling {
+/// The scout on one connection.
+struct Scout<'c> {
+    context: &'c Context,
+    session: PermittedSession,
+    polling: Polling,
+    /// Whether the relay sleeps.
+    sleeping: watch::Receiver<bool>,
+    /// Sessions of this relay that fell silent.
+    silent: watch::Receiver<u64>,
+    notifications_pile_up: bool,
+}
+
+impl<'c> Scout<'c> {
+    async fn connect(context: &'c Context) -> Result<Self, OutboxError> {
+        let database = &context.source.database;
+        let name = format!("{}/scout", context.instance);
+        let connecting = context
+            .connections
+            .connect(Priority::SCOUT, database, &name, None);
+        let session = connecting.await?;
+        migrate::require_usable(&session).await?;
+        let poll_interval = context.relay.poll_interval;
+        Ok(Self {
+            context,
+            session,
+            polling: Polling::new(context.tuning, poll_interval, database.listen, now()),
+            sleeping: context.sleep.asleep(),
+            silent: context.silence.subscribe(),
+            notifications_pile_up: false,
+        })
+    }
+
+    async fn query(&mut self, lanes: &[Lane]) -> Result<Work, OutboxError> {
+        if lanes.is_empty() {
+            return Ok(Work::default());
+        }
+        let asked = Instant::now();
+        let within = self.context.source.database.connect_timeout;
+        let work = tokio::select! {
+            work = work::find(&self.session, lanes) => work?,
+            // When another session has fallen silent, the scout does not wait for a whole time-out of its own.
+            () = silence::overdue(&mut self.silent, within) => {
+                let action = "look for work";
+                return Err(OutboxError::Timeout { action, after: within });
+            }
+        };
+        self.silent.mark_unchanged();
+        self.polling.queried(asked.elapsed());
+        if !work.missing.is_empty() {
+            put_back(&self.session, self.context, &work.missing).await?;
+        }
+        Ok(work)
+    }
+
+    /// Tells the listener whether the relay is to sleep. True while it sleeps, and may go on.
+    async fn sleep_when_idle(&mut self, asleep: bool, found: bool) -> Result<bool, OutboxError> {
+        let quiet = self.context.lanes.is_quiet();
+        let may_sleep = self.polling.may_sleep(asleep, found, quiet, now());
+        if may_sleep {
+            let piled_up = self.notifications_pile_up;
+            self.notifications_pile_up = wake::is_queue_filling(&self.session).await?;
+            if self.notifications_pile_up && !piled_up {
                 tracing::warn!(
-                    source = shared.health.source(),
+                    source = self.context.health.source(),
                     "the server's notification queue is filling up: some session listens and does not read (query in \
                      docs/operating/security.md). The relay stays awake, so that producers need not notify"
                 );
             }
         }
-        asleep &= !found && !filling;
-        shared
-            .sleep
-            .want(database.listen && !filling && !found && (asleep || drowsy));
-        if tidy_due.is_some_and(|due| Instant::now() >= due) {
-            tidy_due = match Box::pin(tidy(&session)).await? {
-                Tidied::Partly => Some(Instant::now() + TIDY_STEP),
-                Tidied::Held => Some(Instant::now() + TIDY_PAUSE),
-                Tidied::Done => {
-                    tidied_at = Some(Instant::now());
-                    None
-                }
-            };
-        }
+        let wanted = may_sleep && !self.notifications_pile_up;
+        self.context.sleep.want(wanted);
+        Ok(asleep && wanted)
+    }
 
-        let cap = if asleep || !database.listen {
-            longest
-        } else {
-            AWAKE_POLL.min(longest)
-        };
-        let nap = if asleep { cap } else { pause.min(cap) };
-        let nap = work
-            .next_due
-            .map_or(nap, |due| nap.min(due.max(Duration::from_millis(1))));
-        let nap = tidy_due.map_or(nap, |due| {
-            nap.min(due.saturating_duration_since(Instant::now()))
-        });
-        let least = least_nap(looks);
-        let nap = nap.max(least);
-        // Whoever may connect may notify: that does not make us look more often than work does.
-        let earliest = looked_at + least.max(BUSY_POLL);
+    async fn tidy_when_due(&mut self) -> Result<(), OutboxError> {
+        if self.polling.is_tidy_due(now()) {
+            let step = Box::pin(tidy(&self.session)).await?;
+            self.polling.tidied(step, now());
+        }
+        Ok(())
+    }
+
+    async fn wait(&mut self, pause: Pause) -> Result<(), OutboxError> {
+        let sleep = &self.context.sleep;
         tokio::select! {
             biased;
-            () = session.closed() => {
+            () = self.session.closed() => {
                 let why = "the server closed the connection".to_owned();
                 return Err(OutboxError::Unusable { action: "wait for work", why });
             }
-            // Only a sleeper polls at once: while awake, a notification is for another relay that sleeps.
+            // Only a relay that sleeps polls at once: while it is awake, a notification is for another relay that sleeps.
             () = async {
-                shared.sleep.heard().await;
-                tokio::time::sleep_until(earliest).await;
-            } => pause = BUSY_POLL.min(longest),
-            Ok(()) = sleeping.changed() => {}
-            () = tokio::time::sleep(nap) => {}
+                sleep.notified().await;
+                tokio::time::sleep_until(Instant::from_std(pause.not_before)).await;
+            } => self.polling.notified(),
+            Ok(()) = self.sleeping.changed() => {}
+            () = tokio::time::sleep(pause.length) => {}
         }
+        Ok(())
     }
 }
 
-/// Lanes that somebody has deleted, or truncated. Without them their messages would be nobody's.
-async fn put_back(session: &Session, shared: &Shared, missing: &[Lane]) -> Result<(), OutboxError> {
-    let source = shared.health.source();
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+/// Somebody deleted or truncated rows of `outbox.lane`. Without its row, no relay reads a lane.
+async fn put_back(
+    session: &Session,
+    context: &Context,
+    missing: &[Lane],
+) -> Result<(), OutboxError> {
+    let source = context.health.source();
     let lanes = audit::add_lanes(session, missing).await?;
     if lanes > 0 {
         metrics::lanes_restored(source, lanes);
@@ -206,20 +206,13 @@ async fn put_back(session: &Session, shared: &Shared, missing: &[Lane]) -> Resul
             lanes,
             "rows of outbox.lane were missing; they are put back, and their lanes are read from the beginning"
         );
-        shared.hints.alarm();
+        context.hints.alarm();
     }
     Ok(())
 }
 
-/// After two looks that took so long. Whatever it costs, looking is a small part of the work; but a server that stood still
-/// once, and is back, is looked at as soon as ever.
-fn least_nap(looks: [Duration; 2]) -> Duration {
-    let took = looks[0].min(looks[1]);
-    (took * LOOKING).min(LONGEST_NAP)
-}
-
-/// After a burst, lets the marks catch up with what was settled, so that idle polls read nothing twice and retention
-/// may delete. It takes two claims to move a mark (see `outbox_core::low_water`); this is one of them.
+/// After a burst, moves the marks up to what was settled: then idle polls read nothing twice, and retention may delete. It
+/// takes two claims to move a mark (see `outbox_core::low_water`); this is one of them.
 async fn tidy(session: &Session) -> Result<Tidied, OutboxError> {
     let untidy = work::untidy(session).await?;
     if untidy.is_empty() {
@@ -235,7 +228,7 @@ async fn tidy(session: &Session) -> Result<Tidied, OutboxError> {
     let claim = match claim::claim(session, &lanes, limits).await {
         Ok(Some(claim)) => claim,
         Ok(None) => return Ok(Tidied::Held),
-        // Somebody has locked a table for a moment (a TRUNCATE, CREATE INDEX): marks can wait.
+        // A person or a migration locks a table (TRUNCATE, CREATE INDEX). Marks can wait.
         Err(error) if error.is_lock() => {
             session.rollback().await?;
             return Ok(Tidied::Held);
@@ -252,33 +245,4 @@ async fn tidy(session: &Session) -> Result<Tidied, OutboxError> {
     }
     settle::settle(session, &settlement, settle::Keep::Marked, 0).await?;
     Ok(Tidied::Partly)
-}
-
-enum Tidied {
-    Done,
-    Partly,
-    /// By a writing transaction that is still open, or a peer that works.
-    Held,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn looking_takes_no_more_than_its_part_of_a_core() {
-        for ms in [1, 10, 100, 1000, 2000] {
-            let took = Duration::from_millis(ms);
-            let part = took.as_secs_f64() / (took + least_nap([took; 2])).as_secs_f64();
-            assert!(part <= 1.0 / 6.0 + 1e-9, "{part} of a core after {took:?}");
-        }
-        assert_eq!(least_nap([Duration::from_secs(30); 2]), LONGEST_NAP);
-    }
-
-    #[test]
-    fn a_server_that_stood_still_once_is_looked_at_soon() {
-        let (quick, stood_still) = (Duration::from_millis(1), Duration::from_secs(20));
-        assert_eq!(least_nap([quick, stood_still]), quick * LOOKING);
-        assert_eq!(least_nap([stood_still, quick]), quick * LOOKING);
-    }
 }

@@ -1,8 +1,8 @@
-//! Connections that died without a word, found together.
+//! Finds the connections that died silently, all together.
 //!
-//! A NAT or a firewall forgets idle connections: nothing is closed, and nothing comes through any more. Each would be found
-//! by its next statement, a time-out later, one after the other. So a session that is idle is asked now and then, off the
-//! way of any message, and when one of them does not answer, all others are asked at once.
+//! A NAT or a firewall forgets idle connections: it closes none of them, and drops every packet. The relay would notice each
+//! of them only at its next statement, a time-out later, one after the other. So each idle session is checked now and then,
+//! while no message waits for it. When one session does not answer, all others are checked at once.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use tokio::sync::watch;
 
 use crate::outbox::{OutboxError, session::Session};
 
-/// Between two questions to an idle session.
-const ASK_EVERY: Duration = Duration::from_secs(15);
+/// The time between two checks of an idle session.
+const CHECK_EVERY: Duration = Duration::from_secs(15);
 
-/// How many sessions fell silent so far.
+/// The number of sessions that fell silent so far.
 #[derive(Debug, Default)]
 pub struct Silence(watch::Sender<u64>);
 
 impl Silence {
-    /// A session was given up with this error.
+    /// The relay gave up a session because of this error.
     pub fn note(&self, error: &OutboxError) {
         if matches!(error, OutboxError::Timeout { .. }) {
             self.0.send_modify(|n| *n += 1);
@@ -29,11 +29,11 @@ impl Silence {
         self.0.subscribe()
     }
 
-    /// Asks an idle session again and again, as long as it answers.
+    /// Checks an idle session again and again. Returns when it does not answer.
     pub async fn watch(&self, session: &Session, within: Duration) -> OutboxError {
-        let mut fell = self.0.subscribe();
+        let mut silent = self.0.subscribe();
         loop {
-            suspicion(&mut fell).await;
+            check_due(&mut silent).await;
             if let Err(error) = session.probe(within).await {
                 return error;
             }
@@ -41,17 +41,17 @@ impl Silence {
     }
 }
 
-/// Resolves when an idle session is to be asked: another one has fallen silent, or it is time.
-pub async fn suspicion(fell: &mut watch::Receiver<u64>) {
+/// Resolves when an idle session must be checked: another session has fallen silent, or it is time.
+pub async fn check_due(silent: &mut watch::Receiver<u64>) {
     tokio::select! {
-        _ = fell.changed() => {}
-        () = tokio::time::sleep(ASK_EVERY) => {}
+        _ = silent.changed() => {}
+        () = tokio::time::sleep(CHECK_EVERY) => {}
     }
 }
 
-/// Resolves when another session has fallen silent, and this much later: whoever has no answer by then will get none.
-pub async fn doubt(fell: &mut watch::Receiver<u64>, within: Duration) {
-    if fell.changed().await.is_err() {
+/// Resolves `within` after another session has fallen silent: a session without an answer by then will get none.
+pub async fn overdue(silent: &mut watch::Receiver<u64>, within: Duration) {
+    if silent.changed().await.is_err() {
         return std::future::pending().await;
     }
     tokio::time::sleep(within).await;

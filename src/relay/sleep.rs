@@ -1,14 +1,15 @@
-//! Whether the relay sleeps.
+//! Whether the relay sleeps: a relay that sleeps is notified by a producer's commit (`outbox::wake`).
 
 use tokio::sync::{Notify, watch};
 
-/// What the scout and the listener say to each other.
+/// The scout wants to sleep, the listener holds the lock that makes producers notify.
 #[derive(Debug, Default)]
 pub struct Sleep {
     pub(super) wanted: watch::Sender<bool>,
-    /// Said to be over before the lock is given back, and to have begun once the lock is ours.
+    /// True only while the listener holds the lock: it becomes false before the lock is released, and true after the lock
+    /// is taken.
     pub(super) asleep: watch::Sender<bool>,
-    pub(super) heard: Notify,
+    pub(super) notification: Notify,
 }
 
 impl Sleep {
@@ -17,12 +18,13 @@ impl Sleep {
             .send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
     }
 
-    /// What was committed before it became true did not notify: look once more before resting on it.
+    /// What was committed before it became true did not notify: poll once more before you wait for a notification.
     pub fn asleep(&self) -> watch::Receiver<bool> {
         self.asleep.subscribe()
     }
 
-    pub async fn heard(&self) {
-        self.heard.notified().await;
+    /// Resolves at the next notification.
+    pub async fn notified(&self) {
+        self.notification.notified().await;
     }
 }

@@ -1,7 +1,7 @@
-//! Messages whose read alone timed out. No I/O.
+//! Messages whose read timed out while the claim read nothing else. No I/O.
 //!
-//! **Why.** A time-out must happen twice to a message before it is given up: a server that stood still once is not its fault.
-//! Of all workers, whatever they read between: the lane goes from one to the next, and other lanes are read all the time.
+//! **Why.** The relay gives a message up only after two time-outs: a server that stalled once is not the message's fault.
+//! All workers count together, whatever they read in between: a lane goes from one worker to the next.
 
 use std::{
     collections::HashSet,
@@ -10,27 +10,27 @@ use std::{
 
 use outbox_core::message::Position;
 
-/// More than that are no longer the messages' fault, and are forgotten.
-const MOST: usize = 1000;
+/// If more messages time out, the server is at fault, and all of them are forgotten.
+const MAX_MESSAGES: usize = 1000;
 
 #[derive(Debug, Default)]
 pub struct TimedOut(Mutex<HashSet<Position>>);
 
 impl TimedOut {
-    /// Was this one a suspect already? If not, it is from now on.
+    /// Whether the read of this message timed out before. If not, the time-out is remembered.
     pub fn again(&self, position: Position) -> bool {
         let mut known = self.known();
         if known.remove(&position) {
             return true;
         }
-        if known.len() == MOST {
+        if known.len() == MAX_MESSAGES {
             known.clear();
         }
         known.insert(position);
         false
     }
 
-    /// These were read.
+    /// These messages were read.
     pub fn cleared(&self, positions: impl Iterator<Item = Position>) {
         let mut known = self.known();
         if !known.is_empty() {
@@ -67,6 +67,6 @@ mod tests {
         for id in 0..3000 {
             timed_out.again(Position { lane: 1, id });
         }
-        assert!(timed_out.known().len() <= MOST);
+        assert!(timed_out.known().len() <= MAX_MESSAGES);
     }
 }

@@ -1,17 +1,17 @@
 //! A worker: one PostgreSQL connection and one AMQP connection, and the only place where both meet.
 //!
-//! Claim, publish, confirm, settle; then again. A crash anywhere rolls the claim back: no lease and no clock. What
-//! was published by then is published again: duplicates, at most a batch.
+//! It claims, publishes, awaits the confirms and settles, again and again. A crash anywhere rolls the claim back: there is no
+//! lease and no clock. What was published before the crash is published again: at most a batch of duplicates.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use outbox_core::{
-    batch::BatchLimit,
     circuit::Task,
     claim::{Claim, Item, Limits},
     low_water,
     message::{Lane, Position},
     outcome::Outcome,
+    scheduling::{BatchLimit, LaneResult},
     settlement,
 };
 use tokio::{sync::watch, time::Instant};
@@ -19,11 +19,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use super::{
-    board::{Found, Taken},
+    connections::{PermittedSession, Priority},
+    context::{Context, reconnect_delay},
     health::LinkReport,
+    lanes::TakenLanes,
     publishing::{Decided, publish_claim},
-    seats::{Rank, Seated},
-    shared::{Shared, reconnect_delay},
     silence,
 };
 use crate::{
@@ -45,33 +45,33 @@ enum WorkError {
         error: OutboxError,
         rows: Vec<Position>,
     },
-    /// Both servers are well, and trying again at once would help nobody.
+    /// Both servers work; a retry at once would fail in the same way.
     #[error("{0}")]
     CannotMark(String),
     #[error("a more important task of this relay needs the connection to PostgreSQL")]
-    GaveWay,
+    Preempted,
 }
 
 struct Worker {
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     number: usize,
     stop: CancellationToken,
-    session: Option<Seated>,
+    session: Option<PermittedSession>,
     publisher: Option<Publisher>,
-    /// Sessions of this relay that died without a word.
-    fell: watch::Receiver<u64>,
+    /// Sessions of this relay that fell silent.
+    silent: watch::Receiver<u64>,
     limit: BatchLimit,
-    /// The last connection was closed by something that this worker published on it.
+    /// The broker closed the last connection because of something that this worker published on it.
     cautious: bool,
     failures: u32,
 }
 
-/// Works until `stop`, through every failure of either server.
-pub async fn run(shared: Arc<Shared>, number: usize, stop: CancellationToken) {
-    let limit = BatchLimit::new(shared.relay.batch_size);
+/// Works until `stop`. No failure of a server ends it.
+pub async fn run(context: Arc<Context>, number: usize, stop: CancellationToken) {
+    let limit = BatchLimit::new(context.tuning, context.relay.batch_size);
     let mut worker = Worker {
-        fell: shared.silence.subscribe(),
-        shared,
+        silent: context.silence.subscribe(),
+        context,
         limit,
         number,
         stop,
@@ -90,7 +90,7 @@ pub async fn run(shared: Arc<Shared>, number: usize, stop: CancellationToken) {
 }
 
 impl Worker {
-    /// Connects what is missing, waits for lanes with work, and does it once.
+    /// Makes the connections that are missing, waits for lanes, and works them once.
     async fn work(&mut self) -> Result<(), WorkError> {
         if !self.connect().await? {
             return Ok(());
@@ -98,27 +98,27 @@ impl Worker {
         let (Some(session), Some(publisher)) = (&self.session, &mut self.publisher) else {
             return Ok(());
         };
-        let shared = Arc::clone(&self.shared);
+        let context = Arc::clone(&self.context);
         let mut link = publisher.state();
         let taken = tokio::select! {
             biased;
-            // 1. Nothing new is claimed once a stop was asked for.
+            // 1. After a stop, nothing new is claimed.
             () = self.stop.cancelled() => return Ok(()),
-            // 2. No claim is opened without both servers.
+            // 2. Without both servers, nothing is claimed.
             state = not_open(&mut link) => return Err(unusable(&state).into()),
             () = session.closed() => {
                 let why = "the server closed the connection".to_owned();
                 return Err(OutboxError::Unusable { action: "wait for work", why }.into());
             }
-            () = session.wanted() => return Err(WorkError::GaveWay),
-            // 3. Nor on a session that may be dead.
-            () = silence::suspicion(&mut self.fell) => {
-                session.probe(shared.source.database.connect_timeout).await?;
+            () = session.preempted() => return Err(WorkError::Preempted),
+            // 3. On a session that may be dead, nothing is claimed.
+            () = silence::check_due(&mut self.silent) => {
+                session.probe(context.source.database.connect_timeout).await?;
                 return Ok(());
             }
-            taken = shared.board.take() => taken,
+            taken = context.lanes.take() => taken,
         };
-        let result = Box::pin(cycle(&shared, session, publisher, &mut self.limit, taken)).await;
+        let result = Box::pin(cycle(&context, session, publisher, &mut self.limit, taken)).await;
         if let Ok(None) = result {
             self.cautious = false;
             publisher.trust();
@@ -131,12 +131,14 @@ impl Worker {
 
     /// `false` when a stop came first.
     async fn connect(&mut self) -> Result<bool, WorkError> {
-        let shared = &self.shared;
-        let name = format!("{}/{}", shared.instance, self.number);
+        let context = &self.context;
+        let name = format!("{}/{}", context.instance, self.number);
         if self.session.is_none() {
             let connecting = async {
-                let (rank, database) = (Rank::worker(self.number), &shared.source.database);
-                let session = shared.seats.connect(rank, database, &name, None).await?;
+                let (priority, database) =
+                    (Priority::worker(self.number), &context.source.database);
+                let connecting = context.connections.connect(priority, database, &name, None);
+                let session = connecting.await?;
                 migrate::require_usable(&session).await?;
                 Ok::<_, OutboxError>(session)
             };
@@ -148,52 +150,52 @@ impl Worker {
         }
         if self.publisher.is_none() {
             let connecting = async {
-                let confirm_timeout = shared.relay.confirm_timeout;
+                let confirm_timeout = context.relay.confirm_timeout;
                 let mut publisher = Publisher::connect(
-                    &shared.source.broker,
+                    &context.source.broker,
                     &name,
                     confirm_timeout,
                     self.cautious,
                 )
                 .await?;
-                if shared.source.broker.declare {
-                    publisher.declare(&shared.exchanges).await?;
+                if context.source.broker.declare {
+                    publisher.declare(&context.exchanges).await?;
                 }
                 publisher
-                    .probe(|state| shared.health.link(self.number, report(state)))
+                    .probe(|state| context.health.link(self.number, report(state)))
                     .await?;
                 Ok::<_, BrokerError>(publisher)
             };
             let publisher = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Ok(false),
-                () = wanted(self.session.as_ref()) => return Err(WorkError::GaveWay),
+                () = preempted(self.session.as_ref()) => return Err(WorkError::Preempted),
                 publisher = connecting => publisher?,
             };
-            relaying::connected(shared.health.source(), self.number);
-            shared.health.link(self.number, LinkReport::Up);
+            relaying::connected(context.health.source(), self.number);
+            context.health.link(self.number, LinkReport::Up);
             self.publisher = Some(publisher);
         }
         Ok(true)
     }
 
-    /// Drops what can no longer be trusted, says so once, and backs off.
+    /// Drops the connections that may be broken, logs the failure once, and backs off.
     async fn fail(&mut self, error: WorkError) {
-        if self.gives_way(&error) {
+        if self.lacks_connection(&error) {
             return;
         }
         self.failures = self.failures.saturating_add(1);
-        let source = self.shared.health.source();
+        let source = self.context.health.source();
         match &error {
-            WorkError::GaveWay => return,
+            WorkError::Preempted => return,
             WorkError::Outbox(e) | WorkError::NotSettled { error: e, .. } => {
-                // The server refused a statement (a lock time-out, a deadlock): the connection itself is good.
-                let mended = e.is_statement_refused()
+                // The server refused a statement (a lock time-out, a deadlock): the connection itself still works.
+                let usable = e.is_statement_refused()
                     && match &self.session {
                         Some(session) => session.rollback().await.is_ok(),
                         None => false,
                     };
-                if !mended {
+                if !usable {
                     self.session = None;
                 }
                 let rows = match &error {
@@ -213,54 +215,56 @@ impl Worker {
                     BrokerError::Blocked(why) => LinkReport::Blocked(why.clone()),
                     other => LinkReport::Down(other.to_string()),
                 };
-                self.shared.health.link(self.number, report);
+                self.context.health.link(self.number, report);
                 relaying::rabbitmq_failed(source, self.number, self.failures, e);
             }
         }
         tokio::select! {
             () = self.stop.cancelled() => {}
-            () = wanted(self.session.as_ref()) => {}
+            () = preempted(self.session.as_ref()) => {}
             () = tokio::time::sleep(reconnect_delay(self.failures)) => {}
         }
     }
 
-    /// Somebody holds a lock that the claim needs: who, for the person who must act.
+    /// Another session holds a lock that the claim needs. The operator must know which session.
     async fn name_blockers(&self, error: &OutboxError, rows: &[Position]) {
         let Some(session) = self.session.as_ref().filter(|_| error.is_lock()) else {
             return;
         };
-        let patience = self.shared.source.database.yielding().lock_timeout;
-        let why = match blockers::find_yielding(session, patience, rows).await {
+        let lock_timeout = self.context.source.database.yielding().lock_timeout;
+        let why = match blockers::find_yielding(session, lock_timeout, rows).await {
             Ok(found) if !found.is_empty() => format!("locked by {}", blockers::text(&found)),
             Ok(_) | Err(_) => error.to_string(),
         };
-        self.shared.health.cannot_mark(&why);
+        self.context.health.cannot_mark(&why);
     }
 
-    /// With fewer connections than wanted this worker may have to do without. True when there is no more to say.
-    fn gives_way(&mut self, error: &WorkError) -> bool {
-        let rank = Rank::worker(self.number);
+    /// The server has too few connections, and this worker goes without one. True when `fail` need not log the error nor
+    /// back off.
+    fn lacks_connection(&mut self, error: &WorkError) -> bool {
+        let priority = Priority::worker(self.number);
         let report = match error {
-            WorkError::GaveWay => LinkReport::Connecting,
-            WorkError::Outbox(e) if e.is_short_of_connections() && rank.is_needed() => {
-                self.shared.seats.refuse(rank);
+            WorkError::Preempted => LinkReport::Connecting,
+            WorkError::Outbox(e) if e.is_short_of_connections() && priority.is_needed() => {
+                self.context.connections.refused(priority);
                 LinkReport::Down(e.to_string())
             }
             WorkError::Outbox(e) if e.is_short_of_connections() => {
-                self.shared.refused(rank, e);
+                self.context.refused(priority, e);
                 LinkReport::Connecting
             }
             WorkError::Outbox(e) | WorkError::NotSettled { error: e, .. } => {
-                self.shared.silence.note(e);
+                self.context.silence.note(e);
                 return false;
             }
             WorkError::Broker(_) | WorkError::CannotMark(_) => return false,
         };
-        // The broker's, too: it may be short of them as well, and another worker have one here.
+        // The connection to the broker is given up too: the broker may be short of connections, and another worker may have
+        // a session and need one.
         (self.session, self.publisher) = (None, None);
-        let said = matches!(report, LinkReport::Connecting);
-        self.shared.health.link(self.number, report);
-        said
+        let handled = matches!(report, LinkReport::Connecting);
+        self.context.health.link(self.number, report);
+        handled
     }
 
     async fn close(self) {
@@ -270,51 +274,52 @@ impl Worker {
     }
 }
 
-/// A more important task needs this worker's connection to PostgreSQL. Also while the broker is away: that can be long.
-async fn wanted(session: Option<&Seated>) {
+/// Resolves when a task of higher priority needs this worker's connection to PostgreSQL. Awaited while the broker is away as
+/// well: it can be away for long.
+async fn preempted(session: Option<&PermittedSession>) {
     match session {
-        Some(session) => session.wanted().await,
+        Some(session) => session.preempted().await,
         None => std::future::pending().await,
     }
 }
 
-/// One claim, from its lanes to its commit. `Some` when the broker was lost on the way: what was confirmed before
-/// is settled all the same.
+/// One claim, from its lanes to its commit. `Some` when the connection to the broker was lost meanwhile: what was confirmed
+/// before is settled nevertheless.
 async fn cycle(
-    shared: &Shared,
+    context: &Context,
     session: &Session,
     publisher: &mut Publisher,
     limit: &mut BatchLimit,
-    taken: Taken<'_>,
+    taken: TakenLanes<'_>,
 ) -> Result<Option<BrokerError>, WorkError> {
-    let source = shared.health.source();
+    let source = context.health.source();
     let began = Instant::now();
-    let allowed = shared.caution().limit();
-    // Messages that are set aside are read again, and must not keep others from being read.
-    let aside = shared.caution().aside();
+    let allowed = context.caution().limit();
+    // Messages that are set aside are read again, and must not keep the claim from reading others.
+    let aside = context.caution().aside();
     let messages = allowed.map_or(limit.get(), |n| n.saturating_add(aside).min(limit.get()));
-    // One message alone: a read failed, and this may be the one to blame.
+    // A read failed. The next claim reads one message, to find the one that cannot be read.
     let lanes = match (limit.is_collapsed(), taken.lanes()) {
         (true, [first, ..]) => std::slice::from_ref(first),
         (_, all) => all,
     };
     let span = info_span!("claim", source, lanes = lanes.len());
-    let claimed = claim::claim(session, lanes, limits(shared, messages))
+    let claimed = claim::claim(session, lanes, limits(context, messages))
         .instrument(span)
         .await;
     let claimed = match claimed {
         Err(error) if error.is_about_a_row() => {
             session.rollback().await?;
-            return Box::pin(unreadable(shared, session, limit, taken, error)).await;
+            return Box::pin(unreadable(context, session, limit, taken, error)).await;
         }
         claimed => claimed?,
     };
     let Some(claim) = claimed else {
-        taken.give_back(|_| Found::Peer);
+        taken.release(|_| LaneResult::HeldElsewhere);
         return Ok(None);
     };
     limit.learn(claim.items.len(), claim.cut_short);
-    shared.timed_out.cleared(claim.positions(|_| true));
+    context.timed_out.cleared(claim.positions(|_| true));
     failpoint::reach("claim.after").await;
     if !claim.items.is_empty() {
         metrics::claimed(source, began.elapsed(), claim.items.len());
@@ -322,13 +327,13 @@ async fn cycle(
 
     let publishing = Instant::now();
     let span = info_span!("publish", source, messages = claim.items.len());
-    let idle_limit = shared.source.database.idle_in_transaction_timeout;
+    let idle_limit = context.source.database.idle_in_transaction_timeout;
     let deadline = began + idle_limit.mul_f64(0.8);
     let Decided {
         claim,
         lost,
         refused,
-    } = publish_claim(shared, session, publisher, claim, allowed, deadline)
+    } = publish_claim(context, session, publisher, claim, allowed, deadline)
         .instrument(span)
         .await?;
     let sent = claim.positions(is_sent).count();
@@ -344,57 +349,57 @@ async fn cycle(
         session.rollback().await?;
     } else {
         let span = info_span!("settle", source, sent = written.sent.len());
-        let settled = settle::settle(session, &written, shared.keep, shared.relay.batch_size);
+        let settled = settle::settle(session, &written, context.keep, context.relay.batch_size);
         let settled = Box::pin(settled.instrument(span)).await;
         let corrected = match settled {
             Ok(corrected) => corrected,
             Err(error) => {
-                // They were published, and are pending as before.
+                // The messages were published, and stay pending.
                 if sent > 0 || error.is_statement_refused() {
                     let sent = claim.positions(is_sent);
-                    shared.cannot_mark(sent, to_file(&claim), &error.to_string());
+                    context.cannot_mark(sent, to_file(&claim), &error.to_string());
                 }
                 let rows = claim.positions(|_| true).collect();
                 return Err(WorkError::NotSettled { error, rows });
             }
         };
-        // A message that was corrected proves nothing: it is not marked.
+        // A corrected message does not prove that marks work: it is not marked.
         let marked = sent.saturating_sub(corrected);
         if marked > 0 {
-            shared.caution().marked(marked, shared.relay.batch_size);
+            context.caution().marked(marked, context.relay.batch_size);
         }
-        let mut caution = shared.caution();
+        let mut caution = context.caution();
         caution.settled(claim.positions(is_decided));
         caution.settled(claim.orphans.iter().map(|orphan| orphan.position));
-        // Not while others are set aside: each claim would say that all is well, and then that it is not.
-        let all_well = marked > 0 && caution.aside() == 0;
+        // While messages are set aside, each claim meets them again, and the two states would alternate.
+        let all_marked = marked > 0 && caution.aside() == 0;
         drop(caution);
-        if all_well {
-            shared.health.marked();
+        if all_marked {
+            context.health.marked();
         }
         metrics::settled(source, settling.elapsed());
-        // The database's clock was read in the middle of the claim, about.
+        // The claim read the database's clock at about half of its time.
         let confirmed_after = publishing.duration_since(began) / 2 + published_in;
         relaying::settled(source, &claim, confirmed_after);
-        shared
+        context
             .hints
             .moved(claim.orphans.iter().map(|o| o.position.id));
     }
-    release_held(shared, session).await?;
+    release_held(context, session).await?;
 
     let worked: HashSet<Lane> = claim.positions(|_| true).map(|p| p.lane).collect();
     let settled = lost.is_none() && claim.positions(is_decided).next().is_some();
-    // A lane that had something is read until it has nothing; one that a broken link left alone waits for the scout.
+    // A lane is read again until it is empty. After a lost connection to the broker, it waits for the scout.
     let asked: HashSet<Lane> = lanes.iter().copied().collect();
     let left = claim.items.iter().filter(|item| item.is_left());
     let left: HashSet<Lane> = left.map(|item| item.position().lane).collect();
-    taken.give_back(|lane| {
+    taken.release(|lane| {
         if !asked.contains(&lane) {
-            return Found::Unread;
+            return LaneResult::Unread;
         }
         let read = claim.lanes.iter().find(|read| read.lane == lane);
         let exhausted = read.map(|read| read.exhausted && !left.contains(&lane));
-        found(exhausted, settled, worked.contains(&lane))
+        lane_result(exhausted, settled, worked.contains(&lane))
     });
     if refused && sent == 0 {
         let why = "none of the claim's messages can be settled".to_owned();
@@ -411,16 +416,16 @@ fn is_decided(outcome: &Outcome) -> bool {
     *outcome != Outcome::Untouched
 }
 
-fn limits(shared: &Shared, messages: usize) -> Limits {
+fn limits(context: &Context, messages: usize) -> Limits {
     Limits {
         fresh: messages,
         batch_size: messages,
-        batch_bytes: shared.relay.batch_bytes,
-        max_payload_bytes: shared.relay.max_payload_bytes,
+        batch_bytes: context.relay.batch_bytes,
+        max_payload_bytes: context.relay.max_payload_bytes,
     }
 }
 
-/// Messages that the settle files as waiting or dead, or whose record it removes because they were deleted.
+/// Messages that the settle files as waiting or dead, and deleted messages whose records it removes.
 fn to_file(claim: &Claim) -> impl Iterator<Item = Position> {
     let items = claim.items.iter().filter(|item| {
         let waits = item.candidate.scheduled && !item.is_left();
@@ -430,50 +435,51 @@ fn to_file(claim: &Claim) -> impl Iterator<Item = Position> {
     items.map(Item::position).chain(orphans)
 }
 
-/// A claim's read failed, and not for want of a server: from now on one message at a time, until one fails alone. That one
-/// is given up. A time-out must happen twice to the same message: a server that stood still once is not its fault.
+/// A claim's read failed, and the server is not the cause. From now on claims read one message, until the read of a single
+/// message fails: the relay gives this message up. A time-out must happen twice to the same message: a server that stalled
+/// once is not the message's fault.
 async fn unreadable(
-    shared: &Shared,
+    context: &Context,
     session: &Session,
     limit: &mut BatchLimit,
-    taken: Taken<'_>,
+    taken: TakenLanes<'_>,
     error: OutboxError,
 ) -> Result<Option<BrokerError>, WorkError> {
-    let source = shared.health.source();
+    let source = context.health.source();
     let alone = limit.is_collapsed();
     limit.collapse();
     let Some(lane) = taken.lanes().first().copied().filter(|_| alone) else {
         relaying::unreadable_claim(source, &error);
-        taken.give_back(|_| Found::Unread);
+        taken.release(|_| LaneResult::Unread);
         return Ok(None);
     };
     let Some(position) = unreadable::first(session, lane).await? else {
-        // Nothing is there to blame, or another relay has the lane: no reason to hurry.
+        // The lane has no message now, or another relay holds it. The worker backs off.
         return Err(error.into());
     };
-    if error.may_be_the_servers() && !shared.timed_out.again(position) {
+    if error.may_be_the_servers() && !context.timed_out.again(position) {
         return Err(error.into());
     }
     if Box::pin(unreadable::mark_dead(session, position, &error.to_string())).await? {
         relaying::unreadable_message(source, position, &error);
     }
-    taken.give_back(|_| Found::Unread);
+    taken.release(|_| LaneResult::Unread);
     Ok(None)
 }
 
-/// Destinations that work again get their held messages back, as fast as those before them go out.
-async fn release_held(shared: &Shared, session: &Session) -> Result<(), OutboxError> {
-    let releases = shared.circuits().releases();
+/// Releases held messages of destinations that work again, as fast as the messages before them are published.
+async fn release_held(context: &Context, session: &Session) -> Result<(), OutboxError> {
+    let releases = context.circuits().releases();
     for task in releases {
         let Task::Release(destination, rows) = task else {
             continue;
         };
         match held::release(session, destination, rows).await {
-            // The claim is settled, and so will the next one be: its messages need no release.
+            // This claim is settled, and the next claims need no release: they go on.
             Err(error) if error.is_statement_refused() => {
-                shared.health.cannot_mark(&error.to_string());
+                context.health.cannot_mark(&error.to_string());
             }
-            released => shared
+            released => context
                 .circuits()
                 .released(destination, rows, released?),
         }
@@ -481,14 +487,14 @@ async fn release_held(shared: &Shared, session: &Session) -> Result<(), OutboxEr
     Ok(())
 }
 
-/// Of a lane that was asked for. `exhausted`: nothing was left to read; `None` when it was not held.
-fn found(exhausted: Option<bool>, settled: bool, worked: bool) -> Found {
+/// The result of a lane that the claim asked for. `exhausted`: the claim read all of it; `None`: the claim did not hold it.
+fn lane_result(exhausted: Option<bool>, settled: bool, worked: bool) -> LaneResult {
     match exhausted {
-        Some(false) if settled && worked => Found::Full,
-        Some(false) if settled => Found::Unread,
-        Some(true) if settled && worked => Found::Some,
-        Some(_) => Found::Nothing,
-        None => Found::Peer,
+        Some(false) if settled && worked => LaneResult::Backlog,
+        Some(false) if settled => LaneResult::Unread,
+        Some(true) if settled && worked => LaneResult::Drained,
+        Some(_) => LaneResult::Empty,
+        None => LaneResult::HeldElsewhere,
     }
 }
 
@@ -521,12 +527,12 @@ mod tests {
 
     #[test]
     fn a_lane_is_read_again_at_once_only_if_something_was_settled() {
-        assert_eq!(found(Some(false), true, true), Found::Full);
-        assert_eq!(found(Some(false), true, false), Found::Unread);
-        assert_eq!(found(Some(true), true, true), Found::Some);
-        assert_eq!(found(Some(true), true, false), Found::Nothing);
-        assert_eq!(found(Some(false), false, true), Found::Nothing);
-        assert_eq!(found(Some(true), false, true), Found::Nothing);
-        assert_eq!(found(None, true, false), Found::Peer);
+        assert_eq!(lane_result(Some(false), true, true), LaneResult::Backlog);
+        assert_eq!(lane_result(Some(false), true, false), LaneResult::Unread);
+        assert_eq!(lane_result(Some(true), true, true), LaneResult::Drained);
+        assert_eq!(lane_result(Some(true), true, false), LaneResult::Empty);
+        assert_eq!(lane_result(Some(false), false, true), LaneResult::Empty);
+        assert_eq!(lane_result(Some(true), false, true), LaneResult::Empty);
+        assert_eq!(lane_result(None, true, false), LaneResult::HeldElsewhere);
     }
 }

@@ -3,15 +3,19 @@
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
 };
 
 use lapin::{
-    BasicProperties, Channel, Connection, ConnectionProperties,
-    options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    BasicProperties, Channel,
+    options::{BasicGetOptions, BasicPublishOptions},
+    types::{AMQPValue, FieldTable},
 };
-use test_support::{Daemon, Postgres, RabbitMq, eventually};
+pub use test_support::SOON;
+use test_support::{
+    Daemon, Postgres, RabbitMq,
+    amqp::{self, short},
+    eventually, over,
+};
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, types::ToSql};
 
@@ -19,9 +23,6 @@ use crate::{
     language::{Language, Program, repository},
     provider::Provider,
 };
-
-/// A wait that should take a moment; a virtual machine that starts on a busy one gets this long.
-pub const SOON: Duration = Duration::from_secs(180);
 
 /// All messages of a question have one `outbox-key`, so that no consumer may change their order.
 const KEY: &str = "orders";
@@ -79,18 +80,9 @@ impl World {
             copy.await.ok()
         })
         .await;
-        let url = servers.rabbitmq.url("/");
-        let connection = Connection::connect(&url, ConnectionProperties::default());
-        let channel = connection.await.unwrap().create_channel().await.unwrap();
-        let confirms = channel.confirm_select(ConfirmSelectOptions::default());
-        confirms.await.unwrap();
-        for queue in [queue.clone(), format!("{queue}.dead")] {
-            let options = QueueDeclareOptions {
-                durable: true,
-                ..QueueDeclareOptions::default()
-            };
-            let declared = channel.queue_declare(short(&queue), options, FieldTable::default());
-            declared.await.unwrap();
+        let channel = amqp::channel(&servers.rabbitmq.url("/")).await.unwrap();
+        for queue in [&queue, &format!("{queue}.dead")] {
+            amqp::queue_with(&channel, queue, &[]).await.unwrap();
         }
         Some(Self {
             client: servers.postgres.connect(&database).await.unwrap(),
@@ -110,7 +102,7 @@ impl World {
 
     /// The same, over a proxy before the broker.
     pub async fn consumer_over(&self, port: u16) -> Daemon {
-        let before = self.queue_state().await.consumers;
+        let (_, before) = self.queue_state().await;
         let postgres = self.servers.postgres.port();
         let broker = self.servers.rabbitmq.url("/");
         let env = [
@@ -119,7 +111,7 @@ impl World {
                 "jdbc:postgresql://127.0.0.1:{postgres}/{}?user=payments_service&password=payments",
                 self.database
             )),
-            ("AMQP_URL", broker.replace(&format!(":{}/", self.broker_port()), &format!(":{port}/"))),
+            ("AMQP_URL", over(&broker, port)),
             ("QUEUE", self.queue.clone()),
             ("PROVIDER_URL", self.provider.url().to_owned()),
         ]
@@ -178,32 +170,22 @@ impl World {
         }
     }
 
-    async fn queue_state(&self) -> QueueState {
-        let options = QueueDeclareOptions {
-            passive: true,
-            ..QueueDeclareOptions::default()
-        };
-        let declared =
-            self.channel
-                .queue_declare(short(&self.queue), options, FieldTable::default());
-        let queue = declared.await.unwrap();
-        QueueState {
-            ready: queue.message_count(),
-            consumers: queue.consumer_count(),
-        }
+    /// Messages that are ready, and consumers.
+    async fn queue_state(&self) -> (u32, u32) {
+        amqp::depth(&self.channel, &self.queue).await.unwrap()
     }
 
     /// A consumer that is gone has given back what it did not acknowledge: the queue does both at once.
     pub async fn until_consumers(&self, n: u32) {
         eventually(&format!("{n} consumers"), SOON, async || {
-            (self.queue_state().await.consumers == n).then_some(())
+            (self.queue_state().await.1 == n).then_some(())
         })
         .await;
     }
 
     pub async fn until_ready(&self, n: u32) {
         eventually(&format!("{n} messages in the queue"), SOON, async || {
-            (self.queue_state().await.ready == n).then_some(())
+            (self.queue_state().await.0 == n).then_some(())
         })
         .await;
     }
@@ -238,7 +220,7 @@ impl World {
             .await;
         self.stop(last).await;
         self.until_consumers(0).await;
-        assert_eq!(self.queue_state().await.ready, 0, "not acknowledged");
+        assert_eq!(self.queue_state().await.0, 0, "not acknowledged");
     }
 
     pub async fn count(&self, what: &str) -> i64 {
@@ -311,11 +293,6 @@ impl World {
     }
 }
 
-struct QueueState {
-    ready: u32,
-    consumers: u32,
-}
-
 pub struct Held(Client);
 
 impl Held {
@@ -342,10 +319,6 @@ pub const PLACED: Sent<'static> = Sent {
     payment: None,
     position: 1,
 };
-
-fn short(text: &str) -> ShortString {
-    ShortString::try_new(text).unwrap()
-}
 
 fn text(value: &AMQPValue) -> String {
     match value {

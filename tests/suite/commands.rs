@@ -6,35 +6,24 @@ use crate::world::{SOON, World, world};
 
 async fn json(world: &World, args: &[&str]) -> Value {
     let run = world.outboxd(args, &[]).await;
-    assert_eq!(run.code, 0, "{args:?}: {}", run.stderr);
+    run.ends(0, &[]);
     serde_json::from_str(&run.stdout).unwrap()
 }
 
 pub async fn ok(world: &World, args: &[&str]) -> String {
     let run = world.outboxd(args, &[]).await;
-    assert_eq!(run.code, 0, "{args:?}: {}", run.stderr);
+    run.ends(0, &[]);
     run.stdout
 }
 
 #[tokio::test]
 async fn migrate_applies_once_says_what_it_would_do_and_refuses_what_it_does_not_know() {
     let world = world().await;
-    let empty = format!("{}_empty", world.database);
-    world
-        .postgres()
-        .create_database(&empty, "owner")
-        .await
-        .unwrap();
-    let url = world.postgres().url_for("owner", "owner", &empty);
+    let (empty, url) = world.another("empty").await;
     let migrate = async |args: &[&str]| world.outboxd(args, &[("DATABASE_URL", &url)]).await;
 
     let before = migrate(&["status"]).await;
-    assert_eq!(before.code, 78);
-    assert!(
-        before.stderr.contains("no outbox schema") && before.stderr.contains("outboxd migrate"),
-        "{}",
-        before.stderr
-    );
+    before.ends(78, &["no outbox schema", "outboxd migrate"]);
     assert_eq!(
         migrate(&["migrate", "--dry-run"]).await.stdout,
         "would apply 0001_outbox.sql\n"
@@ -62,39 +51,21 @@ async fn migrate_applies_once_says_what_it_would_do_and_refuses_what_it_does_not
         .await
         .unwrap();
     let edited = migrate(&["migrate"]).await;
-    assert_eq!(edited.code, 1);
-    assert!(
-        edited
-            .stderr
-            .contains("was applied here with other contents"),
-        "{}",
-        edited.stderr
-    );
+    edited.ends(1, &["was applied here with other contents"]);
     client
         .batch_execute("INSERT INTO outbox.migration (version, name) VALUES (999, 'future')")
         .await
         .unwrap();
     for args in [&["migrate"][..], &["run"], &["status"]] {
         let newer = migrate(args).await;
-        assert_eq!(newer.code, 78, "{args:?} {}", newer.stderr);
-        assert!(
-            newer.stderr.contains("schema version 999")
-                && newer.stderr.contains("run a newer outboxd"),
-            "{}",
-            newer.stderr
-        );
+        newer.ends(78, &["schema version 999", "run a newer outboxd"]);
     }
 }
 
 #[tokio::test]
 async fn sql_prints_what_psql_can_run() {
     let world = world().await;
-    let database = format!("{}_sql", world.database);
-    world
-        .postgres()
-        .create_database(&database, "owner")
-        .await
-        .unwrap();
+    let (database, _) = world.another("sql").await;
     for schema in ["outbox", "inbox"] {
         for what in [
             &["sql", "--schema", schema][..],
@@ -114,13 +85,7 @@ async fn sql_prints_what_psql_can_run() {
 #[tokio::test]
 async fn the_inbox_is_migrated_the_same_way_and_apart_from_the_outbox() {
     let world = world().await;
-    let empty = format!("{}_inbox", world.database);
-    world
-        .postgres()
-        .create_database(&empty, "owner")
-        .await
-        .unwrap();
-    let url = world.postgres().url_for("owner", "owner", &empty);
+    let (empty, url) = world.another("inbox").await;
     let migrate = async |more: &[&str]| {
         let args = [&["migrate", "--schema", "inbox"], more].concat();
         world.outboxd(&args, &[("DATABASE_URL", &url)]).await
@@ -153,12 +118,7 @@ async fn the_inbox_is_migrated_the_same_way_and_apart_from_the_outbox() {
         .await
         .unwrap();
     let newer = migrate(&[]).await;
-    assert_eq!(newer.code, 78);
-    assert!(
-        newer.stderr.contains("inbox schema version 999"),
-        "{}",
-        newer.stderr
-    );
+    newer.ends(78, &["inbox schema version 999"]);
 }
 
 #[tokio::test]
@@ -187,12 +147,7 @@ async fn check_validates_offline_and_connects_when_asked() {
             &[("OUTBOXD__ROUTING__EXCHANGE", "nope")],
         )
         .await;
-    assert_eq!(missing.code, 78);
-    assert!(
-        missing.stderr.contains("no exchange 'nope'"),
-        "{}",
-        missing.stderr
-    );
+    missing.ends(78, &["no exchange 'nope'"]);
 
     // The error for a role without grants lists the missing grants.
     let producer = world
@@ -200,12 +155,7 @@ async fn check_validates_offline_and_connects_when_asked() {
         .url_for("producer", "producer", &world.database);
     for args in [&["check", "--connect"][..], &["run"]] {
         let poor = world.outboxd(args, &[("DATABASE_URL", &producer)]).await;
-        assert_eq!(poor.code, 78, "{}", poor.stderr);
-        assert!(
-            poor.stderr.contains("GRANT") && poor.stderr.contains("producer"),
-            "{}",
-            poor.stderr
-        );
+        poor.ends(78, &["GRANT", "producer"]);
     }
 }
 
@@ -226,12 +176,7 @@ async fn bad_configuration_names_every_key_before_anything_is_asked_of_a_server(
             ],
         )
         .await;
-    assert_eq!(run.code, 78);
-    assert!(
-        run.stderr.contains("relay.batch_size") && run.stderr.contains("relay.nope"),
-        "{}",
-        run.stderr
-    );
+    run.ends(78, &["relay.batch_size", "relay.nope"]);
     server.set_nonblocking(true).unwrap();
     assert!(server.accept().is_err(), "somebody was asked");
     assert_eq!(world.outboxd(&["dead", "nonsense"], &[]).await.code, 2);
@@ -278,11 +223,11 @@ async fn check_lag_answers_as_a_monitoring_plugin() {
         let sql = format!(
             "UPDATE outbox.message SET created_at = clock_timestamp() - interval '{age}' WHERE message_id = '{id}'"
         );
-        world.client.batch_execute(&sql).await.unwrap();
+        world.sql(&sql).await;
     };
     age("2 min").await;
     let warning = lag(&[]).await;
-    assert_eq!(warning.code, 1);
+    warning.ends(1, &[]);
     let (text, data) = warning.stdout.split_once(" | ").unwrap();
     // The age depends on the machine's speed, and is above two minutes.
     let seconds = |text: &str, before: &str| -> u32 {
@@ -368,7 +313,7 @@ async fn dead_messages_are_listed_shown_and_filtered() {
             &[],
         )
         .await;
-    assert_eq!(nobody.code, 1);
+    nobody.ends(1, &[]);
     let all = ok(&world, &["dead", "list"]).await;
     assert!(
         all.contains("unroutable") && !all.contains("--limit"),
@@ -429,9 +374,9 @@ async fn a_redriven_message_is_published_with_its_own_id_and_the_change_is_recor
     )
     .await;
     let seen = consumer.until(3).await;
-    let ids: Vec<String> = world.ledger.lock().unwrap()[..3]
+    let ids: Vec<String> = world.ledger.ids()[..3]
         .iter()
-        .map(|c| c.message_id.to_string())
+        .map(ToString::to_string)
         .collect();
     assert!(seen.iter().all(|m| ids.contains(&m.message_id)));
     world.drained().await;

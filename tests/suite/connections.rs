@@ -8,36 +8,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use test_support::{Daemon, Proxy, eventually};
+use test_support::{
+    Proxy, eventually,
+    probe::{self, get},
+};
 use tokio_postgres::NoTls;
 
-use crate::{
-    seeing::get,
-    world::{Consumer, SOON, World, own_world, world},
-};
-
-async fn clean(world: &World, consumer: &Consumer) {
-    world.drained().await;
-    let report = world.judge(consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
-}
-
-/// Resident memory of a process, in KiB.
-fn memory(relay: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", relay.pid())).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS"))
-        .unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-/// Processor time of a process, in hundredths of a second.
-fn cpu(relay: &Daemon) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", relay.pid())).unwrap();
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-}
+use crate::world::{SOON, World, own_world, world};
 
 /// Sends NOTIFY without end, until dropped.
 struct Flood(Vec<tokio::task::AbortHandle>);
@@ -78,7 +55,7 @@ async fn a_flood_of_notifications_delays_nothing_and_costs_little() {
     world.commit_many(100, 10).await;
     consumer.until(100).await;
     world.drained().await;
-    let before = memory(&relay);
+    let before = probe::resident_kib(relay.pid()).unwrap();
     let sent = Arc::new(AtomicUsize::new(0));
     let _flood = Flood::start(&world, &sent).await;
     let flooded = async |notifications: usize| {
@@ -88,7 +65,8 @@ async fn a_flood_of_notifications_delays_nothing_and_costs_little() {
         .await;
     };
     flooded(50_000).await;
-    let (began, used) = (Instant::now(), cpu(&relay));
+    let cpu = || probe::cpu_seconds(relay.pid()).unwrap();
+    let (began, used) = (Instant::now(), cpu());
     let mut slowest = 0;
     for n in 0..20 {
         world.commit_many(1, 1).await;
@@ -104,11 +82,11 @@ async fn a_flood_of_notifications_delays_nothing_and_costs_little() {
         "an event waited behind {slowest} notifications"
     );
     relay.line("the channel outbox_wake is flooded", SOON).await;
-    let share = (cpu(&relay) - used) as f64 / 100.0 / began.elapsed().as_secs_f64();
+    let share = (cpu() - used) / began.elapsed().as_secs_f64();
     assert!(share < 0.5, "{share} of a core");
-    let after = memory(&relay);
+    let after = probe::resident_kib(relay.pid()).unwrap();
     assert!(after < before + 64 * 1024, "{before} KiB became {after}");
-    clean(&world, &consumer).await;
+    world.clean(&consumer, 0).await;
 }
 
 /// The time of a log line.
@@ -132,11 +110,11 @@ async fn while_the_notification_queue_fills_up_the_relay_stays_awake_so_that_pro
             "SET allow_system_table_mods = on; CREATE OR REPLACE FUNCTION pg_catalog.pg_notification_queue_usage() \
              RETURNS float8 LANGUAGE sql AS 'SELECT {usage}::float8'"
         );
-        world.client.batch_execute(&sql).await.unwrap();
+        world.sql(&sql).await;
     };
     let sql = "SET allow_system_table_mods = on; \
                ALTER FUNCTION pg_catalog.pg_notification_queue_usage() RENAME TO pg_notification_queue_usage_";
-    world.client.batch_execute(sql).await.unwrap();
+    world.sql(sql).await;
     usage(0.1).await;
     let consumer = world.consumer().await;
     let relay = world.relay(&[]);
@@ -153,7 +131,7 @@ async fn while_the_notification_queue_fills_up_the_relay_stays_awake_so_that_pro
     assert_eq!(world.count(SLEEPERS).await, 0);
     usage(0.1).await;
     world.until("the relay to sleep again", SLEEPERS, 1).await;
-    clean(&world, &consumer).await;
+    world.clean(&consumer, 0).await;
 }
 
 #[tokio::test]
@@ -162,7 +140,7 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
     let consumer = world.consumer().await;
     let role = format!("few_{}", world.database);
     let sql = format!("CREATE ROLE {role} LOGIN PASSWORD 'few' IN ROLE outbox_relay");
-    world.client.batch_execute(&sql).await.unwrap();
+    world.sql(&sql).await;
     let url = world.postgres().url_for(&role, "few", &world.database);
     let port = test_support::free_port().unwrap();
     let listen = format!("127.0.0.1:{port}");
@@ -174,7 +152,7 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
     let mut committed = 0;
     for limit in (2..=7).rev() {
         let sql = format!("ALTER ROLE {role} CONNECTION LIMIT {limit}");
-        world.client.batch_execute(&sql).await.unwrap();
+        world.sql(&sql).await;
         let _relay = world.relay(&settings);
         for _ in 0..3 {
             world.commit_many(100, 10).await;
@@ -193,11 +171,11 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
             .await;
         }
         // A relay that is killed before it has settled repeats.
-        clean(&world, &consumer).await;
+        world.clean(&consumer, 0).await;
     }
     // The limit is set while the relay runs, and the server ends all its connections.
     let sql = format!("ALTER ROLE {role} CONNECTION LIMIT -1");
-    world.client.batch_execute(&sql).await.unwrap();
+    world.sql(&sql).await;
     let relay = world.relay(&settings);
     relay.line("connected to both servers", SOON).await;
     let sessions = format!("pg_stat_activity WHERE usename = '{role}'");
@@ -205,14 +183,14 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
     let sql = format!(
         "ALTER ROLE {role} CONNECTION LIMIT 2; SELECT pg_terminate_backend(pid) FROM {sessions}"
     );
-    world.client.batch_execute(&sql).await.unwrap();
+    world.sql(&sql).await;
     world.commit_many(100, 10).await;
     consumer.until(committed + 100).await;
     world.drained().await;
     drop(relay);
     // With one connection no worker can publish, and the relay says so.
     let sql = format!("ALTER ROLE {role} CONNECTION LIMIT 1");
-    world.client.batch_execute(&sql).await.unwrap();
+    world.sql(&sql).await;
     let relay = world.relay(&settings);
     relay.line("SQLSTATE 53300", SOON).await;
     eventually("/readyz to say it", SOON, async || {
@@ -223,67 +201,10 @@ async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
 }
 
 #[tokio::test]
-async fn with_fewer_connections_to_rabbitmq_than_workers_the_relay_delivers_with_one() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let user = format!("few_{}", world.vhost);
-    let ctl = async |args: &[&str]| {
-        world.rabbitmq().ctl(args).await.unwrap();
-    };
-    ctl(&["add_user", &user, "few"]).await;
-    ctl(&[
-        "set_permissions",
-        "-p",
-        &world.vhost,
-        &user,
-        ".*",
-        ".*",
-        ".*",
-    ])
-    .await;
-    let url = world.rabbitmq().url_for(&user, "few", &world.vhost);
-    let mut committed = 0;
-    for limit in [1, 2] {
-        let limits = format!("{{\"max-connections\": {limit}}}");
-        ctl(&["set_user_limits", &user, &limits]).await;
-        // PostgreSQL's connections are short too: one worker must get a connection to both servers.
-        let role = format!("scarce_{limit}_{}", world.database);
-        let sql = format!(
-            "CREATE ROLE {role} LOGIN PASSWORD 'few' CONNECTION LIMIT 2 IN ROLE outbox_relay"
-        );
-        world.client.batch_execute(&sql).await.unwrap();
-        for database in [
-            world.database_url(),
-            world.postgres().url_for(&role, "few", &world.database),
-        ] {
-            let _relay = world.relay(&[
-                ("AMQP_URL", &url),
-                ("DATABASE_URL", &database),
-                ("OUTBOXD__RELAY__WORKERS", "4"),
-            ]);
-            for _ in 0..3 {
-                world.commit_many(100, 10).await;
-                committed += 100;
-                consumer.until(committed).await;
-            }
-            // A relay that is killed before it has settled repeats.
-            clean(&world, &consumer).await;
-        }
-    }
-    ctl(&["set_user_limits", &user, "{\"max-connections\": 0}"]).await;
-    let relay = world.relay(&[("AMQP_URL", &url)]);
-    relay.line("limit", SOON).await;
-}
-
-#[tokio::test]
 async fn sessions_that_all_fall_silent_at_once_are_replaced_together() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let port = world.postgres().port();
-    let proxy = Proxy::start(([127, 0, 0, 1], port).into()).await.unwrap();
-    let url = world
-        .database_url()
-        .replace(&format!(":{port}/"), &format!(":{}/", proxy.port()));
+    let (proxy, url) = Proxy::before(&world.database_url()).await.unwrap();
     let relay = world.relay(&[
         ("DATABASE_URL", &url),
         ("OUTBOXD__RELAY__WORKERS", "8"),
@@ -307,5 +228,5 @@ async fn sessions_that_all_fall_silent_at_once_are_replaced_together() {
     let [first, last] = [times.iter().min(), times.iter().max()].map(Option::unwrap);
     let apart = last.duration_since(*first).unwrap();
     assert!(apart < Duration::from_secs(24), "{apart:?}: {times:?}");
-    clean(&world, &consumer).await;
+    world.clean(&consumer, 0).await;
 }

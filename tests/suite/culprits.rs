@@ -4,15 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use lapin::{
     BasicProperties,
-    options::{
-        BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, QueueBindOptions,
-        QueueDeclareOptions,
-    },
+    options::{BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 use test_support::{
-    Daemon, eventually,
+    Daemon, amqp, eventually,
     liar::{self, Liar},
+    probe,
 };
 
 use crate::world::{Consumer, SOON, World, own_world, short, world};
@@ -195,7 +193,7 @@ async fn messages_with_one_id_in_a_wave_have_each_their_own_fate() {
                      (VALUES ('good', 'events'), ('good', 'events'), ('nobody', 'events'), ('good', 'other')) \
                      t (type, exchange) \
                 ORDER BY CASE WHEN i % 2 = 0 THEN t.type END, i";
-    world.client.batch_execute(rows).await.unwrap();
+    world.sql(rows).await;
     let _relay = world.relay(&[
         ("OUTBOXD__RELAY__WORKERS", "1"),
         ("OUTBOXD__RELAY__MAX_ATTEMPTS", "2"),
@@ -229,12 +227,7 @@ async fn over_exchanges(ordering: &str) {
     let consumer = world.consumer().await;
     let channel = world.channel().await;
     for exchange in EXCHANGES {
-        world.declare_exchange(exchange).await;
-        let (how, none) = (QueueBindOptions::default(), FieldTable::default());
-        channel
-            .queue_bind(short("all"), short(exchange), short("#"), how, none)
-            .await
-            .unwrap();
+        amqp::bind(&channel, exchange, "all").await.unwrap();
     }
     for n in 0..120 {
         let exchange = EXCHANGES[n % 7 % EXCHANGES.len()];
@@ -246,9 +239,7 @@ async fn over_exchanges(ordering: &str) {
     }
     let _relay = world.relay(&[("OUTBOXD__RELAY__ORDERING", ordering)]);
     consumer.until(120).await;
-    world.drained().await;
-    let report = world.judge(&consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+    world.clean(&consumer, 0).await;
     let mut last: BTreeMap<String, i64> = BTreeMap::new();
     for seen in consumer.seen() {
         let key = seen.text_header("outbox-key").unwrap();
@@ -371,17 +362,7 @@ async fn an_answer_by_direct_reply_to_is_sent_once() {
 
 /// The peak memory of a process, in MiB.
 fn peak_mib(relay: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", relay.pid())).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM"))
-        .unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<u64>()
-        .unwrap()
-        / 1024
+    probe::peak_kib(relay.pid()).unwrap() / 1024
 }
 
 #[tokio::test]

@@ -16,13 +16,7 @@ struct Place<'w> {
 impl<'w> Place<'w> {
     /// An empty database of `owner`.
     async fn new(world: &'w World, name: &str) -> Self {
-        let database = format!("{}_{name}", world.database);
-        world
-            .postgres()
-            .create_database(&database, "owner")
-            .await
-            .unwrap();
-        let url = world.postgres().url_for("owner", "owner", &database);
+        let (database, url) = world.another(name).await;
         Self {
             world,
             database,
@@ -33,7 +27,7 @@ impl<'w> Place<'w> {
     async fn migrated(world: &'w World, name: &str) -> Self {
         let place = Self::new(world, name).await;
         let run = place.migrate(&[]).await;
-        assert_eq!(run.code, 0, "{}", run.stderr);
+        run.ends(0, &[]);
         place
     }
 
@@ -168,21 +162,12 @@ async fn what_was_edited_is_named_and_never_gets_the_official_checksum() {
             let before = place.recorded();
             for more in [&[][..], &["--dry-run"]] {
                 let refused = place.migrate(more).await;
-                assert_eq!(
-                    refused.code, 78,
-                    "{edit}: {} {}",
-                    refused.stdout, refused.stderr
-                );
-                assert!(
-                    refused.stderr.contains(named) && refused.stderr.contains("outboxd sql"),
-                    "{edit}: {}",
-                    refused.stderr
-                );
+                refused.ends(78, &[named, "outboxd sql"]);
             }
             assert_eq!(place.recorded(), before, "{edit}");
             place.owner(back);
             let mended = place.migrate(&[]).await;
-            assert_eq!(mended.code, 0, "{back}: {}", mended.stderr);
+            mended.ends(0, &[]);
             assert_eq!(place.recorded(), "1|t");
         }
     }
@@ -225,12 +210,7 @@ async fn a_whole_schema_without_a_record_is_recorded_again() {
     // If the schema was also edited, migrate names the edit and records nothing.
     place.owner("TRUNCATE outbox.migration; DROP VIEW outbox.debezium");
     let refused = place.migrate(&[]).await;
-    assert_eq!(refused.code, 78);
-    assert!(
-        refused.stderr.contains("lacks\n  view outbox.debezium\n"),
-        "{}",
-        refused.stderr
-    );
+    refused.ends(78, &["lacks\n  view outbox.debezium\n"]);
     assert_eq!(place.recorded(), "");
 }
 
@@ -254,24 +234,18 @@ async fn a_schema_that_is_half_there_is_named_with_the_way_out() {
         let place = Place::new(&world, &format!("half_{name}")).await;
         place.owner(half);
         let refused = place.migrate(&[]).await;
-        assert_eq!(refused.code, 78, "{}", refused.stderr);
         for said in [
             "is incomplete",
             "table outbox.lane\n",
             "outboxd sql",
             "DROP SCHEMA outbox CASCADE",
         ] {
-            assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
+            refused.ends(78, &[said]);
         }
         let check = world
             .outboxd(&["check", "--connect"], &[("DATABASE_URL", &place.url)])
             .await;
-        assert_eq!(check.code, 78);
-        assert!(
-            check.stderr.contains("run `outboxd migrate`"),
-            "{}",
-            check.stderr
-        );
+        check.ends(78, &["run `outboxd migrate`"]);
         // Both remedies that the error names work.
         if name == "one" {
             place.owner("DROP SCHEMA outbox CASCADE");
@@ -284,7 +258,7 @@ async fn a_schema_that_is_half_there_is_named_with_the_way_out() {
             place.owner(&rest);
         }
         let run = place.migrate(&[]).await;
-        assert_eq!(run.code, 0, "{}", run.stderr);
+        run.ends(0, &[]);
         assert_eq!(place.recorded(), "1|t");
     }
 }
@@ -305,7 +279,7 @@ async fn a_role_that_may_not_migrate_is_told_who_may_or_what_it_needs() {
     let url = postgres.url_for(&role, "weak", &place.database);
     // The role has no CREATE on the database.
     let refused = place.migrate_as(&url, &[]).await;
-    assert_eq!(refused.code, 78, "{}", refused.stderr);
+    refused.ends(78, &[]);
     let grant = format!("GRANT CREATE ON DATABASE {} TO {role}", place.database);
     assert!(
         refused.stderr.contains(&grant) && !refused.stderr.contains("outbox_relay"),
@@ -321,22 +295,12 @@ async fn a_role_that_may_not_migrate_is_told_who_may_or_what_it_needs() {
         .await
         .unwrap();
     let run = place.migrate_as(&url, &[]).await;
-    assert_eq!(run.code, 0, "{}", run.stderr);
+    run.ends(0, &[]);
     // The schema belongs to another role.
     let refused = place.migrate(&[]).await;
-    assert_eq!(refused.code, 78);
-    assert!(
-        refused.stderr.contains(&format!("belongs to {role}")),
-        "{}",
-        refused.stderr
-    );
+    refused.ends(78, &[&format!("belongs to {role}")]);
     let inbox = place.migrate_as(&url, &["--schema", "inbox"]).await;
-    assert_eq!(inbox.code, 78);
-    assert!(
-        inbox.stderr.contains("CREATE SCHEMA inbox AUTHORIZATION"),
-        "{}",
-        inbox.stderr
-    );
+    inbox.ends(78, &["CREATE SCHEMA inbox AUTHORIZATION"]);
     // Refuse another role's empty schema, because its owner could drop our objects in it.
     let place = Place::new(&world, "foreign").await;
     postgres
@@ -349,12 +313,7 @@ async fn a_role_that_may_not_migrate_is_told_who_may_or_what_it_needs() {
         .await
         .unwrap();
     let refused = place.migrate(&[]).await;
-    assert_eq!(refused.code, 78);
-    assert!(
-        refused.stderr.contains(&format!("belongs to {role}")),
-        "{}",
-        refused.stderr
-    );
+    refused.ends(78, &[&format!("belongs to {role}")]);
 }
 
 #[tokio::test]
@@ -367,12 +326,7 @@ async fn a_database_that_cannot_be_written_to_is_said_to_be_so_and_why() {
     );
     world.postgres().execute("postgres", &freeze).await.unwrap();
     let refused = place.migrate(&[]).await;
-    assert_eq!(refused.code, 78, "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("default_transaction_read_only"),
-        "{}",
-        refused.stderr
-    );
+    refused.ends(78, &["default_transaction_read_only"]);
     assert!(
         !refused.stderr.contains("target_session_attrs"),
         "{}",

@@ -22,8 +22,7 @@ async fn a_stand_in_for_a_function_operator_or_type_never_runs_as_anybody() {
         .into_iter()
         .enumerate()
     {
-        let database = format!("{}_shadows_{n}", world.database);
-        postgres.create_database(&database, "owner").await.unwrap();
+        let (database, _) = world.another(&format!("shadows_{n}")).await;
         let set = format!("ALTER DATABASE {database} SET search_path = {path}");
         postgres.execute("postgres", &set).await.unwrap();
         plant(postgres, &database, &["public", "owner"]).await;
@@ -61,7 +60,7 @@ async fn migrates(world: &World, database: &str) {
         let run = world
             .outboxd(&["migrate", "--schema", schema], &[("DATABASE_URL", &url)])
             .await;
-        assert_eq!(run.code, 0, "{}", run.stderr);
+        run.ends(0, &[]);
     }
     for file in [
         "deploy/postgres/roles.sql",
@@ -163,7 +162,7 @@ async fn watches(world: &World, database: &str) {
         &["check-lag", "--warning", "1h", "--critical", "2h"],
     ] {
         let run = world.outboxd(command, &[("DATABASE_URL", &url)]).await;
-        assert_eq!(run.code, 0, "{}", run.stderr);
+        run.ends(0, &[]);
     }
 }
 
@@ -180,7 +179,7 @@ async fn relays(world: &World, database: &str) {
         .unwrap();
     let count = async |sql: &str| client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0);
     let check = world.outboxd(&["check", "--connect"], &env).await;
-    assert_eq!(check.code, 0, "{}", check.stderr);
+    check.ends(0, &[]);
     let relay = world.relay(&env);
     test_support::eventually(
         "the relay to send all but two, which are dead",
@@ -199,7 +198,7 @@ async fn relays(world: &World, database: &str) {
         &["prune", "--older-than", "1h"],
     ] {
         let run = world.outboxd(command, &env).await;
-        assert_eq!(run.code, 0, "{command:?}: {}", run.stderr);
+        run.ends(0, &[]);
     }
     drop(relay);
 }

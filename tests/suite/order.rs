@@ -16,9 +16,7 @@ async fn hot_and_many_keys(ordering: (&'static str, &'static str)) {
     world.commit_many(400, 1).await;
     world.commit_many(1600, 37).await;
     consumer.until(2000).await;
-    world.drained().await;
-    let report = world.judge(&consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+    world.clean(&consumer, 0).await;
 }
 
 #[tokio::test]
@@ -29,58 +27,6 @@ async fn keys_keep_their_order_in_strict_mode() {
 #[tokio::test]
 async fn keys_keep_their_order_in_pipelined_mode_while_nothing_fails() {
     hot_and_many_keys(PIPELINED).await;
-}
-
-/// A poison message is the head of a key: it and the later messages of its key wait, and no other message does.
-#[tokio::test]
-async fn a_poison_message_at_the_head_holds_back_its_key_alone() {
-    let world = world().await;
-    world.bind("all", "order.good", &[]).await;
-    let consumer = world.consume("all").await;
-    let _relay = world.relay(&[
-        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1h"),
-        ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
-    ]);
-    let poison = world.insert(Some("bad"), "nobody", "0", "").await;
-    world
-        .until(
-            "the poison to wait",
-            "outbox.waiting WHERE cause = 'retry'",
-            1,
-        )
-        .await;
-    for n in 0..50 {
-        world.insert(Some("bad"), "good", &n.to_string(), "").await;
-        world.insert(Some("fine"), "good", &n.to_string(), "").await;
-    }
-    let seen = consumer.until(50).await;
-    assert!(
-        seen.iter()
-            .all(|m| m.text_header("outbox-key").unwrap() == "order:fine")
-    );
-    world
-        .until(
-            "the followers to stand behind",
-            "outbox.waiting WHERE cause = 'behind'",
-            50,
-        )
-        .await;
-    assert_eq!(world.count("outbox.dead").await, 0);
-
-    // The fault is corrected: the queue is bound, and the poison is due now.
-    world.bind("all", "#", &[]).await;
-    world
-        .client
-        .execute(
-            "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE message_id = $1",
-            &[&poison],
-        )
-        .await
-        .unwrap();
-    consumer.until(101).await;
-    world.drained().await;
-    let report = world.judge(&consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
 }
 
 /// A new message is claimed together with the head of its key, while other messages of the key are between the two.
@@ -104,13 +50,11 @@ async fn a_key_is_released_although_a_new_message_joins_the_end_of_its_queue() {
     relay.kill().await.unwrap();
     world.insert(Some("bad"), "good", "21", "").await;
     let now = "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'";
-    world.client.batch_execute(now).await.unwrap();
+    world.sql(now).await;
     world.bind("all", "#", &[]).await;
     let _relay = world.relay(&[STRICT]);
     consumer.until(22).await;
-    world.drained().await;
-    let report = world.judge(&consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+    world.clean(&consumer, 0).await;
 }
 
 /// Within one claim: the message after one that was just refused is not published either.
@@ -143,10 +87,9 @@ async fn a_failing_message_is_not_overtaken_in_strict_mode() {
     assert_eq!(consumer.len(), 0);
     world.bind("all", "#", &[]).await;
     let now = "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'";
-    world.client.batch_execute(now).await.unwrap();
+    world.sql(now).await;
     consumer.until(60).await;
-    let report = world.judge(&consumer).await;
-    assert!(report.is_clean() && report.duplicates == 0, "{report}");
+    world.clean(&consumer, 0).await;
 }
 
 /// The head falls due in the claim that first reads a newer message of its key, while a third message is filed behind the head:
@@ -170,56 +113,12 @@ async fn a_head_releases_its_key_though_a_new_message_came_with_it() {
     world.insert(Some("k"), "good", "2", "").await;
     world.bind("all", "#", &[]).await;
     let now = "UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'";
-    world.client.batch_execute(now).await.unwrap();
+    world.sql(now).await;
     let _relay = world.relay(&slow);
     consumer.until(3).await;
     world.drained().await;
     let report = world.judge(&consumer).await;
     assert!(report.is_clean(), "{report}");
-}
-
-/// The lower position commits after the higher one was published.
-#[tokio::test]
-async fn late_commit_of_a_lower_id_is_not_skipped() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let _relay = world.relay(&[]);
-    let late = world.postgres().connect(&world.database).await.unwrap();
-    late.batch_execute("BEGIN").await.unwrap();
-    let low: (i64, Uuid) = {
-        let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-                   VALUES ('order', 'slow', 'late', '0') RETURNING id, message_id";
-        let row = late.query_one(sql, &[]).await.unwrap();
-        (row.get(0), row.get(1))
-    };
-    // Enough messages that the low-water mark of every lane would pass the open position.
-    for _ in 0..4 {
-        world.commit_many(5000, 500).await;
-        let sent = i64::try_from(world.ledger.lock().unwrap().len()).unwrap();
-        world
-            .until(
-                "the others to be sent",
-                "outbox.message WHERE sent_at IS NOT NULL",
-                sent,
-            )
-            .await;
-    }
-    let row = world
-        .client
-        .query_one("SELECT max(low_water) FROM outbox.lane", &[])
-        .await
-        .unwrap();
-    assert!(
-        row.get::<_, i64>(0) < low.0,
-        "no mark may pass a position that can still appear"
-    );
-    late.batch_execute("COMMIT").await.unwrap();
-    consumer.until_all(&[low.1]).await;
-
-    // Once no open transaction is left below, the marks follow.
-    world.commit_many(5000, 500).await;
-    world.drained().await;
-    marks_moved(&world, low.0).await;
 }
 
 /// The hot key's lane is never empty, and no worker ever waits.
@@ -234,11 +133,7 @@ async fn a_hot_key_does_not_keep_other_keys_from_being_found() {
              SELECT 'order', {key}, 'created', '0' FROM generate_series(1, {n}) n RETURNING message_id"
         )
     };
-    world
-        .client
-        .batch_execute(&insert("'hot'", 20_000))
-        .await
-        .unwrap();
+    world.sql(&insert("'hot'", 20_000)).await;
     consumer.until(1).await;
     let rows = world.client.query(&insert("n", 20), &[]).await.unwrap();
     let others: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
@@ -270,7 +165,7 @@ async fn a_claim_reads_more_of_a_lane_that_is_behind() {
         "UPDATE outbox.lane l SET low_water = 1000000 \
          FROM outbox.message m WHERE m.aggregate_id = 'ahead' AND m.lane = l.lane",
     ];
-    world.client.batch_execute(&sql.join("; ")).await.unwrap();
+    world.sql(&sql.join("; ")).await;
     let lanes = "(SELECT DISTINCT lane FROM outbox.message) m";
     assert_eq!(world.count(lanes).await, 2, "other keys are needed");
     // Pipelined order makes one wave, however long it takes. In strict order a claim cuts the chain of a key after a second.
@@ -286,33 +181,13 @@ async fn a_claim_reads_more_of_a_lane_that_is_behind() {
     assert_eq!(behind.count(), 40, "twice as many as of the other");
 }
 
-/// This happens after a logical copy without the sequence's value, or after a TRUNCATE that restarts the sequence: new messages
-/// lie below the marks.
-#[tokio::test]
-async fn events_below_the_marks_of_a_restarted_sequence_are_found() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let relay = world.relay(&[]);
-    world.commit_many(5000, 500).await;
-    marks_moved(&world, 0).await;
-    // The test does not use TRUNCATE, because a trigger then takes the marks back.
-    let sql = "DELETE FROM outbox.message; ALTER SEQUENCE outbox.message_id_seq RESTART";
-    world.client.batch_execute(sql).await.unwrap();
-    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-               SELECT 'order', n, 'after', '0' FROM generate_series(1, 200) n RETURNING message_id";
-    let rows = world.client.query(sql, &[]).await.unwrap();
-    let ids: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
-    consumer.until_all(&ids).await;
-    relay.line("message_id_seq stands below", SOON).await;
-}
-
 /// A candidate's transaction id from another cluster with higher transaction ids would hold the mark for years.
 #[tokio::test]
 async fn a_candidate_from_another_cluster_does_not_hold_the_mark() {
     let world = world().await;
     let _consumer = world.consumer().await;
     let sql = "UPDATE outbox.lane SET candidate = 1, candidate_tx = '1000000000000'";
-    world.client.batch_execute(sql).await.unwrap();
+    world.sql(sql).await;
     world.commit_many(5000, 500).await;
     let _relay = world.relay(&[]);
     marks_moved(&world, 0).await;

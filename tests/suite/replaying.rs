@@ -79,7 +79,7 @@ async fn replays_of_a_key_are_all_sent_when_the_first_of_them_fails() {
         world.insert(Some("1"), "created", "{}", "").await;
     }
     let sql = "UPDATE outbox.message SET sent_at = clock_timestamp()";
-    world.client.batch_execute(sql).await.unwrap();
+    world.sql(sql).await;
     ok(&world, &["replay", "--key", "1", "--why", "lost"]).await;
     let relay = world.relay(&[("OUTBOXD__RELAY__BACKOFF_INITIAL", "200ms")]);
     relay.line("not delivered; it is tried again", SOON).await;
@@ -153,7 +153,7 @@ async fn a_replay_is_stopped_as_the_runbook_says() {
     let stop = format!("BEGIN;\nSELECT count(*) FROM (SELECT FROM outbox.lane{stop}COMMIT;");
     // New messages flow meanwhile, so lanes are held.
     world.commit_many(2000, 200).await;
-    world.client.batch_execute(&stop).await.unwrap();
+    world.sql(&stop).await;
     assert_eq!(world.count("outbox.waiting WHERE replay").await, 0);
     world.drained().await;
     let report = world.judge(&consumer).await;

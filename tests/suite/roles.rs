@@ -85,15 +85,9 @@ async fn a_relay_cannot_forge_or_change_the_record_of_an_operation() {
 }
 
 async fn second_database(world: &World) -> String {
-    let database = format!("{}_other", world.database);
-    world
-        .postgres()
-        .create_database(&database, "owner")
-        .await
-        .unwrap();
-    let url = world.postgres().url_for("owner", "owner", &database);
+    let (database, url) = world.another("other").await;
     let run = world.outboxd(&["migrate"], &[("DATABASE_URL", &url)]).await;
-    assert_eq!(run.code, 0, "{}", run.stderr);
+    run.ends(0, &[]);
     database
 }
 
@@ -107,7 +101,7 @@ async fn a_service_of_one_database_does_not_get_into_another_one_s_outbox() {
         let run = world
             .outboxd(&[&["sql", "--roles"], args].concat(), &[])
             .await;
-        assert_eq!(run.code, 0, "{}", run.stderr);
+        run.ends(0, &[]);
         run.stdout
     };
     let insert =
@@ -171,7 +165,7 @@ async fn a_service_of_one_database_does_not_get_into_another_one_s_outbox() {
     let check = world
         .outboxd(&["check", "--connect"], &[("DATABASE_URL", &url)])
         .await;
-    assert_eq!(check.code, 0, "{}", check.stderr);
+    check.ends(0, &[]);
     assert!(
         check
             .stdout
@@ -196,14 +190,12 @@ async fn a_service_of_one_database_does_not_get_into_another_one_s_outbox() {
 #[tokio::test]
 async fn an_inbox_s_roles_stay_in_their_database_too() {
     let world = world().await;
-    let other = format!("{}_inbox", world.database);
+    let (other, url) = world.another("inbox").await;
     let postgres = world.postgres();
-    postgres.create_database(&other, "owner").await.unwrap();
-    let url = postgres.url_for("owner", "owner", &other);
     let run = world
         .outboxd(&["migrate", "--schema", "inbox"], &[("DATABASE_URL", &url)])
         .await;
-    assert_eq!(run.code, 0, "{}", run.stderr);
+    run.ends(0, &[]);
     let roles = async |args: &[&str]| {
         world
             .outboxd(

@@ -2,25 +2,10 @@
 
 use std::collections::HashMap;
 
-use test_support::eventually;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+pub use test_support::probe::get;
+use test_support::{Proxy, eventually, probe};
 
 use crate::world::{FARTHER, Gate, SOON, world};
-
-/// One GET: status and body; `None` if no server answers.
-pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    let status = answer.split(' ').nth(1)?.parse().ok()?;
-    let (_, body) = answer.split_once("\r\n\r\n")?;
-    Some((status, body.to_owned()))
-}
 
 /// Series without and with their labels, to their values.
 pub async fn scrape(port: u16) -> Option<HashMap<String, f64>> {
@@ -59,28 +44,17 @@ async fn every_metric_moves() {
     let world = world().await;
     world.bind("all", "order.good", &[]).await;
     let consumer = world.consume("all").await;
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let relay = world.relay(&[
-        ("OUTBOXD__ADMIN__LISTEN", &listen),
+    let (relay, port) = world.watched(&[
         ("OUTBOXD__RELAY__MAX_ATTEMPTS", "3"),
         ("OUTBOXD_FAILPOINT", "claim.after@4=panic"),
         ("OUTBOXD__RETENTION__SENT", "1s"),
         ("OUTBOXD__RETENTION__INTERVAL", "1s"),
     ]);
     relay.line("connected to both servers", SOON).await;
-    until(
-        port,
-        r#"outbox_dependency_up{dependency="postgresql"}"#,
-        |v| v == 1.0,
-    )
-    .await;
-    until(
-        port,
-        r#"outbox_dependency_up{dependency="rabbitmq"}"#,
-        |v| v == 1.0,
-    )
-    .await;
+    for dependency in ["postgresql", "rabbitmq"] {
+        let up = format!("outbox_dependency_up{{dependency=\"{dependency}\"}}");
+        until(port, &up, |v| v == 1.0).await;
+    }
     let start = scrape(port).await.unwrap();
     for at_zero in [
         "outbox_published_total",
@@ -111,34 +85,27 @@ async fn every_metric_moves() {
         .await;
     consumer.until(200).await;
 
-    until(port, "outbox_published_total", |v| v >= 200.0).await;
-    until(
-        port,
-        r#"outbox_publish_failures_total{reason="unroutable"}"#,
-        |v| v >= 3.0,
-    )
-    .await;
-    until(port, r#"outbox_retries_total{reason="unroutable"}"#, |v| {
-        v >= 2.0
-    })
-    .await;
-    until(
-        port,
-        r#"outbox_dead_lettered_total{reason="unroutable"}"#,
-        |v| v == 1.0,
-    )
-    .await;
-    until(
-        port,
-        r#"outbox_dead_lettered_total{reason="headers_invalid"}"#,
-        |v| v == 1.0,
-    )
-    .await;
-    until(port, "outbox_dead_messages", |v| v == 2.0).await;
-    until(port, "outbox_pending_messages", |v| v == 1.0).await;
-    until(port, "outbox_worker_restarts_total", |v| v == 1.0).await;
-    until(port, "outbox_pruned_total", |v| v >= 1.0).await;
-    until(port, "outbox_schema_ok", |v| v == 1.0).await;
+    for (series, least) in [
+        ("outbox_published_total", 200.0),
+        (r#"outbox_publish_failures_total{reason="unroutable"}"#, 3.0),
+        (r#"outbox_retries_total{reason="unroutable"}"#, 2.0),
+        ("outbox_pruned_total", 1.0),
+    ] {
+        until(port, series, |v| v >= least).await;
+    }
+    for (series, exactly) in [
+        (r#"outbox_dead_lettered_total{reason="unroutable"}"#, 1.0),
+        (
+            r#"outbox_dead_lettered_total{reason="headers_invalid"}"#,
+            1.0,
+        ),
+        ("outbox_dead_messages", 2.0),
+        ("outbox_pending_messages", 1.0),
+        ("outbox_worker_restarts_total", 1.0),
+        ("outbox_schema_ok", 1.0),
+    ] {
+        until(port, series, |v| v == exactly).await;
+    }
     assert_eq!(start.get("outbox_lanes_restored_total"), Some(&0.0));
     // This position is below every mark.
     world
@@ -191,10 +158,7 @@ async fn the_delivery_latency_ends_before_the_settle() {
     let world = world().await;
     let consumer = world.consumer().await;
     let gate = Gate::new();
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let relay = world.relay(&[
-        ("OUTBOXD__ADMIN__LISTEN", &listen),
+    let (relay, port) = world.watched(&[
         ("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", FARTHER),
         ("OUTBOXD_FAILPOINT", &gate.at("confirm.before_settle")),
     ]);
@@ -226,13 +190,7 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
     let world = world().await;
     let port = test_support::free_port().unwrap();
     let listen = format!("127.0.0.1:{port}");
-    let proxy = test_support::Proxy::start(([127, 0, 0, 1], world.rabbitmq().port()).into())
-        .await
-        .unwrap();
-    let url = world.broker_url().replace(
-        &format!(":{}/", world.rabbitmq().port()),
-        &format!(":{}/", proxy.port()),
-    );
+    let (proxy, url) = Proxy::before(&world.broker_url()).await.unwrap();
     let consumer = world.consumer().await;
     let relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen), ("AMQP_URL", &url)]);
     relay.line("connected to both servers", SOON).await;
@@ -243,7 +201,7 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
     let healthy = world
         .outboxd(&["healthcheck"], &[("OUTBOXD__ADMIN__LISTEN", &listen)])
         .await;
-    assert_eq!(healthy.code, 0, "{}", healthy.stderr);
+    healthy.ends(0, &[]);
 
     proxy.set(test_support::Mode::Cut);
     relay.line("RabbitMQ failed", SOON).await;
@@ -265,14 +223,14 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
     let unhealthy = world
         .outboxd(&["healthcheck"], &[("OUTBOXD__ADMIN__LISTEN", &listen)])
         .await;
-    assert_eq!(unhealthy.code, 1);
+    unhealthy.ends(1, &[]);
     let alive = world
         .outboxd(
             &["healthcheck", "--live"],
             &[("OUTBOXD__ADMIN__LISTEN", &listen)],
         )
         .await;
-    assert_eq!(alive.code, 0, "{}", alive.stderr);
+    alive.ends(0, &[]);
 
     proxy.set(test_support::Mode::Forward);
     consumer.until(1).await;
@@ -285,26 +243,9 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
 #[tokio::test]
 async fn a_database_that_falls_silent_while_the_broker_is_away_is_noticed() {
     let world = world().await;
-    let proxy = async |port: u16| {
-        let target = ([127, 0, 0, 1], port).into();
-        test_support::Proxy::start(target).await.unwrap()
-    };
-    let over =
-        |url: String, from: u16, to: u16| url.replace(&format!(":{from}/"), &format!(":{to}/"));
-    let (direct, broker) = (
-        world.rabbitmq().port(),
-        proxy(world.rabbitmq().port()).await,
-    );
-    let amqp = over(world.broker_url(), direct, broker.port());
-    let (direct, database) = (
-        world.postgres().port(),
-        proxy(world.postgres().port()).await,
-    );
-    let postgres = over(world.database_url(), direct, database.port());
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let relay = world.relay(&[
-        ("OUTBOXD__ADMIN__LISTEN", &listen),
+    let (broker, amqp) = Proxy::before(&world.broker_url()).await.unwrap();
+    let (database, postgres) = Proxy::before(&world.database_url()).await.unwrap();
+    let (relay, port) = world.watched(&[
         ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s"),
         ("DATABASE_URL", &postgres),
         ("AMQP_URL", &amqp),
@@ -329,18 +270,16 @@ async fn a_database_that_falls_silent_while_the_broker_is_away_is_noticed() {
 #[tokio::test]
 async fn a_lag_that_cannot_be_read_is_no_number_rather_than_an_old_one() {
     let world = world().await;
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen)]);
+    let (relay, port) = world.watched(&[]);
     until(port, "outbox_oldest_due_age_seconds", |v| v == 0.0).await;
     let sql = "REVOKE EXECUTE ON FUNCTION outbox.measure() FROM outbox_relay";
-    world.client.batch_execute(sql).await.unwrap();
+    world.sql(sql).await;
     until(port, "outbox_oldest_due_age_seconds", f64::is_nan).await;
     relay
-        .line("housekeeping (metrics, retention) failed", SOON)
+        .line("maintenance (metrics, retention) failed", SOON)
         .await;
     let sql = "GRANT EXECUTE ON FUNCTION outbox.measure() TO outbox_relay";
-    world.client.batch_execute(sql).await.unwrap();
+    world.sql(sql).await;
     until(port, "outbox_oldest_due_age_seconds", |v| v == 0.0).await;
 }
 
@@ -436,65 +375,13 @@ async fn logs_are_json_lines_where_nobody_watches() {
     assert_eq!(event["workers"], 2);
 }
 
-/// The reader of the log stops reading, and the relay goes on.
-#[tokio::test]
-async fn a_blocked_log_holds_nothing_up() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let (reader, writer) = std::io::pipe().unwrap();
-    let mut relay = tokio::process::Command::new(crate::world::binary())
-        .arg("run")
-        .env_clear()
-        .envs(world.env(&[("OUTBOXD__LOG__LEVEL", "trace")]))
-        .stderr(writer)
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    for _ in 0..5 {
-        world.commit_many(1000, 100).await;
-    }
-    consumer.until(5000).await;
-    world.drained().await;
-    drop(reader);
-    relay.kill().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_taken_admin_port_ends_the_start_with_what_to_do() {
-    let world = world().await;
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = taken.local_addr().unwrap().to_string();
-    let run = world
-        .outboxd(&["run"], &[("OUTBOXD__ADMIN__LISTEN", &listen)])
-        .await;
-    assert_eq!(run.code, 78, "{}", run.stderr);
-    assert!(
-        run.stderr.contains("admin.listen") && run.stderr.contains("Free the port"),
-        "{}",
-        run.stderr
-    );
-}
-
 /// Memory does not grow with the backlog.
 #[tokio::test]
 async fn memory_is_flat_over_a_hundredfold_backlog() {
     let world = world().await;
     let consumer = world.consumer().await;
     let relay = world.relay(&[]);
-    let peak = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", relay.pid())).unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmHWM:"))
-            .unwrap()
-            .to_owned();
-        line.split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
-    };
+    let peak = || probe::peak_kib(relay.pid()).unwrap();
     world.commit_many(1000, 100).await;
     consumer.until(1000).await;
     let small = peak();

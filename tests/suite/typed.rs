@@ -41,7 +41,7 @@ async fn a_time_means_the_same_whatever_the_zone_of_the_database() {
         "ALTER DATABASE {} SET timezone = 'Pacific/Kiritimati'",
         world.database
     );
-    world.client.batch_execute(&zone).await.unwrap();
+    world.sql(&zone).await;
     let now: String = world
         .client
         .query_one(
@@ -73,13 +73,7 @@ async fn a_time_means_the_same_whatever_the_zone_of_the_database() {
         );
     }
     let bare = ran(&world, &["replay", "--dry-run", "--since", past]).await;
-    assert_eq!(bare.code, 2);
-    assert!(
-        bare.stderr
-            .contains("has no time zone: write 2020-01-31T08:00:00Z for UTC"),
-        "{}",
-        bare.stderr
-    );
+    bare.ends(2, &["has no time zone: write 2020-01-31T08:00:00Z for UTC"]);
     let said = ran(
         &world,
         &[
@@ -128,10 +122,10 @@ async fn ids_and_codes_that_mean_nothing_are_told_one_by_one_and_fail() {
         (&["replay", "--dry-run"], &sent),
     ] {
         let good = ran(&world, &[command, &[known, known]].concat()).await;
-        assert_eq!(good.code, 0, "{command:?}: {}", good.stderr);
+        good.ends(0, &[]);
         for json in [&[][..], &["--json"]] {
             let bad = ran(&world, &[command, &[known, nobody], json].concat()).await;
-            assert_eq!(bad.code, 1, "{command:?}");
+            bad.ends(1, &[]);
             assert!(
                 bad.stderr.contains(&format!("outboxd: {nobody}: no "))
                     && !bad.stderr.contains(known),
@@ -148,17 +142,11 @@ async fn ids_and_codes_that_mean_nothing_are_told_one_by_one_and_fail() {
         }
     }
     let redriven = ran(&world, &["dead", "redrive", &id, nobody, "--why", "x"]).await;
-    assert_eq!(redriven.code, 1);
+    redriven.ends(1, &[]);
     assert_eq!(world.count("outbox.dead").await, 0, "the one that is dead");
 
     let unknown = ran(&world, &["dead", "list", "--reason", "unroutabel"]).await;
-    assert_eq!(unknown.code, 2);
-    assert!(
-        unknown.stderr.contains("did you mean unroutable?")
-            && unknown.stderr.contains("payload_too_large"),
-        "{}",
-        unknown.stderr
-    );
+    unknown.ends(2, &["did you mean unroutable?", "payload_too_large"]);
 }
 
 #[tokio::test]
@@ -201,7 +189,7 @@ async fn huge_texts_of_dead_messages_are_listed_as_their_beginnings() {
     let world = world().await;
     dead(&world, 32, "repeat('é', 10000000)").await;
     let list = ran(&world, &["dead", "list", "--json"]).await;
-    assert_eq!(list.code, 0, "{}", list.stderr);
+    list.ends(0, &[]);
     assert!(
         list.stdout.len() < 1_000_000,
         "{} bytes of output",
@@ -282,8 +270,7 @@ async fn what_cannot_be_meant_is_a_wrong_usage() {
         ),
     ] {
         let run = ran(&world, args).await;
-        assert_eq!(run.code, 2, "{args:?}: {} {}", run.stdout, run.stderr);
-        assert!(run.stderr.contains(says), "{args:?}: {}", run.stderr);
+        run.ends(2, &[says]);
     }
     // A monitoring system reads 2 as critical and 1 as a warning.
     for args in [
@@ -296,7 +283,7 @@ async fn what_cannot_be_meant_is_a_wrong_usage() {
         &["check-lag", "--set", "nope=1"],
     ] {
         let run = ran(&world, args).await;
-        assert_eq!(run.code, 3, "{args:?}: {} {}", run.stdout, run.stderr);
+        run.ends(3, &[]);
         assert!(
             run.stdout.starts_with("OUTBOX UNKNOWN - "),
             "{args:?}: {}",
@@ -331,8 +318,7 @@ async fn a_file_that_never_ends_or_never_begins_is_a_bad_configuration() {
     ];
     for file in &files {
         let run = ran(&world, &["check", "--config", file]).await;
-        assert_eq!(run.code, 78, "{file}: {}", run.stderr);
-        assert!(run.stderr.contains(file), "{}", run.stderr);
+        run.ends(78, &[file]);
         for (key, room) in [
             ("OUTBOXD__DATABASE__URL_FILE", "DATABASE_URL"),
             ("OUTBOXD__BROKER__URL_FILE", "AMQP_URL"),
@@ -344,8 +330,7 @@ async fn a_file_that_never_ends_or_never_begins_is_a_bad_configuration() {
                 env.push((room, ""));
             }
             let run = world.outboxd(&["check"], &env).await;
-            assert_eq!(run.code, 78, "{key}={file}: {}", run.stderr);
-            assert!(run.stderr.contains(file), "{}", run.stderr);
+            run.ends(78, &[file]);
         }
     }
     let group = at("group");
@@ -354,7 +339,7 @@ async fn a_file_that_never_ends_or_never_begins_is_a_bad_configuration() {
         ("OUTBOXD__DATABASE__URL_FILE", &group),
     ];
     let run = world.outboxd(&["check"], &env).await;
-    assert_eq!(run.code, 78);
+    run.ends(78, &[]);
     assert!(
         run.stderr
             .contains("can be changed by its group (mode 660); chmod g-w")
@@ -385,7 +370,7 @@ async fn a_database_url_of_a_platform_or_an_orm_connects_or_names_what_is_in_the
         format!("{url}\n"),
     ] {
         let run = world.outboxd(&["status"], &[("DATABASE_URL", &form)]).await;
-        assert_eq!(run.code, 0, "{form}: {}", run.stderr);
+        run.ends(0, &[]);
     }
     for (form, says) in [
         (
@@ -404,12 +389,7 @@ async fn a_database_url_of_a_platform_or_an_orm_connects_or_names_what_is_in_the
         (url.replace("canary", "can/ary"), "write / as %2F"),
     ] {
         let run = world.outboxd(&["status"], &[("DATABASE_URL", &form)]).await;
-        assert_eq!(run.code, 78, "{form}: {}", run.stderr);
-        assert!(
-            run.stderr.contains("database.url: ") && run.stderr.contains(says),
-            "{}",
-            run.stderr
-        );
+        run.ends(78, &["database.url: ", says]);
         assert!(!run.stderr.contains("canary") && !run.stderr.contains("ary-password"));
     }
     let pooled = format!("{url}{separator}pgbouncer=true");
@@ -419,5 +399,5 @@ async fn a_database_url_of_a_platform_or_an_orm_connects_or_names_what_is_in_the
         ("OUTBOXD__DATABASE__LISTEN", "false"),
     ];
     let run = world.outboxd(&["status"], &env).await;
-    assert_eq!(run.code, 0, "{}", run.stderr);
+    run.ends(0, &[]);
 }

@@ -4,6 +4,39 @@ use programs::Result;
 
 use crate::{circles, commits, layers, lengths, links, named_tests, run, shell::command};
 
+/// Returns one text for each fault.
+type Look = fn() -> Result<Vec<String>>;
+
+/// The checks that need no compiler: name, check, and the cure for its faults.
+const LOOKS: &[(&str, Look, &str)] = &[
+    (
+        "layers",
+        layers::broken,
+        "docs/internals/architecture.md says why: move the code, or hand the value in as an argument",
+    ),
+    (
+        "circles",
+        circles::found,
+        "move what both use into a file of its own, which uses neither",
+    ),
+    ("lengths", lengths::wrong, "split a file by subject"),
+    (
+        "commits",
+        commits::wrong,
+        "CONTRIBUTING.md says what a message has; `git rebase -i` corrects it",
+    ),
+    ("tests", named_tests::missing, "correct the name"),
+    ("links", links::dead, "correct the link, or docs/SUMMARY.md"),
+];
+
+fn looked(name: &str, look: Look, cure: &str) -> Result<()> {
+    let found = look()?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{name}: {cure}\n    {}", found.join("\n    ")).into())
+}
+
 pub fn run() -> Result<()> {
     let lints = [
         "clippy",
@@ -14,13 +47,11 @@ pub fn run() -> Result<()> {
         "--locked",
         "--",
     ];
-    let results = [
-        layers::check(),
-        circles::check(),
-        lengths::check(),
-        commits::check(),
-        named_tests::check(),
-        links::check(),
+    let looks = LOOKS.iter();
+    let mut results: Vec<Result<()>> = looks
+        .map(|(name, look, cure)| looked(name, *look, cure))
+        .collect();
+    results.extend([
         command("cargo", &["fmt", "--all", "--check"]),
         command("cargo", &[&lints[..], &["-D", "warnings"]].concat()),
         // Without the failpoints, as in a release.
@@ -31,10 +62,10 @@ pub fn run() -> Result<()> {
             ],
         ),
         run::generated_documents_are_current(),
-    ];
+    ]);
     let problems: Vec<String> = results
         .into_iter()
-        .filter_map(|r| r.err().map(|e| e.to_string()))
+        .filter_map(|result| result.err().map(|e| e.to_string()))
         .collect();
     if problems.is_empty() {
         Ok(())

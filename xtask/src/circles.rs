@@ -19,65 +19,18 @@ use syn::ext::IdentExt;
 
 use crate::{
     files,
-    syntax::{self, Name, module_of},
+    syntax::{self, Name, Named, module_of},
 };
 
-/// A circle that is accepted for now.
-struct Known {
-    files: &'static [&'static str],
-    why: &'static str,
-}
-
-const KNOWN: &[Known] = &[];
-
-pub fn check() -> Result<()> {
-    let mut circles = Vec::new();
-    let mut problems = Vec::new();
+pub fn found() -> Result<Vec<String>> {
+    let mut found = Vec::new();
     for place in places()? {
-        let parsed = Crate::read(&place).map_err(|e| format!("{}: {e}", place.display()))?;
-        let uses = parsed.uses();
-        let of_files = uses.circles();
-        let between_rooms = uses.without(&of_files).by(room);
-        for circle in between_rooms.circles() {
-            problems.push(format!("rooms: {}", between_rooms.shortest(&circle)));
-        }
-        circles.extend(of_files.into_iter().map(|circle| {
-            let shortest = uses.shortest(&circle);
-            (circle, shortest)
-        }));
+        let of_files = Crate::read(&place)?.uses();
+        found.extend(of_files.circles().into_values());
+        let of_rooms = of_files.by(room).circles().into_values();
+        found.extend(of_rooms.map(|circle| format!("rooms: {circle}")));
     }
-    problems.extend(judged(&circles, KNOWN));
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(format!(
-            "circles: {}\n         move the shared items into a separate file that uses neither",
-            problems.join("\n         ")
-        )
-        .into())
-    }
-}
-
-/// Unknown circles, and known circles that no longer exist.
-fn judged(circles: &[(BTreeSet<String>, String)], known: &[Known]) -> Vec<String> {
-    let is = |circle: &BTreeSet<String>, known: &Known| {
-        circle.len() == known.files.len() && known.files.iter().all(|file| circle.contains(*file))
-    };
-    let new = circles
-        .iter()
-        .filter(|(circle, _)| !known.iter().any(|known| is(circle, known)))
-        .map(|(circle, shortest)| format!("{} files: {shortest}", circle.len()));
-    let gone = known
-        .iter()
-        .filter(|known| !circles.iter().any(|(circle, _)| is(circle, known)))
-        .map(|known| {
-            format!(
-                "no longer a circle of exactly these files: {} ({}); correct KNOWN in xtask/src/circles.rs",
-                known.files.join(", "),
-                known.why
-            )
-        });
-    new.chain(gone).collect()
+    Ok(found)
 }
 
 fn places() -> Result<Vec<PathBuf>> {
@@ -101,14 +54,14 @@ struct File {
 }
 
 impl File {
-    fn parse(path: &Path, module: &[String], text: &str) -> Result<Self> {
-        let file = syn::parse_file(text).map_err(|e| format!("{}: {e}", path.display()))?;
-        Ok(Self {
+    fn new(path: &Path, module: &[String], file: &syn::File) -> Self {
+        let Named { names, imports } = syntax::read(module, file);
+        Self {
             path: path.display().to_string(),
-            names: syntax::names(module, &file),
-            imports: syntax::imports(module, &file),
+            names,
+            imports,
             items: file.items.iter().filter_map(defined).collect(),
-        })
+        }
     }
 }
 
@@ -148,7 +101,7 @@ impl Crate {
                 continue;
             }
             let module = module_of(&path);
-            let file = File::parse(&path, &module, &fs::read_to_string(&path)?)?;
+            let file = File::new(&path, &module, &syntax::parse(&path)?);
             files.insert(module, file);
         }
         Ok(Self(files))
@@ -267,20 +220,7 @@ impl Uses {
         each.flat_map(|(from, used)| used.iter().map(move |(to, said)| (from, to, said)))
     }
 
-    /// The graph without the uses inside of a circle.
-    fn without(&self, circles: &[BTreeSet<String>]) -> Self {
-        let mut rest = Self::default();
-        for (from, to, said) in self.all() {
-            let is_inside =
-                |circle: &BTreeSet<String>| circle.contains(from) && circle.contains(to);
-            if !circles.iter().any(is_inside) {
-                rest.add(from, to, said.clone());
-            }
-        }
-        rest
-    }
-
-    /// The same graph between larger units.
+    /// The same between larger things.
     fn by(&self, larger: impl Fn(&str) -> String) -> Self {
         let mut uses = Self::default();
         for (from, to, said) in self.all() {
@@ -292,54 +232,25 @@ impl Uses {
         uses
     }
 
-    /// The strongly connected components of more than one node.
-    fn circles(&self) -> Vec<BTreeSet<String>> {
-        let reached: BTreeMap<&String, BTreeSet<&String>> = self
-            .0
-            .keys()
-            .map(|from| (from, self.reached(from)))
-            .collect();
-        let mut circles: Vec<BTreeSet<String>> = Vec::new();
-        for (from, to) in &reached {
-            if !to.contains(from) || circles.iter().any(|circle| circle.contains(*from)) {
-                continue;
-            }
-            let back = |to: &&&String| reached.get(**to).is_some_and(|back| back.contains(from));
-            circles.push(to.iter().filter(back).map(|file| (*file).clone()).collect());
-        }
-        circles
+    /// The shortest circle through each node that is on one, a line for each step; each circle once.
+    fn circles(&self) -> BTreeMap<BTreeSet<String>, String> {
+        let rounds = self.0.keys().filter_map(|start| self.round(start));
+        rounds
+            .map(|way| {
+                let (on_it, said): (BTreeSet<String>, Vec<String>) = way.into_iter().unzip();
+                (on_it, said.join("\n           "))
+            })
+            .collect()
     }
 
-    fn reached<'u>(&'u self, from: &String) -> BTreeSet<&'u String> {
-        let mut reached = BTreeSet::new();
-        let mut left: Vec<&String> = self
-            .0
-            .get(from)
-            .into_iter()
-            .flat_map(|to| to.keys())
-            .collect();
-        while let Some(next) = left.pop() {
-            if reached.insert(next) {
-                left.extend(self.0.get(next).into_iter().flat_map(|to| to.keys()));
-            }
-        }
-        reached
-    }
-
-    /// The shortest cycle, one line for each step.
-    fn shortest(&self, circle: &BTreeSet<String>) -> String {
-        let rounds = circle.iter().filter_map(|start| self.round(start));
-        let shortest = rounds.min_by_key(Vec::len).unwrap_or_default();
-        shortest.join("\n           ")
-    }
-
-    fn round(&self, start: &String) -> Option<Vec<String>> {
+    /// The nodes on the way, each with the line that names the next one.
+    fn round(&self, start: &String) -> Option<Vec<(String, String)>> {
         let mut ways = VecDeque::from([(start, Vec::new())]);
         let mut seen = BTreeSet::new();
         while let Some((at, way)) = ways.pop_front() {
             for (to, said) in self.0.get(at).into_iter().flatten() {
                 let mut way = way.clone();
-                way.push(said.clone());
+                way.push((at.clone(), said.clone()));
                 if to == start {
                     return Some(way);
                 }
@@ -359,8 +270,8 @@ mod tests {
     fn uses(files: &[(&str, &str)]) -> Uses {
         let parsed = files.iter().map(|(path, text)| {
             let module = module_of(Path::new(path));
-            let file = File::parse(Path::new(path), &module, text).unwrap();
-            (module, file)
+            let file = syn::parse_file(text).unwrap();
+            (module.clone(), File::new(Path::new(path), &module, &file))
         });
         Crate(parsed.collect()).uses()
     }
@@ -368,7 +279,7 @@ mod tests {
     /// The circles of a crate, each as a list of file names.
     fn circles(files: &[(&str, &str)]) -> Vec<Vec<String>> {
         let circles = uses(files).circles();
-        circles.into_iter().map(Vec::from_iter).collect()
+        circles.into_keys().map(Vec::from_iter).collect()
     }
 
     const ROOT: (&str, &str) = ("src/lib.rs", "mod a; mod b; mod c;");
@@ -382,12 +293,9 @@ mod tests {
         let b = ("src/b.rs", "use super::{c::{C}, a::{A}};");
         let found = circles(&[ROOT, a, b, ("src/c.rs", "")]);
         assert_eq!(found, [["src/a.rs", "src/b.rs"]]);
-        let shortest = uses(&[ROOT, a, b, ("src/c.rs", "")]);
-        let shortest = shortest.shortest(&shortest.circles()[0]);
-        assert!(
-            shortest.starts_with("src/a.rs:2 names crate::b::B"),
-            "{shortest}"
-        );
+        let said = uses(&[ROOT, a, b, ("src/c.rs", "")]).circles();
+        let said = Vec::from_iter(said.values());
+        assert!(said[0].contains("src/a.rs:2 names crate::b::B"), "{said:?}");
     }
 
     #[test]
@@ -472,30 +380,8 @@ mod tests {
         assert!(uses.circles().is_empty());
         let rooms = uses.by(room).circles();
         assert_eq!(
-            rooms.into_iter().map(Vec::from_iter).collect::<Vec<_>>(),
+            rooms.into_keys().map(Vec::from_iter).collect::<Vec<_>>(),
             [["src/a", "src/b"]]
         );
-    }
-
-    #[test]
-    fn a_circle_is_known_only_as_a_whole_and_only_while_it_is_there() {
-        let known = [Known {
-            files: &["src/a.rs", "src/b.rs"],
-            why: "a reason",
-        }];
-        let circle = |files: &[&str]| {
-            let files = files.iter().map(|file| (*file).to_owned()).collect();
-            (files, "a way".to_owned())
-        };
-        assert_eq!(
-            judged(&[circle(&["src/a.rs", "src/b.rs"])], &known),
-            [""; 0]
-        );
-        assert_eq!(
-            judged(&[circle(&["src/a.rs", "src/c.rs"])], &known).len(),
-            2
-        );
-        assert_eq!(judged(&[], &known).len(), 1);
-        assert_eq!(judged(&[circle(&["src/c.rs"])], &[]), ["1 files: a way"]);
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use programs::{Result, Tools, install};
 use serde::{Deserialize, Serialize};
 
-use crate::tools;
+use crate::{shell::output, tools};
 
 const FILE: &str = "benches/limits.toml";
 /// A count may grow by this factor without a new record.
@@ -193,7 +193,6 @@ fn runner() -> Result<PathBuf> {
 
 /// For example "rustc 1.90.0".
 fn rustc() -> Result<String> {
-    let output = Command::new("rustc").arg("--version").output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = output(Command::new("rustc").arg("--version"))?;
     Ok(text.split(' ').take(2).collect::<Vec<_>>().join(" "))
 }

@@ -4,11 +4,12 @@
 //! macro call. Two kinds of names are not seen: those that another macro assembles, and those that a third module
 //! exports under a new name.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, fs, path::Path};
 
 use proc_macro2::{Span, TokenStream, TokenTree};
+use programs::Result;
 use syn::{
-    Attribute, Block, ItemExternCrate, ItemMod, ItemUse, Macro, UseTree,
+    Attribute, Block, Ident, ItemExternCrate, ItemMod, ItemUse, Macro, UseTree,
     ext::IdentExt,
     visit::{self, Visit},
 };
@@ -42,8 +43,20 @@ pub struct Name {
     pub module: Vec<String>,
 }
 
-/// Every path that a file names.
-pub fn names(module: &[String], file: &syn::File) -> Vec<Name> {
+/// The names in a file.
+pub struct Named {
+    pub names: Vec<Name>,
+    /// The names that `use` brings into the file's own scope, each with its path.
+    pub imports: HashMap<String, Vec<String>>,
+}
+
+pub fn parse(file: &Path) -> Result<syn::File> {
+    let said = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
+    let text = fs::read_to_string(file).map_err(|e| said(&e))?;
+    Ok(syn::parse_file(&text).map_err(|e| said(&e))?)
+}
+
+pub fn read(module: &[String], file: &syn::File) -> Named {
     let mut names = Names {
         module: module.to_vec(),
         imported: vec![HashMap::new()],
@@ -51,18 +64,10 @@ pub fn names(module: &[String], file: &syn::File) -> Vec<Name> {
     };
     names.import_all(&file.items);
     names.visit_file(file);
-    names.found
-}
-
-/// Names that `use` brings into a file's own scope, each with its path.
-pub fn imports(module: &[String], file: &syn::File) -> HashMap<String, Vec<String>> {
-    let mut names = Names {
-        module: module.to_vec(),
-        imported: vec![HashMap::new()],
-        found: Vec::new(),
-    };
-    names.import_all(&file.items);
-    names.imported.swap_remove(0)
+    Named {
+        names: names.found,
+        imports: names.imported.swap_remove(0),
+    }
 }
 
 /// Collects every path of a file.
@@ -112,7 +117,15 @@ impl Names {
     fn import_all<'a>(&mut self, items: impl IntoIterator<Item = &'a syn::Item>) {
         for item in items {
             match item {
-                syn::Item::Use(item) => self.import(&mut Vec::new(), &item.tree),
+                syn::Item::Use(item) => {
+                    for leaf in leaves(&item.tree) {
+                        let stands_for = self.resolved(&leaf.path);
+                        // `use tokio;` stands for itself.
+                        if let Some(name) = leaf.binds.filter(|name| stands_for != [name.clone()]) {
+                            self.bind(name, stands_for);
+                        }
+                    }
+                }
                 syn::Item::ExternCrate(item) => {
                     if let Some((_, name)) = &item.rename {
                         let stands_for = self.resolved(&[item.ident.unraw().to_string()]);
@@ -130,57 +143,7 @@ impl Names {
         }
     }
 
-    fn import(&mut self, prefix: &mut Vec<String>, tree: &UseTree) {
-        match tree {
-            UseTree::Path(path) => {
-                prefix.push(path.ident.unraw().to_string());
-                self.import(prefix, &path.tree);
-                prefix.pop();
-            }
-            UseTree::Group(group) => {
-                for tree in &group.items {
-                    self.import(prefix, tree);
-                }
-            }
-            UseTree::Name(name) => {
-                let (path, last) = leaf(prefix, &name.ident.unraw().to_string());
-                let stands_for = self.resolved(&path);
-                // `use tokio;` refers to itself.
-                if stands_for != [last.clone()] {
-                    self.bind(last, stands_for);
-                }
-            }
-            UseTree::Rename(name) => {
-                let (path, _) = leaf(prefix, &name.ident.unraw().to_string());
-                let stands_for = self.resolved(&path);
-                self.bind(name.rename.unraw().to_string(), stands_for);
-            }
-            UseTree::Glob(_) => {}
-        }
-    }
-
-    fn name_all(&mut self, prefix: &mut Vec<String>, tree: &UseTree) {
-        match tree {
-            UseTree::Path(path) => {
-                prefix.push(path.ident.unraw().to_string());
-                self.name_all(prefix, &path.tree);
-                prefix.pop();
-            }
-            UseTree::Group(group) => {
-                for tree in &group.items {
-                    self.name_all(prefix, tree);
-                }
-            }
-            UseTree::Name(syn::UseName { ident })
-            | UseTree::Rename(syn::UseRename { ident, .. }) => {
-                let (path, _) = leaf(prefix, &ident.unraw().to_string());
-                self.add(&path, false, ident.span());
-            }
-            UseTree::Glob(glob) => self.add(prefix, true, glob.star_token.spans[0]),
-        }
-    }
-
-    /// Finds paths in the tokens of a macro call. Their meaning to the macro is unknown, but they are names.
+    /// Paths in the words of a macro's call: what they mean to the macro is not known, but they are names all the same.
     fn in_tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let mut at = Span::call_site();
@@ -218,20 +181,57 @@ impl Names {
     }
 }
 
-/// The path of a leaf of a `use` tree, and the name that it binds: `a::{self}` binds `a`.
-fn leaf(prefix: &[String], name: &str) -> (Vec<String>, String) {
-    let mut path = prefix.to_vec();
-    if name == "self" && !prefix.is_empty() {
-        let last = prefix.last().cloned().unwrap_or_default();
-        return (path, last);
+/// A leaf of a `use` tree: its path, and the name that it binds. `a::{self}` is `a`; a glob binds no name of its own.
+struct Leaf {
+    path: Vec<String>,
+    binds: Option<String>,
+    at: Span,
+}
+
+fn leaves(tree: &UseTree) -> Vec<Leaf> {
+    fn walk(prefix: &[String], tree: &UseTree, found: &mut Vec<Leaf>) {
+        let below = |ident: &Ident| [prefix, &[ident.unraw().to_string()]].concat();
+        let leaf = |ident: &Ident| match prefix {
+            [_, ..] if ident == "self" => prefix.to_vec(),
+            _ => below(ident),
+        };
+        match tree {
+            UseTree::Path(path) => walk(&below(&path.ident), &path.tree, found),
+            UseTree::Group(group) => {
+                for tree in &group.items {
+                    walk(prefix, tree, found);
+                }
+            }
+            UseTree::Name(name) => {
+                let path = leaf(&name.ident);
+                found.push(Leaf {
+                    binds: path.last().cloned(),
+                    path,
+                    at: name.ident.span(),
+                });
+            }
+            UseTree::Rename(name) => found.push(Leaf {
+                path: leaf(&name.ident),
+                binds: Some(name.rename.unraw().to_string()),
+                at: name.ident.span(),
+            }),
+            UseTree::Glob(glob) => found.push(Leaf {
+                path: prefix.to_vec(),
+                binds: None,
+                at: glob.star_token.spans[0],
+            }),
+        }
     }
-    path.push(name.to_owned());
-    (path, name.to_owned())
+    let mut found = Vec::new();
+    walk(&[], tree, &mut found);
+    found
 }
 
 impl<'ast> Visit<'ast> for Names {
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        self.name_all(&mut Vec::new(), &item.tree);
+        for leaf in leaves(&item.tree) {
+            self.add(&leaf.path, leaf.binds.is_none(), leaf.at);
+        }
     }
 
     fn visit_item_extern_crate(&mut self, item: &'ast ItemExternCrate) {

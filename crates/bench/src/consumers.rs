@@ -157,13 +157,11 @@ impl<'a> Site<'a> {
         let table = "CREATE TABLE payment (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, order_id bigint NOT NULL, \
                      cents integer NOT NULL, paid_at timestamptz NOT NULL DEFAULT now())";
         stage.postgres.execute(database, table).await?;
-        let durable = QueueDeclareOptions {
-            durable: true,
-            ..QueueDeclareOptions::default()
-        };
         let (dead, none) = (options().dead_letter_queue.into(), FieldTable::default());
         let channel = stage.channel().await?;
-        channel.queue_declare(dead, durable, none).await?;
+        channel
+            .queue_declare(dead, QueueDeclareOptions::durable(), none)
+            .await?;
         let client = stage.postgres.connect(database).await?;
         Ok(Self {
             stage,

@@ -4,9 +4,9 @@ use test_support::{Proxy, Result};
 
 use crate::{
     flow,
-    outbox::{Batch, Filled, Outbox},
+    outbox::{Batch, Filled, Outbox, frequent},
     relay::{DEFAULTS, Settings},
-    report::{Findings, Measure, Target, Unit},
+    report::{Measure, Target, Unit},
     stage::{Queue, Stage},
     statistics::{median, median_of},
     workload::Bench,
@@ -22,7 +22,7 @@ struct Wal {
     cpu_us: f64,
 }
 
-pub async fn wal(bench: &Bench) -> Result<Findings> {
+pub async fn wal(bench: &Bench) -> Result<Vec<Measure>> {
     let outbox = Outbox::new(&bench.stage, "wal").await?;
     // Full-page images depend on when the last checkpoint was, and a record with one leaves its own data out.
     for statement in [
@@ -57,7 +57,7 @@ struct Life {
     prune: Wal,
 }
 
-async fn lives(bench: &Bench, outbox: &Outbox) -> Result<Findings> {
+async fn lives(bench: &Bench, outbox: &Outbox) -> Result<Vec<Measure>> {
     let stage = &bench.stage;
     let n = bench.sizes.counted;
     let batch = Batch::new(n, bench.sizes.keys);
@@ -141,8 +141,7 @@ async fn lives(bench: &Bench, outbox: &Outbox) -> Result<Findings> {
             .note("a body of 512 bytes is in it; its transaction's end, 34 bytes or more, is not"),
         measure("wal, retention", None, Target::None, |life| &life.prune)
             .note("of rows that were inserted as sent"),
-    ]
-    .into())
+    ])
 }
 
 /// An error unless so many of the messages are there.
@@ -217,7 +216,7 @@ async fn read_and_delete(outbox: &Outbox) -> Result<()> {
     Ok(())
 }
 
-pub async fn round_trips(bench: &Bench) -> Result<Findings> {
+pub async fn round_trips(bench: &Bench) -> Result<Vec<Measure>> {
     let stage = &bench.stage;
     let mut outbox = Outbox::new(stage, "roundtrips").await?;
     let direct = stage.postgres.port();
@@ -227,44 +226,28 @@ pub async fn round_trips(bench: &Bench) -> Result<Findings> {
     outbox.count_statements().await?;
     let batch = Batch::new(bench.sizes.drain, bench.sizes.keys);
     let n = batch.n as f64;
-    let (mut each, mut counted) = (Vec::new(), Vec::new());
+    let (mut turns, mut counted) = (Vec::new(), Vec::new());
     let mut statements = Vec::new();
     for run in 1..=bench.sizes.runs {
         bench.say(&format!("roundtrips: run {run} of {}", bench.sizes.runs));
-        let filled = outbox.fill(&batch).await?;
-        stage.queue(Queue::Quorum).await?;
         outbox.forget_statements().await?;
         let before = proxy.turns();
-        flow::drain(stage, &outbox, &filled, DEFAULTS).await?;
-        each.push((proxy.turns() - before) as f64 / n);
-        stage.queued(batch.n).await?;
+        bench
+            .drained(&outbox, &batch, Queue::Quorum, DEFAULTS)
+            .await?;
+        turns.push((proxy.turns() - before) as f64 / n);
         statements = outbox.statements().await?;
-        counted.push(statements.iter().map(|s| s.calls).sum::<f64>() / n);
+        counted.push(statements.iter().map(|(_, calls)| calls).sum::<f64>() / n);
     }
-    statements.sort_by(|a, b| b.ms.total_cmp(&a.ms));
-    let slowest: Vec<String> = statements
-        .iter()
-        .take(8)
-        .map(|s| {
-            format!(
-                "`{}` {} calls, {:.0} ms, {:.2} buffer hits a message",
-                s.text,
-                s.calls,
-                s.ms,
-                s.hits / n
-            )
-        })
-        .collect();
     let target = Target::AtMost(0.01);
     Ok(vec![
-        Measure::new("roundtrips", Unit::Number, None, median(each), target)
+        Measure::new("roundtrips", Unit::Number, None, median(&turns), target)
             .note(format!(
                 "times a message that the relay spoke to PostgreSQL after it had answered, counted on the wire, the start of the \
                  relay and its polls included, of {}; {:.4} statements, by pg_stat_statements",
                 batch.n,
-                median(counted)
+                median(&counted)
             ))
-            .note(slowest.join("; ")),
-    ]
-    .into())
+            .note(frequent(&statements, n)),
+    ])
 }

@@ -5,13 +5,14 @@ use std::time::Duration;
 use test_support::Result;
 
 use crate::{
-    curve::Curve,
     machine::Machine,
     report::{self, Measure},
     sizes::Sizes,
 };
 
 pub const FILE: &str = "docs/internals/experiments.md";
+/// For programs.
+pub const MEASURES: &str = "target/bench/performance.json";
 const BEGIN: &str = "<!-- generated -->";
 const END: &str = "<!-- /generated -->";
 
@@ -24,8 +25,13 @@ pub struct Performance {
     pub sizes: Sizes,
     pub measures: Vec<Measure>,
     pub failed: Vec<String>,
-    #[serde(skip)]
-    pub curves: Vec<Curve>,
+}
+
+impl Performance {
+    pub fn save(&self) -> Result<()> {
+        std::fs::create_dir_all("target/bench")?;
+        Ok(std::fs::write(MEASURES, serde_json::to_vec_pretty(self)?)?)
+    }
 }
 
 pub fn write(performance: &Performance) -> Result<()> {

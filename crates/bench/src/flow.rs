@@ -8,7 +8,9 @@ use crate::{
     budget::{Budget, Meter},
     outbox::{Batch, Filled, Outbox},
     relay::{Relay, Settings},
-    stage::{SOON, Stage},
+    stage::{Queue, SOON, Stage},
+    statistics::each,
+    workload::Bench,
 };
 
 /// Rarely enough to take no part in what is measured.
@@ -30,11 +32,22 @@ pub struct Drain {
     pub budget: Budget,
 }
 
+impl Drain {
+    /// The rate of each run.
+    pub fn rates(runs: &[Self]) -> Vec<f64> {
+        each(runs, |drain| drain.per_second)
+    }
+}
+
 /// Seconds since the start, and messages published by then.
 #[derive(Default, Clone)]
 pub struct Curve(Vec<(f64, f64)>);
 
 impl Curve {
+    pub fn published(&self) -> usize {
+        self.0.last().map_or(0.0, |(_, n)| *n) as usize
+    }
+
     /// When so many were published, between two samples.
     pub fn time_of(&self, published: f64) -> f64 {
         let mut before = (0.0, 0.0);
@@ -64,15 +77,33 @@ impl Curve {
             quarter / (self.time_of((q + 1.0) * quarter) - from)
         })
     }
+}
 
-    /// Messages a second between samples about a second apart.
-    pub fn rates(&self) -> Vec<(f64, f64)> {
-        let step = (self.0.len() / 40).max(5);
-        let coarse: Vec<(f64, f64)> = self.0.iter().copied().step_by(step).collect();
-        coarse
-            .windows(2)
-            .map(|pair| (pair[1].0, (pair[1].1 - pair[0].1) / (pair[1].0 - pair[0].0)))
-            .collect()
+impl Bench {
+    /// Fills an outbox, and drains it.
+    pub async fn drained(
+        &self,
+        outbox: &Outbox,
+        batch: &Batch,
+        queue: Queue,
+        settings: Settings,
+    ) -> Result<Drain> {
+        let filled = outbox.fill(batch).await?;
+        self.drain(outbox, &filled, queue, settings).await
+    }
+
+    /// Drains the outbox, and finds each of its messages in the queue once.
+    pub async fn drain(
+        &self,
+        outbox: &Outbox,
+        filled: &Filled,
+        queue: Queue,
+        settings: Settings,
+    ) -> Result<Drain> {
+        self.stage.queue(queue).await?;
+        let drain = drain(&self.stage, outbox, filled, settings).await?;
+        self.stage.queued(queue.kept(filled.n)).await?;
+        Ok(drain)
     }
 }
 
@@ -92,22 +123,13 @@ pub async fn drain(
 }
 
 /// One relay publishes `n` and what it had claimed by then, of a backlog that may be far larger.
-pub async fn part(
-    stage: &Stage,
-    outbox: &Outbox,
-    n: usize,
-    settings: Settings,
-) -> Result<(Drain, usize)> {
+pub async fn part(stage: &Stage, outbox: &Outbox, n: usize, settings: Settings) -> Result<Drain> {
     let (_, drain) = run(stage, outbox, n, settings).await?;
-    let published = drain.curve.0.last().map_or(0.0, |(_, n)| *n) as usize;
     let per_second = n as f64 / drain.curve.time_of(n as f64);
-    Ok((
-        Drain {
-            per_second,
-            ..drain
-        },
-        published,
-    ))
+    Ok(Drain {
+        per_second,
+        ..drain
+    })
 }
 
 /// Relays that work already meet batches that one transaction commits, and end. Measured is the last batch alone, the only

@@ -3,19 +3,16 @@
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use lapin::{
-    BasicProperties,
-    options::{BasicConsumeOptions, BasicPublishOptions},
-    types::FieldTable,
-};
+use lapin::{BasicProperties, options::BasicConsumeOptions, types::FieldTable};
 use test_support::Result;
 
 use crate::{
-    outbox::{Batch, Outbox},
+    outbox::{Batch, Outbox, frequent},
+    raw::MANDATORY,
     relay::DEFAULTS,
-    report::{Findings, Measure, Target, Unit},
+    report::{Measure, Target, Unit},
     stage::{QUEUE, Queue, SOON},
-    statistics::{median, median_of, percentile},
+    statistics::{median_of, percentile},
     workload::Bench,
 };
 
@@ -24,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(150);
 /// The first few find cold caches.
 const COLD: usize = 10;
 
-pub async fn latency(bench: &Bench) -> Result<Findings> {
+pub async fn latency(bench: &Bench) -> Result<Vec<Measure>> {
     let stage = &bench.stage;
     let outbox = Outbox::new(stage, "idle_latency").await?;
     stage.queue(Queue::Quorum).await?;
@@ -46,7 +43,6 @@ pub async fn latency(bench: &Bench) -> Result<Findings> {
     let publisher = stage.channel().await?;
     let relay = stage.relay(&outbox, DEFAULTS).await?;
     let (mut direct, mut relayed) = (Vec::new(), Vec::new());
-    let (mut direct_p50, mut relayed_p50) = (Vec::new(), Vec::new());
     for run in 1..=bench.sizes.runs {
         bench.say(&format!("idle-latency: run {run} of {}", bench.sizes.runs));
         let cold = if run == 1 { COLD } else { 0 };
@@ -55,14 +51,10 @@ pub async fn latency(bench: &Bench) -> Result<Findings> {
             tokio::time::sleep(PAUSE).await;
             let began = Instant::now();
             let properties = BasicProperties::default().with_delivery_mode(2);
-            let options = BasicPublishOptions {
-                mandatory: true,
-                ..BasicPublishOptions::default()
-            };
             let publish = publisher.basic_publish(
                 "events".into(),
                 "direct".into(),
-                options,
+                MANDATORY,
                 b"{}",
                 properties,
             );
@@ -72,23 +64,15 @@ pub async fn latency(bench: &Bench) -> Result<Findings> {
             confirm.await?;
 
             tokio::time::sleep(PAUSE).await;
-            outbox
-                .client
-                .batch_execute(
-                    "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-                     VALUES ('order', '1', 'created', '{}')",
-                )
-                .await?;
+            let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+                          VALUES ('order', '1', 'created', '{}')";
+            outbox.client.batch_execute(insert).await?;
             let committed = Instant::now();
             next().await?;
             relayed_ms.push(committed.elapsed().as_secs_f64() * 1e3);
         }
-        direct_ms.drain(..cold);
-        relayed_ms.drain(..cold);
-        direct_p50.push(percentile(&mut direct_ms, 0.5));
-        relayed_p50.push(percentile(&mut relayed_ms, 0.5));
-        direct.append(&mut direct_ms);
-        relayed.append(&mut relayed_ms);
+        direct.push(direct_ms.split_off(cold));
+        relayed.push(relayed_ms.split_off(cold));
     }
     relay.stop().await?;
     outbox.none_failed().await?;
@@ -96,25 +80,19 @@ pub async fn latency(bench: &Bench) -> Result<Findings> {
         let target = Target::MoreAtMost(more);
         Measure::new(what, Unit::Milliseconds, Some(direct), relayed, target)
     };
-    let p99 = (
-        percentile(&mut direct, 0.99),
-        percentile(&mut relayed, 0.99),
-    );
+    let p50 = |runs: &[Vec<f64>]| median_of(runs, |run| percentile(run, 0.5));
+    let p99 = |runs: &[Vec<f64>]| percentile(&runs.concat(), 0.99);
     Ok(vec![
-        measure(
-            "idle-latency, p50",
-            median(direct_p50),
-            median(relayed_p50),
-            5.0,
-        )
-        .note("commit to consumer, beside publish to consumer; one at a time, in turns"),
-        measure("idle-latency, p99", p99.0, p99.1, 25.0)
-            .note(format!("of all {} events of each kind", direct.len())),
-    ]
-    .into())
+        measure("idle-latency, p50", p50(&direct), p50(&relayed), 5.0)
+            .note("commit to consumer, beside publish to consumer; one at a time, in turns"),
+        measure("idle-latency, p99", p99(&direct), p99(&relayed), 25.0).note(format!(
+            "of all {} events of each kind",
+            direct.concat().len()
+        )),
+    ])
 }
 
-pub async fn relay(bench: &Bench) -> Result<Findings> {
+pub async fn relay(bench: &Bench) -> Result<Vec<Measure>> {
     let stage = &bench.stage;
     let outbox = Outbox::new(stage, "idle_relay").await?;
     outbox.count_statements().await?;
@@ -124,14 +102,11 @@ pub async fn relay(bench: &Bench) -> Result<Findings> {
         .fill(&Batch::new(bench.sizes.small, bench.sizes.keys))
         .await?;
     let relay = stage.relay(&outbox, DEFAULTS).await?;
-    let sent = "SELECT NOT EXISTS (SELECT FROM outbox.message WHERE sent_at IS NULL)";
-    outbox
-        .until("the messages are sent", sent, SOON * 5)
-        .await?;
+    outbox.until_sent(SOON * 5).await?;
     stage.queued(bench.sizes.small).await?;
     bench.say("idle-relay: waiting for it to tidy up");
     tokio::time::sleep(bench.sizes.idle.max(Duration::from_secs(5))).await;
-    let mut looks = Vec::new();
+    let (mut looks, mut shown) = (Vec::new(), String::new());
     for run in 1..=bench.sizes.runs {
         bench.say(&format!("idle-relay: run {run} of {}", bench.sizes.runs));
         outbox.forget_statements().await?;
@@ -142,44 +117,24 @@ pub async fn relay(bench: &Bench) -> Result<Findings> {
         let statements = outbox.statements().await?;
         looks.push((
             (relay.cpu_seconds()? - before) / seconds * 100.0,
-            statements.iter().map(|s| s.calls).sum::<f64>() / seconds,
+            statements.iter().map(|(_, calls)| calls).sum::<f64>() / seconds,
             (stage.server_cpu_seconds()? - server_before) / seconds * 100.0,
-            statements,
         ));
+        shown = frequent(&statements, seconds);
     }
     relay.stop().await?;
     outbox.none_failed().await?;
-    let seconds = bench.sizes.idle.as_secs_f64();
-    let frequent: Vec<String> = looks.last().map_or(Vec::new(), |look| {
-        let shown = look.3.iter().take(4);
-        shown
-            .map(|s| format!("`{}` {:.1}/s", s.text, s.calls / seconds))
-            .collect()
-    });
+    let measure =
+        |what, unit, used, most| Measure::new(what, unit, None, used, Target::AtMost(most));
     let (cpu, queries) = (
         median_of(&looks, |look| look.0),
         median_of(&looks, |look| look.1),
     );
     Ok(vec![
-        Measure::new(
-            "idle-relay, part of a core",
-            Unit::Percent,
-            None,
-            cpu,
-            Target::AtMost(1.0),
-        )
-        .note(format!(
+        measure("idle-relay, part of a core", Unit::Percent, cpu, 1.0).note(format!(
             "PostgreSQL meanwhile, all of it: {:.2} % of a core",
             median_of(&looks, |look| look.2)
         )),
-        Measure::new(
-            "idle-relay, queries a second",
-            Unit::Number,
-            None,
-            queries,
-            Target::AtMost(10.0),
-        )
-        .note(frequent.join(", ")),
-    ]
-    .into())
+        measure("idle-relay, queries a second", Unit::Number, queries, 10.0).note(shown),
+    ])
 }

@@ -5,14 +5,12 @@ use std::time::{Duration, Instant};
 use test_support::Result;
 
 use crate::{
-    curve::Curve,
-    drain::neighbours,
     flow::{self, Drain},
-    outbox::{Batch, Outbox},
+    outbox::{Batch, Filled, Outbox},
     relay::{DEFAULTS, Settings},
-    report::{Findings, Measure, Target, Unit},
+    report::{Measure, Target, Unit},
     stage::Queue,
-    statistics::{median_of, percentile},
+    statistics::{each, median_of, percentile},
     workload::{Bench, Workload},
 };
 
@@ -25,21 +23,22 @@ const PRUNING: Settings = &[
     ("OUTBOXD__RETENTION__INTERVAL", "1s"),
 ];
 
-pub async fn long_reader(bench: &Bench) -> Result<Findings> {
+pub async fn long_reader(bench: &Bench) -> Result<Vec<Measure>> {
     let (stage, n) = (&bench.stage, bench.sizes.flow);
     let outbox = Outbox::new(stage, "long_reader").await?;
     let batch = Batch::new(n, bench.sizes.keys);
     let flow = async |with_reader: bool| -> Result<Drain> {
-        let filled = outbox.fill(&batch).await?;
-        stage.queue(Queue::Short).await?;
         let reader = stage.postgres.connect(outbox.database).await?;
+        let filled = outbox.fill(&batch).await?;
         if with_reader {
             // The snapshot is taken by the first statement.
             let begin =
                 "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT count(*) FROM outbox.lane";
             reader.batch_execute(begin).await?;
         }
-        let drain = flow::drain(stage, &outbox, &filled, DEFAULTS).await?;
+        let drain = bench
+            .drain(&outbox, &filled, Queue::Short, DEFAULTS)
+            .await?;
         if with_reader {
             reader.batch_execute("COMMIT").await?;
         }
@@ -52,7 +51,6 @@ pub async fn long_reader(bench: &Bench) -> Result<Findings> {
             async || flow(true).await,
         )
         .await?;
-    let rates = |runs: &[Drain]| -> Vec<f64> { runs.iter().map(|d| d.per_second).collect() };
     // A drain ends slower than it begins without a reader too: the queue is full and drops its oldest, and the last lanes
     // come in smaller batches.
     let trend = |runs: &[Drain]| {
@@ -65,41 +63,22 @@ pub async fn long_reader(bench: &Bench) -> Result<Findings> {
         let quarter = |q: usize| format!("{:.0}", median_of(runs, |d| d.curve.quarters(n)[q]));
         [0, 1, 2, 3].map(quarter).join(", ")
     };
-    let mut findings = Findings::from(vec![
-        Measure::new(
-            "long-reader",
-            Unit::PerSecond,
-            Some(median_of(&without, |d| d.per_second)),
-            median_of(&with, |d| d.per_second),
-            Target::RatioAtLeast(0.95),
-        )
-        .note(format!("{n} messages beside a REPEATABLE READ transaction that began before the first of them was sent"))
-        .note(neighbours(&rates(&without), &rates(&with))),
-        Measure::new(
-            "long-reader, last quarter beside the first",
-            Unit::Number,
-            Some(trend(&without)),
-            trend(&with),
-            Target::RatioAtLeast(0.95),
-        )
-        .note(format!(
+    let (least, unit) = (Target::RatioAtLeast(0.95), Unit::PerSecond);
+    let (trends, rates) = ((trend(&without), trend(&with)), Drain::rates);
+    let last = "long-reader, last quarter beside the first";
+    Ok(vec![
+        Measure::of_runs("long-reader", unit, &rates(&without), &rates(&with), least)
+            .note(format!("{n} messages beside a REPEATABLE READ transaction that began before the first of them was sent")),
+        Measure::new(last, Unit::Number, Some(trends.0), trends.1, least).note(format!(
             "messages/s by quarter: {}; without a reader {}",
             quarters(&with),
             quarters(&without)
         )),
-    ]);
-    for (name, runs) in [("without", &without), ("beside a long reader", &with)] {
-        if let Some(last) = runs.last() {
-            findings
-                .curves
-                .push(Curve::new("long-reader", name, last.curve.rates()));
-        }
-    }
-    Ok(findings)
+    ])
 }
 
 /// Backlog, status, history and retention share one large outbox.
-pub async fn large_outbox(bench: &Bench, wanted: &[Workload]) -> Result<Findings> {
+pub async fn large_outbox(bench: &Bench, wanted: &[Workload]) -> Result<Vec<Measure>> {
     let large = Outbox::new(&bench.stage, "large").await?;
     let small = Outbox::new(&bench.stage, "small").await?;
     let long_life = LongLife {
@@ -133,7 +112,7 @@ pub async fn large_outbox(bench: &Bench, wanted: &[Workload]) -> Result<Findings
     if wants(Workload::Retention) {
         measures.extend(long_life.retention().await?);
     }
-    Ok(measures.into())
+    Ok(measures)
 }
 
 struct LongLife<'a> {
@@ -181,20 +160,19 @@ impl LongLife<'_> {
         }
         let scrapes = self.scrapes().await?;
         let scans = self.large.statistics("seq_scan").await? - scans_before;
-        let measure = |what: &str, mut values: Vec<f64>| {
-            let p50 = percentile(&mut values, 0.5);
-            let p99 = percentile(&mut values, 0.99);
+        let measure = |what: &str, values: &[f64]| {
+            let (p50, p99) = (percentile(values, 0.5), percentile(values, 0.99));
             let target = Target::AtMost(50.0);
             Measure::new(what, Unit::Milliseconds, None, p50, target)
                 .note(format!("p99 {p99:.1} ms"))
         };
         Ok(vec![
-            measure("status, the command", commands).note(format!(
+            measure("status, the command", &commands).note(format!(
                 "at {} pending; the start of the process and its connection are in it",
                 bench.sizes.large
             )),
-            measure("status, the view alone", views),
-            measure("status, a scrape of /metrics", scrapes).note("beside a relay that drains"),
+            measure("status, the view alone", &views),
+            measure("status, a scrape of /metrics", &scrapes).note("beside a relay that drains"),
             Measure::new(
                 "status, sequential scans of outbox.message",
                 Unit::Number,
@@ -233,7 +211,7 @@ impl LongLife<'_> {
                 async || {
                     let filled = self.small.fill(&self.batch(n)).await?;
                     stage.queue(Queue::Short).await?;
-                    let (drain, _) = flow::part(stage, &self.small, slice, DEFAULTS).await?;
+                    let drain = flow::part(stage, &self.small, slice, DEFAULTS).await?;
                     // What is left of it, if a slice is less than all.
                     let (_, sent, _) = self.small.sent(&filled).await?;
                     if sent < slice {
@@ -244,39 +222,26 @@ impl LongLife<'_> {
                 async || {
                     self.large.client.batch_execute("CHECKPOINT").await?;
                     stage.queue(Queue::Short).await?;
-                    Ok(flow::part(stage, &self.large, slice, DEFAULTS).await?.0)
+                    flow::part(stage, &self.large, slice, DEFAULTS).await
                 },
             )
             .await?;
         self.large.none_failed().await?;
-        let rates = |runs: &[Drain]| -> Vec<f64> { runs.iter().map(|d| d.per_second).collect() };
-        let both = |pick: fn(&Drain) -> f64| (median_of(&small, pick), median_of(&large, pick));
-        let (rate, peak) = (both(|d| d.per_second), both(|d| d.peak));
+        let (least, most) = (Target::RatioAtLeast(0.9), Target::RatioAtMost(1.2));
+        let (few, many) = (Drain::rates(&small), Drain::rates(&large));
+        let (few_peak, many_peak) = (each(&small, |d| d.peak), each(&large, |d| d.peak));
+        let (rate, peak) = ("backlog, rate", "backlog, peak memory");
         Ok(vec![
-            Measure::new(
-                "backlog, rate",
-                Unit::PerSecond,
-                Some(rate.0),
-                rate.1,
-                Target::RatioAtLeast(0.9),
-            )
-            .note(format!(
+            Measure::of_runs(rate, Unit::PerSecond, &few, &many, least).note(format!(
                 "the first {slice} messages of a backlog of {}, beside those of one of {n}",
                 bench.sizes.large
-            ))
-            .note(neighbours(&rates(&small), &rates(&large))),
-            Measure::new(
-                "backlog, peak memory",
-                Unit::Mebibytes,
-                Some(peak.0),
-                peak.1,
-                Target::RatioAtMost(1.2),
-            ),
+            )),
+            Measure::of_runs(peak, Unit::Mebibytes, &few_peak, &many_peak, most),
         ])
     }
 
     /// What is left of the backlog becomes history.
-    async fn finish(&self, filled: &crate::outbox::Filled) -> Result<()> {
+    async fn finish(&self, filled: &Filled) -> Result<()> {
         let (there, sent, _) = self.large.sent(filled).await?;
         let left = there - sent;
         self.bench.say(&format!("{left} messages become history"));
@@ -290,7 +255,7 @@ impl LongLife<'_> {
 
     async fn history(&self) -> Result<Vec<Measure>> {
         let bench = self.bench;
-        let (stage, n) = (&bench.stage, bench.sizes.drain);
+        let n = bench.sizes.drain;
         self.large.settle_down().await?;
         let kept = self.rows().await?;
         let batch = self.batch(n);
@@ -298,86 +263,62 @@ impl LongLife<'_> {
             .in_turns(
                 "history",
                 async || {
-                    let filled = self.small.fill(&batch).await?;
-                    self.drained(&self.small, &filled, DEFAULTS).await
+                    bench
+                        .drained(&self.small, &batch, Queue::Short, DEFAULTS)
+                        .await
                 },
-                async || {
-                    let filled = self.large.add(&batch).await?;
-                    self.large.client.batch_execute("CHECKPOINT").await?;
-                    self.drained(&self.large, &filled, DEFAULTS).await
-                },
+                async || self.drained_beside(&batch).await,
             )
             .await?;
-        stage.queued(n.min(100_000)).await?;
-        let rates = |runs: &[Drain]| -> Vec<f64> { runs.iter().map(|d| d.per_second).collect() };
-        let (empty, history) = (rates(&empty), rates(&history));
+        let (empty, history) = (Drain::rates(&empty), Drain::rates(&history));
+        let least = Target::RatioAtLeast(0.95);
         Ok(vec![
-            Measure::new(
-                "history",
-                Unit::PerSecond,
-                Some(median_of(&empty, |r| *r)),
-                median_of(&history, |r| *r),
-                Target::RatioAtLeast(0.95),
-            )
-            .note(format!("{n} messages after {kept} that are sent and kept, beside an outbox that has no others"))
-            .note(neighbours(&empty, &history)),
+            Measure::of_runs("history", Unit::PerSecond, &empty, &history, least)
+                .note(format!("{n} messages after {kept} that are sent and kept, beside an outbox that has no others")),
         ])
+    }
+
+    /// Beside the backlog of the large outbox.
+    async fn drained_beside(&self, batch: &Batch) -> Result<Drain> {
+        let filled = self.large.add(batch).await?;
+        self.large.client.batch_execute("CHECKPOINT").await?;
+        let queue = Queue::Short;
+        self.bench
+            .drain(&self.large, &filled, queue, DEFAULTS)
+            .await
     }
 
     async fn retention(&self) -> Result<Vec<Measure>> {
-        let bench = self.bench;
-        let batch = self.batch(bench.sizes.drain);
-        let run = async |settings: Settings| {
-            let filled = self.large.add(&batch).await?;
-            self.large.client.batch_execute("CHECKPOINT").await?;
-            if settings == PRUNING {
-                self.pruned(&filled).await
-            } else {
-                self.drained(&self.large, &filled, settings).await
-            }
-        };
-        let (off, on) = bench
+        let batch = self.batch(self.bench.sizes.drain);
+        let (off, on) = self
+            .bench
             .in_turns(
                 "retention",
-                async || run(DEFAULTS).await,
-                async || run(PRUNING).await,
+                async || self.drained_beside(&batch).await,
+                async || self.pruned(&batch).await,
             )
             .await?;
-        let rates = |runs: &[Drain]| -> Vec<f64> { runs.iter().map(|d| d.per_second).collect() };
         let deleted = median_of(&on, |d| d.pruned * d.per_second / batch.n as f64);
         let left = self.rows().await?;
+        let (off, on) = (Drain::rates(&off), Drain::rates(&on));
+        let least = Target::RatioAtLeast(0.95);
         Ok(vec![
-            Measure::new(
-                "retention",
-                Unit::PerSecond,
-                Some(median_of(&off, |d| d.per_second)),
-                median_of(&on, |d| d.per_second),
-                Target::RatioAtLeast(0.95),
-            )
-            .note(format!(
+            Measure::of_runs("retention", Unit::PerSecond, &off, &on, least).note(format!(
                 "{} messages while {deleted:.0} rows/s of the history are deleted; {left} rows are left at the end",
                 batch.n
-            ))
-            .note(neighbours(&rates(&off), &rates(&on))),
+            )),
         ])
     }
 
-    async fn drained(
-        &self,
-        outbox: &Outbox,
-        filled: &crate::outbox::Filled,
-        settings: Settings,
-    ) -> Result<Drain> {
-        self.bench.stage.queue(Queue::Short).await?;
-        flow::drain(&self.bench.stage, outbox, filled, settings).await
-    }
-
     /// With retention at work its own messages may be deleted as well, once they are sent.
-    async fn pruned(&self, filled: &crate::outbox::Filled) -> Result<Drain> {
+    async fn pruned(&self, batch: &Batch) -> Result<Drain> {
         let stage = &self.bench.stage;
+        let filled = self.large.add(batch).await?;
+        self.large.client.batch_execute("CHECKPOINT").await?;
         stage.queue(Queue::Short).await?;
-        let (drain, published) = flow::part(stage, &self.large, filled.n, PRUNING).await?;
-        let (there, sent, _) = self.large.sent(filled).await?;
+        let drain = flow::part(stage, &self.large, filled.n, PRUNING).await?;
+        let published = drain.curve.published();
+        let (there, sent, _) = self.large.sent(&filled).await?;
         self.large.none_failed().await?;
         if there != sent || published != filled.n || drain.pruned == 0.0 {
             return Err(format!(

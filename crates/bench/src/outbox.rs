@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng, distr::Alphanumeric, rngs::StdRng};
 use test_support::Result;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Client;
 
 use crate::stage::Stage;
 
@@ -52,15 +52,16 @@ pub struct Filled {
     after: i64,
 }
 
-/// One of the statements that were counted.
-pub struct Statement {
-    /// Its beginning.
-    pub text: String,
-    pub calls: f64,
-    /// Time in it, of all calls.
-    pub ms: f64,
-    /// Pages found in shared buffers, as often as they were looked up.
-    pub hits: f64,
+/// The beginning of a statement, and how often it was called.
+pub type Statement = (String, f64);
+
+/// The most frequent ones, `per` something.
+pub fn frequent(statements: &[Statement], per: f64) -> String {
+    let shown = statements.iter().take(4);
+    let shown: Vec<String> = shown
+        .map(|(text, calls)| format!("`{text}` {:.4}", calls / per))
+        .collect();
+    shown.join(", ")
 }
 
 impl Outbox {
@@ -177,20 +178,23 @@ impl Outbox {
     }
 
     pub async fn none_failed(&self) -> Result<()> {
-        let row = self
-            .client
-            .query_one(
-                "SELECT (SELECT count(*) FROM outbox.waiting), (SELECT count(*) FROM outbox.dead)",
-                &[],
-            )
-            .await?;
-        match (row.get::<_, i64>(0), row.get::<_, i64>(1)) {
-            (0, 0) => Ok(()),
-            (waiting, dead) => Err(format!(
-                "{waiting} messages wait and {dead} are dead: `reason` and `last_error` in outbox.waiting and outbox.dead say why"
-            )
-            .into()),
+        let sql =
+            "SELECT (SELECT count(*) FROM outbox.waiting), (SELECT count(*) FROM outbox.dead)";
+        let row = self.client.query_one(sql, &[]).await?;
+        let (waiting, dead): (i64, i64) = (row.get(0), row.get(1));
+        if waiting + dead == 0 {
+            return Ok(());
         }
+        Err(format!(
+            "{waiting} messages wait and {dead} are dead: `reason` and `last_error` in outbox.waiting and outbox.dead say why"
+        )
+        .into())
+    }
+
+    /// Waits until a running relay has sent all of them.
+    pub async fn until_sent(&self, within: Duration) -> Result<()> {
+        let sent = "SELECT NOT EXISTS (SELECT FROM outbox.message WHERE sent_at IS NULL)";
+        self.until("every message is sent", sent, within).await
     }
 
     /// Asks until `sql` says true.
@@ -239,17 +243,11 @@ impl Outbox {
     /// Statements of this database, the most frequent first.
     pub async fn statements(&self) -> Result<Vec<Statement>> {
         let sql = "SELECT left(regexp_replace(regexp_replace(query, '--[^\\n]*\\n', '', 'g'), '\\s+', ' ', 'g'), 60), \
-                          sum(calls)::double precision, sum(total_exec_time), sum(shared_blks_hit)::double precision \
+                          sum(calls)::double precision \
                    FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) \
                    GROUP BY 1 ORDER BY 2 DESC";
         let rows = self.client.query(sql, &[]).await?;
-        let statement = |row: &Row| Statement {
-            text: row.get(0),
-            calls: row.get(1),
-            ms: row.get(2),
-            hits: row.get(3),
-        };
-        Ok(rows.iter().map(statement).collect())
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 }
 

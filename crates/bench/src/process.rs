@@ -12,11 +12,6 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(Stat::of(pid)?.own())
 }
 
-/// The same of its children that have ended.
-pub fn waited_for_seconds(pid: u32) -> Result<f64> {
-    Ok(Stat::of(pid)?.waited_for())
-}
-
 /// The same of a process and all below it, those that have ended included.
 pub fn tree_cpu_seconds(root: u32) -> Result<f64> {
     let mut children: HashMap<u32, Vec<(u32, Stat)>> = HashMap::new();
@@ -32,12 +27,11 @@ pub fn tree_cpu_seconds(root: u32) -> Result<f64> {
                 .push((pid, stat));
         }
     }
-    let root_stat = Stat::of(root)?;
-    let mut seconds = root_stat.own() + root_stat.waited_for();
+    let mut seconds = Stat::of(root)?.all();
     let mut look_at = vec![root];
     while let Some(parent) = look_at.pop() {
         for (pid, stat) in children.remove(&parent).unwrap_or_default() {
-            seconds += stat.own() + stat.waited_for();
+            seconds += stat.all();
             look_at.push(pid);
         }
     }
@@ -81,16 +75,13 @@ impl Stat {
         self.0.get(n).copied().unwrap_or(0.0)
     }
 
+    /// Of the process alone.
     fn own(&self) -> f64 {
-        self.seconds([11, 12])
+        (self.field(11) + self.field(12)) / TICKS
     }
 
-    /// Of children that have ended.
-    fn waited_for(&self) -> f64 {
-        self.seconds([13, 14])
-    }
-
-    fn seconds(&self, fields: [usize; 2]) -> f64 {
-        fields.map(|n| self.field(n)).iter().sum::<f64>() / TICKS
+    /// And of its children that have ended.
+    fn all(&self) -> f64 {
+        self.own() + (self.field(13) + self.field(14)) / TICKS
     }
 }

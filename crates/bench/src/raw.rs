@@ -18,6 +18,11 @@ use crate::{
     stage::{Queue, Stage},
 };
 
+pub const MANDATORY: BasicPublishOptions = BasicPublishOptions {
+    mandatory: true,
+    immediate: false,
+};
+
 /// How a raw publisher is tuned.
 #[derive(Debug, Clone, Copy)]
 pub struct Tuning {
@@ -123,10 +128,6 @@ pub async fn publish(
 async fn publish_share(channel: Channel, n: usize, window: usize, body: Arc<[u8]>) -> Result<()> {
     /// Publishes polled together: awaited one by one, each costs a switch of threads.
     const TOGETHER: usize = 100;
-    let options = BasicPublishOptions {
-        mandatory: true,
-        ..BasicPublishOptions::default()
-    };
     let mut open: VecDeque<PublisherConfirm> = VecDeque::new();
     let mut sent = 0;
     while sent < n {
@@ -137,7 +138,7 @@ async fn publish_share(channel: Channel, n: usize, window: usize, body: Arc<[u8]
         let publishes = (0..together).map(|i| {
             let routing_key: ShortString = "order.created".into();
             let properties = properties(sent + i);
-            channel.basic_publish("events".into(), routing_key, options, &body, properties)
+            channel.basic_publish("events".into(), routing_key, MANDATORY, &body, properties)
         });
         for confirm in join_all(publishes).await {
             open.push_back(confirm?);

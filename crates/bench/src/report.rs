@@ -3,9 +3,8 @@
 use std::fmt;
 
 use serde::Serialize;
-use test_support::Result;
 
-use crate::curve::Curve;
+use crate::statistics::median;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Unit {
@@ -96,6 +95,31 @@ impl Measure {
         }
     }
 
+    /// The medians of runs that took turns.
+    pub fn of_runs(
+        workload: impl Into<String>,
+        unit: Unit,
+        baseline: &[f64],
+        relay: &[f64],
+        target: Target,
+    ) -> Self {
+        let mut ratios: Vec<f64> = relay.iter().zip(baseline).map(|(r, b)| r / b).collect();
+        ratios.sort_by(f64::total_cmp);
+        let measure = Self::new(
+            workload,
+            unit,
+            Some(median(baseline)),
+            median(relay),
+            target,
+        );
+        match (ratios.first(), ratios.last()) {
+            (Some(least), Some(most)) => measure.note(format!(
+                "ratios of neighbouring runs: {least:.2} to {most:.2}"
+            )),
+            _ => measure,
+        }
+    }
+
     pub fn note(mut self, note: impl Into<String>) -> Self {
         self.notes.push(note.into());
         self
@@ -146,24 +170,7 @@ impl Measure {
     }
 }
 
-pub const HEAD: &str =
-    "| workload | ceiling or baseline | relay | ratio | target | met? |\n|---|---|---|---|---|---|";
-
-/// What a group of workloads found.
-#[derive(Default)]
-pub struct Findings {
-    pub measures: Vec<Measure>,
-    pub curves: Vec<Curve>,
-}
-
-impl From<Vec<Measure>> for Findings {
-    fn from(measures: Vec<Measure>) -> Self {
-        Self {
-            measures,
-            curves: Vec::new(),
-        }
-    }
-}
+pub const HEAD: &str = "| workload | ceiling or baseline | measured | ratio | target | met? |\n|---|---|---|---|---|---|";
 
 /// The notes below a table.
 pub fn notes(measures: &[Measure]) -> String {
@@ -174,15 +181,6 @@ pub fn notes(measures: &[Measure]) -> String {
         }
     }
     text
-}
-
-/// Also for machines: target/bench/NAME.json.
-pub fn save(name: &str, report: &serde_json::Value) -> Result<()> {
-    std::fs::create_dir_all("target/bench")?;
-    let file = format!("target/bench/{name}.json");
-    std::fs::write(&file, serde_json::to_vec_pretty(report)?)?;
-    eprintln!("\nwritten to {file}");
-    Ok(())
 }
 
 #[cfg(test)]

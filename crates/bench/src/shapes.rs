@@ -5,38 +5,19 @@ use std::time::Duration;
 use test_support::Result;
 
 use crate::{
-    drain::neighbours,
     flow::{self, Drain},
     outbox::{BODY, Batch, Outbox},
     raw,
-    relay::{DEFAULTS, Relay, Settings},
-    report::{Findings, Measure, Target, Unit},
+    relay::{DEFAULTS, Settings},
+    report::{Measure, Target, Unit},
     stage::{NOWHERE, Queue, SOON},
-    statistics::{median, median_of},
+    statistics::{each, median_of},
     workload::Bench,
 };
 
 const PIPELINED: Settings = &[("OUTBOXD__RELAY__ORDERING", "pipelined")];
 
-fn rates(runs: &[Drain]) -> Vec<f64> {
-    runs.iter().map(|d| d.per_second).collect()
-}
-
-/// Fills, drains, and finds each message in the queue once.
-async fn drained(
-    bench: &Bench,
-    outbox: &Outbox,
-    batch: &Batch,
-    settings: Settings,
-) -> Result<Drain> {
-    let filled = outbox.fill(batch).await?;
-    bench.stage.queue(Queue::Quorum).await?;
-    let drain = flow::drain(&bench.stage, outbox, &filled, settings).await?;
-    bench.stage.queued(batch.n).await?;
-    Ok(drain)
-}
-
-pub async fn hot_key(bench: &Bench) -> Result<Findings> {
+pub async fn hot_key(bench: &Bench) -> Result<Vec<Measure>> {
     let stage = &bench.stage;
     let outbox = Outbox::new(stage, "hot_key").await?;
     let mut measures = Vec::new();
@@ -53,32 +34,26 @@ pub async fn hot_key(bench: &Bench) -> Result<Findings> {
             .in_turns(
                 what,
                 async || raw::publish(stage, Queue::Quorum, n, BODY, tuning).await,
-                async || drained(bench, &outbox, &batch, settings).await,
+                async || {
+                    bench
+                        .drained(&outbox, &batch, Queue::Quorum, settings)
+                        .await
+                },
             )
             .await?;
-        let raw: Vec<f64> = raws.iter().map(|r| r.per_second).collect();
-        let relay = rates(&relays);
+        let (raw, relay) = (each(&raws, |r| r.per_second), Drain::rates(&relays));
         let target = Target::RatioAtLeast(0.8);
-        let baseline = Some(median(raw.clone()));
         measures.push(
-            Measure::new(
-                what,
-                Unit::PerSecond,
-                baseline,
-                median(relay.clone()),
-                target,
-            )
-            .note(format!(
+            Measure::of_runs(what, Unit::PerSecond, &raw, &relay, target).note(format!(
                 "{n} messages of one key; raw with one channel and a window of {}",
                 tuning.window
-            ))
-            .note(neighbours(&raw, &relay)),
+            )),
         );
     }
-    Ok(measures.into())
+    Ok(measures)
 }
 
-pub async fn relays(bench: &Bench) -> Result<Findings> {
+pub async fn relays(bench: &Bench) -> Result<Vec<Measure>> {
     let outbox = Outbox::new(&bench.stage, "relays").await?;
     let batch = Batch::new(bench.sizes.drain, bench.sizes.keys);
     let (one, more) = bench
@@ -92,22 +67,18 @@ pub async fn relays(bench: &Bench) -> Result<Findings> {
         )
         .await?;
     let (two, four): (Vec<Drain>, Vec<Drain>) = more.into_iter().unzip();
-    let baseline = median(rates(&one));
     let measure = |what, runs: &[Drain], target| {
-        let rate = median(rates(runs));
-        Measure::new(what, Unit::PerSecond, Some(baseline), rate, target)
-            .note(neighbours(&rates(&one), &rates(runs)))
-            .note(format!(
-                "CPU a message {:.1} µs, of one relay {:.1} µs",
-                median_of(runs, |d| d.cpu_us),
-                median_of(&one, |d| d.cpu_us)
-            ))
+        let (one_rates, rates) = (Drain::rates(&one), Drain::rates(runs));
+        Measure::of_runs(what, Unit::PerSecond, &one_rates, &rates, target).note(format!(
+            "CPU a message {:.1} µs, of one relay {:.1} µs",
+            median_of(runs, |d| d.cpu_us),
+            median_of(&one, |d| d.cpu_us)
+        ))
     };
     Ok(vec![
         measure("relays, 2 beside 1", &two, Target::None),
         measure("relays, 4 beside 1", &four, Target::RatioAtLeast(0.95)),
-    ]
-    .into())
+    ])
 }
 
 /// Relays that work already share a backlog: their start is no part of it.
@@ -126,7 +97,7 @@ async fn shared(bench: &Bench, outbox: &Outbox, batch: &Batch, relays: usize) ->
     Ok(drain)
 }
 
-pub async fn large_bodies(bench: &Bench) -> Result<Findings> {
+pub async fn large_bodies(bench: &Bench) -> Result<Vec<Measure>> {
     let stage = &bench.stage;
     let outbox = Outbox::new(stage, "large_bodies").await?;
     let mut measures = Vec::new();
@@ -148,53 +119,35 @@ pub async fn large_bodies(bench: &Bench) -> Result<Findings> {
                 what,
                 async || raw::publish(stage, queue, n, body, tuning).await,
                 async || {
-                    let part = drained(bench, &outbox, &part, DEFAULTS).await?;
-                    Ok((part, drained(bench, &outbox, &batch, DEFAULTS).await?))
+                    let part = bench.drained(&outbox, &part, queue, DEFAULTS).await?;
+                    let all = bench.drained(&outbox, &batch, queue, DEFAULTS).await?;
+                    Ok((part, all))
                 },
             )
             .await?;
         let (parts, relays): (Vec<Drain>, Vec<Drain>) = relays.into_iter().unzip();
-        let raw: Vec<f64> = raws.iter().map(|r| r.per_second).collect();
-        let relay = rates(&relays);
-        let (least, baseline) = (Target::RatioAtLeast(0.85), Some(median(raw.clone())));
+        let (raw, relay) = (each(&raws, |r| r.per_second), Drain::rates(&relays));
+        let (least, most) = (Target::RatioAtLeast(0.85), Target::RatioAtMost(1.2));
         measures.push(
-            Measure::new(
-                what,
-                Unit::PerSecond,
-                baseline,
-                median(relay.clone()),
-                least,
-            )
-            .note(format!(
+            Measure::of_runs(what, Unit::PerSecond, &raw, &relay, least).note(format!(
                 "{n} messages; raw with {} channels × a window of {}",
                 tuning.channels, tuning.window
-            ))
-            .note(neighbours(&raw, &relay)),
+            )),
         );
-        let (few, all) = (
-            median_of(&parts, |d| d.peak),
-            median_of(&relays, |d| d.peak),
-        );
-        let most = Target::RatioAtMost(1.2);
+        let (few, all) = (each(&parts, |d| d.peak), each(&relays, |d| d.peak));
+        let what = format!("{what}: peak memory");
         measures.push(
-            Measure::new(
-                format!("{what}: peak memory"),
-                Unit::Mebibytes,
-                Some(few),
-                all,
-                most,
-            )
-            .note(format!(
+            Measure::of_runs(what, Unit::Mebibytes, &few, &all, most).note(format!(
                 "of {n} messages beside {}: it must not grow with their number",
                 part.n
             )),
         );
     }
-    Ok(measures.into())
+    Ok(measures)
 }
 
 /// Half of the keys go to an exchange that no queue is bound to: each attempt comes back, and backs off.
-pub async fn failing_keys(bench: &Bench) -> Result<Findings> {
+pub async fn failing_keys(bench: &Bench) -> Result<Vec<Measure>> {
     let stage = &bench.stage;
     let outbox = Outbox::new(stage, "failing_keys").await?;
     let healthy = Batch::new(bench.sizes.drain / 2, bench.sizes.keys / 2);
@@ -218,9 +171,7 @@ pub async fn failing_keys(bench: &Bench) -> Result<Findings> {
         .await?;
     let (filed, mixed): (Vec<f64>, Vec<f64>) = beside.into_iter().unzip();
     let measure = |what, rates: &[f64], target| {
-        let (alone_rate, rate) = (median(alone.clone()), median(rates.to_vec()));
-        Measure::new(what, Unit::PerSecond, Some(alone_rate), rate, target)
-            .note(neighbours(&alone, rates))
+        Measure::of_runs(what, Unit::PerSecond, &alone, rates, target)
     };
     Ok(vec![
         measure("failing-keys, backing off", &filed, Target::RatioAtLeast(0.9)).note(format!(
@@ -230,8 +181,7 @@ pub async fn failing_keys(bench: &Bench) -> Result<Findings> {
         measure("failing-keys, arriving at the same time", &mixed, Target::None).note(
             "the failing half comes with the healthy one: it is read, tried and filed meanwhile",
         ),
-    ]
-    .into())
+    ])
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,7 +201,7 @@ async fn flowing(
     outbox.clear().await?;
     outbox.settle_down().await?;
     stage.queue(Queue::Quorum).await?;
-    let relay: Relay = stage.relay(outbox, DEFAULTS).await?;
+    let relay = stage.relay(outbox, DEFAULTS).await?;
     if let Some((failing, Filed::Before)) = failing {
         outbox.add(failing).await?;
         let filed = format!("SELECT count(*) = {} FROM outbox.waiting", failing.n);
@@ -266,13 +216,9 @@ async fn flowing(
     };
     let drain = flow::burst(stage, outbox, vec![relay], batches).await?;
     stage.queued(healthy.n).await?;
-    let dead: i64 = outbox
-        .client
-        .query_one("SELECT count(*) FROM outbox.dead", &[])
-        .await?
-        .get(0);
-    if dead > 0 {
-        return Err(format!("{dead} messages are dead").into());
-    }
+    let no_dead = "SELECT NOT EXISTS (SELECT FROM outbox.dead)";
+    outbox
+        .until("no message is dead", no_dead, Duration::ZERO)
+        .await?;
     Ok(drain.per_second)
 }

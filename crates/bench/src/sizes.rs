@@ -15,7 +15,7 @@ pub struct Sizes {
     pub counted: usize,
     /// Messages that flow beside a long reader.
     pub flow: usize,
-    /// Messages sent and kept, and messages pending, in a large outbox.
+    /// Messages sent and kept, and messages pending, in a large outbox; keys in a large inbox.
     pub large: usize,
     /// Messages pending in a small outbox.
     pub small: usize,
@@ -31,6 +31,8 @@ pub struct Sizes {
     pub idle: Duration,
     /// Events of a run on an idle system.
     pub events: usize,
+    /// Messages that one consumer reads, repetitions included.
+    pub inbox: usize,
 }
 
 impl Sizes {
@@ -53,6 +55,7 @@ impl Sizes {
             writers: seconds(20.0),
             idle: seconds(30.0),
             events: 100,
+            inbox: 20_000,
         }
     }
 
@@ -73,6 +76,7 @@ impl Sizes {
             writers: Duration::from_secs(1),
             idle: Duration::from_secs(3),
             events: 5,
+            inbox: 1_000,
         }
     }
 }

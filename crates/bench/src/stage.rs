@@ -28,8 +28,20 @@ pub struct Stage {
 pub enum Queue {
     Quorum,
     Classic,
-    /// A quorum queue that keeps the newest 100,000, so that millions of messages need no disk.
+    /// A quorum queue that keeps the newest, so that millions of messages need no disk.
     Short,
+}
+
+const SHORT: u32 = 100_000;
+
+impl Queue {
+    /// The number of messages.
+    pub fn kept(self, n: usize) -> usize {
+        match self {
+            Self::Quorum | Self::Classic => n,
+            Self::Short => n.min(SHORT as usize),
+        }
+    }
 }
 
 impl Stage {
@@ -98,14 +110,10 @@ impl Stage {
         };
         arguments.insert("x-queue-type".into(), AMQPValue::LongString(type_.into()));
         if kind == Queue::Short {
-            arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(100_000));
+            arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(SHORT.into()));
         }
-        let durable = QueueDeclareOptions {
-            durable: true,
-            ..QueueDeclareOptions::default()
-        };
         channel
-            .queue_declare(QUEUE.into(), durable, arguments)
+            .queue_declare(QUEUE.into(), QueueDeclareOptions::durable(), arguments)
             .await?;
         let (binding, none) = (QueueBindOptions::default(), FieldTable::default());
         channel
@@ -117,10 +125,7 @@ impl Stage {
     /// An error unless the queue comes to hold so many messages: none is missing, none is there twice.
     pub async fn queued(&self, n: usize) -> Result<()> {
         let channel = self.channel().await?;
-        let passive = QueueDeclareOptions {
-            passive: true,
-            ..QueueDeclareOptions::default()
-        };
+        let passive = QueueDeclareOptions::default().passive();
         let deadline = Instant::now() + SOON / 4;
         loop {
             let none = FieldTable::default();

@@ -8,12 +8,10 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_postgres::Client;
 
 use crate::{
-    curve::Curve,
-    flow,
     outbox::{self, BODY, Batch, Outbox},
     raw,
     relay::DEFAULTS,
-    report::{Findings, Measure, Target, Unit},
+    report::{Measure, Target, Unit},
     stage::{Queue, SOON},
     statistics::{median_of, percentile},
     workload::Bench,
@@ -28,107 +26,89 @@ const WRITERS: u32 = 4;
 const TICK: Duration = Duration::from_millis(20);
 
 /// Milliseconds.
-#[derive(Default)]
 struct Latency {
     p50: f64,
     p99: f64,
-    p999: f64,
     /// Messages a second that were really written.
     load: f64,
 }
 
-pub async fn run(bench: &Bench) -> Result<Findings> {
-    let stage = &bench.stage;
-    let outbox = Outbox::new(stage, "steady").await?;
+impl Latency {
+    fn of(took: &[f64]) -> Self {
+        Self {
+            p50: percentile(took, 0.5),
+            p99: percentile(took, 0.99),
+            load: 0.0,
+        }
+    }
+}
+
+fn medians(runs: &[&Latency]) -> String {
+    format!(
+        "p50 {:.1} ms, p99 {:.1} ms",
+        median_of(runs, |l| l.p50),
+        median_of(runs, |l| l.p99)
+    )
+}
+
+pub async fn run(bench: &Bench) -> Result<Vec<Measure>> {
+    let outbox = Outbox::new(&bench.stage, "steady").await?;
     let drain_rate = match bench.drain_rate.get() {
         Some(rate) => rate,
         None => {
             bench.say("steady: the drain rate, of which the loads are parts");
             let batch = Batch::new(bench.sizes.drain, bench.sizes.keys);
-            let filled = outbox.fill(&batch).await?;
-            stage.queue(Queue::Quorum).await?;
-            let drain = flow::drain(stage, &outbox, &filled, DEFAULTS).await?;
-            drain.per_second
+            let drain = bench.drained(&outbox, &batch, Queue::Quorum, DEFAULTS);
+            drain.await?.per_second
         }
     };
-    let (round_trips, levels) = bench
+    let rate_of = |percent: u32| drain_rate * f64::from(percent) / 100.0;
+    let (round_trips, turns) = bench
         .in_turns(
             "steady",
             async || round_trip(bench, &outbox).await,
             async || {
                 let mut levels = Vec::new();
-                let mut broker = Latency::default();
                 for percent in LEVELS {
                     bench.say(&format!("steady: {percent} %"));
-                    let rate = drain_rate * f64::from(percent) / 100.0;
-                    levels.push(level(bench, &outbox, rate).await?);
-                    if percent == TARGETED {
-                        bench.say(&format!("steady: {percent} %, without a relay"));
-                        broker = without_relay(bench, &outbox, rate).await?;
-                    }
+                    levels.push(level(bench, &outbox, rate_of(percent)).await?);
                 }
-                Ok((levels, broker))
+                bench.say(&format!("steady: {TARGETED} %, without a relay"));
+                Ok((
+                    levels,
+                    without_relay(bench, &outbox, rate_of(TARGETED)).await?,
+                ))
             },
         )
         .await?;
-    let (levels, broker): (Vec<_>, Vec<_>) = levels.into_iter().unzip();
-    let baseline = |pick: fn(&Latency) -> f64| median_of(&round_trips, pick);
-    let mut findings = Findings::default();
+    let one: Vec<&Latency> = round_trips.iter().collect();
+    let mut measures = Vec::new();
     for (i, percent) in LEVELS.into_iter().enumerate() {
-        let of = |pick: fn(&Latency) -> f64| median_of(&levels, |levels| pick(&levels[i]));
+        let level: Vec<&Latency> = turns.iter().map(|(levels, _)| &levels[i]).collect();
+        let what = format!("steady, {percent} % of the drain rate, p99");
+        let (baseline, relay) = (median_of(&one, |l| l.p99), median_of(&level, |l| l.p99));
         let target = match percent {
             TARGETED => Target::AtMost(50.0),
             _ => Target::None,
         };
-        findings.measures.push(
-            Measure::new(
-                format!("steady, {percent} % of the drain rate, p99"),
-                Unit::Milliseconds,
-                Some(baseline(|l| l.p99)),
-                of(|l| l.p99),
-                target,
-            )
+        let mut measure = Measure::new(what, Unit::Milliseconds, Some(baseline), relay, target)
             .note(format!(
-                "{:.0} messages/s for {} s: p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms; one round trip: p50 {:.1} ms, p99 {:.1} ms",
-                of(|l| l.load),
+                "{:.0} messages/s for {} s: {}; one round trip: {}",
+                median_of(&level, |l| l.load),
                 bench.sizes.steady.as_secs(),
-                of(|l| l.p50),
-                of(|l| l.p99),
-                of(|l| l.p999),
-                baseline(|l| l.p50),
-                baseline(|l| l.p99),
-            )),
-        );
-        if percent == TARGETED
-            && let Some(measure) = findings.measures.last_mut()
-        {
-            let of = |pick: fn(&Latency) -> f64| median_of(&broker, pick);
-            measure.notes.push(format!(
-                "the same writers, and a publisher that needs no database, publish to confirm: p50 {:.1} ms, p99 {:.1} ms, \
-                 p99.9 {:.1} ms",
-                of(|l| l.p50),
-                of(|l| l.p99),
-                of(|l| l.p999),
+                medians(&level),
+                medians(&one)
+            ));
+        if percent == TARGETED {
+            let broker: Vec<&Latency> = turns.iter().map(|(_, broker)| broker).collect();
+            measure = measure.note(format!(
+                "the same writers, and a publisher that needs no database, publish to confirm: {}",
+                medians(&broker)
             ));
         }
-        findings.curves.push(Curve::new(
-            "latency",
-            format!("{percent} %"),
-            vec![
-                (50.0, of(|l| l.p50)),
-                (99.0, of(|l| l.p99)),
-                (99.9, of(|l| l.p999)),
-            ],
-        ));
+        measures.push(measure);
     }
-    if let Some(first) = findings.measures.first_mut() {
-        first.notes.push(
-            "from created_at to sent_at, both by the database's clock: the rest of the producer's transaction and the \
-             marking are in it, so it is a little more than commit to confirm"
-                .to_owned(),
-        );
-    }
-    Ok(findings)
+    Ok(measures)
 }
 
 /// Without an outbox: insert and commit, then publish and wait for the confirm.
@@ -156,53 +136,36 @@ async fn round_trip(bench: &Bench, outbox: &Outbox) -> Result<Latency> {
         }
         took.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    Ok(Latency {
-        p50: percentile(&mut took, 0.5),
-        p99: percentile(&mut took, 0.99),
-        ..Latency::default()
-    })
+    Ok(Latency::of(&took))
 }
 
+/// From created_at to sent_at, both by the database's clock: the rest of the producer's transaction and the marking are in
+/// it, so it is a little more than commit to confirm.
 async fn level(bench: &Bench, outbox: &Outbox, rate: f64) -> Result<Latency> {
     let stage = &bench.stage;
     outbox.clear().await?;
     stage.queue(Queue::Quorum).await?;
     let relay = stage.relay(outbox, DEFAULTS).await?;
-    let mut writers = JoinSet::new();
     let began = Instant::now();
-    for writer in 0..WRITERS {
-        let client = stage.postgres.connect(outbox.database).await?;
-        let rows = rate * TICK.as_secs_f64() / f64::from(WRITERS);
-        let (late, length) = (TICK * writer / WRITERS, bench.sizes.steady);
-        let keys = bench.sizes.keys as f64;
-        writers.spawn(async move { write(client, rows, keys, late, length).await });
-    }
-    let mut written = 0;
-    while let Some(done) = writers.join_next().await {
-        written += done??;
-    }
-    let load = written as f64 / began.elapsed().as_secs_f64();
-    let sent = "SELECT NOT EXISTS (SELECT FROM outbox.message WHERE sent_at IS NULL)";
-    outbox.until("the load is sent", sent, SOON).await?;
+    let written = writers(bench, outbox, rate).await?.join_all().await;
+    let took = began.elapsed().as_secs_f64();
+    let written: usize = written.into_iter().sum::<Result<usize>>()?;
+    let load = written as f64 / took;
+    outbox.until_sent(SOON).await?;
     relay.stop().await?;
     outbox.none_failed().await?;
     stage.queued(written).await?;
     // Without the first tenth, in which everything is new to its caches.
     let sql = "WITH began AS (SELECT min(created_at) AS at FROM outbox.message) \
-               SELECT percentile_cont(ARRAY[0.5, 0.99, 0.999]) \
+               SELECT percentile_cont(ARRAY[0.5, 0.99]) \
                       WITHIN GROUP (ORDER BY extract(epoch FROM sent_at - created_at)::double precision * 1000) \
                FROM outbox.message, began WHERE created_at > began.at + $1 * interval '1 second'";
     let warm = bench.sizes.steady.as_secs_f64() / 10.0;
     let row = outbox.client.query_one(sql, &[&warm]).await?;
-    let [p50, p99, p999] = row.get::<_, Vec<f64>>(0)[..] else {
+    let [p50, p99] = row.get::<_, Vec<f64>>(0)[..] else {
         return Err("nothing was written".into());
     };
-    Ok(Latency {
-        p50,
-        p99,
-        p999,
-        load,
-    })
+    Ok(Latency { p50, p99, load })
 }
 
 /// The load of a level, and beside it a publisher of as many messages that needs no database: what the broker and the
@@ -211,41 +174,53 @@ async fn without_relay(bench: &Bench, outbox: &Outbox, rate: f64) -> Result<Late
     let stage = &bench.stage;
     outbox.clear().await?;
     stage.queue(Queue::Quorum).await?;
-    let (mut writers, mut publishers) = (JoinSet::new(), JoinSet::new());
-    let rows = rate * TICK.as_secs_f64() / f64::from(WRITERS);
-    let length = bench.sizes.steady;
-    let warm = length / 10;
-    for writer in 0..WRITERS {
-        let late = TICK * writer / WRITERS;
-        let client = stage.postgres.connect(outbox.database).await?;
-        let keys = bench.sizes.keys as f64;
-        writers.spawn(async move { write(client, rows, keys, late, length).await });
+    let writers = writers(bench, outbox, rate).await?;
+    let mut publishers = JoinSet::new();
+    for pace in paces(bench, rate) {
         let channel = stage.channel().await?;
-        publishers.spawn(async move { publish(&channel, rows, late, length, warm).await });
+        publishers.spawn(async move { publish(&channel, pace).await });
     }
-    while let Some(done) = writers.join_next().await {
-        done??;
+    for written in writers.join_all().await {
+        written?;
     }
     let mut took = Vec::new();
-    while let Some(done) = publishers.join_next().await {
-        took.extend(done??);
+    for one in publishers.join_all().await {
+        took.extend(one?);
     }
-    Ok(Latency {
-        p50: percentile(&mut took, 0.5),
-        p99: percentile(&mut took, 0.99),
-        p999: percentile(&mut took, 0.999),
-        ..Latency::default()
-    })
+    Ok(Latency::of(&took))
 }
 
-/// Milliseconds from the time at which a message should have been published to its confirm, but for the first ones.
-async fn publish(
-    channel: &Channel,
+/// The part of a load that one connection has.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// Messages of a tick.
     rows: f64,
     late: Duration,
     length: Duration,
-    warm: Duration,
-) -> Result<Vec<f64>> {
+}
+
+fn paces(bench: &Bench, rate: f64) -> impl Iterator<Item = Pace> {
+    let length = bench.sizes.steady;
+    (0..WRITERS).map(move |writer| Pace {
+        rows: rate * TICK.as_secs_f64() / f64::from(WRITERS),
+        late: TICK * writer / WRITERS,
+        length,
+    })
+}
+
+async fn writers(bench: &Bench, outbox: &Outbox, rate: f64) -> Result<JoinSet<Result<usize>>> {
+    let mut writers = JoinSet::new();
+    let keys = bench.sizes.keys as f64;
+    for pace in paces(bench, rate) {
+        let client = bench.stage.postgres.connect(outbox.database).await?;
+        writers.spawn(async move { write(client, keys, pace).await });
+    }
+    Ok(writers)
+}
+
+/// Milliseconds from the time at which a message should have been published to its confirm, but for the first ones.
+async fn publish(channel: &Channel, pace: Pace) -> Result<Vec<f64>> {
+    let Pace { rows, late, length } = pace;
     let body = outbox::body(BODY);
     let mut owed = 0.0;
     let mut took = Vec::new();
@@ -274,7 +249,7 @@ async fn publish(
             if !confirm.await?.is_ack() {
                 return Err("a publish was not acked".into());
             }
-            if due >= warm {
+            if due >= length / 10 {
                 took.push((began.elapsed() - due).as_secs_f64() * 1e3);
             }
         }
@@ -283,13 +258,8 @@ async fn publish(
 }
 
 /// Transactions at fixed times, whatever the last one took. Returns how many messages.
-async fn write(
-    client: Client,
-    rows: f64,
-    keys: f64,
-    late: Duration,
-    length: Duration,
-) -> Result<usize> {
+async fn write(client: Client, keys: f64, pace: Pace) -> Result<usize> {
+    let Pace { rows, late, length } = pace;
     let insert = prepare(&client).await?;
     tokio::time::sleep(late).await;
     let mut tick = tokio::time::interval(TICK);

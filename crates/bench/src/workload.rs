@@ -48,6 +48,19 @@ pub enum Workload {
     IdleRelay,
     /// `outboxd status` and /metrics at a large backlog
     Status,
+    /// A consumer with the inbox, beside the same one without it
+    Inbox,
+}
+
+impl Workload {
+    /// The group of the workload: workloads of one group share their tables or runs.
+    pub fn group(self) -> Self {
+        match self {
+            Self::Cpu => Self::DrainQuorum,
+            Self::History | Self::Retention | Self::Status => Self::Backlog,
+            alone => alone,
+        }
+    }
 }
 
 /// What every workload has.

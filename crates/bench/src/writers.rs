@@ -6,12 +6,11 @@ use test_support::Result;
 use tokio_postgres::Client;
 
 use crate::{
-    drain::neighbours,
     outbox::{BODY, Outbox},
     relay::DEFAULTS,
-    report::{Findings, Measure, Target, Unit},
+    report::{Measure, Target, Unit},
     stage::{Queue, SOON},
-    statistics::median_of,
+    statistics::each,
     workload::Bench,
 };
 
@@ -32,25 +31,11 @@ $$;
 CREATE TRIGGER wake AFTER INSERT ON notified.message FOR EACH STATEMENT EXECUTE FUNCTION notified.wake();
 ";
 
-/// One run of the writers.
-struct Run {
-    per_second: f64,
-    /// Cores that were busy: the writers, PostgreSQL, the relay, RabbitMQ.
-    cores: [f64; 4],
-}
-
-/// Everything of one turn.
-struct Turn {
-    outbox: Run,
-    relayed: Run,
-    notified: Run,
-}
-
-pub async fn run(bench: &Bench) -> Result<Findings> {
+pub async fn run(bench: &Bench) -> Result<Vec<Measure>> {
     let stage = &bench.stage;
     let outbox = Outbox::new(stage, "writers").await?;
     outbox.client.batch_execute(TABLES).await?;
-    let write = async |table: &str| -> Result<Run> {
+    let write = async |table: &str| -> Result<f64> {
         outbox.clear().await?;
         for statement in [
             "TRUNCATE plain.message, notified.message",
@@ -59,7 +44,7 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
         ] {
             outbox.client.batch_execute(statement).await?;
         }
-        pgbench(bench, &outbox, table, None).await
+        pgbench(bench, &outbox, table).await
     };
     let (plain, turns) = bench
         .in_turns(
@@ -72,82 +57,42 @@ pub async fn run(bench: &Bench) -> Result<Findings> {
                 let relayed = relayed(bench, &outbox).await?;
                 let listener: Client = stage.postgres.connect(outbox.database).await?;
                 listener.batch_execute("LISTEN notified").await?;
-                let notified = write("notified.message").await?;
-                Ok(Turn {
-                    outbox: without,
-                    relayed,
-                    notified,
-                })
+                Ok([without, relayed, write("notified.message").await?])
             },
         )
         .await?;
-    let baseline = median_of(&plain, |run| run.per_second);
-    let plain_rates: Vec<f64> = plain.iter().map(|run| run.per_second).collect();
-    let measure = |what: &str, pick: fn(&Turn) -> &Run, target| {
-        let rate = median_of(&turns, |turn| pick(turn).per_second);
-        let rates: Vec<f64> = turns.iter().map(|turn| pick(turn).per_second).collect();
-        let cores = [0, 1, 2, 3].map(|i| median_of(&turns, |turn| pick(turn).cores[i]));
-        let unit = Unit::TransactionsPerSecond;
-        Measure::new(what, unit, Some(baseline), rate, target)
-            .note(neighbours(&plain_rates, &rates))
-            .note(busy(cores))
+    let measure = |what: &str, i: usize, target| {
+        let rates = each(&turns, |turn| turn[i]);
+        Measure::of_runs(what, Unit::TransactionsPerSecond, &plain, &rates, target)
     };
-    let cores = [0, 1, 2, 3].map(|i| median_of(&plain, |run| run.cores[i]));
-    let least = Target::RatioAtLeast(0.85);
+    let notified = "writers, plain table with an unconditional NOTIFY";
     Ok(vec![
-        measure("writers, no relay", |turn| &turn.outbox, least).note(format!(
-            "{WRITERS} writers, one insert a transaction; plain: {}",
-            busy(cores)
-        )),
-        measure(
-            "writers, with a running relay",
-            |turn| &turn.relayed,
-            Target::None,
-        ),
-        measure(
-            "writers, plain table with an unconditional NOTIFY",
-            |turn| &turn.notified,
-            Target::None,
-        ),
-    ]
-    .into())
-}
-
-fn busy([writers, postgres, relay, broker]: [f64; 4]) -> String {
-    format!(
-        "busy cores: pgbench {writers:.2}, PostgreSQL {postgres:.2}, relay {relay:.2}, RabbitMQ {broker:.2}"
-    )
+        measure("writers, no relay", 0, Target::RatioAtLeast(0.85))
+            .note(format!("{WRITERS} writers, one insert a transaction")),
+        measure("writers, with a running relay", 1, Target::None),
+        measure(notified, 2, Target::None),
+    ])
 }
 
 /// Beside a relay that publishes what is written; to the end, and nothing is missing.
-async fn relayed(bench: &Bench, outbox: &Outbox) -> Result<Run> {
+async fn relayed(bench: &Bench, outbox: &Outbox) -> Result<f64> {
     let stage = &bench.stage;
     stage.queue(Queue::Quorum).await?;
     let relay = stage.relay(outbox, DEFAULTS).await?;
-    let run = pgbench(bench, outbox, "outbox.message", Some(&relay)).await?;
-    let sent = "SELECT NOT EXISTS (SELECT FROM outbox.message WHERE sent_at IS NULL)";
-    outbox
-        .until("what was written is sent", sent, SOON * 5)
-        .await?;
+    let run = pgbench(bench, outbox, "outbox.message").await?;
+    outbox.until_sent(SOON * 5).await?;
     relay.stop().await?;
     outbox.none_failed().await?;
-    let written = outbox
-        .client
-        .query_one("SELECT count(*) FROM outbox.message", &[])
-        .await?;
+    let count = "SELECT count(*) FROM outbox.message";
+    let written = outbox.client.query_one(count, &[]).await?;
     stage
         .queued(usize::try_from(written.get::<_, i64>(0))?)
         .await?;
     Ok(run)
 }
 
-async fn pgbench(
-    bench: &Bench,
-    outbox: &Outbox,
-    table: &str,
-    relay: Option<&crate::relay::Relay>,
-) -> Result<Run> {
-    let stage = &bench.stage;
+/// Transactions a second.
+async fn pgbench(bench: &Bench, outbox: &Outbox, table: &str) -> Result<f64> {
     let script = tempfile::NamedTempFile::new()?;
     std::fs::write(
         script.path(),
@@ -163,26 +108,16 @@ async fn pgbench(
     let seconds = bench.sizes.writers.as_secs().max(1);
     let (clients, length) = (WRITERS.to_string(), seconds.to_string());
     let mut command =
-        tokio::process::Command::from(stage.postgres.program("pgbench", outbox.database));
+        tokio::process::Command::from(bench.stage.postgres.program("pgbench", outbox.database));
     command
         .args(["--no-vacuum", "--protocol=prepared", "--jobs=2"])
         .args(["--client", &clients, "--time", &length, "--file"])
         .arg(script.path())
         .kill_on_drop(true);
-    let used = || -> Result<[f64; 3]> {
-        Ok([
-            stage.server_cpu_seconds()?,
-            relay.map_or(Ok(0.0), crate::relay::Relay::cpu_seconds)?,
-            stage.broker_cpu_seconds()?,
-        ])
-    };
-    let before = used()?;
-    let own_before = children_seconds()?;
     let output = tokio::time::timeout(Duration::from_secs(seconds) + SOON, command.output())
         .await
         .map_err(|_| "pgbench did not end")?
         .map_err(|e| format!("pgbench: {e}; Debian's package postgresql has it"))?;
-    let after = used()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let failed = text.lines().find_map(|line| {
         let (n, _) = line
@@ -194,19 +129,9 @@ async fn pgbench(
         let errors = String::from_utf8_lossy(&output.stderr);
         return Err(format!("pgbench: {}\n{text}{errors}", output.status).into());
     }
-    let per_second = text
+    let rate = |line: &str| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok();
+    Ok(text
         .lines()
-        .find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok())
-        .ok_or("pgbench printed no \"tps =\"")?;
-    let each = |n: usize| (after[n] - before[n]) / seconds as f64;
-    let pgbench = (children_seconds()? - own_before) / seconds as f64;
-    Ok(Run {
-        per_second,
-        cores: [pgbench, each(0), each(1), each(2)],
-    })
-}
-
-/// Of this process's children that have ended.
-fn children_seconds() -> Result<f64> {
-    crate::process::waited_for_seconds(std::process::id())
+        .find_map(rate)
+        .ok_or("pgbench printed no \"tps =\"")?)
 }

@@ -1,13 +1,18 @@
-//! Servers of one row, and the relays that run on them.
+//! The site of one row, and the relays that run there.
 
 use std::{path::PathBuf, sync::Arc};
 
-use test_support::{Daemon, Postgres, PostgresOptions, RabbitMq, RabbitMqOptions, eventually};
+use test_support::{
+    Daemon, Held, Plan, Postgres, PostgresOptions, Proxy, RabbitMq, RabbitMqOptions, Ran, Recorder,
+    Servers, Site, amqp, eventually,
+};
+use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
-pub use crate::wait::{SOON, since};
+pub use test_support::SOON;
+
+pub use crate::outcome::since;
 use crate::{
-    deliveries::Deliveries,
     flow::Flow,
     logs::Logs,
     row::Result,
@@ -18,7 +23,10 @@ use crate::{
 
 /// Queue that is bound to everything.
 pub const QUEUE: &str = "all";
+/// Of a row on servers of its own.
 pub const DATABASE: &str = "app";
+/// More rows than share servers.
+const SHARING: usize = 40;
 
 /// What every row is run with.
 #[derive(Clone)]
@@ -33,13 +41,37 @@ pub struct Setup {
     pub long: bool,
     /// What the bad inputs have in common.
     pub stage: Arc<SharedStage>,
+    /// Servers for the rows that break no server; started by the first of them.
+    pub servers: Arc<OnceCell<Servers>>,
+}
+
+impl Setup {
+    pub fn plan(&self) -> Plan {
+        Plan {
+            repository: self.repository.clone(),
+            owner: "postgres",
+            logins: "CREATE ROLE relay LOGIN PASSWORD 'relay' IN ROLE outbox_relay; \
+                     CREATE ROLE producer LOGIN PASSWORD 'producer' IN ROLE outbox_producer",
+        }
+    }
+
+    /// Runs a command of the relay's program, with this environment and no other.
+    pub async fn outboxd(
+        &self,
+        args: &[&str],
+        env: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Ran> {
+        test_support::run(&self.outboxd, args, env).await
+    }
 }
 
 /// A migrated database, a broker with one queue, and the settings of the relays to come.
 pub struct Arena<'a> {
     pub setup: &'a Setup,
-    pub postgres: Postgres,
-    pub rabbitmq: RabbitMq,
+    pub postgres: Held<Postgres>,
+    pub rabbitmq: Held<RabbitMq>,
+    pub database: String,
+    pub vhost: String,
     env: Vec<(String, String)>,
 }
 
@@ -64,14 +96,17 @@ const SETTINGS: [(&str, &str); 11] = [
 ];
 
 impl<'a> Arena<'a> {
+    /// A database and a virtual host on servers that other rows use, too. They must not be broken.
+    pub async fn shared(setup: &'a Setup) -> Result<Self> {
+        let start = async || Servers::start(&setup.plan(), SHARING).await;
+        let servers = setup.servers.get_or_try_init(start).await?;
+        Self::at(setup, servers.site().await).await
+    }
+
     /// Servers of its own, as plain as they come.
     pub async fn start(setup: &'a Setup) -> Result<Self> {
-        Self::start_with(
-            setup,
-            PostgresOptions::default(),
-            RabbitMqOptions::default(),
-        )
-        .await
+        let (postgres, rabbitmq) = (PostgresOptions::default(), RabbitMqOptions::default());
+        Self::start_with(setup, postgres, rabbitmq).await
     }
 
     pub async fn start_with(
@@ -79,20 +114,21 @@ impl<'a> Arena<'a> {
         postgres: PostgresOptions,
         rabbitmq: RabbitMqOptions,
     ) -> Result<Self> {
-        let (postgres, rabbitmq) = tokio::join!(
-            Postgres::start_with(postgres),
-            RabbitMq::start_with(rabbitmq)
-        );
-        let (postgres, rabbitmq) = (postgres?, rabbitmq?);
-        prepare(setup, &postgres).await?;
-        crate::deliveries::declare(&rabbitmq.url("/"), QUEUE).await?;
+        let site = Site::own(&setup.plan(), DATABASE, postgres, rabbitmq).await?;
+        Self::at(setup, site).await
+    }
+
+    async fn at(setup: &'a Setup, site: Site) -> Result<Self> {
+        amqp::declare(&site.broker_url(), QUEUE).await?;
         let mut arena = Self {
             setup,
             env: SETTINGS
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
-            postgres,
-            rabbitmq,
+            postgres: site.postgres,
+            rabbitmq: site.rabbitmq,
+            database: site.database,
+            vhost: site.vhost,
         };
         let (database, broker) = (arena.database_url(), arena.broker_url());
         arena.set("DATABASE_URL", &database);
@@ -102,17 +138,38 @@ impl<'a> Arena<'a> {
 
     /// For the relay's role.
     pub fn database_url(&self) -> String {
-        self.postgres.url_for("relay", "relay", DATABASE)
+        self.postgres.url_for("relay", "relay", &self.database)
     }
 
     pub fn broker_url(&self) -> String {
-        self.rabbitmq.url("/")
+        self.rabbitmq.url(&self.vhost)
     }
 
     /// A setting of the relays that are started from now on.
     pub fn set(&mut self, name: &str, value: &str) {
         self.env.retain(|(known, _)| known != name);
         self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// No time-out ends a claim or gives up a confirm from now on: a relay must notice a fault in another way.
+    pub fn patient(&mut self) {
+        self.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "20m");
+        self.set("OUTBOXD__RELAY__SHUTDOWN_GRACE", "40m");
+        self.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "40m");
+    }
+
+    /// The relays' way to PostgreSQL is a proxy from now on.
+    pub async fn database_proxy(&mut self) -> Result<Proxy> {
+        let (proxy, url) = Proxy::before(&self.database_url()).await?;
+        self.set("DATABASE_URL", &url);
+        Ok(proxy)
+    }
+
+    /// The relays' way to RabbitMQ is a proxy from now on.
+    pub async fn broker_proxy(&mut self) -> Result<Proxy> {
+        let (proxy, url) = Proxy::before(&self.broker_url()).await?;
+        self.set("AMQP_URL", &url);
+        Ok(proxy)
     }
 
     pub fn unset(&mut self, name: &str) {
@@ -131,7 +188,7 @@ impl<'a> Arena<'a> {
 
     /// As the owner of everything.
     pub async fn client(&self) -> Result<Client> {
-        self.postgres.connect(DATABASE).await
+        self.postgres.connect(&self.database).await
     }
 
     /// One number from SQL, asked on a connection of its own: the last one may have died with its server.
@@ -161,7 +218,7 @@ impl<'a> Arena<'a> {
     }
 
     pub async fn flow_at(&self, rate: Rate) -> Result<Flow> {
-        let database_url = self.postgres.url(DATABASE);
+        let database_url = self.postgres.url(&self.database);
         Ok(self.flow_over(&database_url, &self.broker_url(), rate))
     }
 
@@ -177,44 +234,9 @@ impl<'a> Arena<'a> {
     pub fn flow_over(&self, database_url: &str, broker_url: &str, rate: Rate) -> Flow {
         Flow::new(
             Traffic::start(database_url, rate),
-            Deliveries::start(broker_url, QUEUE),
+            Recorder::start(broker_url, QUEUE),
             database_url.to_owned(),
             Arc::clone(&self.setup.timeline),
         )
     }
-}
-
-/// The schema, the roles, and a relay's login.
-pub async fn prepare(setup: &Setup, postgres: &Postgres) -> Result<()> {
-    schemas(setup, postgres, DATABASE).await?;
-    let roles = "CREATE ROLE relay LOGIN PASSWORD 'relay' IN ROLE outbox_relay; \
-                 CREATE ROLE producer LOGIN PASSWORD 'producer' IN ROLE outbox_producer";
-    postgres.execute(DATABASE, roles).await
-}
-
-/// A database with the schemas and what the roles may do there.
-pub async fn schemas(setup: &Setup, postgres: &Postgres, database: &str) -> Result<()> {
-    postgres.create_database(database, "postgres").await?;
-    install(setup, postgres, database).await
-}
-
-/// The schemas and what the roles may do there, in a database that is there.
-pub async fn install(setup: &Setup, postgres: &Postgres, database: &str) -> Result<()> {
-    for file in [
-        "migrations/outbox/0001_outbox.sql",
-        "deploy/postgres/roles.sql",
-        "migrations/inbox/0001_inbox.sql",
-        "deploy/postgres/inbox_roles.sql",
-    ] {
-        let sql = std::fs::read_to_string(setup.repository.join(file))?;
-        // The roles of a row work in several databases of its server.
-        let sql = format!("SET outboxd.shared_roles = on; {sql}");
-        postgres.execute(database, &sql).await?;
-    }
-    Ok(())
-}
-
-/// The same URL by way of another port.
-pub fn over(url: &str, port: u16, other: u16) -> String {
-    url.replace(&format!(":{port}/"), &format!(":{other}/"))
 }

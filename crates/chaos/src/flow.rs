@@ -1,38 +1,31 @@
 //! Traffic through a relay while something breaks, and the judgement at the end.
 
 use std::{
-    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use checker::{Committed, Ledger, sha256};
-use test_support::eventually;
+use checker::Delivered;
+use test_support::{Recorder, SOON, commits::pending, drained};
 use tokio::{
     task::AbortHandle,
     time::{sleep, timeout},
 };
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, GenericClient, NoTls};
 use uuid::Uuid;
 
 use crate::{
-    deliveries::Deliveries,
-    row::{Outcome, Result, expect, in_time},
+    outcome::{Outcome, Result, expect, in_time, since},
     timeline::Timeline,
     traffic::Traffic,
-    wait::{SOON, since},
 };
 
 /// Within which the database must say how much is pending.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// What the ledger has of a row of `outbox.message`.
-pub const RECORDED: &str =
-    "message_id, aggregate_id, id, coalesce(binary_payload, convert_to(payload::text, 'UTF8'))";
-
 pub struct Flow {
     pub traffic: Traffic,
-    pub deliveries: Arc<Deliveries>,
+    pub deliveries: Arc<Recorder<Delivered>>,
     /// As the owner.
     pub database_url: String,
     pub timeline: Arc<Timeline>,
@@ -48,7 +41,7 @@ pub struct Flow {
 impl Flow {
     pub fn new(
         traffic: Traffic,
-        deliveries: Deliveries,
+        deliveries: Recorder<Delivered>,
         database_url: String,
         timeline: Arc<Timeline>,
     ) -> Self {
@@ -72,23 +65,14 @@ impl Flow {
         }
     }
 
-    /// Commits what an INSERT of a person's writes, and writes it down.
-    pub async fn commits(&self, client: &Client, insert: &str) -> Result<Vec<Uuid>> {
-        self.records(client, &format!("{insert} RETURNING {RECORDED}"))
-            .await
+    /// Commits what an INSERT of a person's writes, and records it.
+    pub async fn commits(&self, client: &impl GenericClient, insert: &str) -> Result<Vec<Uuid>> {
+        self.traffic.ledger.insert(client, insert, &[]).await
     }
 
-    /// Writes down what somebody has committed: [`RECORDED`] of each.
+    /// Records what somebody has committed: the statement returns `RECORDED` of each.
     pub async fn records(&self, client: &Client, sql: &str) -> Result<Vec<Uuid>> {
-        let rows = client.query(sql, &[]).await;
-        let rows = rows.map_err(|error| format!("{sql}: {error:?}"))?;
-        self.traffic.add(rows.iter().map(|row| Committed {
-            message_id: row.get(0),
-            key: row.get(1),
-            position: row.get(2),
-            body_sha256: sha256(row.get(3)),
-        }));
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        self.traffic.ledger.record(client, sql, &[]).await
     }
 
     /// [`Self::commits`] so many events, each of a key of its own, whose names begin like this.
@@ -126,20 +110,7 @@ impl Flow {
 
     /// Deliveries that were not a message's first, once all that is in the queue has arrived.
     pub async fn duplicates(&self) -> Result<usize> {
-        let mark = self.deliveries.mark_end().await?;
-        self.traffic.add([Committed {
-            message_id: mark,
-            key: None,
-            position: 0,
-            body_sha256: sha256(b""),
-        }]);
-        let missing = self.deliveries.missing([mark], SOON).await;
-        expect(missing == 0, || {
-            format!("the queue does not end within {SOON:?}")
-        })?;
-        let all = self.deliveries.all();
-        let distinct: HashSet<Uuid> = all.iter().map(|seen| seen.message_id).collect();
-        Ok(all.len() - distinct.len())
+        self.traffic.ledger.duplicates(&self.deliveries).await
     }
 
     /// [`Self::finish`], with the duplicates that the incidents were allowed.
@@ -151,7 +122,7 @@ impl Flow {
     /// Waits until it flows: so many more deliveries.
     pub async fn steady(&self, deliveries: usize) -> Result<()> {
         let goal = self.deliveries.len() + deliveries;
-        let there = self.deliveries.reach(goal, SOON).await;
+        let there = self.deliveries.reach(goal).await;
         expect(there, || {
             format!("{deliveries} more deliveries within {SOON:?}; it does not flow")
         })
@@ -159,7 +130,7 @@ impl Flow {
 
     /// Something was delivered, now or before.
     pub async fn begun(&self) -> Result<()> {
-        let there = self.deliveries.reach(1, SOON).await;
+        let there = self.deliveries.reach(1).await;
         expect(there, || format!("no delivery within {SOON:?}"))
     }
 
@@ -170,13 +141,7 @@ impl Flow {
     /// Waits until everything committed so far has arrived or is dead; the row recovers within `bound`, counted from
     /// `over`, the end of the fault.
     pub async fn recovers(&mut self, over: Instant, bound: Duration) -> Result<()> {
-        let due: Vec<Uuid> = self
-            .traffic
-            .committed()
-            .iter()
-            .map(|event| event.message_id)
-            .collect();
-        let missing = self.deliveries.missing(due, SOON).await;
+        let missing = self.deliveries.missing(self.traffic.ledger.ids()).await;
         let took = since(over);
         self.recovery = Some(took);
         if missing > 0 {
@@ -196,6 +161,13 @@ impl Flow {
         })
     }
 
+    /// The fault ends now: [`Self::recovers`], then [`Self::finish`].
+    pub async fn heals(mut self, bound: Duration, duplicates: usize) -> Result<Outcome> {
+        let over = self.timeline.over();
+        self.recovers(over, bound).await?;
+        self.finish(duplicates).await
+    }
+
     /// Ends the producers, waits until the outbox is at rest, and judges: nothing lost, altered, reordered or marked
     /// without an arrival, and at most so many duplicates.
     pub async fn finish(mut self, duplicates: usize) -> Result<Outcome> {
@@ -213,25 +185,7 @@ impl Flow {
 
     /// What the ledger says, whatever it is. The producers must have ended.
     pub async fn judge(&mut self, client: &Client) -> Result<Outcome> {
-        let ids = async |sql: &str| -> Result<HashSet<Uuid>> {
-            let rows = client.query(sql, &[]).await?;
-            Ok(rows.iter().map(|row| row.get(0)).collect())
-        };
-        let dead = ids("SELECT message_id FROM outbox.dead").await?;
-        let committed = self.traffic.committed();
-        let alive = committed
-            .iter()
-            .map(|event| event.message_id)
-            .filter(|id| !dead.contains(id));
-        self.deliveries.missing(alive, SOON).await;
-        let sent = "SELECT message_id FROM outbox.message WHERE sent_at IS NOT NULL";
-        let report = Ledger {
-            committed,
-            delivered: self.deliveries.all(),
-            dead,
-            marked_sent: ids(sent).await?,
-        }
-        .check();
+        let report = self.traffic.ledger.judge(client, &self.deliveries).await?;
         Ok(Outcome {
             report,
             recovery_seconds: self.recovery,
@@ -247,21 +201,6 @@ impl Drop for Flow {
     }
 }
 
-/// Nothing is pending: every message is sent or dead.
-pub async fn drained(client: &Client) {
-    eventually("an empty outbox", SOON, async || {
-        (pending(client).await.ok()? == 0).then_some(())
-    })
-    .await;
-}
-
-async fn pending(client: &Client) -> Result<i64> {
-    let sql = "SELECT (SELECT count(*) FROM outbox.message m WHERE sent_at IS NULL \
-                       AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id)) \
-                      + (SELECT count(*) FROM outbox.waiting)";
-    Ok(client.query_one(sql, &[]).await?.get(0))
-}
-
 pub async fn connect(url: &str) -> Result<Client> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     tokio::spawn(connection);
@@ -269,7 +208,7 @@ pub async fn connect(url: &str) -> Result<Client> {
 }
 
 /// Deliveries and lag, for the plot. A database that is away leaves a gap.
-async fn sample(deliveries: Arc<Deliveries>, url: String, timeline: Arc<Timeline>) {
+async fn sample(deliveries: Arc<Recorder<Delivered>>, url: String, timeline: Arc<Timeline>) {
     let mut client = None;
     loop {
         if client.as_ref().is_none_or(Client::is_closed) {

@@ -3,20 +3,18 @@
 //!
 //! - [`row`], [`outcome`]: what a row is, and how it ends · [`rows`]: the rows, by what breaks
 //! - [`inputs`]: bad configuration, bad rows, bad messages · [`stage`]: the servers that they share
-//! - [`arena`]: servers of one row · [`traffic`]: producers and what they committed · [`deliveries`]: what arrived
+//! - [`arena`]: the site of one row · [`traffic`]: producers and what they committed
 //! - [`flow`]: traffic through a relay while something breaks, and the judgement
-//! - [`wait`]: how long a row waits · [`consumer`]: a consumer's process · [`probe`], [`usage`]: a process seen from outside
+//! - [`consumer`]: a consumer's process · [`usage`]: what a process uses
 //! - [`timeline`], [`plot`], [`report`], [`logs`]: what a person looks at
 
 mod arena;
 mod consumer;
-mod deliveries;
 mod flow;
 mod inputs;
 mod logs;
 mod outcome;
 mod plot;
-mod probe;
 mod report;
 mod row;
 mod rows;
@@ -25,7 +23,6 @@ mod stage;
 mod timeline;
 mod traffic;
 mod usage;
-mod wait;
 
 use std::{
     collections::VecDeque,
@@ -139,6 +136,7 @@ fn run(args: Args) -> Result<bool> {
         logs: Arc::default(),
         long: args.long,
         stage: Arc::default(),
+        servers: Arc::default(),
     };
     if let Some(minutes) = args.minutes {
         return soak(&runtime()?, &setup, minutes, &args);

@@ -1,5 +1,7 @@
 //! The result of a row: its figures, or the expectation that was not met.
 
+use std::time::Instant;
+
 use checker::Report;
 
 pub type Result<T> = test_support::Result<T>;
@@ -34,6 +36,11 @@ pub struct Late(String);
 /// `Err` with what was expected, unless it holds.
 pub fn expect(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(what().into()) }
+}
+
+/// Seconds since `then`.
+pub fn since(then: Instant) -> f64 {
+    then.elapsed().as_secs_f64()
 }
 
 /// [`expect`], of a time.

@@ -55,6 +55,19 @@ pub struct Row {
     pub run: for<'a> fn(&'a Setup) -> Running<'a>,
 }
 
+/// The lines of a part of the matrix: `number, "what breaks" => what is run;`. One that takes minutes is `long`.
+macro_rules! rows {
+    ($setup:ident; $($number:literal, $fault:literal $($long:ident)? => $run:expr;)*) => {
+        &[$($crate::row::Row {
+            number: $number,
+            fault: $fault,
+            long: !stringify!($($long)?).is_empty(),
+            run: |$setup| Box::pin($run),
+        }),*]
+    };
+}
+pub(crate) use rows;
+
 /// The line that is printed, and its JSON.
 #[derive(Debug, Serialize)]
 pub struct Line {

@@ -86,11 +86,7 @@ pub async fn run(setup: &Setup, plan: Plan, out: &Path) -> Result<Outcome> {
     for name in ["BATCH_SIZE", "WORKERS"] {
         arena.unset(&format!("OUTBOXD__RELAY__{name}"));
     }
-    let network = Proxy::start(([127, 0, 0, 1], arena.rabbitmq.port()).into()).await?;
-    let direct = format!(":{}/", arena.rabbitmq.port());
-    let through = format!(":{}/", network.port());
-    let url = arena.broker_url().replace(&direct, &through);
-    arena.set("AMQP_URL", &url);
+    let network = arena.broker_proxy().await?;
     let (steady, other) = (arena.relay()?, arena.relay()?);
     let per_producer = plan.rate / u32::try_from(PRODUCERS * EVENTS)?;
     let flow = arena

@@ -1,9 +1,8 @@
 //! What the bad inputs have in common: one PostgreSQL, one RabbitMQ and one relay.
 
-use test_support::{Daemon, Postgres, RabbitMq};
+use checker::Delivered;
+use test_support::{Daemon, Held, Postgres, RabbitMq, Recorder};
 use tokio::sync::{OnceCell, oneshot};
-
-use crate::deliveries::Deliveries;
 
 /// Started by the first that needs it; ended with the run.
 #[derive(Default)]
@@ -12,9 +11,9 @@ pub struct SharedStage(pub OnceCell<std::result::Result<Stage, String>>);
 pub struct Stage {
     pub relay: Daemon,
     /// Everything that was delivered, to anybody.
-    pub deliveries: Deliveries,
-    pub postgres: Postgres,
-    pub rabbitmq: RabbitMq,
+    pub deliveries: Recorder<Delivered>,
+    pub postgres: Held<Postgres>,
+    pub rabbitmq: Held<RabbitMq>,
     /// The relay's settings.
     pub env: Vec<(String, String)>,
     /// When it is dropped, the thread ends that started them.

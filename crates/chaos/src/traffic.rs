@@ -1,22 +1,21 @@
 //! Producers that commit at a steady rate, through every fault, and write down what was committed.
 
 use std::{
-    collections::HashSet,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use checker::{Committed, sha256};
+use test_support::Commits;
 use tokio::{
     sync::{OwnedRwLockWriteGuard, RwLock},
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_postgres::{Client, NoTls};
-use uuid::Uuid;
 
 use crate::row::Result;
 
@@ -45,21 +44,12 @@ impl Default for Rate {
 /// Within which a statement of a producer must be answered.
 const ANSWER: Duration = Duration::from_secs(5);
 
-#[derive(Default)]
-struct Written {
-    committed: Vec<Committed>,
-    /// The commit was not answered; the database knows.
-    unknown: Vec<Committed>,
-    /// Committed, and deleted by a person before it was sent.
-    withdrawn: HashSet<Uuid>,
-}
-
 /// Which names the keys have. A person who lets positions begin anew begins a new one: of a key's events, an earlier one
 /// has the lower position.
 pub type Generation = usize;
 
 pub struct Traffic {
-    written: Arc<Mutex<Written>>,
+    pub ledger: Arc<Commits>,
     closing: Arc<AtomicBool>,
     paused: Arc<AtomicBool>,
     generation: Arc<RwLock<Generation>>,
@@ -69,7 +59,7 @@ pub struct Traffic {
 impl Traffic {
     pub fn start(url: &str, rate: Rate) -> Self {
         let mut traffic = Self {
-            written: Arc::default(),
+            ledger: Arc::default(),
             closing: Arc::default(),
             paused: Arc::default(),
             generation: Arc::default(),
@@ -80,7 +70,7 @@ impl Traffic {
                 url: url.to_owned(),
                 rate,
                 n,
-                written: Arc::clone(&traffic.written),
+                ledger: Arc::clone(&traffic.ledger),
                 closing: Arc::clone(&traffic.closing),
                 paused: Arc::clone(&traffic.paused),
                 generation: Arc::clone(&traffic.generation),
@@ -88,18 +78,6 @@ impl Traffic {
             traffic.producers.spawn(producer.run());
         }
         traffic
-    }
-
-    /// What is known to be committed.
-    pub fn committed(&self) -> Vec<Committed> {
-        let written = self.lock();
-        let stands = |event: &&Committed| !written.withdrawn.contains(&event.message_id);
-        written.committed.iter().filter(stands).cloned().collect()
-    }
-
-    /// What may be committed: nobody answered. Of those, `finish` keeps what the database has.
-    pub fn unanswered(&self) -> Vec<Committed> {
-        self.lock().unknown.clone()
     }
 
     pub fn pause(&self, paused: bool) {
@@ -111,34 +89,11 @@ impl Traffic {
         Arc::clone(&self.generation).write_owned().await
     }
 
-    /// A person deletes them before they were sent: they must not be delivered.
-    pub fn withdraw(&self, ids: impl IntoIterator<Item = Uuid>) {
-        self.lock().withdrawn.extend(ids);
-    }
-
-    /// Adds what a row wrote by itself.
-    pub fn add(&self, committed: impl IntoIterator<Item = Committed>) {
-        self.lock().committed.extend(committed);
-    }
-
     /// Ends the producers, and asks the database about the commits that nobody answered.
     pub async fn finish(&mut self, client: &Client) -> Result<()> {
         self.closing.store(true, Ordering::Relaxed);
         while self.producers.join_next().await.is_some() {}
-        let unknown = std::mem::take(&mut self.lock().unknown);
-        let ids: Vec<Uuid> = unknown.iter().map(|event| event.message_id).collect();
-        let sql = "SELECT message_id FROM outbox.message WHERE message_id = ANY ($1)";
-        let rows = client.query(sql, &[&ids]).await?;
-        let there: HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
-        let stand = unknown
-            .into_iter()
-            .filter(|event| there.contains(&event.message_id));
-        self.lock().committed.extend(stand);
-        Ok(())
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger.resolve(client).await
     }
 }
 
@@ -146,7 +101,7 @@ struct Producer {
     url: String,
     rate: Rate,
     n: usize,
-    written: Arc<Mutex<Written>>,
+    ledger: Arc<Commits>,
     closing: Arc<AtomicBool>,
     paused: Arc<AtomicBool>,
     generation: Arc<RwLock<Generation>>,
@@ -200,26 +155,10 @@ impl Producer {
                 body_sha256: sha256(body.as_bytes()),
             });
         }
-        // Written down before it is asked for: whatever becomes of the answer, nothing that stands is forgotten.
-        let asked = events.clone();
-        self.lock().unknown.extend(asked);
+        self.ledger.asked(&events);
         client.batch_execute("COMMIT").await?;
-        let mut written = self.lock();
-        let first = events.first().map(|event| event.message_id);
-        if let Some(at) = written
-            .unknown
-            .iter()
-            .position(|event| Some(event.message_id) == first)
-        {
-            let end = at + events.len();
-            written.unknown.drain(at..end);
-        }
-        written.committed.extend(events);
+        self.ledger.answered(events);
         Ok(())
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

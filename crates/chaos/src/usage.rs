@@ -7,12 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use test_support::probe;
 use tokio::task::AbortHandle;
 
-use crate::{
-    probe,
-    row::{Result, expect},
-};
+use crate::row::{Result, expect};
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Beside the first half's most. Its largest backlog decides what a relay held, and the halves have different ones.

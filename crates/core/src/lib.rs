@@ -9,13 +9,13 @@
 //!
 //! - a row and its route: [`message`], [`claim`], [`route`], [`header`], [`envelope`]
 //! - the answer and its consequence: [`outcome`], [`reason`], [`backoff`], [`settlement`], [`low_water`]
-//! - amounts and order: [`plan`], [`wave`], [`culprits`], [`share`], [`batch`], [`caution`], [`circuit`]
+//! - which messages, and in which order: [`plan`], [`wave`], [`culprits`], [`caution`], [`circuit`]
+//! - which lanes, how many messages of each, and when: [`scheduling`]
 //! - limits of AMQP, which services check as well: [`limits`]
 
 #![forbid(unsafe_code)]
 
 pub mod backoff;
-pub mod batch;
 pub mod caution;
 pub mod circuit;
 pub mod claim;
@@ -29,6 +29,6 @@ pub mod outcome;
 pub mod plan;
 pub mod reason;
 pub mod route;
+pub mod scheduling;
 pub mod settlement;
-pub mod share;
 pub mod wave;

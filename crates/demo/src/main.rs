@@ -5,23 +5,16 @@ mod payments;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use checker::{Committed, Delivered, Ledger, sha256};
 use clap::Parser;
-use futures_util::StreamExt;
-use lapin::{
-    Connection, ConnectionProperties, ExchangeKind,
-    options::{
-        BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
-        QueueBindOptions, QueueDeclareOptions,
-    },
-    types::FieldTable,
+use test_support::{
+    Daemon, Postgres, RabbitMq, Recorder, Result, SOON, amqp, commits::query_ids, drained,
 };
-use test_support::{Daemon, Postgres, RabbitMq, Result};
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
@@ -38,7 +31,6 @@ struct Args {
 
 const WRITERS: usize = 4;
 const CUSTOMERS: i32 = 50;
-const SOON: Duration = Duration::from_secs(300);
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -93,7 +85,11 @@ async fn demo(args: &Args) -> Result<()> {
         "migrated the service's database with `outboxd migrate`; a writer may insert events, a relay may send them",
     );
 
-    let consumer = Arc::new(Consumer::start(rabbitmq.url("/")).await?);
+    let channel = amqp::channel(&rabbitmq.url("/")).await?;
+    amqp::exchange(&channel, "events").await?;
+    amqp::queue_with(&channel, "orders", &[]).await?;
+    amqp::bind_key(&channel, "events", "orders", "customer.#").await?;
+    let consumer = Recorder::<Delivered>::start(&rabbitmq.url("/"), "orders");
     let payments = Payments::start(&postgres, &rabbitmq).await?;
     rabbitmq.remember().await?;
     say(
@@ -172,12 +168,14 @@ async fn demo(args: &Args) -> Result<()> {
     }
     let stopped = Instant::now();
     let client = postgres.connect("shop").await?;
-    wait_until_drained(&client).await?;
+    drained(&client).await;
     say(&format!(
         "the writers have stopped; the outbox was empty {:.1} s later",
         stopped.elapsed().as_secs_f64()
     ));
-    consumer.wait_for(&shop.committed()).await;
+    let committed = shop.committed();
+    let ids = committed.iter().map(|event| event.message_id);
+    consumer.missing(ids).await;
     let args = [
         "replay",
         "--type",
@@ -202,7 +200,7 @@ async fn demo(args: &Args) -> Result<()> {
             return Err(String::from_utf8_lossy(&output.stderr).into());
         }
     }
-    wait_until_drained(&client).await?;
+    drained(&client).await;
     say("replayed every order of three customers with `outboxd replay`");
     third.terminate()?;
     let status = third.ended(SOON).await?;
@@ -283,24 +281,12 @@ impl Shop {
     }
 }
 
-async fn wait_until_drained(client: &Client) -> Result<()> {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let row = client
-            .query_one("SELECT pending FROM outbox.status", &[])
-            .await?;
-        let pending: i64 = row.get(0);
-        if pending == 0 {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            return Err(format!("{pending} messages are still pending after {SOON:?}").into());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn prove(client: &Client, shop: &Shop, consumer: &Consumer, paid: &Paid) -> Result<()> {
+async fn prove(
+    client: &Client,
+    shop: &Shop,
+    consumer: &Recorder<Delivered>,
+    paid: &Paid,
+) -> Result<()> {
     let mut committed = shop.committed();
     let rows = client
         .query(
@@ -316,17 +302,10 @@ async fn prove(client: &Client, shop: &Shop, consumer: &Consumer, paid: &Paid) -
             .copied()
             .unwrap_or(i64::MAX);
     }
-    let dead = client
-        .query("SELECT message_id FROM outbox.dead", &[])
-        .await?;
     let ledger = Ledger {
         committed,
-        delivered: consumer
-            .seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone(),
-        dead: dead.iter().map(|row| row.get(0)).collect(),
+        delivered: consumer.seen(),
+        dead: query_ids(client, "SELECT message_id FROM outbox.dead").await?,
         marked_sent: rows
             .iter()
             .filter(|row| row.get(2))
@@ -417,120 +396,4 @@ async fn prove(client: &Client, shop: &Shop, consumer: &Consumer, paid: &Paid) -
         return Ok(());
     }
     Err(format!("the ledger does not add up: {report}").into())
-}
-
-/// Records each delivery, and reconnects when the broker is back.
-struct Consumer {
-    seen: Arc<Mutex<Vec<Delivered>>>,
-    count: Arc<AtomicUsize>,
-}
-
-impl Consumer {
-    async fn start(url: String) -> Result<Self> {
-        let consumer = Self {
-            seen: Arc::default(),
-            count: Arc::default(),
-        };
-        let (seen, count) = (Arc::clone(&consumer.seen), Arc::clone(&consumer.count));
-        declare(&url).await?;
-        tokio::spawn(async move {
-            loop {
-                // Retry while the broker is away.
-                let _ = consume(&url, &seen, &count).await;
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-        });
-        Ok(consumer)
-    }
-
-    fn len(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    async fn wait_for(&self, committed: &[Committed]) {
-        test_support::eventually("the last deliveries", SOON, async || {
-            let seen: std::collections::HashSet<Uuid> = self
-                .seen
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .iter()
-                .map(|d| d.message_id)
-                .collect();
-            committed
-                .iter()
-                .all(|c| seen.contains(&c.message_id))
-                .then_some(())
-        })
-        .await;
-    }
-}
-
-async fn declare(url: &str) -> Result<()> {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    let channel = connection.create_channel().await?;
-    let durable = ExchangeDeclareOptions {
-        durable: true,
-        ..ExchangeDeclareOptions::default()
-    };
-    channel
-        .exchange_declare(
-            "events".into(),
-            ExchangeKind::Topic,
-            durable,
-            FieldTable::default(),
-        )
-        .await?;
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    channel
-        .queue_declare("orders".into(), durable, FieldTable::default())
-        .await?;
-    let binding = QueueBindOptions::default();
-    channel
-        .queue_bind(
-            "orders".into(),
-            "events".into(),
-            "customer.#".into(),
-            binding,
-            FieldTable::default(),
-        )
-        .await?;
-    Ok(())
-}
-
-async fn consume(url: &str, seen: &Mutex<Vec<Delivered>>, count: &AtomicUsize) -> Result<()> {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    let channel = connection.create_channel().await?;
-    channel.basic_qos(500, BasicQosOptions::default()).await?;
-    let options = BasicConsumeOptions::default();
-    let mut deliveries = channel
-        .basic_consume("orders".into(), "".into(), options, FieldTable::default())
-        .await?;
-    while let Some(delivery) = deliveries.next().await {
-        let delivery = delivery?;
-        let id = delivery
-            .properties
-            .message_id()
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        seen.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Delivered {
-                message_id: id.parse()?,
-                body_sha256: sha256(&delivery.data),
-                replay: delivery
-                    .properties
-                    .headers()
-                    .as_ref()
-                    .is_some_and(|h| h.contains_key("outbox-replay")),
-            });
-        count.fetch_add(1, Ordering::Relaxed);
-        // When the connection ends, an acknowledgement may get lost and never complete.
-        let acknowledged = delivery.ack(BasicAckOptions::default());
-        tokio::time::timeout(Duration::from_secs(5), acknowledged).await??;
-    }
-    Ok(())
 }

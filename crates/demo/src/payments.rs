@@ -1,21 +1,18 @@
 //! The consuming side: two consumers of the same events, one with the inbox and one without, under the same faults.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::{
     Connection, ConnectionProperties,
-    options::{
-        BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions,
-        QueueDeclareOptions,
-    },
+    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
     types::FieldTable,
 };
 use outbox::{
     consumer::{ConsumerOptions, Failure, Handler, Message, Reply},
     inbox::Inbox,
 };
-use test_support::{Mode, Postgres, Proxy, RabbitMq, Result};
+use test_support::{Mode, Postgres, Proxy, RabbitMq, Result, amqp};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_postgres::{Client, NoTls, Transaction};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +24,7 @@ const PAY: &str = "INSERT INTO paid AS p (consumer, customer, cents) VALUES ($1,
                    ON CONFLICT (consumer, customer) DO UPDATE SET cents = p.cents + excluded.cents";
 
 pub struct Payments {
-    proxy: Arc<Proxy>,
+    proxy: Proxy,
     stop: CancellationToken,
     exact: Vec<JoinHandle<std::result::Result<(), outbox::consumer::ConsumerError>>>,
     naive: Vec<AbortHandle>,
@@ -79,11 +76,7 @@ impl Payments {
         postgres.execute("payments", tables).await?;
         declare(&rabbitmq.url("/")).await?;
 
-        let proxy = Arc::new(Proxy::start(([127, 0, 0, 1], rabbitmq.port()).into()).await?);
-        let broker = rabbitmq.url("/").replace(
-            &format!(":{}/", rabbitmq.port()),
-            &format!(":{}/", proxy.port()),
-        );
+        let (proxy, broker) = Proxy::before(&rabbitmq.url("/")).await?;
         let database = postgres.url_for("payments", "payments", "payments");
         let stop = CancellationToken::new();
         let (mut exact, mut naive) = (Vec::new(), Vec::new());
@@ -162,28 +155,12 @@ async fn connect(database: String) -> std::result::Result<Client, tokio_postgres
 }
 
 async fn declare(url: &str) -> Result<()> {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    let channel = connection.create_channel().await?;
+    let channel = amqp::channel(url).await?;
     for queue in [NAIVE, EXACT, "payments.exact.dead"] {
-        let durable = QueueDeclareOptions {
-            durable: true,
-            ..QueueDeclareOptions::default()
-        };
-        channel
-            .queue_declare(queue.into(), durable, FieldTable::default())
-            .await?;
+        amqp::queue_with(&channel, queue, &[]).await?;
     }
     for queue in [NAIVE, EXACT] {
-        let binding = QueueBindOptions::default();
-        channel
-            .queue_bind(
-                queue.into(),
-                "events".into(),
-                "customer.#".into(),
-                binding,
-                FieldTable::default(),
-            )
-            .await?;
+        amqp::bind_key(&channel, "events", queue, "customer.#").await?;
     }
     Ok(())
 }

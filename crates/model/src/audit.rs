@@ -148,7 +148,7 @@ impl Machine {
         state.audit = known(left);
     }
 
-    /// The audit forgets what it knew, and its transaction is rolled back.
+    /// The audit loses its findings, and its transaction is rolled back.
     pub(crate) fn crash_audit(&self, state: &mut State) {
         state.left.crashes -= 1;
         state.audit = Audit::Idle;

@@ -310,7 +310,7 @@ impl TryRng for Middle {
 mod tests {
     use super::*;
 
-    /// For every state that the model can remember: `bring` reaches it, and `find_out` recognises it.
+    /// `bring` reaches each state that the model remembers, and `find_out` recognises it.
     #[test]
     fn every_state_can_be_reached_and_recognised() {
         let times = Times::new();

@@ -50,7 +50,8 @@ pub fn check(machine: &Machine) -> Checked {
         time: begun.elapsed(),
         violation,
         seen: Sighting::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|sighting| found.contains_key(sighting.name()))
             .collect(),
     }

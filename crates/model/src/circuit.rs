@@ -1,4 +1,4 @@
-//! A circuit: the real crates/core/src/circuit.rs, src/outbox/held.rs, and the housekeeper's part.
+//! A circuit: the real crates/core/src/circuit.rs, src/outbox/held.rs, and its part of src/relay/maintenance.rs.
 
 use crate::{
     Action, Machine, Safeguard,

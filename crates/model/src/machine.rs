@@ -93,51 +93,20 @@ pub enum Misreading {
 impl Action {
     /// Steps that need not happen. Without them every run ends.
     pub fn is_fault(&self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::RollBack(_)
-            | Self::Crash(..)
-            | Self::Lose(..)
-            | Self::Fence(_)
-            | Self::CrashConsumer(_)
-            | Self::LoseConsumer(_)
-            | Self::ByHand(..)
-            | Self::CrashAudit
-            | Self::Forbid(_)
-            | Self::Fail
-            | Self::Broker(_, Reply::Return | Reply::Nack) => true,
-            Self::Begin(_)
-            | Self::Draw(_)
-            | Self::AssignTx(_)
-            | Self::Commit(_)
-            | Self::Look(_)
-            | Self::Lock(..)
-            | Self::Read(..)
-            | Self::Broker(_, Reply::Ack)
-            | Self::Confirmed { .. }
-            | Self::Misread(..)
-            | Self::Settle(_)
-            | Self::Late(_)
-            | Self::FallDue(_)
-            | Self::ScoutLook
-            | Self::ScoutLock
-            | Self::ScoutTidy
-            | Self::Deliver(..)
-            | Self::Claim(_)
-            | Self::CommitEffect(_)
-            | Self::Ack(_)
-            | Self::AuditWalk
-            | Self::AuditHold
-            | Self::AuditCheck
-            | Self::AuditCommit
-            | Self::AuditRelease
-            | Self::Permit
-            | Self::Recover
-            | Self::Round
-            | Self::FindHeld(_)
-            | Self::Probe(_)
-            | Self::GiveUp(_)
-            | Self::ReleaseHeld(_) => false,
-        }
+                | Self::Crash(..)
+                | Self::Lose(..)
+                | Self::Fence(_)
+                | Self::CrashConsumer(_)
+                | Self::LoseConsumer(_)
+                | Self::ByHand(..)
+                | Self::CrashAudit
+                | Self::Forbid(_)
+                | Self::Fail
+                | Self::Broker(_, Reply::Return | Reply::Nack)
+        )
     }
 }
 

@@ -12,8 +12,8 @@ pub use outbox_core::{
     outcome::{self, Answer, Outcome},
     plan::{Ordering, Plan},
     reason::Reason,
+    scheduling::{Tuning, shares},
     settlement::{self, Cause, Settlement},
-    share::shares,
 };
 pub use std::time::Instant;
 use uuid::Uuid;

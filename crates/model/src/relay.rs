@@ -43,7 +43,7 @@ impl Machine {
         }
     }
 
-    /// Any free lanes with work: the board's choice is left open.
+    /// Any free lanes with work: the model leaves the schedule's choice open.
     fn lock_actions(
         &self,
         state: &State,

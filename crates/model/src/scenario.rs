@@ -32,354 +32,147 @@ pub struct Scenario {
     pub refusal: Reply,
 }
 
-const NONE: Faults = Faults {
-    crashes: 0,
-    losses: 0,
-    refusals: 0,
-    rollbacks: 0,
-    consumers: 0,
-    acts: 0,
-    bans: 0,
-    refused_marks: 0,
-    outages: 0,
-    rounds: 0,
-};
+/// Defines scenarios, each by its differences from another one, and the list of all of them.
+macro_rules! scenarios {
+    ($(#[$about:meta])* $all:ident:
+    $($(#[$doc:meta])* $scenario:ident = $name:literal of $base:ident { $($field:ident: $value:expr),* };)*) => {
+        $($(#[$doc])*
+        pub fn $scenario() -> Scenario {
+            Scenario {
+                name: $name,
+                $($field: $value,)*
+                ..$base()
+            }
+        })*
 
-const SMALLEST: Scenario = Scenario {
-    name: "",
-    messages: Vec::new(),
-    lanes: Vec::new(),
-    relays: 1,
-    consumers: 0,
-    batch: 2,
-    faults: NONE,
-    scout: false,
-    written: 0,
-    stride: 1,
-    acts: &[],
-    ban: None,
-    circuits: false,
-    refusal: Reply::Nack,
-};
-
-/// Marks move while transactions end in any order.
-pub fn late_commits() -> Scenario {
-    Scenario {
-        name: "late commits",
-        messages: vec![0, 0, 0],
-        lanes: vec![0],
-        faults: Faults {
-            crashes: 1,
-            rollbacks: 1,
-            ..NONE
-        },
-        scout: true,
-        ..SMALLEST
-    }
+        $(#[$about])*
+        pub fn $all() -> Vec<Scenario> {
+            vec![$($scenario()),*]
+        }
+    };
 }
 
-/// Two relays and two lanes; one relay may die or stall.
-pub fn two_relays() -> Scenario {
-    Scenario {
-        name: "two relays",
-        messages: vec![0, 1],
-        lanes: vec![0, 1],
-        relays: 2,
-        faults: Faults {
-            crashes: 1,
-            refusals: 1,
-            ..NONE
-        },
-        ..SMALLEST
-    }
+/// These faults alone.
+macro_rules! faults {
+    ($($kind:ident: $number:literal),*) => {
+        Faults {
+            $($kind: $number,)*
+            ..Faults::default()
+        }
+    };
 }
 
-/// A broker that refuses messages and loses connections; two keys in one lane.
-pub fn refusals() -> Scenario {
+fn smallest() -> Scenario {
     Scenario {
-        name: "refusals",
-        messages: vec![0, 0, 1],
-        lanes: vec![0, 0],
-        faults: Faults {
-            losses: 1,
-            refusals: 2,
-            ..NONE
-        },
-        ..SMALLEST
-    }
-}
-
-/// One key; its transactions end in any order, and the broker refuses messages.
-pub fn one_key() -> Scenario {
-    Scenario {
-        name: "one key",
-        messages: vec![0, 0, 0],
-        lanes: vec![0],
-        faults: Faults {
-            losses: 1,
-            refusals: 1,
-            ..NONE
-        },
-        ..refusals()
-    }
-}
-
-/// From the row to its effect.
-pub fn end_to_end() -> Scenario {
-    Scenario {
-        name: "end to end",
-        messages: vec![0, 0],
-        lanes: vec![0],
-        consumers: 2,
-        faults: Faults {
-            crashes: 1,
-            consumers: 1,
-            ..NONE
-        },
-        ..SMALLEST
-    }
-}
-
-/// Somebody hides messages: resets `sent_at`, or deletes rows of `outbox.waiting` and `outbox.dead`.
-pub fn hidden_rows() -> Scenario {
-    Scenario {
-        name: "hidden rows",
-        messages: vec![0, 0],
-        lanes: vec![0],
-        faults: Faults {
-            crashes: 1,
-            refusals: 2,
-            acts: 2,
-            ..NONE
-        },
-        written: 2,
-        acts: &[Act::TakeBack, Act::DeleteWaiting, Act::DeleteDead],
-        ..SMALLEST
-    }
-}
-
-/// Somebody writes at a position that was drawn and left empty, where the mark may already have passed.
-pub fn copied_back() -> Scenario {
-    Scenario {
-        name: "copied back",
-        messages: vec![0, 0, 0],
-        faults: Faults {
-            rollbacks: 1,
-            acts: 1,
-            ..NONE
-        },
-        scout: true,
-        written: 0,
-        acts: &[Act::CopyBack],
-        ..hidden_rows()
-    }
-}
-
-/// Somebody revokes the privilege to mark, and grants it again.
-pub fn marks_that_fail() -> Scenario {
-    Scenario {
-        name: "marks that fail",
-        messages: vec![0, 1, 2],
-        lanes: vec![0, 1, 1],
-        relays: 2,
-        faults: Faults {
-            bans: 1,
-            refused_marks: 4,
-            ..NONE
-        },
-        written: 3,
-        stride: 100,
-        ban: Some(Forbidden::AtMark),
-        ..SMALLEST
-    }
-}
-
-/// The same, but only the COMMIT shows it.
-pub fn commits_that_fail() -> Scenario {
-    Scenario {
-        name: "commits that fail",
-        ban: Some(Forbidden::AtCommit),
-        ..marks_that_fail()
-    }
-}
-
-/// Somebody holds the lock of one row.
-pub fn a_locked_row() -> Scenario {
-    Scenario {
-        name: "a locked row",
-        messages: vec![0, 0, 1],
-        lanes: vec![0, 0, 0],
-        ban: Some(Forbidden::Row(0)),
-        ..marks_that_fail()
-    }
-}
-
-/// The same, while other lanes continue: their marks end the caution before the row is read again. The message stays a
-/// suspect.
-pub fn a_locked_row_beside_other_lanes() -> Scenario {
-    Scenario {
-        name: "a locked row beside other lanes",
-        messages: vec![0, 1],
-        lanes: vec![0, 1],
+        name: "",
+        messages: Vec::new(),
+        lanes: Vec::new(),
         relays: 1,
-        written: 2,
-        ..a_locked_row()
+        consumers: 0,
+        batch: 2,
+        faults: Faults::default(),
+        scout: false,
+        written: 0,
+        stride: 1,
+        acts: &[],
+        ban: None,
+        circuits: false,
+        refusal: Reply::Nack,
     }
 }
 
-/// A destination that refuses everything for a while, and three keys with messages for it.
-pub fn an_outage() -> Scenario {
-    Scenario {
-        name: "an outage",
-        messages: vec![0, 1, 2],
-        lanes: vec![0, 0, 0],
-        faults: Faults {
-            refusals: 8,
-            outages: 1,
-            rounds: 2,
-            ..NONE
-        },
-        written: 3,
-        stride: 100,
-        circuits: true,
-        ..SMALLEST
-    }
+scenarios! {
+    /// Every test run checks these.
+    small:
+
+    /// Marks move while transactions end in any order.
+    late_commits = "late commits" of smallest {
+        messages: vec![0, 0, 0], lanes: vec![0], faults: faults!(crashes: 1, rollbacks: 1), scout: true
+    };
+    /// Two relays and two lanes; one relay may die, or stand still.
+    two_relays = "two relays" of smallest {
+        messages: vec![0, 1], lanes: vec![0, 1], relays: 2, faults: faults!(crashes: 1, refusals: 1)
+    };
+    /// A broker that refuses, and that is lost; two keys in one lane.
+    refusals = "refusals" of smallest {
+        messages: vec![0, 0, 1], lanes: vec![0, 0], faults: faults!(losses: 1, refusals: 2)
+    };
+    /// One key, whose transactions end in any order, behind a broker that refuses.
+    one_key = "one key" of refusals {
+        messages: vec![0, 0, 0], lanes: vec![0], faults: faults!(losses: 1, refusals: 1)
+    };
+    /// From the row to its effect.
+    end_to_end = "end to end" of smallest {
+        messages: vec![0, 0], lanes: vec![0], consumers: 2, faults: faults!(crashes: 1, consumers: 1)
+    };
+    /// Somebody hides messages: takes back `sent_at`, deletes rows of `outbox.waiting` and `outbox.dead`.
+    hidden_rows = "hidden rows" of smallest {
+        messages: vec![0, 0], lanes: vec![0], faults: faults!(crashes: 1, refusals: 2, acts: 2), written: 2,
+        acts: &[Act::TakeBack, Act::DeleteWaiting, Act::DeleteDead]
+    };
+    /// Somebody writes a position that was drawn and left empty, where the mark may have passed it.
+    copied_back = "copied back" of hidden_rows {
+        messages: vec![0, 0, 0], faults: faults!(rollbacks: 1, acts: 1), scout: true, written: 0,
+        acts: &[Act::CopyBack]
+    };
+    /// Somebody revokes the privilege to mark, and grants it again.
+    marks_that_fail = "marks that fail" of smallest {
+        messages: vec![0, 1, 2], lanes: vec![0, 1, 1], relays: 2, faults: faults!(bans: 1, refused_marks: 4),
+        written: 3, stride: 100, ban: Some(Forbidden::AtMark)
+    };
+    /// The same, and only the COMMIT shows it.
+    commits_that_fail = "commits that fail" of marks_that_fail {
+        ban: Some(Forbidden::AtCommit)
+    };
+    /// Somebody holds the lock of one row.
+    a_locked_row = "a locked row" of marks_that_fail {
+        messages: vec![0, 0, 1], lanes: vec![0, 0, 0], ban: Some(Forbidden::Row(0))
+    };
+    /// The same, and other lanes go on meanwhile: their marks end the caution before the row is read again. It stays a suspect.
+    a_locked_row_beside_other_lanes = "a locked row beside other lanes" of a_locked_row {
+        messages: vec![0, 1], lanes: vec![0, 1], relays: 1, written: 2
+    };
+    /// A destination that takes nothing for a while, and three keys that go there.
+    an_outage = "an outage" of smallest {
+        messages: vec![0, 1, 2], lanes: vec![0, 0, 0], faults: faults!(refusals: 8, outages: 1, rounds: 2),
+        written: 3, stride: 100, circuits: true
+    };
+    /// Two relays, each with its own view of it, and a key with two messages.
+    two_views = "two views" of an_outage {
+        messages: vec![0, 0, 1], lanes: vec![0, 0], relays: 2,
+        faults: faults!(refusals: 4, outages: 1, rounds: 1)
+    };
+    /// A relay that dies meanwhile, and a message that is written meanwhile.
+    a_restart = "a restart" of an_outage {
+        messages: vec![0, 1, 0], lanes: vec![0, 0], written: 2,
+        faults: faults!(crashes: 1, refusals: 5, outages: 1, rounds: 1)
+    };
+    /// One that hands messages back, so that they die; the relay dies meanwhile, too.
+    returns = "returns" of an_outage {
+        faults: faults!(crashes: 1, refusals: 6, outages: 1, rounds: 2), refusal: Reply::Return
+    };
 }
 
-/// Two relays, each with its own view of the destination, and a key with two messages.
-pub fn two_views() -> Scenario {
-    Scenario {
-        name: "two views",
-        messages: vec![0, 0, 1],
-        lanes: vec![0, 0],
-        relays: 2,
-        faults: Faults {
-            refusals: 4,
-            outages: 1,
-            rounds: 1,
-            ..NONE
-        },
-        ..an_outage()
-    }
-}
+scenarios! {
+    /// `cargo xtask model --large` checks these as well.
+    large:
 
-/// During the outage a relay dies, and a message is written.
-pub fn a_restart() -> Scenario {
-    Scenario {
-        name: "a restart",
-        messages: vec![0, 1, 0],
-        lanes: vec![0, 0],
-        written: 2,
-        faults: Faults {
-            crashes: 1,
-            refusals: 5,
-            outages: 1,
-            rounds: 1,
-            ..NONE
-        },
-        ..an_outage()
-    }
-}
-
-/// A destination that returns messages, so that they die; the relay dies too.
-pub fn returns() -> Scenario {
-    Scenario {
-        name: "returns",
-        faults: Faults {
-            crashes: 1,
-            refusals: 6,
-            outages: 1,
-            rounds: 2,
-            ..NONE
-        },
-        refusal: Reply::Return,
-        ..an_outage()
-    }
-}
-
-/// The scenarios of every test run.
-pub fn small() -> Vec<Scenario> {
-    vec![
-        late_commits(),
-        two_relays(),
-        refusals(),
-        one_key(),
-        end_to_end(),
-        hidden_rows(),
-        copied_back(),
-        marks_that_fail(),
-        commits_that_fail(),
-        a_locked_row(),
-        a_locked_row_beside_other_lanes(),
-        an_outage(),
-        two_views(),
-        a_restart(),
-        returns(),
-    ]
-}
-
-/// The additional scenarios of `cargo xtask model --large`.
-pub fn large() -> Vec<Scenario> {
-    vec![
-        Scenario {
-            name: "late commits, large",
-            messages: vec![0, 0, 0, 1],
-            lanes: vec![0, 0],
-            relays: 2,
-            ..late_commits()
-        },
-        Scenario {
-            name: "two relays, large",
-            faults: Faults {
-                crashes: 2,
-                refusals: 1,
-                ..NONE
-            },
-            ..two_relays()
-        },
-        Scenario {
-            name: "refusals, large",
-            faults: Faults {
-                crashes: 1,
-                losses: 1,
-                refusals: 2,
-                ..NONE
-            },
-            ..refusals()
-        },
-        Scenario {
-            name: "end to end, large",
-            faults: Faults {
-                crashes: 1,
-                losses: 1,
-                consumers: 2,
-                ..NONE
-            },
-            ..end_to_end()
-        },
-        Scenario {
-            name: "two views, large",
-            lanes: vec![0, 1],
-            faults: Faults {
-                refusals: 5,
-                outages: 1,
-                rounds: 1,
-                ..NONE
-            },
-            ..two_views()
-        },
-        Scenario {
-            name: "two views, one dies",
-            messages: vec![0, 1],
-            written: 2,
-            faults: Faults {
-                crashes: 1,
-                refusals: 4,
-                outages: 1,
-                rounds: 1,
-                ..NONE
-            },
-            ..two_views()
-        },
-    ]
+    late_commits_large = "late commits, large" of late_commits {
+        messages: vec![0, 0, 0, 1], lanes: vec![0, 0], relays: 2
+    };
+    two_relays_large = "two relays, large" of two_relays {
+        faults: faults!(crashes: 2, refusals: 1)
+    };
+    refusals_large = "refusals, large" of refusals {
+        faults: faults!(crashes: 1, losses: 1, refusals: 2)
+    };
+    end_to_end_large = "end to end, large" of end_to_end {
+        faults: faults!(crashes: 1, losses: 1, consumers: 2)
+    };
+    two_views_large = "two views, large" of two_views {
+        lanes: vec![0, 1], faults: faults!(refusals: 5, outages: 1, rounds: 1)
+    };
+    two_views_one_dies = "two views, one dies" of two_views {
+        messages: vec![0, 1], written: 2, faults: faults!(crashes: 1, refusals: 4, outages: 1, rounds: 1)
+    };
 }

@@ -6,156 +6,90 @@ use crate::{
     state::{Audit, Circuit, Consumer, Due, Hold, Phase, Relay, Row, State, Waiting, Work},
 };
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sighting {
-    MarkMoved,
-    /// A message was sent while a transaction with an earlier position was open.
-    LateCommit,
-    TwoRelaysWork,
-    FencedRelay,
-    /// A publish that outlived its connection.
-    LatePublish,
-    Duplicate,
-    Retry,
-    Behind,
-    Dead,
-    /// The inbox already contains the message.
-    Redelivered,
-    /// Two consumers have the same message.
-    DeliveredTwiceAtOnce,
-    /// Only the audit looks there.
-    Stranded,
-    /// Somebody deleted the message that this one is behind.
-    HeadGone,
-    /// The audit remembers a message that is already settled or filed.
-    AuditLate,
-    /// A claim holds the lane.
-    AuditWaits,
-    /// The message waits because it cannot be marked.
-    Unmarkable,
-    /// After a failed settle, a claim reads fewer messages.
-    Cautious,
-    Held,
-    /// A held message was chosen as a probe.
-    Probe,
-    /// A held message was chosen for its last attempt.
-    Last,
-    Draining,
-    TwoOpen,
-    /// One relay holds messages, and the other has no state of the destination.
-    TwoViews,
-    HeldByNobody,
+macro_rules! sightings {
+    ($($(#[$doc:meta])* $sighting:ident $name:literal: $is:expr;)*) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Sighting {
+            $($(#[$doc])* $sighting,)*
+        }
+
+        impl Sighting {
+            pub const ALL: &[Self] = &[$(Self::$sighting),*];
+
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$sighting => $name,)*
+                }
+            }
+
+            pub(crate) fn is(self) -> fn(&Machine, &State) -> bool {
+                match self {
+                    $(Self::$sighting => $is,)*
+                }
+            }
+        }
+    };
 }
 
-impl Sighting {
-    pub const ALL: [Self; 24] = [
-        Self::MarkMoved,
-        Self::LateCommit,
-        Self::TwoRelaysWork,
-        Self::FencedRelay,
-        Self::LatePublish,
-        Self::Duplicate,
-        Self::Retry,
-        Self::Behind,
-        Self::Dead,
-        Self::Redelivered,
-        Self::DeliveredTwiceAtOnce,
-        Self::Stranded,
-        Self::HeadGone,
-        Self::AuditLate,
-        Self::AuditWaits,
-        Self::Unmarkable,
-        Self::Cautious,
-        Self::Held,
-        Self::Probe,
-        Self::Last,
-        Self::Draining,
-        Self::TwoOpen,
-        Self::TwoViews,
-        Self::HeldByNobody,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::MarkMoved => "a mark moved",
-            Self::LateCommit => "a late commit",
-            Self::TwoRelaysWork => "two relays at work",
-            Self::FencedRelay => "a fenced relay",
-            Self::LatePublish => "a publish that outlived its connection",
-            Self::Duplicate => "a duplicate",
-            Self::Retry => "a retry",
-            Self::Behind => "a message behind another",
-            Self::Dead => "a dead message",
-            Self::Redelivered => "a redelivery",
-            Self::DeliveredTwiceAtOnce => "one message at two consumers",
-            Self::Stranded => "a hidden message",
-            Self::HeadGone => "a message whose head is gone",
-            Self::AuditLate => "a message known to the audit and settled",
-            Self::AuditWaits => "an audit beside a claim",
-            Self::Unmarkable => "a message that cannot be marked",
-            Self::Cautious => "a cautious claim with fewer messages",
-            Self::Held => "a held message",
-            Self::Probe => "a probe",
-            Self::Last => "a last attempt",
-            Self::Draining => "a destination that works again",
-            Self::TwoOpen => "two open circuits",
-            Self::TwoViews => "two views of a destination",
-            Self::HeldByNobody => "a held message that no relay knows of",
-        }
-    }
-
-    pub(crate) fn is(self) -> fn(&Machine, &State) -> bool {
-        match self {
-            Self::MarkMoved => |_, s| s.lanes.iter().any(|mark| mark.low_water > 0),
-            Self::LateCommit => |_, s| {
-                let open = |m: &crate::state::Message| matches!(m.phase, Phase::Open(_));
-                s.rows.iter().skip_while(|m| !open(m)).any(|m| m.sent)
-            },
-            Self::TwoRelaysWork => |_, s| works(s).count() > 1,
-            Self::FencedRelay => |_, s| works(s).any(|hold| hold == Hold::Fenced),
-            Self::LatePublish => |_, s| !s.wire.is_empty(),
-            Self::Duplicate => |_, s| s.rows.iter().any(|m| m.copies > 1),
-            Self::Retry => |_, s| waits(s, Due::Later),
-            Self::Behind => |_, s| waits(s, Due::Behind),
-            Self::Dead => |_, s| s.rows.iter().any(|m| m.dead),
-            Self::Redelivered => |_, s| got(s).any(|row| s.rows[row].in_inbox),
-            Self::DeliveredTwiceAtOnce => |_, s| {
-                let mut rows: Vec<usize> = got(s).collect();
-                rows.dedup();
-                rows.len() < got(s).count()
-            },
-            Self::Stranded => |m, s| !m.stranded(s).is_empty(),
-            Self::HeadGone => |m, s| m.without_head(s).next().is_some(),
-            Self::AuditLate => |_, s| {
-                let settled = |row: &Row| {
-                    let m = &s.rows[usize::from(*row)];
-                    !m.is_pending() || m.waiting.is_some()
-                };
-                matches!(&s.audit, Audit::Holds(rows, _) if rows.iter().any(settled))
-            },
-            Self::AuditWaits => |m, s| {
-                let held = |row: &Row| s.is_locked(m.lane_of(s.rows[usize::from(*row)].key));
-                matches!(&s.audit, Audit::Knows(rows) if rows.iter().any(held))
-            },
-            Self::Unmarkable => |_, s| waiting(s).any(|w| w.unmarkable),
-            Self::Cautious => |m, s| working(s).any(|w| usize::from(w.limit) < m.scenario.batch),
-            Self::Held => |_, s| waiting(s).any(|w| matches!(w.due, Due::Held { .. })),
-            Self::Probe => |_, s| waiting(s).any(|w| w.probe),
-            Self::Last => |_, s| {
-                let last = |w: Waiting| u32::from(w.attempts) + 1 >= POLICY.max_attempts;
-                waiting(s).any(|w| w.probe && last(w))
-            },
-            Self::Draining => |_, s| views(s).any(|c| matches!(c, Circuit::Draining { .. })),
-            Self::TwoOpen => |_, s| views(s).filter(is_open).count() > 1,
-            Self::TwoViews => {
-                |_, s| views(s).any(|c| is_open(&c)) && views(s).any(|c| c == Circuit::Works)
-            }
-            Self::HeldByNobody => |_, s| {
-                let held = waiting(s).any(|w| matches!(w.due, Due::Held { .. }));
-                held && views(s).all(|c| c == Circuit::Works)
-            },
-        }
-    }
+sightings! {
+    MarkMoved "a mark moved": |_, s| s.lanes.iter().any(|mark| mark.low_water > 0);
+    /// Sent while a transaction with an earlier position was open.
+    LateCommit "a late commit": |_, s| {
+        let open = |m: &crate::state::Message| matches!(m.phase, Phase::Open(_));
+        s.rows.iter().skip_while(|m| !open(m)).any(|m| m.sent)
+    };
+    TwoRelaysWork "two relays at work": |_, s| works(s).count() > 1;
+    FencedRelay "a fenced relay": |_, s| works(s).any(|hold| hold == Hold::Fenced);
+    LatePublish "a publish that outlived its connection": |_, s| !s.wire.is_empty();
+    Duplicate "a duplicate": |_, s| s.rows.iter().any(|m| m.copies > 1);
+    Retry "a retry": |_, s| waits(s, Due::Later);
+    Behind "a message behind another": |_, s| waits(s, Due::Behind);
+    Dead "a dead message": |_, s| s.rows.iter().any(|m| m.dead);
+    /// The inbox has it already.
+    Redelivered "a redelivery": |_, s| got(s).any(|row| s.rows[row].in_inbox);
+    /// Two consumers with one message.
+    DeliveredTwiceAtOnce "one message at two consumers": |_, s| {
+        let mut rows: Vec<usize> = got(s).collect();
+        rows.dedup();
+        rows.len() < got(s).count()
+    };
+    /// Where nobody but the audit looks.
+    Stranded "a hidden message": |m, s| !m.stranded(s).is_empty();
+    /// Somebody deleted what it stands behind.
+    HeadGone "a message behind nobody": |m, s| m.without_head(s).next().is_some();
+    /// The audit knows of it, and it is settled or filed already.
+    AuditLate "a message known to the audit and settled": |_, s| {
+        let settled = |row: &Row| {
+            let m = &s.rows[usize::from(*row)];
+            !m.is_pending() || m.waiting.is_some()
+        };
+        matches!(&s.audit, Audit::Holds(rows, _) if rows.iter().any(settled))
+    };
+    /// Its lane is held by a claim.
+    AuditWaits "an audit beside a claim": |m, s| {
+        let held = |row: &Row| s.is_locked(m.lane_of(s.rows[usize::from(*row)].key));
+        matches!(&s.audit, Audit::Knows(rows) if rows.iter().any(held))
+    };
+    /// It waits for its mark.
+    Unmarkable "a message that cannot be marked": |_, s| waiting(s).any(|w| w.unmarkable);
+    /// A claim reads fewer messages after a settle that failed.
+    Cautious "a cautious claim with fewer messages": |m, s| working(s).any(|w| usize::from(w.limit) < m.scenario.batch);
+    Held "a held message": |_, s| waiting(s).any(|w| matches!(w.due, Due::Held { .. }));
+    /// A held message was chosen to probe.
+    Probe "a probe": |_, s| waiting(s).any(|w| w.probe);
+    /// Or for its last attempt.
+    Last "a last attempt": |_, s| {
+        let last = |w: Waiting| u32::from(w.attempts) + 1 >= POLICY.max_attempts;
+        waiting(s).any(|w| w.probe && last(w))
+    };
+    Draining "a destination that works again": |_, s| views(s).any(|c| matches!(c, Circuit::Draining { .. }));
+    TwoOpen "two open circuits": |_, s| views(s).filter(is_open).count() > 1;
+    /// One relay holds, the other one knows nothing.
+    TwoViews "two views of a destination": |_, s| views(s).any(|c| is_open(&c)) && views(s).any(|c| c == Circuit::Works);
+    HeldByNobody "a held message that no relay knows of": |_, s| {
+        let held = waiting(s).any(|w| matches!(w.due, Due::Held { .. }));
+        held && views(s).all(|c| c == Circuit::Works)
+    };
 }
 
 fn working(state: &State) -> impl Iterator<Item = &Work> {

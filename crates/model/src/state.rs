@@ -1,6 +1,6 @@
 //! The state of the database, the broker and the processes between two steps.
 
-use crate::real::{Limits, low_water, shares};
+use crate::real::{Limits, Tuning, low_water, shares};
 
 pub type Key = u8;
 pub type Lane = u8;
@@ -221,7 +221,7 @@ impl Held {
     /// Number of new messages to read from each lane.
     pub fn shares(&self, limits: Limits) -> Vec<usize> {
         let marks: Vec<i64> = self.marks.iter().map(|m| m.low_water.into()).collect();
-        shares(&marks, limits.fresh)
+        shares(&Tuning::MEASURED, &marks, limits.fresh)
     }
 }
 
@@ -374,7 +374,7 @@ pub enum Forbidden {
     Row(Row),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Faults {
     /// A relay is killed, or stalls until the server ends its transaction.
     pub crashes: u8,

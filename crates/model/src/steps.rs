@@ -133,7 +133,7 @@ impl Model for Machine {
             .into_iter()
             .map(|i| Property::always(i.name(), i.holds()));
         let sightings = Sighting::ALL
-            .into_iter()
+            .iter()
             .map(|s| Property::sometimes(s.name(), s.is()));
         invariants.chain(sightings).collect()
     }

@@ -19,123 +19,38 @@ fn holds(scenario: Scenario, seen: &[Sighting]) {
     }
 }
 
-#[test]
-fn late_commits_break_nothing() {
-    let seen = [Sighting::MarkMoved, Sighting::LateCommit];
-    holds(scenario::late_commits(), &seen);
+/// Each scenario, with the situations that it must reach.
+macro_rules! whole {
+    ($($test:ident: $scenario:ident shows $($seen:ident),*;)*) => {
+        $(#[test]
+        fn $test() {
+            holds(scenario::$scenario(), &[$(Sighting::$seen),*]);
+        })*
+
+        #[test]
+        fn every_small_scenario_is_tried() {
+            let tried = [$(scenario::$scenario().name),*];
+            assert_eq!(tried.to_vec(), Vec::from_iter(scenario::small().iter().map(|s| s.name)));
+        }
+    };
 }
 
-#[test]
-fn two_relays_break_nothing() {
-    let seen = [
-        Sighting::TwoRelaysWork,
-        Sighting::FencedRelay,
-        Sighting::LatePublish,
-        Sighting::Duplicate,
-    ];
-    holds(scenario::two_relays(), &seen);
-}
-
-#[test]
-fn refusals_and_a_lost_broker_break_nothing() {
-    let seen = [
-        Sighting::Retry,
-        Sighting::Behind,
-        Sighting::Dead,
-        Sighting::LatePublish,
-    ];
-    holds(scenario::refusals(), &seen);
-}
-
-#[test]
-fn late_commits_behind_a_refused_message_break_nothing() {
-    let seen = [Sighting::Retry, Sighting::Behind, Sighting::LateCommit];
-    holds(scenario::one_key(), &seen);
-}
-
-#[test]
-fn redelivery_to_two_consumers_breaks_nothing() {
-    let seen = [Sighting::Redelivered, Sighting::DeliveredTwiceAtOnce];
-    holds(scenario::end_to_end(), &seen);
-}
-
-#[test]
-fn messages_that_somebody_hides_are_sent() {
-    let seen = [
-        Sighting::Stranded,
-        Sighting::HeadGone,
-        Sighting::AuditLate,
-        Sighting::AuditWaits,
-    ];
-    holds(scenario::hidden_rows(), &seen);
-}
-
-#[test]
-fn rows_that_somebody_copies_back_are_sent() {
-    let seen = [
-        Sighting::Stranded,
-        Sighting::MarkMoved,
-        Sighting::AuditWaits,
-    ];
-    holds(scenario::copied_back(), &seen);
-}
-
-#[test]
-fn marks_that_fail_cost_a_batch_a_relay() {
-    let seen = [
-        Sighting::Duplicate,
-        Sighting::Unmarkable,
-        Sighting::Cautious,
-        Sighting::TwoRelaysWork,
-    ];
-    holds(scenario::marks_that_fail(), &seen);
-}
-
-#[test]
-fn commits_that_fail_cost_one_message_an_attempt() {
-    let seen = [Sighting::Duplicate, Sighting::Cautious];
-    holds(scenario::commits_that_fail(), &seen);
-}
-
-#[test]
-fn a_locked_row_costs_a_batch_a_relay() {
-    let seen = [Sighting::Unmarkable, Sighting::Behind, Sighting::Cautious];
-    holds(scenario::a_locked_row(), &seen);
-}
-
-#[test]
-fn a_locked_row_beside_other_lanes_costs_no_more() {
-    let seen = [Sighting::Unmarkable, Sighting::Cautious];
-    holds(scenario::a_locked_row_beside_other_lanes(), &seen);
-}
-
-#[test]
-fn a_destination_that_fails_is_probed() {
-    let seen = [Sighting::Held, Sighting::Probe, Sighting::Draining];
-    holds(scenario::an_outage(), &seen);
-}
-
-#[test]
-fn two_views_of_a_destination_break_nothing() {
-    let seen = [
-        Sighting::TwoOpen,
-        Sighting::TwoViews,
-        Sighting::Draining,
-        Sighting::Behind,
-    ];
-    holds(scenario::two_views(), &seen);
-}
-
-#[test]
-fn held_messages_outlive_their_relay() {
-    let seen = [Sighting::HeldByNobody, Sighting::Probe, Sighting::Behind];
-    holds(scenario::a_restart(), &seen);
-}
-
-#[test]
-fn held_messages_are_given_up_in_the_end() {
-    let seen = [Sighting::HeldByNobody, Sighting::Last, Sighting::Dead];
-    holds(scenario::returns(), &seen);
+whole! {
+    late_commits_break_nothing: late_commits shows MarkMoved, LateCommit;
+    two_relays_break_nothing: two_relays shows TwoRelaysWork, FencedRelay, LatePublish, Duplicate;
+    refusals_and_a_lost_broker_break_nothing: refusals shows Retry, Behind, Dead, LatePublish;
+    late_commits_behind_a_refused_message_break_nothing: one_key shows Retry, Behind, LateCommit;
+    redelivery_to_two_consumers_breaks_nothing: end_to_end shows Redelivered, DeliveredTwiceAtOnce;
+    messages_that_somebody_hides_are_sent: hidden_rows shows Stranded, HeadGone, AuditLate, AuditWaits;
+    rows_that_somebody_copies_back_are_sent: copied_back shows Stranded, MarkMoved, AuditWaits;
+    marks_that_fail_cost_a_batch_a_relay: marks_that_fail shows Duplicate, Unmarkable, Cautious, TwoRelaysWork;
+    commits_that_fail_cost_one_message_an_attempt: commits_that_fail shows Duplicate, Cautious;
+    a_locked_row_costs_a_batch_a_relay: a_locked_row shows Unmarkable, Behind, Cautious;
+    a_locked_row_beside_other_lanes_costs_no_more: a_locked_row_beside_other_lanes shows Unmarkable, Cautious;
+    a_destination_that_fails_is_probed: an_outage shows Held, Probe, Draining;
+    two_views_of_a_destination_break_nothing: two_views shows TwoOpen, TwoViews, Draining, Behind;
+    held_messages_outlive_their_relay: a_restart shows HeldByNobody, Probe, Behind;
+    held_messages_are_given_up_in_the_end: returns shows HeldByNobody, Last, Dead;
 }
 
 /// Each safeguard, and the invariant that is violated without it.
@@ -151,8 +66,8 @@ macro_rules! without {
         #[test]
         fn every_safeguard_is_tried() {
             let tried = [$((Safeguard::$safeguard, Invariant::$invariant)),*];
-            let guards = Safeguard::ALL.map(|safeguard| (safeguard, safeguard.guards()));
-            assert_eq!(tried, guards);
+            let guards = Safeguard::ALL.iter().map(|safeguard| (*safeguard, safeguard.guards()));
+            assert_eq!(tried.to_vec(), Vec::from_iter(guards));
         }
     };
 }

@@ -17,7 +17,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{Result, eventually};
+use crate::{Result, SOON, eventually};
 
 /// Most lines that are kept; the oldest are dropped first.
 const LINES: usize = 5000;
@@ -102,6 +102,14 @@ impl Daemon {
         })
     }
 
+    /// Panics if a line contains `text`.
+    #[track_caller]
+    pub fn never_said(&self, text: &str) {
+        let lines = self.lines();
+        let said = lines.iter().find(|line| line.contains(text));
+        assert!(said.is_none(), "the process said: {said:?}");
+    }
+
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(Pid::from_raw(self.pid.cast_signed()), signal)?)
     }
@@ -126,6 +134,61 @@ impl Daemon {
             .into()),
         }
     }
+}
+
+/// The end of a command.
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    pub fn said(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+
+    /// Panics unless the command ended with this code and said all of this: a failure on standard error, a success on standard
+    /// output.
+    #[track_caller]
+    pub fn ends(&self, code: i32, says: &[&str]) {
+        let said = if code == 0 {
+            &self.stdout
+        } else {
+            &self.stderr
+        };
+        let missing = says.iter().find(|text| !said.contains(**text));
+        assert!(
+            self.code == code && missing.is_none(),
+            "exit code {}, and not {code}, or without {missing:?}: {}",
+            self.code,
+            self.said()
+        );
+    }
+}
+
+/// Runs a command to its end, with this environment and no other, in a folder without a configuration file.
+pub async fn run(
+    program: &Path,
+    args: &[&str],
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<Ran> {
+    let output = Command::new(program)
+        .args(args)
+        .env_clear()
+        .envs(env)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(SOON, output)
+        .await
+        .map_err(|_| format!("{} still runs after {SOON:?}", args.join(" ")))??;
+    Ok(Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout)?,
+        stderr: String::from_utf8(output.stderr)?,
+    })
 }
 
 impl Drop for Daemon {

@@ -19,7 +19,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use crate::{Result, eventually};
+use crate::{Result, eventually, over, port::server};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -52,6 +52,13 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    /// A proxy before the server that a URL of this machine names, and the URL by way of it.
+    pub async fn before(url: &str) -> Result<(Self, String)> {
+        let proxy = Self::start(server(url)?).await?;
+        let url = over(url, proxy.port());
+        Ok((proxy, url))
+    }
+
     pub async fn start(target: SocketAddr) -> Result<Self> {
         Self::start_at(([127, 0, 0, 1], 0).into(), target).await
     }

@@ -4,6 +4,10 @@ use std::{future::Future, panic::Location, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
+/// Time limit for a wait that should take a moment, long enough for a slow machine. Where a test waits for many things, this is
+/// the longest time without progress.
+pub const SOON: Duration = Duration::from_secs(180);
+
 /// The longest pause between two questions. A question that takes seconds on a busy machine must still be asked more than once.
 const PAUSE: Duration = Duration::from_secs(3);
 
@@ -32,6 +36,38 @@ where
             assert!(
                 Instant::now() < deadline,
                 "waited {within:?} for {what} ({caller})"
+            );
+            sleep(pause_after(asked.elapsed())).await;
+        }
+    }
+}
+
+/// Waits until nothing is missing. The machine may be slow: the deadline starts again whenever fewer things are missing than ever
+/// before.
+#[track_caller]
+pub fn nearer<F: AsyncFn() -> Option<i64>>(
+    what: &str,
+    missing: F,
+) -> impl Future<Output = ()> + use<F> {
+    let caller = Location::caller();
+    let what = what.to_owned();
+    async move {
+        let mut least = i64::MAX;
+        let mut deadline = Instant::now() + SOON;
+        loop {
+            let asked = Instant::now();
+            // Bound a question that never gets an answer.
+            match timeout_at(deadline, missing()).await {
+                Ok(Some(0)) => return,
+                Ok(Some(left)) if left < least => {
+                    least = left;
+                    deadline = Instant::now() + SOON;
+                }
+                _ => {}
+            }
+            assert!(
+                Instant::now() < deadline,
+                "waited {SOON:?} for {what}, and {least} were missing all the time ({caller})"
             );
             sleep(pause_after(asked.elapsed())).await;
         }

@@ -1,15 +1,8 @@
 //! The servers start, die, start again, and leave nothing behind.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use lapin::{
-    options::{QueueBindOptions, QueueDeclareOptions},
-    types::FieldTable,
-};
-use test_support::{Postgres, RabbitMq, eventually};
-
-/// Time limit, for a slow machine.
-const SOON: Duration = Duration::from_secs(180);
+use test_support::{Postgres, RabbitMq, Result, SOON, amqp, eventually};
 
 fn processes(of: &str) -> usize {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
@@ -60,23 +53,12 @@ async fn postgresql_starts_dies_comes_back_and_leaves_nothing() {
 }
 
 /// The number of durable bindings of a durable queue.
-async fn bind(url: &str) -> Result<usize, lapin::Error> {
+async fn bind(url: &str) -> Result<usize> {
     const BINDINGS: usize = 50;
-    let connection =
-        lapin::Connection::connect(url, lapin::ConnectionProperties::default()).await?;
-    let channel = connection.create_channel().await?;
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    let none = FieldTable::default;
-    channel.queue_declare("q".into(), durable, none()).await?;
+    let channel = amqp::channel(url).await?;
+    amqp::queue_with(&channel, "q", &[]).await?;
     for n in 0..BINDINGS {
-        let key = n.to_string().into();
-        let how = QueueBindOptions::default();
-        channel
-            .queue_bind("q".into(), "amq.topic".into(), key, how, none())
-            .await?;
+        amqp::bind_key(&channel, "amq.topic", "q", &n.to_string()).await?;
     }
     Ok(BINDINGS)
 }

@@ -15,15 +15,7 @@ async fn a_message_that_comes_five_times_to_two_consumers_is_applied_once() {
     for n in 0..20 {
         let (id, account) = (format!("m{n}"), format!("a{n}"));
         for _ in 0..5 {
-            send(
-                &world,
-                &Sent {
-                    id: Some(&id),
-                    account: &account,
-                    ..PLAIN
-                },
-            )
-            .await;
+            pays(&id, &account).to(&world).await;
         }
     }
     until_empty(&world).await;
@@ -40,16 +32,7 @@ async fn one_business_fact_under_two_message_ids_is_applied_once() {
     let running = start(&world, Payments::default(), |_| ());
     let headers = [("payment", AMQPValue::LongString("pay_123".into()))];
     for id in ["m1", "m2"] {
-        send(
-            &world,
-            &Sent {
-                id: Some(id),
-                account: "a",
-                headers: &headers,
-                ..PLAIN
-            },
-        )
-        .await;
+        pays(id, "a").with(&headers).to(&world).await;
     }
     until_empty(&world).await;
     assert_eq!(cents(&world).await["a"], 1);
@@ -59,9 +42,7 @@ async fn one_business_fact_under_two_message_ids_is_applied_once() {
 #[tokio::test]
 async fn an_effect_whose_acknowledgement_was_lost_happens_once() {
     let world = world().await;
-    let proxy = Proxy::start(([127, 0, 0, 1], world.rabbitmq().port()).into())
-        .await
-        .unwrap();
+    let (proxy, _) = Proxy::before(&world.broker_url()).await.unwrap();
     let running = start(
         &world,
         Payments {
@@ -70,16 +51,7 @@ async fn an_effect_whose_acknowledgement_was_lost_happens_once() {
         },
         |_| (),
     );
-    send(
-        &world,
-        &Sent {
-            id: Some("m1"),
-            type_: "cut",
-            account: "a",
-            ..PLAIN
-        },
-    )
-    .await;
+    pays("m1", "a").of("cut").to(&world).await;
     until_paid(&world, "a").await;
     let proxy = running.payments.proxy.as_ref().unwrap();
     proxy.set(Mode::Cut);
@@ -98,16 +70,7 @@ async fn an_effect_whose_acknowledgement_was_lost_happens_once() {
 async fn a_handler_that_fails_is_tried_again_with_nothing_left_behind() {
     let world = world().await;
     let running = start(&world, Payments::default(), |_| ());
-    send(
-        &world,
-        &Sent {
-            id: Some("m1"),
-            type_: "fails_twice",
-            account: "a",
-            ..PLAIN
-        },
-    )
-    .await;
+    pays("m1", "a").of("fails_twice").to(&world).await;
     until_empty(&world).await;
     assert_eq!(
         cents(&world).await["a"],
@@ -127,28 +90,17 @@ async fn a_handler_that_fails_is_tried_again_with_nothing_left_behind() {
 async fn what_cannot_be_applied_is_dead_lettered_with_reason_attempts_and_error() {
     let world = world().await;
     let running = start(&world, Payments::default(), |_| ());
-    let send = |id: Option<&'static str>, type_: &'static str, account: &'static str| {
-        let world = &world;
-        async move {
-            send(
-                world,
-                &Sent {
-                    id,
-                    type_,
-                    account,
-                    ..PLAIN
-                },
-            )
-            .await
-        }
-    };
-    send(Some("m0"), "pays", "known").await;
+    pays("m0", "known").to(&world).await;
     until_paid(&world, "known").await;
-    send(Some("m0"), "pays", "another body").await;
-    send(Some("m1"), "fails", "a").await;
-    send(Some("m2"), "wrong", "b").await;
-    send(Some("m3"), "doubt", "c").await;
-    send(None, "pays", "d").await;
+    pays("m0", "another body").to(&world).await;
+    pays("m1", "a").of("fails").to(&world).await;
+    pays("m2", "b").of("wrong").to(&world).await;
+    pays("m3", "c").of("doubt").to(&world).await;
+    let anonymous = Sent {
+        id: None,
+        ..pays("", "d")
+    };
+    anonymous.to(&world).await;
     let consumer = world.consume(DEAD).await;
     let seen = consumer.until(5).await;
     let of = |account: &str| seen.iter().find(|m| m.body == account.as_bytes()).unwrap();
@@ -193,12 +145,7 @@ async fn a_dead_letter_does_not_expire_and_goes_nowhere_else() {
     let world = world().await;
     let running = start(&world, Payments::default(), |_| ());
     // The runner has declared its queues.
-    let first = Sent {
-        id: Some("m0"),
-        account: "known",
-        ..PLAIN
-    };
-    send(&world, &first).await;
+    pays("m0", "known").to(&world).await;
     until_paid(&world, "known").await;
     let user = format!("producer-{}", world.vhost);
     for args in [
@@ -216,14 +163,7 @@ async fn a_dead_letter_does_not_expire_and_goes_nowhere_else() {
         world.rabbitmq().ctl(args).await.unwrap();
     }
     let url = world.rabbitmq().url_for(&user, "p", &world.vhost);
-    let producer = Connection::connect(&url, ConnectionProperties::default())
-        .await
-        .unwrap();
-    let producer = producer.create_channel().await.unwrap();
-    producer
-        .confirm_select(ConfirmSelectOptions::default())
-        .await
-        .unwrap();
+    let producer = amqp::channel(&url).await.unwrap();
     let copies = || {
         let (options, none) = (QueueDeclareOptions::default(), FieldTable::default());
         producer.queue_declare(short("copies"), options, none)
@@ -266,37 +206,13 @@ async fn a_key_keeps_its_order_behind_a_retry_and_holds_nobody_else_back() {
         options.handlers = 1;
         options.max_attempts = 100_000;
     });
-    send(
-        &world,
-        &Sent {
-            id: Some("k1"),
-            type_: "fails_until_other",
-            account: "first",
-            key: Some("k"),
-            ..PLAIN
-        },
-    )
-    .await;
-    send(
-        &world,
-        &Sent {
-            id: Some("k2"),
-            account: "second",
-            key: Some("k"),
-            ..PLAIN
-        },
-    )
-    .await;
-    send(
-        &world,
-        &Sent {
-            id: Some("o1"),
-            account: "other",
-            key: Some("o"),
-            ..PLAIN
-        },
-    )
-    .await;
+    pays("k1", "first")
+        .of("fails_until_other")
+        .key("k")
+        .to(&world)
+        .await;
+    pays("k2", "second").key("k").to(&world).await;
+    pays("o1", "other").key("o").to(&world).await;
     until_empty(&world).await;
     let tried = running.payments.tried.lock().unwrap().clone();
     assert!(tried.iter().filter(|t| *t == "first").count() > 1);
@@ -319,26 +235,8 @@ async fn a_handler_that_hangs_or_panics_is_ended_and_the_message_tried_again() {
     let running = start(&world, Payments::default(), |options| {
         options.handler_timeout = UNHURRIED;
     });
-    send(
-        &world,
-        &Sent {
-            id: Some("m1"),
-            type_: "hangs_once",
-            account: "a",
-            ..PLAIN
-        },
-    )
-    .await;
-    send(
-        &world,
-        &Sent {
-            id: Some("m2"),
-            type_: "panics_once",
-            account: "b",
-            ..PLAIN
-        },
-    )
-    .await;
+    pays("m1", "a").of("hangs_once").to(&world).await;
+    pays("m2", "b").of("panics_once").to(&world).await;
     until_empty(&world).await;
     let cents = cents(&world).await;
     assert_eq!((cents["a"], cents["b"]), (1, 1));
@@ -352,13 +250,7 @@ async fn a_handler_that_hangs_every_time_is_given_up_after_its_attempts() {
         options.handler_timeout = Duration::from_millis(100);
         options.max_attempts = 3;
     });
-    let hanging = Sent {
-        id: Some("m1"),
-        type_: "hangs",
-        account: "a",
-        ..PLAIN
-    };
-    send(&world, &hanging).await;
+    pays("m1", "a").of("hangs").to(&world).await;
     let consumer = world.consume(DEAD).await;
     let dead = &consumer.until(1).await[0];
     assert_eq!(
@@ -381,13 +273,7 @@ async fn many_dead_letters_at_once_all_arrive() {
     let running = start(&world, Payments::default(), |options| options.handlers = 8);
     for n in 0..200 {
         let id = format!("m{n}");
-        let wrong = Sent {
-            id: Some(&id),
-            type_: "wrong",
-            account: &id,
-            ..PLAIN
-        };
-        send(&world, &wrong).await;
+        pays(&id, &id).of("wrong").to(&world).await;
     }
     until_empty(&world).await;
     running.stopped().await;
@@ -404,30 +290,12 @@ async fn replays_are_skipped_by_a_consumer_that_says_so_and_applied_by_one_that_
     let running = start(&world, Payments::default(), |options| {
         options.replay = ReplayPolicy::Skip
     });
-    send(
-        &world,
-        &Sent {
-            id: Some("m1"),
-            account: "a",
-            headers: &replay,
-            ..PLAIN
-        },
-    )
-    .await;
+    pays("m1", "a").with(&replay).to(&world).await;
     until_empty(&world).await;
     assert_eq!(cents(&world).await.len(), 0);
     running.stopped().await;
     let running = start(&world, Payments::default(), |_| ());
-    send(
-        &world,
-        &Sent {
-            id: Some("m1"),
-            account: "a",
-            headers: &replay,
-            ..PLAIN
-        },
-    )
-    .await;
+    pays("m1", "a").with(&replay).to(&world).await;
     until_paid(&world, "a").await;
     running.stopped().await;
 }
@@ -438,16 +306,7 @@ async fn a_stop_lets_the_running_handler_finish_and_leaves_the_rest_in_the_queue
     let running = start(&world, Payments::default(), |options| options.handlers = 1);
     for n in 0..5 {
         let id = format!("m{n}");
-        send(
-            &world,
-            &Sent {
-                id: Some(&id),
-                type_: "slow",
-                account: &id,
-                ..PLAIN
-            },
-        )
-        .await;
+        pays(&id, &id).of("slow").to(&world).await;
     }
     let payments = Arc::clone(&running.payments);
     eventually("the first handler", SOON, async || {
@@ -482,12 +341,8 @@ async fn from_outbox_to_inbox_each_event_is_applied_once() {
     let running = start(&world, Payments::default(), |_| ());
     let _relay = world.relay(&[("OUTBOXD__BROKER__DECLARE", "true")]);
     eventually("the queue to be bound", SOON, async || {
-        let (binding, none) = (Default::default(), Default::default());
         let channel = world.channel().await;
-        channel
-            .queue_bind(short(QUEUE), short("events"), short("#"), binding, none)
-            .await
-            .ok()
+        amqp::bind_key(&channel, "events", QUEUE, "#").await.ok()
     })
     .await;
     world.commit_many(200, 20).await;
@@ -506,7 +361,7 @@ async fn from_outbox_to_inbox_each_event_is_applied_once() {
             &[],
         )
         .await;
-    assert_eq!(replay.code, 0, "{}", replay.stderr);
+    replay.ends(0, &[]);
     world.drained().await;
     until_empty(&world).await;
     assert_eq!(world.count("inbox.message").await, 200);

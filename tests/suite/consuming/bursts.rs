@@ -6,24 +6,12 @@ use super::*;
 /// One handler whose first message keeps it busy until the other messages have arrived.
 async fn busy(world: &World) -> Running {
     let running = start(world, Payments::default(), |options| options.handlers = 1);
-    let slow = Sent {
-        id: Some("slow"),
-        type_: "slow",
-        account: "slow",
-        ..PLAIN
-    };
-    send(world, &slow).await;
+    pays("slow", "slow").of("slow").to(world).await;
     running
 }
 
 async fn send_plain(world: &World, account: &str, type_: &str) {
-    let sent = Sent {
-        id: Some(account),
-        type_,
-        account,
-        ..PLAIN
-    };
-    send(world, &sent).await;
+    pays(account, account).of(type_).to(world).await;
 }
 
 async fn assert_paid_once(world: &World, accounts: &[String]) {
@@ -45,7 +33,7 @@ async fn a_commit_that_is_refused_takes_nothing_of_the_next_message_with_it() {
                   $$ BEGIN RAISE EXCEPTION 'refused at the commit'; END $$; \
                   CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON account DEFERRABLE INITIALLY DEFERRED \
                   FOR EACH ROW WHEN (NEW.id LIKE 'refused%') EXECUTE FUNCTION refuse()";
-    world.client.batch_execute(refuse).await.unwrap();
+    world.sql(refuse).await;
     let running = busy(&world).await;
     let mut good = Vec::new();
     for n in 0..10 {
@@ -105,16 +93,12 @@ async fn a_backlog_with_everything_in_it_is_applied_once_and_in_the_order_of_its
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for n in 0..40 {
         let account = format!("a{n}");
-        let sent = Sent {
-            id: Some(&account),
-            type_: if n % 4 == 0 { "fails_twice" } else { "pays" },
-            account: &account,
-            key: Some(if n % 2 == 0 { "first" } else { "second" }),
-            ..PLAIN
-        };
-        send(&world, &sent).await;
+        let sent = pays(&account, &account)
+            .of(if n % 4 == 0 { "fails_twice" } else { "pays" })
+            .key(if n % 2 == 0 { "first" } else { "second" });
+        sent.to(&world).await;
         if n % 3 == 0 {
-            send(&world, &sent).await;
+            sent.to(&world).await;
         }
         if n % 2 == 0 { &mut first } else { &mut second }.push(account.clone());
         good.push(account);

@@ -128,7 +128,7 @@ impl Stage {
         let world = world().await;
         let table = "CREATE TABLE applied (n bigint GENERATED ALWAYS AS IDENTITY, id text, key text, position bigint); \
                      GRANT INSERT ON applied TO payments";
-        world.client.batch_execute(table).await.unwrap();
+        world.sql(table).await;
         let stage = Self {
             world,
             handlers,

@@ -16,12 +16,7 @@ async fn declared(world: &World) {
 
 async fn good(world: &World, n: usize) {
     let account = format!("good{n}");
-    let sent = Sent {
-        id: Some(&account),
-        account: &account,
-        ..PLAIN
-    };
-    send(world, &sent).await;
+    pays(&account, &account).to(world).await;
 }
 
 /// Every good message is paid once, each bad message is a dead letter with its reason, and no connection was lost.
@@ -98,10 +93,11 @@ async fn what_cannot_be_parsed_is_dead_lettered_and_ends_neither_process_nor_con
     running.stopped().await;
 }
 
-/// The properties that `send` sets, and a header that fills the frame to its last byte.
+/// A header that, beside the properties that [`Sent::to`] sets, fills the frame to its last byte.
 fn filling(id: &str, type_: &str) -> AMQPValue {
     let frame = 8 + 14;
-    let properties = 1 + "text/plain".len() + 1 + id.len() + 1 + type_.len();
+    let mode = 1;
+    let properties = 1 + "text/plain".len() + mode + 1 + id.len() + 1 + type_.len();
     let table = 4 + 1 + "large".len() + 1 + 4;
     AMQPValue::LongString("x".repeat(131_072 - frame - properties - table).into())
 }
@@ -114,14 +110,7 @@ async fn a_dead_letter_whose_headers_fill_a_frame_is_cut_to_fit_and_says_so() {
     declared(&world).await;
     good(&world, 0).await;
     let large = [("large", filling("m1", "wrong"))];
-    let full = Sent {
-        id: Some("m1"),
-        type_: "wrong",
-        account: "full",
-        headers: &large,
-        ..PLAIN
-    };
-    send(&world, &full).await;
+    pays("m1", "full").of("wrong").with(&large).to(&world).await;
     good(&world, 1).await;
     let running = start(&world, Payments::default(), |_| ());
     let dead = assert_survived(&world, &failures, 2, &[("full", "rejected")]).await;
@@ -140,14 +129,11 @@ async fn headers_that_outgrow_the_frame_when_they_come_again_are_no_fault_of_the
     let world = world().await;
     declared(&world).await;
     let large = [("large", filling("m1", "panics_once"))];
-    let full = Sent {
-        id: Some("m1"),
-        type_: "panics_once",
-        account: "full",
-        headers: &large,
-        ..PLAIN
-    };
-    send(&world, &full).await;
+    pays("m1", "full")
+        .of("panics_once")
+        .with(&large)
+        .to(&world)
+        .await;
     let running = start(&world, Payments::default(), |_| ());
     until_paid(&world, "full").await;
     until_empty(&world).await;
@@ -179,13 +165,10 @@ async fn headers_of_a_relay_that_no_relay_wrote_are_dead_lettered() {
     let mut bad = Vec::new();
     for (n, header) in forged.iter().enumerate() {
         let id = format!("forged{n}");
-        let sent = Sent {
-            id: Some(&id),
-            account: &id,
-            headers: std::slice::from_ref(header),
-            ..PLAIN
-        };
-        send(&world, &sent).await;
+        pays(&id, &id)
+            .with(std::slice::from_ref(header))
+            .to(&world)
+            .await;
         good(&world, n).await;
         bad.push(id);
     }
@@ -201,13 +184,7 @@ async fn headers_of_a_relay_that_no_relay_wrote_are_dead_lettered() {
     .enumerate()
     {
         let (id, header) = (format!("good{}", forged.len() + n), [(name, value)]);
-        let sent = Sent {
-            id: Some(&id),
-            account: &id,
-            headers: &header,
-            ..PLAIN
-        };
-        send(&world, &sent).await;
+        pays(&id, &id).with(&header).to(&world).await;
     }
     let running = start(&world, Payments::default(), |options| {
         options.replay = ReplayPolicy::Skip;

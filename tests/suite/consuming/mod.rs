@@ -17,8 +17,8 @@ use std::{
 };
 
 use lapin::{
-    BasicProperties, Connection, ConnectionProperties,
-    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    BasicProperties,
+    options::{BasicPublishOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -28,7 +28,7 @@ use outbox::{
     consumer::{ConsumerOptions, Failure, Handler, Message, ReplayPolicy, Reply, run},
     inbox::{Inbox, MAX_RESULT, Operation, OperationError},
 };
-use test_support::{Mode, Proxy, eventually};
+use test_support::{Mode, Proxy, amqp, eventually, over};
 use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_postgres::{NoTls, Transaction};
 use tokio_util::sync::CancellationToken;
@@ -164,10 +164,7 @@ impl Running {
 
 fn start(world: &World, payments: Payments, change: impl FnOnce(&mut ConsumerOptions)) -> Running {
     let url = match &payments.proxy {
-        Some(proxy) => world.broker_url().replace(
-            &format!(":{}/", world.rabbitmq().port()),
-            &format!(":{}/", proxy.port()),
-        ),
+        Some(proxy) => over(&world.broker_url(), proxy.port()),
         None => world.broker_url(),
     };
     let database = world
@@ -217,43 +214,56 @@ struct Sent<'a> {
     headers: &'a [(&'a str, AMQPValue)],
 }
 
-const PLAIN: Sent<'static> = Sent {
-    id: None,
-    type_: "pays",
-    account: "",
-    key: None,
-    headers: &[],
-};
+/// A message that pays one cent to this account.
+fn pays<'a>(id: &'a str, account: &'a str) -> Sent<'a> {
+    Sent {
+        id: Some(id),
+        type_: "pays",
+        account,
+        key: None,
+        headers: &[],
+    }
+}
 
-async fn send(world: &World, sent: &Sent<'_>) {
-    let mut headers = FieldTable::default();
-    if let Some(key) = sent.key {
-        headers.insert("outbox-key".into(), AMQPValue::LongString(key.into()));
+impl<'a> Sent<'a> {
+    fn of(self, type_: &'a str) -> Self {
+        Self { type_, ..self }
     }
-    for (name, value) in sent.headers {
-        headers.insert(short(name), value.clone());
+
+    fn key(self, key: &'a str) -> Self {
+        Self {
+            key: Some(key),
+            ..self
+        }
     }
-    let mut properties = BasicProperties::default()
-        .with_type(short(sent.type_))
-        .with_content_type("text/plain".into())
-        .with_headers(headers);
-    if let Some(id) = sent.id {
-        properties = properties.with_message_id(short(id));
+
+    fn with(self, headers: &'a [(&'a str, AMQPValue)]) -> Self {
+        Self { headers, ..self }
     }
-    let channel = world.channel().await;
-    eventually("the queue", SOON, async || {
-        let options = BasicPublishOptions {
-            mandatory: true,
-            ..BasicPublishOptions::default()
-        };
-        let body = sent.account.as_bytes();
-        let confirm = channel
-            .basic_publish(short(""), short(QUEUE), options, body, properties.clone())
-            .await
-            .unwrap();
-        matches!(confirm.await.unwrap(), lapin::Confirmation::Ack(None)).then_some(())
-    })
-    .await;
+
+    /// Publishes it as soon as the queue exists.
+    async fn to(&self, world: &World) {
+        let mut headers = FieldTable::default();
+        if let Some(key) = self.key {
+            headers.insert("outbox-key".into(), AMQPValue::LongString(key.into()));
+        }
+        for (name, value) in self.headers {
+            headers.insert(short(name), value.clone());
+        }
+        let mut properties = BasicProperties::default()
+            .with_type(short(self.type_))
+            .with_content_type("text/plain".into())
+            .with_headers(headers);
+        if let Some(id) = self.id {
+            properties = properties.with_message_id(short(id));
+        }
+        let channel = world.channel().await;
+        eventually("the queue", SOON, async || {
+            let publish = amqp::publish_with(&channel, QUEUE, properties.clone(), self.account);
+            publish.await.ok()
+        })
+        .await;
+    }
 }
 
 async fn cents(world: &World) -> HashMap<String, i64> {

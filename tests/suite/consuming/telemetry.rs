@@ -20,22 +20,12 @@ async fn every_metric_of_the_inbox_moves() {
         options.handler_timeout = UNHURRIED;
     });
     let replay = [("outbox-replay", AMQPValue::Boolean(true))];
-    let message = |id, type_, account| Sent {
-        id: Some(id),
-        type_,
-        account,
-        ..PLAIN
-    };
-    send(&world, &message("m1", "pays", "a")).await;
-    send(&world, &message("m1", "pays", "a")).await;
-    send(&world, &message("m1", "pays", "another body")).await;
-    send(&world, &message("m2", "fails_twice", "b")).await;
-    send(&world, &message("m3", "hangs_once", "c")).await;
-    let replayed = Sent {
-        headers: &replay,
-        ..message("m4", "pays", "d")
-    };
-    send(&world, &replayed).await;
+    pays("m1", "a").to(&world).await;
+    pays("m1", "a").to(&world).await;
+    pays("m1", "another body").to(&world).await;
+    pays("m2", "b").of("fails_twice").to(&world).await;
+    pays("m3", "c").of("hangs_once").to(&world).await;
+    pays("m4", "d").with(&replay).to(&world).await;
     until_empty(&world).await;
     let metrics = metrics.render();
     let value = |series: &str| {
@@ -92,7 +82,7 @@ async fn an_inbox_of_external_effects_is_measured_and_pruned() {
     recorded.await.unwrap();
     let older = "UPDATE inbox.message \
                  SET claimed_at = claimed_at - interval '1 h', recorded_at = recorded_at - interval '1 h'";
-    world.client.batch_execute(older).await.unwrap();
+    world.sql(older).await;
     let database = world
         .postgres()
         .url_for("payments", "payments", &world.database);
@@ -142,11 +132,7 @@ async fn a_database_that_is_away_is_counted_and_is_no_reading_of_zero() {
             .await
             .unwrap();
     });
-    let message = Sent {
-        id: Some("m1"),
-        ..PLAIN
-    };
-    send(&world, &message).await;
+    pays("m1", "").to(&world).await;
     let retries = r#"inbox_retries_total{consumer="payments",reason="database"}"#;
     eventually("a retry", SOON, async || {
         (reading(&metrics.render(), retries)? > 0.0).then_some(())
@@ -180,13 +166,7 @@ async fn a_consumer_s_span_continues_the_producer_s_trace() {
     let running = start(&world, Payments::default(), |_| ());
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let headers = [("traceparent", AMQPValue::LongString(parent.into()))];
-    let traced = Sent {
-        id: Some("m1"),
-        account: "a",
-        headers: &headers,
-        ..PLAIN
-    };
-    send(&world, &traced).await;
+    pays("m1", "a").with(&headers).to(&world).await;
     let span = eventually("the span", SOON, async || {
         let spans = exporter.get_finished_spans().unwrap();
         spans.into_iter().find(|span| span.name == "consume")

@@ -62,7 +62,7 @@ async fn bound(world: &World, setting: &str) {
         "ALTER ROLE payments IN DATABASE {} SET {setting}",
         world.database
     );
-    world.client.batch_execute(&sql).await.unwrap();
+    world.sql(&sql).await;
 }
 
 /// Takes the only message as another consumer, and requeues or rejects it.
@@ -93,14 +93,9 @@ async fn a_redelivered_message_that_cannot_be_claimed_is_counted_once_and_applie
     let world = world().await;
     // This declares the queues.
     let running = start(&world, Payments::default(), |_| ());
-    let message = Sent {
-        id: Some("m1"),
-        account: "a",
-        ..PLAIN
-    };
     until_holds(&world, QUEUE, 0).await;
     running.stopped().await;
-    send(&world, &message).await;
+    pays("m1", "a").to(&world).await;
     reject(&world, true).await;
 
     let mut other = world.postgres().connect(&world.database).await.unwrap();
@@ -146,13 +141,7 @@ async fn an_attempt_whose_session_was_ended_under_the_handler_counts() {
         ("m1", "outlives_its_session_and_writes"),
         ("m2", "outlives_its_session"),
     ] {
-        let slow = Sent {
-            id: Some(id),
-            type_,
-            account: id,
-            ..PLAIN
-        };
-        send(&world, &slow).await;
+        pays(id, id).of(type_).to(&world).await;
     }
     let consumer = world.consume(DEAD).await;
     for dead in consumer.until(2).await {
@@ -192,13 +181,7 @@ async fn what_fails_on_every_connection_backs_off_further_each_time() {
         options.declare = false;
         options.backoff_max = SOON;
     });
-    let wrong = Sent {
-        id: Some("m1"),
-        type_: "wrong",
-        account: "a",
-        ..PLAIN
-    };
-    send(&world, &wrong).await;
+    pays("m1", "a").of("wrong").to(&world).await;
     failures.until(&[1, 2, 3, 4]).await;
     running.stopped().await;
 }
@@ -212,17 +195,11 @@ async fn panics_back_off_until_something_is_acknowledged() {
         options.max_attempts = 2;
         options.backoff_max = SOON;
     });
-    let panics = |id: &'static str| Sent {
-        id: Some(id),
-        type_: "panics",
-        account: id,
-        ..PLAIN
-    };
-    send(&world, &panics("m1")).await;
+    pays("m1", "m1").of("panics").to(&world).await;
     // The message is tried once and redelivered twice. At the third redelivery it is dead-lettered and acknowledged.
     failures.until(&[1, 2, 3]).await;
     until_empty(&world).await;
-    send(&world, &panics("m2")).await;
+    pays("m2", "m2").of("panics").to(&world).await;
     // A consumer that takes one message at a time took this message once without trying it, so it was redelivered.
     failures.until(&[1, 2, 3, 1, 2]).await;
     until_empty(&world).await;
@@ -237,12 +214,7 @@ async fn what_the_broker_gives_up_lands_in_the_dead_letter_queue() {
     let running = start(&world, Payments::default(), |_| ());
     until_holds(&world, QUEUE, 0).await;
     running.stopped().await;
-    let message = Sent {
-        id: Some("m1"),
-        account: "a",
-        ..PLAIN
-    };
-    send(&world, &message).await;
+    pays("m1", "a").to(&world).await;
     reject(&world, false).await;
     let consumer = world.consume(DEAD).await;
     let dead = &consumer.until(1).await[0];
@@ -253,11 +225,7 @@ async fn what_the_broker_gives_up_lands_in_the_dead_letter_queue() {
     assert!(dead.header("x-death").is_some());
     // The queues exist as the runner would declare them.
     let running = start(&world, Payments::default(), |_| ());
-    let next = Sent {
-        id: Some("m2"),
-        ..message
-    };
-    send(&world, &next).await;
+    pays("m2", "a").to(&world).await;
     until_paid(&world, "a").await;
     running.stopped().await;
 }
@@ -273,11 +241,7 @@ async fn a_queue_that_was_declared_elsewhere_gets_its_dead_letters_by_a_policy()
     let words = ["--apply-to", "queues", "payments", "^payments$", policy];
     let set = [&["set_policy", "-p", &world.vhost], &words[..]].concat();
     world.rabbitmq().ctl(&set).await.unwrap();
-    let message = Sent {
-        id: Some("m1"),
-        ..PLAIN
-    };
-    send(&world, &message).await;
+    pays("m1", "").to(&world).await;
     let (queue, dead) = (world.channel().await, world.channel().await);
     let dead = eventually("the dead letter", SOON, async || {
         let get = BasicGetOptions::default();
@@ -300,16 +264,11 @@ async fn a_claim_that_the_database_refuses_is_not_held_against_the_message() {
     let _guard = metrics::set_default_local_recorder(&recorder);
     let world = world().await;
     let revoke = "REVOKE INSERT ON inbox.message FROM inbox_consumer";
-    world.client.batch_execute(revoke).await.unwrap();
+    world.sql(revoke).await;
     let running = start(&world, Payments::default(), |options| {
         options.max_attempts = 2
     });
-    let message = Sent {
-        id: Some("m1"),
-        account: "a",
-        ..PLAIN
-    };
-    send(&world, &message).await;
+    pays("m1", "a").to(&world).await;
     eventually("refused claims", SOON, async || {
         let retries = r#"inbox_retries_total{consumer="payments",reason="database"}"#;
         (reading(&metrics.render(), retries)? >= 4.0).then_some(())
@@ -317,7 +276,7 @@ async fn a_claim_that_the_database_refuses_is_not_held_against_the_message() {
     .await;
     assert_eq!(attempts(&world).await, 0);
     let grant = "GRANT INSERT ON inbox.message TO inbox_consumer";
-    world.client.batch_execute(grant).await.unwrap();
+    world.sql(grant).await;
     until_paid(&world, "a").await;
     until_empty(&world).await;
     until_holds(&world, DEAD, 0).await;
@@ -333,17 +292,11 @@ async fn a_commit_waits_for_the_disk_whatever_the_role_s_default_is() {
                 $$ BEGIN INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$; \
                 CREATE CONSTRAINT TRIGGER look AFTER INSERT ON account DEFERRABLE INITIALLY DEFERRED \
                 FOR EACH ROW EXECUTE FUNCTION look()";
-    world.client.batch_execute(look).await.unwrap();
+    world.sql(look).await;
     bound(&world, "synchronous_commit = off").await;
     let running = start(&world, Payments::default(), |_| ());
     for (id, type_) in [("m1", "pays"), ("m2", "fails_twice")] {
-        let message = Sent {
-            id: Some(id),
-            type_,
-            account: id,
-            ..PLAIN
-        };
-        send(&world, &message).await;
+        pays(id, id).of(type_).to(&world).await;
     }
     until_empty(&world).await;
     let sql = "SELECT string_agg(setting, ' ') FROM seen";

@@ -37,39 +37,9 @@ async fn three_dead(world: &World) {
 const MEND: &str = "UPDATE outbox.message SET aggregate_id = translate(aggregate_id, E'\\x01', '-') WHERE aggregate_id LIKE 'bad%'";
 
 fn mend_the_ledger(world: &World) {
-    for event in world.ledger.lock().unwrap().iter_mut() {
+    world.ledger.correct(|event| {
         event.key = event.key.as_ref().map(|key| key.replace('\u{1}', "-"));
-    }
-}
-
-#[tokio::test]
-async fn a_dead_message_whose_key_is_corrected_stays_dead_until_it_is_redriven_and_is_sent_then() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let _relay = world.relay(&[]);
-    three_dead(&world).await;
-    world.sql(MEND).await;
-    mend_the_ledger(&world);
-    let homeless = "outbox.dead d LEFT JOIN outbox.message m USING (lane, id) WHERE m.id IS NULL";
-    assert_eq!(
-        (
-            world.count("outbox.dead").await,
-            world.count(homeless).await
-        ),
-        (3, 0)
-    );
-    let (code, report, stderr) = json(
-        &world,
-        &["dead", "redrive", "--all", "--why", "mended", "--json"],
-    )
-    .await;
-    assert_eq!(
-        (code, &report["messages"], &report["without_message"]),
-        (0, &3.into(), &0.into()),
-        "{stderr}"
-    );
-    world.all_arrived(&consumer).await;
-    assert_eq!(world.count("outbox.dead").await, 0);
+    });
 }
 
 /// With the trigger off, or in a race with it, the record stays behind in the old lane.
@@ -206,9 +176,9 @@ async fn a_message_whose_key_is_corrected_while_it_waits_is_sent_under_its_new_k
                  UPDATE outbox.message SET aggregate_id = 'new' || id % 7, event_type = 'good'"
             ))
             .await;
-        for event in world.ledger.lock().unwrap().iter_mut() {
+        world.ledger.correct(|event| {
             event.key = Some(format!("new{}", event.position % 7));
-        }
+        });
         // Between the old key's messages and the new one's no order is promised.
         let report = world.judge(&consumer).await;
         assert!(
@@ -248,27 +218,4 @@ async fn a_waiting_message_that_is_marked_as_sent_or_deleted_by_hand_is_not_publ
     consumer.until(18).await;
     world.until("nothing to wait", "outbox.waiting", 0).await;
     assert_eq!(consumer.len(), 18);
-}
-
-/// An hour of back-off, or a failing destination: neither applies to the new route.
-#[tokio::test]
-async fn a_waiting_message_whose_route_is_corrected_is_tried_at_once() {
-    let world = world().await;
-    world.bind("all", "order.good", &[]).await;
-    let consumer = world.consume("all").await;
-    let _relay = world.relay(&[
-        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1h"),
-        ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
-    ]);
-    let mut ids = Vec::new();
-    for n in 0..60 {
-        let key = (n % 20).to_string();
-        ids.push(world.insert(Some(&key), "nobody", &n.to_string(), "").await);
-    }
-    world.until("all to wait", "outbox.waiting", 60).await;
-    world
-        .sql("UPDATE outbox.message SET event_type = 'good' WHERE id % 2 = 0; UPDATE outbox.message SET routing_key = 'order.good' WHERE id % 2 = 1")
-        .await;
-    consumer.until_all(&ids).await;
-    world.all_arrived(&consumer).await;
 }

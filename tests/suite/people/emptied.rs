@@ -7,46 +7,6 @@ use crate::{
 
 const REFILL: &str = "BEGIN; TRUNCATE outbox.message RESTART IDENTITY";
 
-/// The usual reset of test suites and staging systems, ten times in a row.
-#[tokio::test]
-async fn a_table_truncated_and_refilled_in_one_transaction_loses_nothing_while_the_relay_works() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let _relay = world.relay(&[]);
-    write(&world, &world.client, "first", 100).await;
-    world.passed().await;
-    for round in 0..10 {
-        world.sql(REFILL).await;
-        write(&world, &world.client, &format!("round{round}-"), 120).await;
-        world.sql("COMMIT").await;
-        world.drained().await;
-    }
-    world.all_arrived(&consumer).await;
-}
-
-#[tokio::test]
-async fn a_table_truncated_and_refilled_loses_nothing_while_the_relay_sleeps_or_is_stopped() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let mut relay = world.relay(&[]);
-    write(&world, &world.client, "first", 100).await;
-    world.passed().await;
-    let asleep = "pg_locks l JOIN pg_database d ON d.oid = l.database WHERE l.locktype = 'advisory' AND l.objsubid = 1 \
-                  AND l.mode = 'ExclusiveLock' AND d.datname = current_database() AND l.classid = 28533";
-    world.until("the relay to sleep", asleep, 1).await;
-    world.sql(REFILL).await;
-    write(&world, &world.client, "asleep", 120).await;
-    world.sql("COMMIT").await;
-    world.passed().await;
-    relay.terminate().unwrap();
-    relay.ended(SOON).await.unwrap();
-    world.sql(REFILL).await;
-    write(&world, &world.client, "stopped", 90).await;
-    world.sql("COMMIT").await;
-    let _relay = world.relay(&[]);
-    world.all_arrived(&consumer).await;
-}
-
 /// The trigger takes the marks back at once. Where it does not run, the audit finds the rows below the marks.
 #[tokio::test]
 async fn marks_that_nobody_took_back_hide_nothing_for_long() {
@@ -67,34 +27,6 @@ async fn marks_that_nobody_took_back_hide_nothing_for_long() {
     let report = world.judge(&consumer).await;
     assert!(report.lost.is_empty() && report.duplicates == 0, "{report}");
     world.drained().await;
-}
-
-/// TRUNCATE … RESTART IDENTITY locks the table, then its sequence. The poll for work locks them in the same order. Otherwise the
-/// two could deadlock, and the server would end the person's statement.
-#[tokio::test]
-async fn a_truncate_that_meets_the_scout_is_never_the_one_that_is_ended() {
-    let world = world().await;
-    let (dba, scout) = tokio::join!(
-        world.postgres().connect(&world.database),
-        world.postgres().connect(&world.database)
-    );
-    let (dba, scout) = (dba.unwrap(), scout.unwrap());
-    scout
-        .batch_execute("SET application_name = 'looks'; SET lock_timeout = 0")
-        .await
-        .unwrap();
-    dba.batch_execute("BEGIN; LOCK TABLE outbox.message IN ACCESS EXCLUSIVE MODE")
-        .await
-        .unwrap();
-    let look = include_str!("../../../src/outbox/sql/scout.sql");
-    let looking = tokio::spawn(async move { scout.query(look, &[&vec![0_i16]]).await });
-    let waits = "pg_stat_activity WHERE application_name = 'looks' AND wait_event_type = 'Lock' \
-                 AND datname = current_database()";
-    world.until("it to wait for the table", waits, 1).await;
-    dba.batch_execute("TRUNCATE outbox.message RESTART IDENTITY; COMMIT")
-        .await
-        .unwrap();
-    assert_eq!(looking.await.unwrap().unwrap().len(), 1);
 }
 
 /// A cleaner names the tables in any order. No claim may wait for a table while it holds a lane.
@@ -171,11 +103,7 @@ async fn a_truncate_and_a_look_for_work_never_deadlock() {
     write(&world, &world.client, "second", 100).await;
     world.drained().await;
     world.all_arrived(&consumer).await;
-    let lines = relay.lines();
-    assert!(
-        !lines.iter().any(|line| line.contains("deadlock")),
-        "{lines:#?}"
-    );
+    relay.never_said("deadlock");
 }
 
 /// The search for a message that cannot be read holds a lane and then reads the table. A TRUNCATE holds the table and then
@@ -214,11 +142,7 @@ async fn a_truncate_and_a_search_for_an_unreadable_message_never_deadlock() {
     write(&world, &world.client, "after", 60).await;
     world.drained().await;
     world.all_arrived(&consumer).await;
-    let lines = relay.lines();
-    assert!(
-        !lines.iter().any(|line| line.contains("deadlock")),
-        "{lines:#?}"
-    );
+    relay.never_said("deadlock");
 }
 
 /// A claim that finds a table locked asks by whom, and reads two tables for that. A person who has one of them and wants the
@@ -266,35 +190,6 @@ async fn tables_truncated_one_by_one_and_the_question_who_blocks_never_deadlock(
             60,
         )
         .await;
-}
-
-/// Its record of versions alone. A cleaner does that; so the relay at work goes on, on new connections, too.
-#[tokio::test]
-async fn without_the_record_of_versions_a_running_relay_goes_on_and_a_start_is_refused() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let relay = world.relay(&[]);
-    write(&world, &world.client, "before", 60).await;
-    world.passed().await;
-    world.sql("DELETE FROM outbox.migration").await;
-    let ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                 WHERE datname = current_database() AND application_name LIKE 'outboxd/%'";
-    world.sql(ended).await;
-    write(&world, &world.client, "after", 60).await;
-    world.passed().await;
-    relay
-        .line("the schema is not as it was at the start", SOON)
-        .await;
-    let mut another = world.relay(&[]);
-    assert!(!another.ended(SOON).await.unwrap().success());
-    assert_ne!(world.outboxd(&["status"], &[]).await.code, 0);
-    let owner = world.postgres().url_for("owner", "owner", &world.database);
-    let recorded = world
-        .outboxd(&["migrate"], &[("DATABASE_URL", &owner)])
-        .await;
-    assert_eq!(recorded.code, 0, "{}", recorded.stderr);
-    assert_eq!(world.outboxd(&["status"], &[]).await.code, 0);
-    world.all_arrived(&consumer).await;
 }
 
 #[tokio::test]

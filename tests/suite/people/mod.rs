@@ -8,43 +8,21 @@ mod numbered;
 mod said;
 mod values;
 
-use std::sync::PoisonError;
-
-use checker::{Committed, sha256};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, types::ToSql};
 
 use crate::world::{Consumer, World};
 
 /// Writes `n` events over 97 keys of this name, in most lanes, and records them in the ledger. It runs in the transaction that
 /// `client` has open, if any.
 pub async fn write(world: &World, client: &Client, name: &str, n: i32) {
-    let rows = client
-        .query(
-            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-             SELECT 'order', $1 || i % 97, 'created', json_build_object('i', i) FROM generate_series(1, $2) i \
-             RETURNING message_id, aggregate_id, id, payload::text",
-            &[&name, &n],
-        )
-        .await
-        .unwrap();
-    let mut ledger = world.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-    for row in rows {
-        ledger.push(Committed {
-            message_id: row.get(0),
-            key: Some(row.get(1)),
-            position: row.get(2),
-            body_sha256: sha256(row.get::<_, String>(3).as_bytes()),
-        });
-    }
+    let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+                  SELECT 'order', $1 || i % 97, 'created', json_build_object('i', i) FROM generate_series(1, $2) i";
+    let parameters: [&(dyn ToSql + Sync); 2] = [&name, &n];
+    let written = world.ledger.insert(client, insert, &parameters);
+    written.await.unwrap();
 }
 
 impl World {
-    pub async fn sql(&self, sql: &str) {
-        if let Err(error) = self.client.batch_execute(sql).await {
-            panic!("{sql}: {error:?}");
-        }
-    }
-
     /// Waits until every message is sent and below the marks: after that no claim reads it.
     pub async fn passed(&self) {
         self.drained().await;

@@ -61,9 +61,7 @@ async fn check_status_and_prune_tell_of_stranded_messages_and_delete_none() {
 async fn stranded_messages_of_a_held_lane_are_counted_and_filed_once_it_is_free() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let _relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen)]);
+    let (_relay, port) = world.watched(&[]);
     write(&world, &world.client, "k", 60).await;
     world.passed().await;
     let person = world.postgres().connect(&world.database).await.unwrap();
@@ -92,9 +90,7 @@ async fn stranded_messages_of_a_held_lane_are_counted_and_filed_once_it_is_free(
 #[tokio::test]
 async fn a_privilege_or_a_column_that_goes_while_the_relay_runs_is_said_with_its_cure() {
     let world = world().await;
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let _relay = world.relay(&[("OUTBOXD__ADMIN__LISTEN", &listen)]);
+    let (_relay, port) = world.watched(&[]);
     world.bind("all", "#", &[]).await;
     let ready = async |status: u16, text: &str| {
         eventually(text, SOON, async || {

@@ -1,114 +1,45 @@
 //! The world of a test: a migrated database, a virtual host, relays, a consumer, and a ledger.
 
-mod consumer;
-
 use std::{
-    collections::HashSet,
     panic::Location,
     path::{Path, PathBuf},
-    pin::pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
 };
 
-use checker::{Committed, Delivered, Ledger, Report, sha256};
-use futures_util::StreamExt;
-use lapin::{
-    Channel, Connection, ConnectionProperties, ExchangeKind,
-    message::Delivery,
-    options::{
-        BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions,
-        ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
-    },
-    types::{AMQPValue, FieldTable, ShortString},
+use checker::Report;
+use lapin::{Channel, types::AMQPValue};
+use test_support::{
+    Commits, Daemon, Plan, Postgres, PostgresOptions, RabbitMq, RabbitMqOptions, Recorder, Servers,
+    Site, amqp, nearer,
 };
-use test_support::{Daemon, Postgres, RabbitMq, eventually, pause_after};
-use tokio::{
-    sync::{OnceCell, watch},
-    task::AbortHandle,
-};
-use tokio_postgres::Client;
+pub use test_support::{Ran as Run, SOON, Seen, amqp::short};
+use tokio::sync::OnceCell;
+use tokio_postgres::{Client, types::ToSql};
 use uuid::Uuid;
 
-pub use consumer::{Consumer, Seen};
-
-/// Time limit for a wait that should take a moment, long enough for a slow machine. Where a test waits for many things, this is
-/// the longest time without progress.
-pub const SOON: Duration = Duration::from_secs(180);
+/// Records all of each delivery.
+pub type Consumer = Recorder<Seen>;
 
 /// A relay time-out that no test reaches: the tested event must happen long before it.
 pub const FAR: &str = "20m";
 /// A time-out that must be above `FAR`.
 pub const FARTHER: &str = "40m";
 
-/// Number of virtual hosts that one call makes, because a call of rabbitmqctl takes seconds.
+/// More than there are tests.
 const VHOSTS: usize = 320;
-
-pub struct Servers {
-    pub postgres: Postgres,
-    pub rabbitmq: RabbitMq,
-    next: AtomicUsize,
-}
 
 static SHARED: OnceCell<Servers> = OnceCell::const_new();
 
-async fn shared() -> &'static Servers {
-    SHARED
-        .get_or_init(|| async {
-            let (postgres, rabbitmq) = tokio::join!(migrated_postgres(), RabbitMq::start());
-            let rabbitmq = rabbitmq.unwrap();
-            let vhosts: Vec<String> = (0..VHOSTS).map(|n| format!("t{n}")).collect();
-            rabbitmq.create_vhosts(&vhosts).await.unwrap();
-            Servers {
-                postgres,
-                rabbitmq,
-                next: AtomicUsize::new(0),
-            }
-        })
-        .await
-}
-
-/// Servers with the roles, and a database `template` that has the outbox.
-pub async fn migrated_postgres() -> Postgres {
-    let postgres = Postgres::start().await.unwrap();
-    prepare(&postgres).await;
-    postgres
-}
-
-pub async fn prepare(postgres: &Postgres) {
-    postgres
-        .execute(
-            "postgres",
-            "CREATE ROLE owner LOGIN CREATEROLE PASSWORD 'owner'",
-        )
-        .await
-        .unwrap();
-    postgres.create_database("template", "owner").await.unwrap();
-    for file in [
-        "migrations/outbox/0001_outbox.sql",
-        "deploy/postgres/roles.sql",
-        "migrations/inbox/0001_inbox.sql",
-        "deploy/postgres/inbox_roles.sql",
-    ] {
-        let sql = std::fs::read_to_string(repository().join(file)).unwrap();
-        postgres.psql("owner", "owner", "template", &sql).unwrap();
+pub fn plan() -> Plan {
+    Plan {
+        repository: repository().to_owned(),
+        owner: "owner",
+        logins: "CREATE ROLE relay LOGIN PASSWORD 'relay-canary-password' IN ROLE outbox_relay; \
+                 CREATE ROLE producer LOGIN PASSWORD 'producer' IN ROLE outbox_producer; \
+                 CREATE ROLE monitor LOGIN PASSWORD 'monitor' IN ROLE outbox_monitor; \
+                 CREATE ROLE payments LOGIN PASSWORD 'payments' IN ROLE inbox_consumer; \
+                 CREATE TABLE account (id text PRIMARY KEY, cents bigint NOT NULL); \
+                 GRANT SELECT, INSERT, UPDATE ON account TO payments",
     }
-    postgres
-        .execute(
-            "postgres",
-            "CREATE ROLE relay LOGIN PASSWORD 'relay-canary-password' IN ROLE outbox_relay; \
-             CREATE ROLE producer LOGIN PASSWORD 'producer' IN ROLE outbox_producer; \
-             CREATE ROLE monitor LOGIN PASSWORD 'monitor' IN ROLE outbox_monitor; \
-             CREATE ROLE payments LOGIN PASSWORD 'payments' IN ROLE inbox_consumer",
-        )
-        .await
-        .unwrap();
-    let tables = "CREATE TABLE account (id text PRIMARY KEY, cents bigint NOT NULL); \
-                  GRANT SELECT, INSERT, UPDATE ON account TO payments";
-    postgres.execute("template", tables).await.unwrap();
 }
 
 pub fn repository() -> &'static Path {
@@ -121,86 +52,52 @@ pub fn binary() -> PathBuf {
 
 /// A test's own database and virtual host.
 pub struct World {
-    servers: Where,
+    site: Site,
     pub database: String,
     pub vhost: String,
     pub client: Client,
-    pub ledger: Mutex<Vec<Committed>>,
-    relays: AtomicUsize,
-}
-
-enum Where {
-    Shared(&'static Servers),
-    Own(Box<Servers>),
+    pub ledger: Commits,
 }
 
 /// A world on the shared servers.
 pub async fn world() -> World {
-    let servers = shared().await;
-    let n = servers.next.fetch_add(1, Ordering::Relaxed);
-    assert!(n < VHOSTS, "raise VHOSTS");
-    World::new(Where::Shared(servers), format!("db{n}"), format!("t{n}")).await
+    let start = async || Servers::start(&plan(), VHOSTS).await.unwrap();
+    World::at(SHARED.get_or_init(start).await.site().await).await
 }
 
 /// A world on servers of its own, which the test may break.
 pub async fn own_world() -> World {
-    let (postgres, rabbitmq) = tokio::join!(migrated_postgres(), RabbitMq::start());
-    let servers = Servers {
-        postgres,
-        rabbitmq: rabbitmq.unwrap(),
-        next: AtomicUsize::new(0),
-    };
-    World::new(
-        Where::Own(Box::new(servers)),
-        "db".to_owned(),
-        "/".to_owned(),
-    )
-    .await
+    own_world_with(RabbitMqOptions::default()).await
+}
+
+pub async fn own_world_with(rabbitmq: RabbitMqOptions) -> World {
+    let (plan, postgres) = (plan(), PostgresOptions::default());
+    let site = Site::own(&plan, "db", postgres, rabbitmq).await;
+    World::at(site.unwrap()).await
 }
 
 impl World {
-    async fn new(servers: Where, database: String, vhost: String) -> Self {
-        let postgres = match &servers {
-            Where::Shared(servers) => &servers.postgres,
-            Where::Own(servers) => &servers.postgres,
-        };
-        // Two tests cannot copy a template at the same time.
-        eventually("a copy of the template", SOON, async || {
-            postgres.copy_database(&database, "template").await.ok()
-        })
-        .await;
-        let client = postgres.connect(&database).await.unwrap();
+    async fn at(site: Site) -> Self {
         Self {
-            servers,
-            database,
-            vhost,
-            client,
-            ledger: Mutex::default(),
-            relays: AtomicUsize::new(0),
+            client: site.client().await.unwrap(),
+            database: site.database.clone(),
+            vhost: site.vhost.clone(),
+            site,
+            ledger: Commits::default(),
         }
     }
 
-    fn servers(&self) -> &Servers {
-        match &self.servers {
-            Where::Shared(servers) => servers,
-            Where::Own(servers) => servers,
-        }
-    }
-
-    /// Only for a world with servers of its own.
-    pub fn own(&mut self) -> &mut Servers {
-        match &mut self.servers {
-            Where::Shared(_) => panic!("these servers belong to all tests"),
-            Where::Own(servers) => servers,
-        }
+    /// To break a server, if it is this world's own.
+    pub fn own(&mut self) -> &mut Site {
+        &mut self.site
     }
 
     pub fn postgres(&self) -> &Postgres {
-        &self.servers().postgres
+        &self.site.postgres
     }
 
     pub fn rabbitmq(&self) -> &RabbitMq {
-        &self.servers().rabbitmq
+        &self.site.rabbitmq
     }
 
     /// The database URL of the relay's role.
@@ -210,7 +107,7 @@ impl World {
     }
 
     pub fn broker_url(&self) -> String {
-        self.rabbitmq().url(&self.vhost)
+        self.site.broker_url()
     }
 
     /// The environment of every process under test; `more` adds to it and takes precedence.
@@ -236,8 +133,24 @@ impl World {
 
     /// Starts a relay; it may still be connecting.
     pub fn relay(&self, more: &[(&str, &str)]) -> Daemon {
-        self.relays.fetch_add(1, Ordering::Relaxed);
         Daemon::start(&binary(), &["run"], &self.env(more)).unwrap()
+    }
+
+    /// Starts a relay with an admin port, and returns the port.
+    pub fn watched(&self, more: &[(&str, &str)]) -> (Daemon, u16) {
+        let port = test_support::free_port().unwrap();
+        let listen = format!("127.0.0.1:{port}");
+        let more = [more, &[("OUTBOXD__ADMIN__LISTEN", &listen)]].concat();
+        (self.relay(&more), port)
+    }
+
+    /// An empty database of the owner's; returns its name and the owner's URL.
+    pub async fn another(&self, name: &str) -> (String, String) {
+        let database = format!("{}_{name}", self.database);
+        let created = self.postgres().create_database(&database, "owner").await;
+        created.unwrap();
+        let url = self.postgres().url_for("owner", "owner", &database);
+        (database, url)
     }
 
     /// Runs a command to its end; returns exit code, standard output and standard error.
@@ -246,52 +159,21 @@ impl World {
     }
 
     pub async fn channel(&self) -> Channel {
-        let url = self.broker_url();
-        let connection = Connection::connect(&url, ConnectionProperties::default())
-            .await
-            .unwrap();
-        let channel = connection.create_channel().await.unwrap();
-        channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await
-            .unwrap();
-        channel
+        amqp::channel(&self.broker_url()).await.unwrap()
     }
 
     pub async fn declare_exchange(&self, name: &str) {
-        let options = ExchangeDeclareOptions {
-            durable: true,
-            ..ExchangeDeclareOptions::default()
-        };
-        let (name, table) = (short(name), FieldTable::default());
-        self.channel()
-            .await
-            .exchange_declare(name, ExchangeKind::Topic, options, table)
-            .await
-            .unwrap();
+        amqp::exchange(&self.channel().await, name).await.unwrap();
     }
 
     /// Declares a durable queue and binds it to `events` (declared too).
     pub async fn bind(&self, queue: &str, pattern: &str, arguments: &[(&str, AMQPValue)]) {
-        self.declare_exchange("events").await;
         let channel = self.channel().await;
-        let mut table = FieldTable::default();
-        for (name, value) in arguments {
-            table.insert(short(name), value.clone());
-        }
-        let options = QueueDeclareOptions {
-            durable: true,
-            ..QueueDeclareOptions::default()
-        };
-        channel
-            .queue_declare(short(queue), options, table)
-            .await
-            .unwrap();
-        let (binding, none) = (QueueBindOptions::default(), FieldTable::default());
-        channel
-            .queue_bind(short(queue), short("events"), short(pattern), binding, none)
-            .await
-            .unwrap();
+        amqp::exchange(&channel, "events").await.unwrap();
+        let declared = amqp::queue_with(&channel, queue, arguments).await;
+        declared.unwrap();
+        let bound = amqp::bind_key(&channel, "events", queue, pattern).await;
+        bound.unwrap();
     }
 
     /// Binds a queue to everything and consumes it.
@@ -301,7 +183,7 @@ impl World {
     }
 
     pub async fn consume(&self, queue: &str) -> Consumer {
-        Consumer::start(&self.broker_url(), queue).await
+        Recorder::start(&self.broker_url(), queue)
     }
 
     /// Writes events and records them: `(key, event type, body)`.
@@ -315,25 +197,13 @@ impl World {
 
     /// Writes `n` events over `keys` keys, in one transaction.
     pub async fn commit_many(&self, n: usize, keys: usize) {
-        let rows = self
-            .client
-            .query(
-                "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-                 SELECT 'order', (i % $2)::text, 'created', json_build_object('i', i) \
-                 FROM generate_series(1, $1::int) i RETURNING message_id, aggregate_id, id, payload::text",
-                &[&i32::try_from(n).unwrap(), &i32::try_from(keys).unwrap()],
-            )
-            .await
-            .unwrap();
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        for row in rows {
-            ledger.push(Committed {
-                message_id: row.get(0),
-                key: Some(row.get(1)),
-                position: row.get(2),
-                body_sha256: sha256(row.get::<_, String>(3).as_bytes()),
-            });
-        }
+        let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+                      SELECT 'order', (i % $2)::text, 'created', json_build_object('i', i) \
+                      FROM generate_series(1, $1::int) i";
+        let (n, keys) = (i32::try_from(n).unwrap(), i32::try_from(keys).unwrap());
+        let parameters: [&(dyn ToSql + Sync); 2] = [&n, &keys];
+        let written = self.ledger.insert(&self.client, insert, &parameters);
+        written.await.unwrap();
     }
 
     /// Writes one event with more columns: `columns` is `name = value, …` in SQL.
@@ -355,28 +225,21 @@ impl World {
                 .map(|part| format!(", {part}"))
                 .collect::<String>()
         };
-        let sql = format!(
+        let insert = format!(
             "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload{}) \
-             VALUES ('order', $1, $2, $3::text::json{}) RETURNING message_id, id",
+             VALUES ('order', $1, $2, $3::text::json{})",
             more(&names),
             more(&values)
         );
-        let row = self
-            .client
-            .query_one(&sql, &[&key, &event_type, &body])
-            .await
-            .unwrap();
-        let message_id = row.get(0);
-        self.ledger
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Committed {
-                message_id,
-                key: key.map(str::to_owned),
-                position: row.get(1),
-                body_sha256: sha256(body.as_bytes()),
-            });
-        message_id
+        let parameters: [&(dyn ToSql + Sync); 3] = [&key, &event_type, &body];
+        let written = self.ledger.insert(&self.client, &insert, &parameters);
+        written.await.unwrap()[0]
+    }
+
+    pub async fn sql(&self, sql: &str) {
+        if let Err(error) = self.client.batch_execute(sql).await {
+            panic!("{sql}: {error:?}");
+        }
     }
 
     /// Reads one number with SQL.
@@ -391,17 +254,15 @@ impl World {
     /// Waits for this number of rows, as long as the number comes closer.
     #[track_caller]
     pub fn until(&self, what: &str, sql: &str, expected: i64) -> impl Future<Output = ()> {
-        nearer(what, async move || (self.count(sql).await - expected).abs())
+        nearer(what, async move || {
+            Some((self.count(sql).await - expected).abs())
+        })
     }
 
     /// Waits until nothing is pending (every message is sent or dead), as long as pending messages become fewer.
     #[track_caller]
     pub fn drained(&self) -> impl Future<Output = ()> {
-        let pending = "outbox.message m WHERE sent_at IS NULL \
-                       AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = m.lane AND d.id = m.id)";
-        nearer("an empty outbox", async move || {
-            self.count(pending).await + self.count("outbox.waiting").await
-        })
+        test_support::drained(&self.client)
     }
 
     /// The reason of a dead message.
@@ -417,56 +278,22 @@ impl World {
         rows.first().map(|row| row.get(0))
     }
 
-    /// Compares the committed events with the deliveries of `consumer`. The last message may still be on its way among duplicates,
-    /// so this waits for messages that are not dead before it calls them lost.
+    /// Compares the committed events with the deliveries of `consumer`.
     pub async fn judge(&self, consumer: &Consumer) -> Report {
-        let ids = async |sql: &str| {
-            let rows = self.client.query(sql, &[]).await.unwrap();
-            rows.iter().map(|row| row.get(0)).collect()
-        };
-        let committed = self
-            .ledger
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let dead: HashSet<Uuid> = ids("SELECT message_id FROM outbox.dead").await;
-        let alive = committed.iter().map(|event| event.message_id);
-        consumer
-            .missing(alive.filter(|id| !dead.contains(id)))
-            .await;
-        Ledger {
-            committed,
-            delivered: consumer.seen().iter().map(|m| m.delivered()).collect(),
-            dead,
-            marked_sent: ids("SELECT message_id FROM outbox.message WHERE sent_at IS NOT NULL")
-                .await,
-        }
-        .check()
+        self.ledger.judge(&self.client, consumer).await.unwrap()
     }
-}
 
-/// Waits until nothing is missing. The machine may be slow: the deadline starts again whenever fewer things are missing than ever
-/// before.
-#[track_caller]
-fn nearer(what: &str, missing: impl AsyncFn() -> i64) -> impl Future<Output = ()> {
-    let (what, caller) = (what.to_owned(), Location::caller());
-    async move {
-        let (mut least, mut at) = (i64::MAX, Instant::now());
-        loop {
-            let asked = Instant::now();
-            let left = tokio::time::timeout(SOON, missing()).await;
-            let left = left.unwrap_or_else(|_| panic!("no answer about {what} ({caller})"));
-            if left == 0 {
-                return;
-            }
-            if left < least {
-                (least, at) = (left, Instant::now());
-            }
+    /// Nothing is pending any more, every message arrived in order, and so many at most came again.
+    #[track_caller]
+    pub fn clean(&self, consumer: &Consumer, duplicates: usize) -> impl Future<Output = ()> {
+        let caller = Location::caller();
+        async move {
+            self.drained().await;
+            let report = self.judge(consumer).await;
             assert!(
-                at.elapsed() < SOON,
-                "waited {SOON:?} for {what} and {least} were missing all the time ({caller})"
+                report.is_clean() && report.duplicates <= duplicates,
+                "{report}; {duplicates} duplicates are allowed ({caller})"
             );
-            tokio::time::sleep(pause_after(asked.elapsed())).await;
         }
     }
 }
@@ -493,32 +320,7 @@ impl Gate {
     }
 }
 
-pub struct Run {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
-}
-
 pub async fn run(args: &[&str], env: &[(String, String)]) -> Run {
-    let mut command = tokio::process::Command::new(binary());
-    command
-        .args(args)
-        .env_clear()
-        .envs(env.iter().map(|(k, v)| (k, v)))
-        .current_dir("/")
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true);
-    let output = tokio::time::timeout(SOON, command.output())
-        .await
-        .expect("the command ends")
-        .unwrap();
-    Run {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-pub fn short(text: &str) -> ShortString {
-    ShortString::try_new(text).unwrap()
+    let (program, env) = (binary(), env.iter().cloned());
+    test_support::run(&program, args, env).await.unwrap()
 }

@@ -35,7 +35,7 @@ pub struct Cell {
     pub parts: Vec<Part>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Part {
     pub name: String,
     pub passed: usize,
@@ -61,10 +61,7 @@ impl Part {
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
-            passed: 0,
-            passed_alone: Vec::new(),
-            failed: Vec::new(),
-            skipped: Vec::new(),
+            ..Self::default()
         }
     }
 

@@ -10,7 +10,7 @@ pub struct Tests {
     other: Option<String>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Binary {
     name: String,
     passed: usize,
@@ -27,20 +27,6 @@ struct Binary {
 }
 
 impl Binary {
-    fn new(name: String) -> Self {
-        Self {
-            name,
-            passed: 0,
-            failed: 0,
-            ignored: 0,
-            seconds: 0.0,
-            names: Vec::new(),
-            slow: Vec::new(),
-            listing: false,
-            ended: false,
-        }
-    }
-
     fn read(&mut self, line: &str) {
         if let Some(counts) = line
             .strip_prefix("test result: ")
@@ -109,7 +95,10 @@ impl Binary {
 impl Tests {
     pub fn read(&mut self, line: &str) {
         if let Some(name) = binary(line) {
-            self.binaries.push(Binary::new(name));
+            self.binaries.push(Binary {
+                name,
+                ..Binary::default()
+            });
         } else if let Some(binary) = self.binaries.last_mut() {
             binary.read(line);
         }

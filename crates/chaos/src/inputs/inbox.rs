@@ -6,42 +6,25 @@ use lapin::{
     BasicProperties, Channel,
     options::{BasicGetOptions, BasicNackOptions},
 };
-use test_support::{Daemon, eventually};
+use test_support::{
+    Daemon,
+    amqp::{self, DeadLetter, short},
+    eventually,
+};
 use tokio_postgres::{Client, error::SqlState};
 
 use crate::{
     arena::{DATABASE, SOON, Setup},
-    deliveries::{self, DeadLetter, short},
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     stage::Stage,
 };
 
-pub const CASES: &[Row] = &[
-    Row {
-        number: 31,
-        fault: "missing or malformed message id is dead-lettered, not guessed",
-        long: false,
-        run: |setup| Box::pin(no_message_id(setup)),
-    },
-    Row {
-        number: 32,
-        fault: "same id with another payload is a conflict",
-        long: false,
-        run: |setup| Box::pin(conflict(setup)),
-    },
-    Row {
-        number: 33,
-        fault: "overlong id is dead-lettered",
-        long: false,
-        run: |setup| Box::pin(overlong_id(setup)),
-    },
-    Row {
-        number: 34,
-        fault: "the redelivered flag is a hint only",
-        long: false,
-        run: |setup| Box::pin(redelivered(setup)),
-    },
-];
+pub const CASES: &[Row] = rows! { setup;
+    31, "missing or malformed message id is dead-lettered, not guessed" => no_message_id(setup);
+    32, "same id with another payload is a conflict" => conflict(setup);
+    33, "overlong id is dead-lettered" => overlong_id(setup);
+    34, "the redelivered flag is a hint only" => redelivered(setup);
+};
 
 /// A queue of its own and its dead letters, and the consumer's process on it.
 struct Bench<'a> {
@@ -60,9 +43,9 @@ fn dead(queue: &str) -> String {
 impl<'a> Bench<'a> {
     async fn set(setup: &'a Setup, queue: &'static str) -> Result<Self> {
         let stage = setup.stage.get(setup).await?;
-        let channel = deliveries::channel(&stage.rabbitmq.url("/")).await?;
+        let channel = amqp::channel(&stage.rabbitmq.url("/")).await?;
         for queue in [queue, &dead(queue)] {
-            deliveries::queue(&channel, queue).await?;
+            amqp::queue(&channel, queue).await?;
         }
         Ok(Self {
             setup,
@@ -87,12 +70,12 @@ impl<'a> Bench<'a> {
     }
 
     async fn publish(&self, id: &str, type_: &str, body: &str) -> Result<()> {
-        deliveries::publish(&self.channel, self.queue, id, type_, body).await
+        amqp::publish(&self.channel, self.queue, id, type_, body).await
     }
 
     async fn dead_letters(&self, n: usize) -> Result<Vec<DeadLetter>> {
         let (url, queue) = (self.stage.rabbitmq.url("/"), dead(self.queue));
-        deliveries::dead_letters(&url, &queue, n, SOON).await
+        amqp::dead_letters(&url, &queue, n, SOON).await
     }
 
     async fn applied(&self, id: &str) -> Result<i64> {
@@ -132,9 +115,9 @@ async fn no_message_id(setup: &Setup) -> Result<Outcome> {
     let mut bench = Bench::set(setup, "b31").await?;
     bench.start()?;
     let none = BasicProperties::default().with_type(short("x"));
-    deliveries::publish_with(&bench.channel, bench.queue, none.clone(), "{\"n\":1}").await?;
+    amqp::publish_with(&bench.channel, bench.queue, none.clone(), "{\"n\":1}").await?;
     // The same body again: a guess by the body would take it for a repetition.
-    deliveries::publish_with(&bench.channel, bench.queue, none, "{\"n\":1}").await?;
+    amqp::publish_with(&bench.channel, bench.queue, none, "{\"n\":1}").await?;
     let malformed = ["", "a\r\nb", "\0", "a\u{7f}", "\u{85}"];
     for id in malformed {
         bench.publish(id, "x", "{}").await?;

@@ -2,7 +2,6 @@
 
 pub mod configuration;
 mod inbox;
-pub mod program;
 mod rows;
 mod stage;
 

@@ -1,13 +1,11 @@
 //! One PostgreSQL, one RabbitMQ and one relay for all bad inputs: none of them may harm what the others use.
 
-use test_support::Daemon;
+use test_support::{Daemon, Recorder, amqp, probe};
 use tokio::sync::oneshot;
 
 use crate::{
     arena::{Arena, QUEUE, SOON, Setup},
     consumer::TABLES,
-    deliveries::{self, Deliveries},
-    probe,
     row::{Result, expect},
     stage::{SharedStage, Stage},
 };
@@ -54,13 +52,13 @@ impl Stage {
         );
         // JSON escapes line breaks by its nature.
         arena.set("OUTBOXD__LOG__FORMAT", "human");
-        let channel = deliveries::channel(&arena.broker_url()).await?;
-        deliveries::bind(&channel, "audit", QUEUE).await?;
-        deliveries::exchange(&channel, "unbound").await?;
+        let channel = amqp::channel(&arena.broker_url()).await?;
+        amqp::bind(&channel, "audit", QUEUE).await?;
+        amqp::exchange(&channel, "unbound").await?;
         arena.client().await?.batch_execute(TABLES).await?;
         let relay = arena.relay()?;
         relay.line("connected to both servers", SOON).await;
-        let deliveries = Deliveries::start(&arena.broker_url(), QUEUE);
+        let deliveries = Recorder::start(&arena.broker_url(), QUEUE);
         let env = arena.env().to_vec();
         let Arena {
             postgres, rabbitmq, ..

@@ -6,127 +6,56 @@ use std::{
     time::{Duration, Instant},
 };
 
-use checker::{Committed, sha256};
-use test_support::{Daemon, eventually};
+use test_support::{Daemon, amqp, drained, eventually, probe};
 use tokio::time::sleep;
-use tokio_postgres::Client;
 
 use crate::{
     arena::{Arena, QUEUE, SOON, Setup, WINDOW},
-    deliveries,
-    flow::{Flow, drained},
-    probe,
-    row::{Outcome, Result, Row, expect, in_time},
+    flow::Flow,
+    row::{Outcome, Result, Row, expect, in_time, rows},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 10,
-        fault: "broker restarts",
-        long: false,
-        run: |setup| Box::pin(restarted(setup)),
-    },
-    Row {
-        number: 11,
-        fault: "broker SIGKILL and restart",
-        long: false,
-        run: |setup| Box::pin(killed(setup)),
-    },
-    Row {
-        number: 12,
-        fault: "broker SIGSTOP",
-        long: false,
-        run: |setup| Box::pin(frozen(setup)),
-    },
-    Row {
-        number: 18,
-        fault: "memory alarm, then disk alarm",
-        long: false,
-        run: |setup| Box::pin(alarms(setup)),
-    },
-    Row {
-        number: 19,
-        fault: "exchange missing",
-        long: false,
-        run: |setup| Box::pin(exchange_missing(setup)),
-    },
-    Row {
-        number: 20,
-        fault: "binding missing (unroutable)",
-        long: false,
-        run: |setup| Box::pin(unroutable(setup)),
-    },
-    Row {
-        number: 21,
-        fault: "10 % unroutable, pipelined with good ones, 100 batches",
-        long: false,
-        run: |setup| Box::pin(mixed(setup)),
-    },
-    Row {
-        number: 22,
-        fault: "queue full with reject-publish",
-        long: false,
-        run: |setup| Box::pin(queue_full(setup)),
-    },
-    Row {
-        number: 23,
-        fault: "queue deleted mid-window",
-        long: false,
-        run: |setup| Box::pin(queue_deleted(setup)),
-    },
-    Row {
-        number: 26,
-        fault: "write permission revoked, then granted",
-        long: false,
-        run: |setup| Box::pin(permission_revoked(setup)),
-    },
-    Row {
-        number: 27,
-        fault: "credentials rotated in the secret file",
-        long: false,
-        run: |setup| Box::pin(rotated(setup)),
-    },
-    Row {
-        number: 28,
-        fault: "broker connection limit reached",
-        long: false,
-        run: |setup| Box::pin(connection_limit(setup)),
-    },
-    Row {
-        number: 29,
-        fault: "connection force-closed from the broker",
-        long: false,
-        run: |setup| Box::pin(force_closed(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    10, "broker restarts" => restarted(setup);
+    11, "broker SIGKILL and restart" => killed(setup);
+    12, "broker SIGSTOP" => frozen(setup);
+    18, "memory alarm, then disk alarm" => alarms(setup);
+    19, "exchange missing" => exchange_missing(setup);
+    20, "binding missing (unroutable)" => unroutable(setup);
+    21, "10 % unroutable, pipelined with good ones, 100 batches" => mixed(setup);
+    22, "queue full with reject-publish" => queue_full(setup);
+    23, "queue deleted mid-window" => queue_deleted(setup);
+    26, "write permission revoked, then granted" => permission_revoked(setup);
+    27, "credentials rotated in the secret file" => rotated(setup);
+    28, "broker connection limit reached" => connection_limit(setup);
+    29, "connection force-closed from the broker" => force_closed(setup);
+};
 
 async fn restarted(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = arena.flowing().await?;
+    let (flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena.rabbitmq.stop().await?;
     sleep(Duration::from_secs(3)).await;
     arena.rabbitmq.restart().await?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(30)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(30), WINDOW).await
 }
 
 async fn killed(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.rabbitmq.remember().await?;
-    let (mut flow, _relay) = arena.flowing().await?;
+    let (flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena.rabbitmq.kill().await;
     sleep(Duration::from_secs(3)).await;
     arena.rabbitmq.restart().await?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(30)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(30), WINDOW).await
 }
 
 async fn frozen(setup: &Setup) -> Result<Outcome> {
-    let arena = Arena::start(setup).await?;
+    let mut arena = Arena::start(setup).await?;
+    // Only the heartbeats tell.
+    arena.patient();
     let (mut flow, relay) = arena.flowing().await?;
     setup.timeline.fault();
     let noticed = nothing_is_marked(&arena, &flow, &relay, || arena.rabbitmq.pause()).await;
@@ -180,10 +109,7 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     let port = test_support::free_port()?;
     arena.set("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
-    // So that nothing is freed by a time-out that the row does not mean.
-    arena.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "20m");
-    arena.set("OUTBOXD__RELAY__SHUTDOWN_GRACE", "40m");
-    arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "40m");
+    arena.patient();
     let (mut flow, relay) = arena.flowing().await?;
     let memory = probe::resident_kib(relay.pid())?;
     let alarms = [
@@ -227,50 +153,27 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
     flow.finish(2 * WINDOW).await
 }
 
-/// Commits one event and writes it down; `columns` and `values` are what it has besides.
-async fn commit(
-    client: &Client,
-    flow: &Flow,
-    key: &str,
-    columns: &str,
-    values: &str,
-) -> Result<Committed> {
-    let sql = format!(
-        "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload{columns}) \
-         VALUES ('row', $1, 'extra', '{{}}'{values}) RETURNING message_id, id"
+/// Commits twenty events to this exchange, each of a key of its own.
+async fn twenty(arena: &Arena<'_>, flow: &Flow, exchange: &str) -> Result<()> {
+    let insert = format!(
+        "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
+         SELECT 'row', '{exchange}' || i, 'extra', '{{}}', '{exchange}' FROM generate_series(1, 20) i"
     );
-    let row = client.query_one(&sql, &[&key]).await?;
-    let committed = Committed {
-        message_id: row.get(0),
-        key: Some(key.to_owned()),
-        position: row.get(1),
-        body_sha256: sha256(b"{}"),
-    };
-    flow.traffic.add([committed.clone()]);
-    Ok(committed)
+    flow.commits(&arena.client().await?, &insert).await?;
+    Ok(())
 }
 
 async fn exchange_missing(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
     let (mut flow, _relay) = arena.flowing().await?;
-    let client = arena.client().await?;
     setup.timeline.fault();
-    for n in 0..20 {
-        commit(
-            &client,
-            &flow,
-            &format!("m{n}"),
-            ", exchange",
-            ", 'missing'",
-        )
-        .await?;
-    }
+    twenty(&arena, &flow, "missing").await?;
     arena.until_refused("the twenty to wait", |n| n == 20).await;
     // Everybody else flows meanwhile.
     flow.steady(300).await?;
-    let channel = deliveries::channel(&arena.broker_url()).await?;
-    deliveries::bind(&channel, "missing", QUEUE).await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
+    amqp::bind(&channel, "missing", QUEUE).await?;
     let over = setup.timeline.over();
     flow.recovers(over, Duration::from_secs(15)).await?;
     // A refused channel takes its neighbours' batch with it, once each time.
@@ -278,24 +181,15 @@ async fn exchange_missing(setup: &Setup) -> Result<Outcome> {
 }
 
 async fn unroutable(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "3");
-    let channel = deliveries::channel(&arena.broker_url()).await?;
-    deliveries::exchange(&channel, "unbound").await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
+    amqp::exchange(&channel, "unbound").await?;
     let (flow, _relay) = arena.flowing().await?;
-    let client = arena.client().await?;
     setup.timeline.fault();
-    for n in 0..20 {
-        commit(
-            &client,
-            &flow,
-            &format!("u{n}"),
-            ", exchange",
-            ", 'unbound'",
-        )
-        .await?;
-    }
-    let dead = "outbox.dead WHERE reason = 'unroutable' AND attempts = 3";
+    twenty(&arena, &flow, "unbound").await?;
+    let dead =
+        "outbox.dead WHERE reason = 'unroutable' AND attempts = 3 AND last_error LIKE '%NO_ROUTE%'";
     arena
         .until_count("the twenty to be dead", dead, |n| n == 20)
         .await;
@@ -310,29 +204,18 @@ async fn unroutable(setup: &Setup) -> Result<Outcome> {
 }
 
 async fn mixed(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1");
-    let channel = deliveries::channel(&arena.broker_url()).await?;
-    deliveries::exchange(&channel, "unbound").await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
+    amqp::exchange(&channel, "unbound").await?;
     let flow = arena.flow().await?;
     flow.traffic.pause(true);
     let client = arena.client().await?;
     setup.timeline.fault();
-    let rows = client
-        .query(
-            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
-             SELECT 'row', (i % 500)::text, 'mixed', '{}', CASE WHEN i % 10 = 3 THEN 'unbound' END \
-             FROM generate_series(1, 5000) i RETURNING message_id, id, aggregate_id, exchange",
-            &[],
-        )
-        .await?;
-    let body_sha256 = sha256(b"{}");
-    flow.traffic.add(rows.iter().map(|row| Committed {
-        message_id: row.get(0),
-        position: row.get(1),
-        key: Some(row.get(2)),
-        body_sha256: body_sha256.clone(),
-    }));
+    let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
+                  SELECT 'row', (i % 500)::text, 'mixed', '{}', CASE WHEN i % 10 = 3 THEN 'unbound' END \
+                  FROM generate_series(1, 5000) i";
+    flow.commits(&client, insert).await?;
     let _relay = arena.relay()?;
     drained(&client).await;
     setup.timeline.over();
@@ -372,13 +255,13 @@ async fn queue_full(setup: &Setup) -> Result<Outcome> {
 }
 
 async fn queue_deleted(setup: &Setup) -> Result<Outcome> {
-    let arena = Arena::start(setup).await?;
-    let channel = deliveries::channel(&arena.broker_url()).await?;
-    deliveries::queue(&channel, "gone").await?;
-    deliveries::bind(&channel, "events", "gone").await?;
+    let arena = Arena::shared(setup).await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
+    amqp::queue(&channel, "gone").await?;
+    amqp::bind(&channel, "events", "gone").await?;
     let (mut flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
-    deliveries::delete(&channel, "gone").await?;
+    amqp::delete(&channel, "gone").await?;
     let over = setup.timeline.over();
     // Its confirm may never come; then the time-out of three seconds frees the worker.
     flow.recovers(over, Duration::from_secs(15)).await?;
@@ -387,9 +270,9 @@ async fn queue_deleted(setup: &Setup) -> Result<Outcome> {
 
 async fn permission_revoked(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let channel = deliveries::channel(&arena.broker_url()).await?;
-    deliveries::exchange(&channel, "other").await?;
-    deliveries::bind(&channel, "other", QUEUE).await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
+    amqp::exchange(&channel, "other").await?;
+    amqp::bind(&channel, "other", QUEUE).await?;
     let broker = &arena.rabbitmq;
     broker.ctl(&["add_user", "relay", "relay"]).await?;
     let may_write = |pattern: &'static str| ["set_permissions", "relay", "", pattern, ""];
@@ -398,12 +281,9 @@ async fn permission_revoked(setup: &Setup) -> Result<Outcome> {
     arena.set("AMQP_URL", &url);
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
     let (mut flow, relay) = arena.flowing().await?;
-    let client = arena.client().await?;
     setup.timeline.fault();
     arena.rabbitmq.ctl(&may_write("events")).await?;
-    for n in 0..20 {
-        commit(&client, &flow, &format!("o{n}"), ", exchange", ", 'other'").await?;
-    }
+    twenty(&arena, &flow, "other").await?;
     arena.until_refused("the twenty to wait", |n| n == 20).await;
     flow.steady(300).await?;
     arena.rabbitmq.ctl(&may_write(".*")).await?;
@@ -431,7 +311,7 @@ async fn rotated(setup: &Setup) -> Result<Outcome> {
         "OUTBOXD__BROKER__PASSWORD_FILE",
         &file.display().to_string(),
     );
-    let (mut flow, relay) = arena.flowing().await?;
+    let (flow, relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena
         .rabbitmq
@@ -443,9 +323,7 @@ async fn rotated(setup: &Setup) -> Result<Outcome> {
         .await?;
     relay.line("ACCESS_REFUSED", SOON).await;
     secret(&file, "second")?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(15), WINDOW).await
 }
 
 fn secret(path: &Path, text: &str) -> Result<()> {
@@ -456,7 +334,7 @@ fn secret(path: &Path, text: &str) -> Result<()> {
 
 async fn connection_limit(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, relay) = arena.flowing().await?;
+    let (flow, relay) = arena.flowing().await?;
     setup.timeline.fault();
     let none = r#"{"max-connections": 0}"#;
     arena
@@ -473,20 +351,16 @@ async fn connection_limit(setup: &Setup) -> Result<Outcome> {
         .rabbitmq
         .ctl(&["clear_vhost_limits", "-p", "/"])
         .await?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(15), WINDOW).await
 }
 
 async fn force_closed(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = arena.flowing().await?;
+    let (flow, _relay) = arena.flowing().await?;
     setup.timeline.fault();
     arena
         .rabbitmq
         .ctl(&["close_all_connections", "maintenance"])
         .await?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(5)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(5), WINDOW).await
 }

@@ -7,31 +7,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use test_support::{Daemon, Mode, Proxy, RabbitMq, eventually};
+use test_support::{Daemon, Mode, Proxy, RabbitMq, amqp, eventually, over};
 use tokio::time::sleep;
 
 use crate::{
-    arena::{self, Arena, DATABASE, QUEUE, SOON, Setup, WINDOW, since},
-    deliveries,
+    arena::{Arena, DATABASE, QUEUE, SOON, Setup, WINDOW, since},
     flow::Flow,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     traffic::Rate,
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 24,
-        fault: "3-node cluster, quorum-queue leader killed",
-        long: false,
-        run: |setup| Box::pin(leader_killed(setup)),
-    },
-    Row {
-        number: 25,
-        fault: "quorum majority lost",
-        long: false,
-        run: |setup| Box::pin(majority_lost(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    24, "3-node cluster, quorum-queue leader killed" => leader_killed(setup);
+    25, "quorum majority lost" => majority_lost(setup);
+};
 
 const NODES: usize = 3;
 
@@ -51,13 +40,11 @@ impl<'a> Cluster<'a> {
         let first = &arena.rabbitmq;
         let (second, third) = tokio::try_join!(first.member(), first.member())?;
         // Once more, now that there are three nodes to have members on.
-        let channel = deliveries::channel(&third.url("/")).await?;
-        deliveries::delete(&channel, QUEUE).await?;
-        deliveries::declare(&third.url("/"), QUEUE).await?;
-        let relay_way = Proxy::start(address(first)).await?;
+        let channel = amqp::channel(&third.url("/")).await?;
+        amqp::delete(&channel, QUEUE).await?;
+        amqp::declare(&third.url("/"), QUEUE).await?;
         let consumer_way = Proxy::start(address(&second)).await?;
-        let url = arena::over(&arena.broker_url(), first.port(), relay_way.port());
-        arena.set("AMQP_URL", &url);
+        let relay_way = arena.broker_proxy().await?;
         let cluster = Self {
             arena,
             others: [second, third],
@@ -84,8 +71,7 @@ impl<'a> Cluster<'a> {
 
     async fn flowing(&self) -> Result<(Flow, Daemon)> {
         let relay = self.arena.relay()?;
-        let direct = self.arena.rabbitmq.port();
-        let broker = arena::over(&self.arena.broker_url(), direct, self.consumer_way.port());
+        let broker = over(&self.arena.broker_url(), self.consumer_way.port());
         let database = self.arena.postgres.url(DATABASE);
         // Three brokers share the machine.
         let rate = Rate {

@@ -3,55 +3,24 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use test_support::{Daemon, Mode, Proxy, eventually};
+use test_support::{Daemon, Mode, Proxy, amqp, eventually, over};
 use tokio_postgres::Client;
 
 use crate::{
-    arena::{self, Arena, DATABASE, SOON, Setup, WINDOW},
+    arena::{Arena, DATABASE, SOON, Setup, WINDOW},
     consumer::TABLES,
-    deliveries,
     flow::Flow,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 51,
-        fault: "consumer killed after commit, before ack",
-        long: false,
-        run: |setup| Box::pin(killed_before_ack(setup)),
-    },
-    Row {
-        number: 52,
-        fault: "two consumers, same message at once",
-        long: false,
-        run: |setup| Box::pin(raced(setup)),
-    },
-    Row {
-        number: 53,
-        fault: "inbox pruning versus a late redelivery",
-        long: false,
-        run: |setup| Box::pin(pruned(setup)),
-    },
-    Row {
-        number: 55,
-        fault: "handler fails half-way",
-        long: false,
-        run: |setup| Box::pin(half_way(setup)),
-    },
-    Row {
-        number: 56,
-        fault: "same key, different payload",
-        long: false,
-        run: |setup| Box::pin(conflict(setup)),
-    },
-    Row {
-        number: 57,
-        fault: "consumer crashes between an external effect and its record",
-        long: false,
-        run: |setup| Box::pin(in_doubt(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    51, "consumer killed after commit, before ack" => killed_before_ack(setup);
+    52, "two consumers, same message at once" => raced(setup);
+    53, "inbox pruning versus a late redelivery" => pruned(setup);
+    55, "handler fails half-way" => half_way(setup);
+    56, "same key, different payload" => conflict(setup);
+    57, "consumer crashes between an external effect and its record" => in_doubt(setup);
+};
 
 pub(super) const WORK: &str = "work";
 pub(super) const DEAD: &str = "work.dead";
@@ -70,11 +39,11 @@ impl<'a> Stage<'a> {
         let arena = Arena::start(setup).await?;
         let client = arena.client().await?;
         client.batch_execute(TABLES).await?;
-        let channel = deliveries::channel(&arena.broker_url()).await?;
+        let channel = amqp::channel(&arena.broker_url()).await?;
         for queue in [WORK, DEAD] {
-            deliveries::queue(&channel, queue).await?;
+            amqp::queue(&channel, queue).await?;
         }
-        deliveries::bind(&channel, "events", WORK).await?;
+        amqp::bind(&channel, "events", WORK).await?;
         let relay = arena.relay()?;
         let flow = arena.flow().await?;
         Ok(Self {
@@ -92,7 +61,7 @@ impl<'a> Stage<'a> {
             .arena
             .postgres
             .url_for("consumer", "consumer", DATABASE);
-        let broker = arena::over(&self.arena.broker_url(), self.direct(), port);
+        let broker = over(&self.arena.broker_url(), port);
         let program = std::env::current_exe()?;
         let args = ["consume", &database, &broker, WORK];
         let logs = &self.arena.setup.logs;
@@ -109,7 +78,7 @@ impl<'a> Stage<'a> {
 
     /// Publishes straight into the consumers' queue: what no relay would send.
     pub async fn publish(&self, id: &str, type_: &str, body: &str) -> Result<()> {
-        deliveries::publish(&self.channel, WORK, id, type_, body).await
+        amqp::publish(&self.channel, WORK, id, type_, body).await
     }
 
     /// Everything is applied that was committed, and each once.
@@ -289,11 +258,8 @@ async fn half_way(setup: &Setup) -> Result<Outcome> {
 }
 
 /// So many messages from the dead-letter queue, with what their headers say.
-pub(super) async fn dead_letters(
-    stage: &Stage<'_>,
-    n: usize,
-) -> Result<Vec<deliveries::DeadLetter>> {
-    deliveries::dead_letters(&stage.arena.broker_url(), DEAD, n, SOON).await
+pub(super) async fn dead_letters(stage: &Stage<'_>, n: usize) -> Result<Vec<amqp::DeadLetter>> {
+    amqp::dead_letters(&stage.arena.broker_url(), DEAD, n, SOON).await
 }
 
 async fn conflict(setup: &Setup) -> Result<Outcome> {

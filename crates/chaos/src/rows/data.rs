@@ -5,112 +5,72 @@ use std::{
     time::{Duration, Instant},
 };
 
-use checker::{Committed, sha256};
-use test_support::eventually;
+use test_support::{amqp, commits::RECORDED, drained, eventually, probe};
 use tokio::time::sleep;
 
 use crate::{
     arena::{Arena, QUEUE, SOON, Setup, WINDOW, since},
-    deliveries,
-    flow::drained,
-    probe,
-    row::{Outcome, Result, Row, expect, in_time},
+    row::{Outcome, Result, Row, expect, in_time, rows},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 44,
-        fault: "a poison message at the head of a key",
-        long: false,
-        run: |setup| Box::pin(poison_head(setup)),
-    },
-    Row {
-        number: 45,
-        fault: "a backlog that is 100 % poison",
-        long: false,
-        run: |setup| Box::pin(all_poison(setup)),
-    },
-    Row {
-        number: 46,
-        fault: "a backlog of 10 million messages",
-        long: true,
-        run: |setup| Box::pin(huge_backlog(setup)),
-    },
-    Row {
-        number: 50,
-        fault: "rolling upgrade from schema version N-1 to N",
-        long: false,
-        run: |_| {
-            Box::pin(async {
-                Ok(Outcome::skipped(
-                    "there is one schema version so far: nothing to upgrade from",
-                ))
-            })
-        },
-    },
-    Row {
-        number: 54,
-        fault: "stdout (the log sink) blocked",
-        long: false,
-        run: |setup| Box::pin(log_blocked(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    44, "a poison message at the head of a key" => poison_head(setup);
+    45, "a backlog that is 100 % poison" => all_poison(setup);
+    46, "a backlog of 10 million messages" long => huge_backlog(setup);
+    50, "rolling upgrade from schema version N-1 to N" => upgraded(setup);
+    54, "stdout (the log sink) blocked" => log_blocked(setup);
+};
+
+async fn upgraded(_: &Setup) -> Result<Outcome> {
+    let why = "there is one schema version so far: nothing to upgrade from";
+    Ok(Outcome::skipped(why))
+}
 
 async fn poison_head(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
-    let channel = deliveries::channel(&arena.broker_url()).await?;
-    deliveries::exchange(&channel, "unbound").await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
+    amqp::exchange(&channel, "unbound").await?;
     let _relay = arena.relay()?;
     let mut flow = arena.flow().await?;
     let client = arena.client().await?;
     setup.timeline.fault();
     let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
                SELECT 'row', 'poisoned', 'x', '{}', CASE WHEN i = 1 THEN 'unbound' END \
-               FROM generate_series(1, 50) i RETURNING message_id, id";
-    let rows = client.query(sql, &[]).await?;
-    let poisoned: Vec<Committed> = rows
-        .iter()
-        .map(|row| Committed {
-            message_id: row.get(0),
-            key: Some("poisoned".to_owned()),
-            position: row.get(1),
-            body_sha256: sha256(b"{}"),
-        })
-        .collect();
+               FROM generate_series(1, 50) i";
+    let poisoned = flow.commits(&client, sql).await?;
     let behind = "outbox.waiting WHERE cause = 'behind'";
     arena
         .until_count("the others of the key to wait", behind, |n| n == 49)
         .await;
     // All other keys flow, and none of this one.
     flow.steady(500).await?;
-    let early = flow.deliveries.all();
+    let early = flow.deliveries.seen();
     let overtook = poisoned
         .iter()
-        .filter(|event| early.iter().any(|seen| seen.message_id == event.message_id))
+        .filter(|id| early.iter().any(|seen| seen.message_id == **id))
         .count();
-    deliveries::bind(&channel, "unbound", QUEUE).await?;
+    amqp::bind(&channel, "unbound", QUEUE).await?;
     let over = setup.timeline.over();
     expect(overtook == 0, || {
         format!("{overtook} messages overtook the poison at the head of their key")
     })?;
-    flow.traffic.add(poisoned);
     flow.recovers(over, Duration::from_secs(15)).await?;
     flow.finish(0).await
 }
 
 async fn all_poison(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     // A fifteenth of the poison is due each second, whenever the row looks.
     arena.set("OUTBOXD__RELAY__BACKOFF_INITIAL", "30s");
     arena.set("OUTBOXD__RELAY__BACKOFF_MAX", "30s");
-    let channel = deliveries::channel(&arena.broker_url()).await?;
-    deliveries::exchange(&channel, "unbound").await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
+    amqp::exchange(&channel, "unbound").await?;
     let client = arena.client().await?;
     // A destination each: no circuit holds them, and each is retried for itself.
     let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange, routing_key) \
-               SELECT 'row', 'p' || i, 'x', '{}', 'unbound', 'p' || i FROM generate_series(1, 10000) i RETURNING message_id, id, aggregate_id";
-    let rows = client.query(sql, &[]).await?;
+               SELECT 'row', 'p' || i, 'x', '{}', 'unbound', 'p' || i FROM generate_series(1, 10000) i";
+    client.execute(sql, &[]).await?;
     setup.timeline.fault();
     let relay = arena.relay()?;
     arena
@@ -128,18 +88,14 @@ async fn all_poison(setup: &Setup) -> Result<Outcome> {
     let share = (probe::cpu_seconds(relay.pid())? - cpu) / since(began);
     // Healthy messages flow through it.
     let mut flow = arena.flow().await?;
-    flow.traffic.add(rows.iter().map(|row| Committed {
-        message_id: row.get(0),
-        key: Some(row.get(2)),
-        position: row.get(1),
-        body_sha256: sha256(b"{}"),
-    }));
+    let poison = format!("SELECT {RECORDED} FROM outbox.message WHERE exchange = 'unbound'");
+    flow.records(&client, &poison).await?;
     flow.steady(1000).await?;
     flow.note(format!(
         "{:.0} % of a core while 10,000 poisoned messages wait",
         share * 100.0
     ));
-    deliveries::bind(&channel, "unbound", QUEUE).await?;
+    amqp::bind(&channel, "unbound", QUEUE).await?;
     setup.timeline.over();
     in_time(share < 0.6, || {
         format!("it took {:.0} % of a core", share * 100.0)
@@ -155,7 +111,7 @@ async fn huge_backlog(setup: &Setup) -> Result<Outcome> {
     arena.set("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
     arena.unset("OUTBOXD__RELAY__BATCH_SIZE");
     // Nobody takes them: they are counted by the broker, and thrown away by it.
-    let channel = deliveries::channel(&arena.broker_url()).await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
     arena
         .rabbitmq
         .ctl(&[

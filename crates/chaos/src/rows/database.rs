@@ -2,82 +2,31 @@
 
 use std::time::Duration;
 
-use checker::{Committed, sha256};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use test_support::{Mode, PostgresOptions, Proxy, RabbitMqOptions, eventually};
+use test_support::{Mode, PostgresOptions, RabbitMqOptions, eventually};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::{
-    arena::{self, Arena, SOON, Setup, WINDOW},
-    row::{Outcome, Result, Row, expect},
+    arena::{Arena, SOON, Setup, WINDOW},
+    row::{Outcome, Result, Row, expect, rows},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 30,
-        fault: "PostgreSQL restarts while idle",
-        long: false,
-        run: |setup| Box::pin(restarted(setup)),
-    },
-    Row {
-        number: 31,
-        fault: "PostgreSQL SIGKILL between publish and settle",
-        long: false,
-        run: |setup| Box::pin(killed(setup)),
-    },
-    Row {
-        number: 32,
-        fault: "the relay's backend is SIGSTOPped",
-        long: false,
-        run: |setup| Box::pin(backend_stopped(setup)),
-    },
-    Row {
-        number: 33,
-        fault: "half-open connection to PostgreSQL",
-        long: false,
-        run: |setup| Box::pin(half_open(setup)),
-    },
-    Row {
-        number: 37,
-        fault: "PostgreSQL's disk is full",
-        long: false,
-        run: |setup| Box::pin(disk_full(setup)),
-    },
-    Row {
-        number: 38,
-        fault: "max_connections reached",
-        long: false,
-        run: |setup| Box::pin(no_connections(setup)),
-    },
-    Row {
-        number: 39,
-        fault: "deadlock and serialization failure in settle",
-        long: false,
-        run: |setup| Box::pin(settle_fails(setup)),
-    },
-    Row {
-        number: 40,
-        fault: "a schema migration holds ACCESS EXCLUSIVE",
-        long: false,
-        run: |setup| Box::pin(locked(setup)),
-    },
-    Row {
-        number: 41,
-        fault: "NOTIFY lost, listener connection dead",
-        long: false,
-        run: |setup| Box::pin(not_notified(setup)),
-    },
-    Row {
-        number: 43,
-        fault: "a long producer transaction commits a low id late",
-        long: false,
-        run: |setup| Box::pin(late_commit(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    30, "PostgreSQL restarts while idle" => restarted(setup);
+    31, "PostgreSQL SIGKILL between publish and settle" => killed(setup);
+    32, "the relay's backend is SIGSTOPped" => backend_stopped(setup);
+    33, "half-open connection to PostgreSQL" => half_open(setup);
+    37, "PostgreSQL's disk is full" => disk_full(setup);
+    38, "max_connections reached" => no_connections(setup);
+    39, "deadlock and serialization failure in settle" => settle_fails(setup);
+    40, "a schema migration holds ACCESS EXCLUSIVE" => locked(setup);
+    41, "NOTIFY lost, listener connection dead" => not_notified(setup);
+    43, "a long producer transaction commits a low id late" => late_commit(setup);
+};
 
 async fn restarted(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
@@ -154,10 +103,8 @@ async fn backend_stopped(setup: &Setup) -> Result<Outcome> {
 
 async fn half_open(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let proxy = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
     let direct = arena.database_url();
-    let url = arena::over(&direct, arena.postgres.port(), proxy.port());
-    arena.set("DATABASE_URL", &url);
+    let proxy = arena.database_proxy().await?;
     arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s");
     arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "4s");
     let (mut flow, relay) = arena.flowing().await?;
@@ -282,14 +229,12 @@ async fn no_connections(setup: &Setup) -> Result<Outcome> {
     sleep(Duration::from_secs(4)).await;
     flow.note(format!("{} other connections", held.len()));
     drop(held);
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(2 * WINDOW).await
+    flow.heals(Duration::from_secs(15), 2 * WINDOW).await
 }
 
 async fn settle_fails(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = arena.flowing().await?;
+    let (flow, _relay) = arena.flowing().await?;
     let client = arena.client().await?;
     setup.timeline.fault();
     // A number drawn from a sequence is not rolled back: the failures end.
@@ -311,15 +256,13 @@ async fn settle_fails(setup: &Setup) -> Result<Outcome> {
         row.get::<_, bool>(0).then_some(())
     })
     .await;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(10 * WINDOW).await
+    flow.heals(Duration::from_secs(15), 10 * WINDOW).await
 }
 
 async fn locked(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.set("OUTBOXD__DATABASE__LOCK_TIMEOUT", "500ms");
-    let (mut flow, relay) = arena.flowing().await?;
+    let (flow, relay) = arena.flowing().await?;
     let mut migrating = arena.client().await?;
     let migration = migrating.transaction().await?;
     setup.timeline.fault();
@@ -329,9 +272,7 @@ async fn locked(setup: &Setup) -> Result<Outcome> {
     relay.line("lock timeout", SOON).await;
     sleep(Duration::from_secs(3)).await;
     migration.commit().await?;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(15), WINDOW).await
 }
 
 async fn not_notified(setup: &Setup) -> Result<Outcome> {
@@ -350,17 +291,8 @@ async fn not_notified(setup: &Setup) -> Result<Outcome> {
     client.batch_execute(silent).await?;
     // Whoever listens again hears nothing: the trigger is off.
     sleep(Duration::from_secs(3)).await;
-    let body = "{}";
-    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-               VALUES ('row', 'quiet', 'x', $1::text::json) RETURNING message_id, id";
-    let row = client.query_one(sql, &[&body]).await?;
+    flow.writes(&client, "quiet-", 1).await?;
     let over = setup.timeline.over();
-    flow.traffic.add([Committed {
-        message_id: row.get(0),
-        key: Some("quiet".to_owned()),
-        position: row.get(1),
-        body_sha256: sha256(body.as_bytes()),
-    }]);
     // The poll interval, and a moment.
     flow.recovers(over, Duration::from_secs(3)).await?;
     flow.finish(0).await
@@ -371,25 +303,19 @@ async fn late_commit(setup: &Setup) -> Result<Outcome> {
     let (mut flow, _relay) = arena.flowing().await?;
     let mut client = arena.client().await?;
     let late = client.transaction().await?;
-    let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-               VALUES ('row', 'late', 'x', '{}') RETURNING message_id, id";
-    let row = late.query_one(sql, &[]).await?;
-    let position: i64 = row.get(1);
+    let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+                  VALUES ('row', 'late', 'x', '{}')";
+    flow.commits(&late, insert).await?;
+    let position = "SELECT max(id) FROM outbox.message WHERE aggregate_id = 'late'";
+    let position: i64 = late.query_one(position, &[]).await?.get(0);
     setup.timeline.fault();
     // Enough for the low-water mark of each lane to want to pass it.
     flow.traffic.pause(true);
     let other = arena.client().await?;
     for _ in 0..4 {
         let many = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-                    SELECT 'row', 'many-' || i % 500, 'x', '{}' FROM generate_series(1, 5000) i \
-                    RETURNING message_id, id, aggregate_id";
-        let rows = other.query(many, &[]).await?;
-        flow.traffic.add(rows.iter().map(|row| Committed {
-            message_id: row.get(0),
-            key: Some(row.get(2)),
-            position: row.get(1),
-            body_sha256: sha256(b"{}"),
-        }));
+                    SELECT 'row', 'many-' || i % 500, 'x', '{}' FROM generate_series(1, 5000) i";
+        flow.commits(&other, many).await?;
         let pending = "outbox.message WHERE sent_at IS NULL";
         arena
             .until_count("the others to be sent", pending, |n| n == 0)
@@ -402,14 +328,11 @@ async fn late_commit(setup: &Setup) -> Result<Outcome> {
     expect(passed == 0, || {
         format!("{passed} low-water marks passed a position that can still appear")
     })?;
-    flow.traffic.add([Committed {
-        message_id: row.get(0),
-        key: Some("late".to_owned()),
-        position,
-        body_sha256: sha256(b"{}"),
-    }]);
     flow.recovers(over, Duration::from_secs(10)).await?;
     flow.traffic.pause(false);
     flow.steady(100).await?;
+    arena
+        .until_count("the marks to pass it", &marks, |n| n > 0)
+        .await;
     flow.finish(0).await
 }

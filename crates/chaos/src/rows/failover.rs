@@ -6,46 +6,29 @@ use std::{
 };
 
 use checker::{Committed, Ledger};
-use test_support::{Daemon, Mode, Postgres, Proxy, eventually};
+use test_support::{
+    Daemon, Mode, Postgres, Proxy, amqp,
+    commits::{ids, query_ids},
+    drained, eventually,
+};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::{
-    arena::{self, Arena, DATABASE, SOON, Setup, WINDOW, since},
+    arena::{Arena, DATABASE, SOON, Setup, WINDOW, since},
     consumer::TABLES,
-    deliveries,
-    flow::{self, Flow, drained},
-    row::{Outcome, Result, Row, expect, in_time},
+    flow::{self, Flow},
+    row::{Outcome, Result, Row, expect, in_time, rows},
     traffic::{Rate, Traffic},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 34,
-        fault: "failover to a synchronous standby",
-        long: false,
-        run: |setup| Box::pin(synchronous(setup)),
-    },
-    Row {
-        number: 35,
-        fault: "failover to an asynchronous standby",
-        long: false,
-        run: |setup| Box::pin(asynchronous(setup)),
-    },
-    Row {
-        number: 36,
-        fault: "connected to a server that turned read-only (25006)",
-        long: false,
-        run: |setup| Box::pin(read_only(setup)),
-    },
-    Row {
-        number: 49,
-        fault: "database restored to a point in time",
-        long: false,
-        run: |setup| Box::pin(restored(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    34, "failover to a synchronous standby" => synchronous(setup);
+    35, "failover to an asynchronous standby" => asynchronous(setup);
+    36, "connected to a server that turned read-only (25006)" => read_only(setup);
+    49, "database restored to a point in time" => restored(setup);
+};
 
 /// A primary, which is the arena's server, and its standby.
 struct Pair<'a> {
@@ -120,7 +103,7 @@ impl<'a> Pair<'a> {
     /// The standby is the primary from now on, and the arena's server.
     async fn promote(&mut self) -> Result<Instant> {
         self.standby.promote().await?;
-        std::mem::swap(&mut self.arena.postgres, &mut self.standby);
+        std::mem::swap(&mut *self.arena.postgres, &mut self.standby);
         Ok(self.arena.setup.timeline.over())
     }
 }
@@ -157,15 +140,15 @@ async fn asynchronous(setup: &Setup) -> Result<Outcome> {
     )?;
     let mut pair = Pair::start(setup, Commits::DoNotWait).await?;
     let (mut flow, _relay) = pair.flowing().await?;
-    let known: HashSet<Uuid> = ids(&flow.traffic.committed());
+    let known: HashSet<Uuid> = ids(&flow.traffic.ledger.committed());
     pair.caught_up().await?;
     setup.timeline.fault();
     pair.replication.set(Mode::Cut);
     flow.steady(300).await?;
     pair.arena.postgres.kill().await;
     // All that the old primary can have committed. What is committed from now on is the new one's.
-    let mut old = ids(&flow.traffic.committed());
-    old.extend(ids(&flow.traffic.unanswered()));
+    let mut old = ids(&flow.traffic.ledger.committed());
+    old.extend(ids(&flow.traffic.ledger.unanswered()));
     let standby = pair.standby.connect(DATABASE).await?;
     let unsent = "SELECT count(*) FROM outbox.message WHERE sent_at IS NULL";
     let unsent: i64 = standby.query_one(unsent, &[]).await?.get(0);
@@ -175,7 +158,7 @@ async fn asynchronous(setup: &Setup) -> Result<Outcome> {
     let survivors = "SELECT message_id FROM outbox.message";
     let missing = flow
         .deliveries
-        .missing(query_ids(&client, survivors).await?, SOON)
+        .missing(query_ids(&client, survivors).await?)
         .await;
     let took = since(over);
     expect(missing == 0, || {
@@ -189,9 +172,10 @@ async fn asynchronous(setup: &Setup) -> Result<Outcome> {
     drained(&client).await;
 
     let has = query_ids(&client, survivors).await?;
-    flow.deliveries.missing(has.iter().copied(), SOON).await;
+    flow.deliveries.missing(has.iter().copied()).await;
     let (stands, gone): (Vec<_>, Vec<_>) = flow
         .traffic
+        .ledger
         .committed()
         .into_iter()
         .partition(|event| has.contains(&event.message_id));
@@ -204,7 +188,7 @@ async fn asynchronous(setup: &Setup) -> Result<Outcome> {
     })?;
     let (delivered, ghosts): (Vec<_>, Vec<_>) = flow
         .deliveries
-        .all()
+        .seen()
         .into_iter()
         .partition(|delivery| has.contains(&delivery.message_id));
     let ghosts: HashSet<Uuid> = ghosts.iter().map(|ghost| ghost.message_id).collect();
@@ -241,15 +225,6 @@ async fn asynchronous(setup: &Setup) -> Result<Outcome> {
         )],
         skipped: None,
     })
-}
-
-fn ids(events: &[Committed]) -> HashSet<Uuid> {
-    events.iter().map(|event| event.message_id).collect()
-}
-
-async fn query_ids(client: &Client, sql: &str) -> Result<HashSet<Uuid>> {
-    let rows = client.query(sql, &[]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 async fn read_only(setup: &Setup) -> Result<Outcome> {
@@ -302,13 +277,13 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     // The consumer has a database of its own, with its inbox; nobody restores that one.
     let consumers = Postgres::start().await?;
-    arena::prepare(setup, &consumers).await?;
+    setup.plan().prepare(&consumers, DATABASE).await?;
     consumers.execute(DATABASE, TABLES).await?;
-    let channel = deliveries::channel(&arena.broker_url()).await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
     for queue in [WORK, "work.dead"] {
-        deliveries::queue(&channel, queue).await?;
+        amqp::queue(&channel, queue).await?;
     }
-    deliveries::bind(&channel, "events", WORK).await?;
+    amqp::bind(&channel, "events", WORK).await?;
     let own = consumers.url_for("consumer", "consumer", DATABASE);
     let words = ["consume", &own, &arena.broker_url(), WORK];
     let program = std::env::current_exe()?;
@@ -348,7 +323,7 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
         .await;
     let client = flow::connect(&arena.postgres.url(DATABASE)).await?;
     producers.finish(&client).await?;
-    let events = producers.committed();
+    let events = producers.ledger.committed();
     let reused = events
         .iter()
         .filter(|event| before.contains_key(&event.position))
@@ -361,10 +336,12 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
     expect(new.is_disjoint(&old), || {
         "a new event has the message id of an old one".into()
     })?;
-    flow.traffic.add(events.into_iter().map(|event| Committed {
-        position: event.position + NEW_AGE,
-        ..event
-    }));
+    flow.traffic
+        .ledger
+        .add(events.into_iter().map(|event| Committed {
+            position: event.position + NEW_AGE,
+            ..event
+        }));
     flow.recovers(over, Duration::from_secs(30)).await?;
 
     let inbox = consumers.connect(DATABASE).await?;

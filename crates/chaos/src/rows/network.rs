@@ -3,55 +3,27 @@
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use test_support::{Daemon, Mode, Proxy};
+use test_support::{Daemon, Mode, Proxy, probe};
 use tokio::time::sleep;
 
 use super::broker::nothing_is_marked;
 use crate::{
-    arena::{Arena, SOON, Setup, WINDOW, over},
+    arena::{Arena, SOON, Setup, WINDOW},
     flow::Flow,
-    probe,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 13,
-        fault: "packets dropped both ways between relay and broker",
-        long: false,
-        run: |setup| Box::pin(dropped(setup)),
-    },
-    Row {
-        number: 14,
-        fault: "only confirms are dropped",
-        long: false,
-        run: |setup| Box::pin(confirms_dropped(setup)),
-    },
-    Row {
-        number: 15,
-        fault: "TCP reset in the middle of a frame, 20 times",
-        long: false,
-        run: |setup| Box::pin(reset(setup)),
-    },
-    Row {
-        number: 16,
-        fault: "latency above the confirm timeout for a minute",
-        long: false,
-        run: |setup| Box::pin(slow(setup)),
-    },
-    Row {
-        number: 17,
-        fault: "a peer that accepts TCP and stays silent, 10 minutes",
-        long: true,
-        run: |setup| Box::pin(silent(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    13, "packets dropped both ways between relay and broker" => dropped(setup);
+    14, "only confirms are dropped" => confirms_dropped(setup);
+    15, "TCP reset in the middle of a frame, 20 times" => reset(setup);
+    16, "latency above the confirm timeout for a minute" => slow(setup);
+    17, "a peer that accepts TCP and stays silent, 10 minutes" long => silent(setup);
+};
 
 /// A relay whose way to the broker goes through a proxy, and traffic through it.
 async fn flowing(arena: &mut Arena<'_>) -> Result<(Proxy, Flow, Daemon)> {
-    let proxy = Proxy::start(([127, 0, 0, 1], arena.rabbitmq.port()).into()).await?;
-    let url = over(&arena.broker_url(), arena.rabbitmq.port(), proxy.port());
-    arena.set("AMQP_URL", &url);
+    let proxy = arena.broker_proxy().await?;
     let (flow, relay) = arena.flowing().await?;
     Ok((proxy, flow, relay))
 }
@@ -82,7 +54,7 @@ fn timeouts(relay: &Daemon) -> usize {
 }
 
 async fn confirms_dropped(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     let (proxy, mut flow, relay) = flowing(&mut arena).await?;
     setup.timeline.fault();
     let silence = || {
@@ -96,12 +68,13 @@ async fn confirms_dropped(setup: &Setup) -> Result<Outcome> {
     flow.recovers(over, Duration::from_secs(15)).await?;
     let timeouts = timeouts(&relay);
     flow.note(format!("{timeouts} time-outs"));
+    expect(timeouts > 0, || "no confirm was given up".into())?;
     flow.finish(WINDOW * timeouts.max(1)).await
 }
 
 async fn reset(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let (proxy, mut flow, _relay) = flowing(&mut arena).await?;
+    let (proxy, flow, _relay) = flowing(&mut arena).await?;
     setup.timeline.fault();
     for _ in 0..20 {
         let bytes = rand::rng().random_range(100..20_000);
@@ -114,9 +87,7 @@ async fn reset(setup: &Setup) -> Result<Outcome> {
         proxy.set(Mode::Forward);
         flow.steady(30).await?;
     }
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    flow.finish(20 * WINDOW).await
+    flow.heals(Duration::from_secs(15), 20 * WINDOW).await
 }
 
 async fn slow(setup: &Setup) -> Result<Outcome> {

@@ -1,29 +1,16 @@
 //! What the broker refuses by permission or hands back, among what it takes. Rows 68 and 69.
 
-use checker::{Committed, sha256};
-use tokio_postgres::Client;
+use test_support::{amqp, commits::RECORDED, drained};
 
 use crate::{
     arena::{Arena, QUEUE, Setup, WINDOW},
-    deliveries,
-    flow::{Flow, drained},
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 68,
-        fault: "a topic permission that refuses 1 %, 30 %, 99 % of the keys",
-        long: false,
-        run: |setup| Box::pin(topic_permission(setup)),
-    },
-    Row {
-        number: 69,
-        fault: "two rows with one message id in a wave, one routable",
-        long: false,
-        run: |setup| Box::pin(twins(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    68, "a topic permission that refuses 1 %, 30 %, 99 % of the keys" => topic_permission(setup);
+    69, "two rows with one message id in a wave, one routable" => twins(setup);
+};
 
 async fn topic_permission(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
@@ -50,10 +37,11 @@ async fn topic_permission(setup: &Setup) -> Result<Outcome> {
             format!("CASE WHEN i * 37 % 100 < {percent} THEN 'bad' || i ELSE 'good' || i % 5 END");
         // No key of the producers beside it: transactions that write one key at once have no order.
         let key = format!("'share-{percent}-' || i");
-        let rows = format!(
-            "{key}, {type_}, '{{}}', NULL, gen_random_uuid() FROM generate_series(1, 300) i"
+        let insert = format!(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+             SELECT 'row', {key}, {type_}, '{{}}' FROM generate_series(1, 300) i"
         );
-        commit(&client, &flow, &rows).await?;
+        flow.commits(&client, &insert).await?;
         drained(&client).await;
     }
     setup.timeline.over();
@@ -72,11 +60,11 @@ async fn topic_permission(setup: &Setup) -> Result<Outcome> {
 async fn twins(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1");
-    let channel = deliveries::channel(&arena.broker_url()).await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
     for exchange in ["unbound", "bound"] {
-        deliveries::exchange(&channel, exchange).await?;
+        amqp::exchange(&channel, exchange).await?;
     }
-    deliveries::bind(&channel, "bound", QUEUE).await?;
+    amqp::bind(&channel, "bound", QUEUE).await?;
     let flow = arena.flow().await?;
     flow.traffic.pause(true);
     let client = arena.client().await?;
@@ -95,7 +83,7 @@ async fn twins(setup: &Setup) -> Result<Outcome> {
         format!("{wrong} of 2,000 were taken for their twin")
     })?;
     // The ledger goes by id: the half that is bound, each once. Its dead twins would excuse a loss.
-    let delivered = flow.deliveries.all().len();
+    let delivered = flow.deliveries.seen().len();
     expect(delivered >= 1000, || {
         format!("{delivered} of 1,000 arrived")
     })?;
@@ -104,32 +92,7 @@ async fn twins(setup: &Setup) -> Result<Outcome> {
             "DELETE FROM outbox.dead; DELETE FROM outbox.message WHERE exchange = 'unbound'",
         )
         .await?;
-    add(
-        &client,
-        &flow,
-        "SELECT message_id, id, aggregate_id FROM outbox.message WHERE event_type = 'twin'",
-    )
-    .await?;
+    let twins = format!("SELECT {RECORDED} FROM outbox.message WHERE event_type = 'twin'");
+    flow.records(&client, &twins).await?;
     flow.finish(0).await
-}
-
-/// `rows` are the key, the event type, the body, the exchange and the id of each message.
-async fn commit(client: &Client, flow: &Flow, rows: &str) -> Result<()> {
-    let columns = "aggregate_type, aggregate_id, event_type, payload, exchange, message_id";
-    let sql = format!(
-        "INSERT INTO outbox.message ({columns}) SELECT 'row', {rows} RETURNING message_id, id, aggregate_id"
-    );
-    add(client, flow, &sql).await
-}
-
-async fn add(client: &Client, flow: &Flow, sql: &str) -> Result<()> {
-    let rows = client.query(sql, &[]).await?;
-    let body_sha256 = sha256(b"{}");
-    flow.traffic.add(rows.iter().map(|row| Committed {
-        message_id: row.get(0),
-        position: row.get(1),
-        key: row.get(2),
-        body_sha256: body_sha256.clone(),
-    }));
-    Ok(())
 }

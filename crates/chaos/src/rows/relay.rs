@@ -11,65 +11,20 @@ use test_support::Daemon;
 use crate::{
     arena::{Arena, SOON, Setup, WINDOW},
     flow::Flow,
-    row::{Outcome, Result, Row, expect, in_time},
+    row::{Outcome, Result, Row, expect, in_time, rows},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 1,
-        fault: "SIGKILL of the relay after claim, before publish",
-        long: false,
-        run: |setup| Box::pin(after_claim(setup)),
-    },
-    Row {
-        number: 2,
-        fault: "SIGKILL after publish, before the confirm",
-        long: false,
-        run: |setup| Box::pin(killed(setup, "publish.after_send=hang")),
-    },
-    Row {
-        number: 3,
-        fault: "SIGKILL after the confirm, before settle",
-        long: false,
-        run: |setup| Box::pin(killed(setup, "confirm.before_settle=hang")),
-    },
-    Row {
-        number: 4,
-        fault: "SIGKILL during COMMIT of the settle",
-        long: false,
-        run: |setup| Box::pin(during_commit(setup)),
-    },
-    Row {
-        number: 5,
-        fault: "SIGTERM, broker healthy",
-        long: false,
-        run: |setup| Box::pin(terminated(setup)),
-    },
-    Row {
-        number: 6,
-        fault: "SIGTERM while the broker is frozen, then blocked",
-        long: false,
-        run: |setup| Box::pin(terminated_at_a_frozen_broker(setup)),
-    },
-    Row {
-        number: 7,
-        fault: "SIGSTOP with a claim; a peer takes over; SIGCONT",
-        long: false,
-        run: |setup| Box::pin(stalled(setup)),
-    },
-    Row {
-        number: 8,
-        fault: "two, then four relays on one outbox",
-        long: false,
-        run: |setup| Box::pin(several(setup)),
-    },
-    Row {
-        number: 9,
-        fault: "a worker panics between confirm and settle",
-        long: false,
-        run: |setup| Box::pin(panics(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    1, "SIGKILL of the relay after claim, before publish" => after_claim(setup);
+    2, "SIGKILL after publish, before the confirm" => killed(setup, "publish.after_send=hang");
+    3, "SIGKILL after the confirm, before settle" => killed(setup, "confirm.before_settle=hang");
+    4, "SIGKILL during COMMIT of the settle" => during_commit(setup);
+    5, "SIGTERM, broker healthy" => terminated(setup);
+    6, "SIGTERM while the broker is frozen, then blocked" => terminated_at_a_frozen_broker(setup);
+    7, "SIGSTOP with a claim; a peer takes over; SIGCONT" => stalled(setup);
+    8, "two, then four relays on one outbox" => several(setup);
+    9, "a worker panics between confirm and settle" => panics(setup);
+};
 
 /// A relay that hangs at its failpoint with messages in its hands, while traffic comes in.
 async fn hanging(arena: &mut Arena<'_>, failpoint: &str, workers: &str) -> Result<(Flow, Daemon)> {
@@ -93,7 +48,7 @@ async fn taken_over(arena: &Arena<'_>, mut flow: Flow, duplicates: usize) -> Res
 }
 
 async fn after_claim(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     // One worker: another one would be killed in the middle of its publishing.
     let (mut flow, mut relay) = hanging(&mut arena, "claim.after=hang", "1").await?;
     let second = arena.relay()?;
@@ -107,7 +62,7 @@ async fn after_claim(setup: &Setup) -> Result<Outcome> {
 }
 
 async fn killed(setup: &Setup, failpoint: &str) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     let (flow, mut relay) = hanging(&mut arena, failpoint, "2").await?;
     // What the client took may not be on the wire yet; what was delivered was. It may have been before this look.
     flow.begun().await?;
@@ -122,12 +77,12 @@ async fn killed(setup: &Setup, failpoint: &str) -> Result<Outcome> {
 
 /// Once just before the server can have committed, once just after.
 async fn during_commit(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     let (flow, mut relay) = hanging(&mut arena, "settle.before_commit=hang", "1").await?;
     relay.kill().await?;
     let first = taken_over(&arena, flow, WINDOW).await?;
 
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     let (flow, mut relay) = hanging(&mut arena, "settle.after_commit=hang", "1").await?;
     setup.timeline.fault();
     relay.kill().await?;
@@ -143,14 +98,22 @@ async fn during_commit(setup: &Setup) -> Result<Outcome> {
 }
 
 async fn terminated(setup: &Setup) -> Result<Outcome> {
-    let arena = Arena::start(setup).await?;
-    let mut relay = arena.relay()?;
+    let arena = Arena::shared(setup).await?;
     let flow = arena.flow().await?;
-    flow.steady(300).await?;
-    setup.timeline.fault();
-    relay.terminate()?;
-    let status = ended_within(&mut relay, Duration::from_secs(10)).await?;
-    expect(status.success(), || format!("it ended with {status}"))?;
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut relay = arena.relay()?;
+        flow.steady(300).await?;
+        setup.timeline.fault();
+        relay.signal(signal)?;
+        let status = ended_within(&mut relay, Duration::from_secs(10)).await?;
+        expect(status.success(), || {
+            format!("{signal}: it ended with {status}")
+        })?;
+        let there = arena.count("outbox.relay").await?;
+        expect(there == 0, || {
+            format!("{signal}: it did not take its leave")
+        })?;
+    }
     taken_over(&arena, flow, 0).await
 }
 
@@ -198,22 +161,36 @@ async fn ends_within_its_grace(arena: &Arena<'_>, relay: &mut Daemon) -> Result<
 }
 
 async fn stalled(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "5s");
-    let (mut flow, relay) = hanging(&mut arena, "confirm.before_settle=hang", "1").await?;
+    let folder = tempfile::tempdir()?;
+    let gate = folder.path().join("open");
+    let failpoint = format!("confirm.before_settle=until:{}", gate.display());
+    let (mut flow, relay) = hanging(&mut arena, &failpoint, "1").await?;
     setup.timeline.fault();
     relay.signal(Signal::SIGSTOP)?;
     let _peer = arena.relay()?;
     let over = setup.timeline.over();
     // The database ends the stale transaction, and the peer gets its lanes.
     flow.recovers(over, Duration::from_secs(15)).await?;
+    let now = "SELECT clock_timestamp()::text";
+    let now: String = arena.client().await?.query_one(now, &[]).await?.get(0);
+    let marks = format!("outbox.message WHERE sent_at <= '{now}'");
+    let before = arena.count(&marks).await?;
     relay.signal(Signal::SIGCONT)?;
+    // It goes on to mark what it published, and its session is gone.
+    std::fs::write(gate, "")?;
+    relay.line("PostgreSQL failed", SOON).await;
     flow.steady(200).await?;
+    let after = arena.count(&marks).await?;
+    expect(after >= before, || {
+        format!("{} marks of the peer were written again", before - after)
+    })?;
     flow.finish(WINDOW).await
 }
 
 async fn several(setup: &Setup) -> Result<Outcome> {
-    let arena = Arena::start(setup).await?;
+    let arena = Arena::shared(setup).await?;
     let mut relays = vec![arena.relay()?, arena.relay()?];
     let flow = arena.flow().await?;
     flow.steady(600).await?;
@@ -227,13 +204,11 @@ async fn several(setup: &Setup) -> Result<Outcome> {
 }
 
 async fn panics(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
+    let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD_FAILPOINT", "confirm.before_settle@3=panic");
     let relay = arena.relay()?;
-    let mut flow = arena.flow().await?;
+    let flow = arena.flow().await?;
     setup.timeline.fault();
     relay.line("panicked; starting it again", SOON).await;
-    let over = setup.timeline.over();
-    flow.recovers(over, Duration::from_secs(10)).await?;
-    flow.finish(WINDOW).await
+    flow.heals(Duration::from_secs(10), WINDOW).await
 }

@@ -2,15 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use test_support::{Daemon, eventually, free_port};
+use test_support::{Daemon, Ran, drained, eventually, free_port, probe};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::{
     arena::{Arena, DATABASE, SOON, Setup, since},
     flow::{Flow, connect},
-    inputs::program::{Ran, outboxd},
-    probe,
     row::{Outcome, Result, expect, in_time},
     traffic::Rate,
 };
@@ -166,7 +164,7 @@ impl<'a> Scene<'a> {
 
     /// Nothing is pending. Producers must stand still.
     pub async fn drained(&self) {
-        crate::flow::drained(&self.owner).await;
+        drained(&self.owner).await;
     }
 
     /// All is sent, and the marks have passed it: from here on nobody looks there. Producers must stand still.
@@ -205,7 +203,8 @@ impl<'a> Scene<'a> {
 
     /// A command beside the relay, with its settings.
     pub async fn command(&self, args: &[&str]) -> Result<Ran> {
-        outboxd(self.arena.setup, args, self.arena.env().iter().cloned()).await
+        let env = self.arena.env().iter().cloned();
+        self.arena.setup.outboxd(args, env).await
     }
 
     /// Ends by SIGTERM, as a rollout ends it.

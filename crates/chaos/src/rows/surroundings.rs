@@ -7,48 +7,31 @@ use std::{
     time::{Duration, Instant},
 };
 
-use checker::{Committed, sha256};
-use test_support::{Daemon, Mode, PgBouncer, Proxy, eventually};
+use test_support::{Daemon, Mode, PgBouncer, Proxy, amqp, eventually, over};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::{
     arena::{self, Arena, SOON, Setup, WINDOW},
-    deliveries,
-    row::{Outcome, Result, Row, expect, in_time},
+    row::{Outcome, Result, Row, expect, in_time, rows},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 42,
-        fault: "through PgBouncer in transaction mode",
-        long: false,
-        run: |setup| Box::pin(pooled(setup)),
-    },
-    Row {
-        number: 47,
-        fault: "wall clock of the relay off by an hour, either way",
-        long: false,
-        run: |setup| Box::pin(clock_off(setup)),
-    },
-    Row {
-        number: 48,
-        fault: "DNS names re-pointed to new addresses",
-        long: false,
-        run: |setup| Box::pin(repointed(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    42, "through PgBouncer in transaction mode" => pooled(setup);
+    47, "wall clock of the relay off by an hour, either way" => clock_off(setup);
+    48, "DNS names re-pointed to new addresses" => repointed(setup);
+};
 
 async fn pooled(setup: &Setup) -> Result<Outcome> {
     if !test_support::pgbouncer_is_installed() {
         return Ok(Outcome::skipped("pgbouncer is not installed"));
     }
     let mut arena = Arena::start(setup).await?;
-    // Fewer connections than the relay has sessions (two workers, the scout, the housekeeper): they do share.
+    // Fewer connections than the relay has sessions (two workers, the scout, the maintenance): they do share.
     let pool = 3;
     let direct = arena.postgres.port();
     let pooler = PgBouncer::start(direct, &[("relay", "relay")], pool).await?;
-    let url = arena::over(&arena.database_url(), direct, pooler.port());
+    let url = over(&arena.database_url(), pooler.port());
     arena.set("DATABASE_URL", &url);
     arena.set("OUTBOXD__DATABASE__PREPARED_STATEMENTS", "false");
     arena.set("OUTBOXD__DATABASE__LISTEN", "false");
@@ -72,7 +55,7 @@ async fn pooled(setup: &Setup) -> Result<Outcome> {
     let outcome = flow.finish(0).await?;
     let lines = relay.lines();
     let error = lines.iter().find(|line| {
-        line.contains("SQLSTATE") || line.contains("PostgreSQL") || line.contains("housekeeping")
+        line.contains("SQLSTATE") || line.contains("PostgreSQL") || line.contains("maintenance")
     });
     expect(error.is_none(), || format!("a statement failed: {error:?}"))?;
     Ok(outcome)
@@ -97,7 +80,7 @@ async fn clock_off(setup: &Setup) -> Result<Outcome> {
     arena.set("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
     let client = arena.client().await?;
-    let channel = deliveries::channel(&arena.broker_url()).await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
     let mut flow = arena.flow().await?;
     setup.timeline.fault();
     let mut late = 0.0_f64;
@@ -111,18 +94,22 @@ async fn clock_off(setup: &Setup) -> Result<Outcome> {
             format!("the relay's clock is off by {off:.0} s instead of {offset}")
         })?;
         let unbound = format!("unbound{offset}");
-        deliveries::exchange(&channel, &unbound).await?;
+        amqp::exchange(&channel, &unbound).await?;
         for n in 0..5 {
             let in_four_seconds = "clock_timestamp() + interval '4 s'";
-            let scheduled = (format!("{offset}s{n}"), None, in_four_seconds);
-            let retried = (format!("{offset}r{n}"), Some(unbound.as_str()), "NULL");
+            let scheduled = (format!("{offset}s{n}"), "NULL".to_owned(), in_four_seconds);
+            let retried = (format!("{offset}r{n}"), format!("'{unbound}'"), "NULL");
             for (key, exchange, available_at) in [scheduled, retried] {
-                let committed = commit(&client, &key, exchange, available_at).await?;
-                flow.traffic.add([committed]);
+                // A destination each: no circuit holds those that fail.
+                let insert = format!(
+                    "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange, routing_key, available_at) \
+                     VALUES ('row', '{key}', 'timed', '{{}}', {exchange}, '{key}', {available_at})"
+                );
+                flow.commits(&client, &insert).await?;
             }
         }
         retries_are_on_time(&client).await?;
-        deliveries::bind(&channel, &unbound, arena::QUEUE).await?;
+        amqp::bind(&channel, &unbound, arena::QUEUE).await?;
         let all_sent = "outbox.message WHERE event_type = 'timed' AND sent_at IS NULL";
         arena
             .until_count("all of them to be sent", all_sent, |n| n == 0)
@@ -156,26 +143,6 @@ async fn clock_of(relay: &Daemon, client: &Client) -> Result<f64> {
         .ok_or("a log line without time")?;
     let sql = "SELECT extract(epoch FROM $1::text::timestamptz - clock_timestamp())::float8";
     Ok(client.query_one(sql, &[&said]).await?.get(0))
-}
-
-async fn commit(
-    client: &Client,
-    key: &str,
-    exchange: Option<&str>,
-    available_at: &str,
-) -> Result<Committed> {
-    // A destination each: no circuit holds those that fail.
-    let sql = format!(
-        "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange, routing_key, available_at) \
-         VALUES ('row', $1, 'timed', '{{}}', $2, $1, {available_at}) RETURNING message_id, id"
-    );
-    let row = client.query_one(&sql, &[&key, &exchange]).await?;
-    Ok(Committed {
-        message_id: row.get(0),
-        key: Some(key.to_owned()),
-        position: row.get(1),
-        body_sha256: sha256(b"{}"),
-    })
 }
 
 /// Watches five messages that are retried until each was tried four times: none before it was due, and none is put
@@ -225,21 +192,11 @@ async fn repointed(setup: &Setup) -> Result<Outcome> {
     let broker = Moving::start(arena.rabbitmq.port()).await?;
     let hosts = tempfile::NamedTempFile::new()?;
     point(hosts.path(), OLD)?;
-    let named = |url: &str, port: u16, way: &Moving, name: &str| {
-        arena::over(url, port, way.old.port()).replace("127.0.0.1", name)
-    };
-    let database_url = named(
-        &arena.database_url(),
-        arena.postgres.port(),
-        &database,
-        "database.test",
-    ) + "?sslmode=disable";
-    let broker_url = named(
-        &arena.broker_url(),
-        arena.rabbitmq.port(),
-        &broker,
-        "broker.test",
-    );
+    let named =
+        |url: &str, way: &Moving, name: &str| over(url, way.old.port()).replace("127.0.0.1", name);
+    let database_url =
+        named(&arena.database_url(), &database, "database.test") + "?sslmode=disable";
+    let broker_url = named(&arena.broker_url(), &broker, "broker.test");
     arena.set("DATABASE_URL", &database_url);
     arena.set("AMQP_URL", &broker_url);
     arena.set("OUTBOXD__DATABASE__ALLOW_PLAINTEXT", "true");

@@ -5,31 +5,20 @@ use tokio::net::TcpListener;
 use super::judge::{Judge, environment, refused};
 use crate::{
     arena::Setup,
-    inputs::program::outboxd,
-    row::{Outcome, Result, Row},
+    row::{Outcome, Result, Row, rows},
 };
 
-pub const CASES: &[Row] = &[
-    Row {
-        number: 15,
-        fault: "admin port in use",
-        long: false,
-        run: |setup| Box::pin(admin_port(setup)),
-    },
-    Row {
-        number: 16,
-        fault: "non-loopback admin address without the opt-in",
-        long: false,
-        run: |setup| Box::pin(admin_address(setup)),
-    },
-];
+pub const CASES: &[Row] = rows! { setup;
+    15, "admin port in use" => admin_port(setup);
+    16, "non-loopback admin address without the opt-in" => admin_address(setup);
+};
 
 async fn admin_port(setup: &Setup) -> Result<Outcome> {
     let busy = TcpListener::bind("127.0.0.1:0").await?;
     let address = busy.local_addr()?.to_string();
     // `check` takes no port.
     let env = environment(&[("admin.listen", &address)]);
-    let ran = outboxd(setup, &["run"], env).await?;
+    let ran = setup.outboxd(&["run"], env).await?;
     let named = format!("admin.listen = \"{address}\"");
     refused(
         &ran,

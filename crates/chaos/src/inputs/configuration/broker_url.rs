@@ -5,41 +5,16 @@ use tokio::{io::AsyncReadExt, net::TcpListener};
 use super::judge::Judge;
 use crate::{
     arena::{self, Setup},
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
 };
 
-pub const CASES: &[Row] = &[
-    Row {
-        number: 5,
-        fault: "no broker credentials (no silent guest/guest)",
-        long: false,
-        run: |setup| Box::pin(no_credentials(setup)),
-    },
-    Row {
-        number: 6,
-        fault: "IPv6 literal or several hosts in an AMQP URI: either honoured or refused, never resolved to something else",
-        long: false,
-        run: |setup| Box::pin(broker_hosts(setup)),
-    },
-    Row {
-        number: 7,
-        fault: "empty virtual host by a trailing /",
-        long: false,
-        run: |setup| Box::pin(empty_vhost(setup)),
-    },
-    Row {
-        number: 8,
-        fault: "unknown AMQP query parameter",
-        long: false,
-        run: |setup| Box::pin(broker_parameter(setup)),
-    },
-    Row {
-        number: 9,
-        fault: "invalid percent-encoding",
-        long: false,
-        run: |setup| Box::pin(percent_encoding(setup)),
-    },
-];
+pub const CASES: &[Row] = rows! { setup;
+    5, "no broker credentials (no silent guest/guest)" => no_credentials(setup);
+    6, "IPv6 literal or several hosts in an AMQP URI: either honoured or refused, never resolved to something else" => broker_hosts(setup);
+    7, "empty virtual host by a trailing /" => empty_vhost(setup);
+    8, "unknown AMQP query parameter" => broker_parameter(setup);
+    9, "invalid percent-encoding" => percent_encoding(setup);
+};
 
 async fn no_credentials(setup: &Setup) -> Result<Outcome> {
     let mut judge = Judge::new(setup);

@@ -5,29 +5,14 @@ use test_support::certificates::Authority;
 use super::judge::{Judge, file};
 use crate::{
     arena::Setup,
-    row::{Outcome, Result, Row},
+    row::{Outcome, Result, Row, rows},
 };
 
-pub const CASES: &[Row] = &[
-    Row {
-        number: 10,
-        fault: "plaintext to a non-loopback host unless allowed explicitly",
-        long: false,
-        run: |setup| Box::pin(plaintext(setup)),
-    },
-    Row {
-        number: 11,
-        fault: "opportunistic TLS (prefer) to a non-loopback host",
-        long: false,
-        run: |setup| Box::pin(opportunistic_tls(setup)),
-    },
-    Row {
-        number: 18,
-        fault: "CA, certificate and key that do not match or have expired",
-        long: false,
-        run: |setup| Box::pin(certificates(setup)),
-    },
-];
+pub const CASES: &[Row] = rows! { setup;
+    10, "plaintext to a non-loopback host unless allowed explicitly" => plaintext(setup);
+    11, "opportunistic TLS (prefer) to a non-loopback host" => opportunistic_tls(setup);
+    18, "CA, certificate and key that do not match or have expired" => certificates(setup);
+};
 
 async fn plaintext(setup: &Setup) -> Result<Outcome> {
     let mut judge = Judge::new(setup);

@@ -2,9 +2,10 @@
 
 use std::{io::Write, os::unix::fs::PermissionsExt, path::Path};
 
+use test_support::Ran;
+
 use crate::{
     arena::Setup,
-    inputs::program::{Ran, outboxd},
     row::{Outcome, Result, expect},
 };
 
@@ -52,7 +53,7 @@ impl<'a> Judge<'a> {
     ) -> Result<()> {
         for command in ["run", "check"] {
             let args = [&[command], args].concat();
-            let ran = outboxd(self.setup, &args, environment(settings)).await;
+            let ran = self.setup.outboxd(&args, environment(settings)).await;
             let judged = ran.and_then(|ran| refused(&ran, says));
             judged.map_err(|error| format!("{args:?} with {settings:?}: {error}"))?;
         }
@@ -68,7 +69,10 @@ impl<'a> Judge<'a> {
     }
 
     pub async fn takes(&mut self, settings: Settings<'_>) -> Result<()> {
-        let ran = outboxd(self.setup, &["check"], environment(settings)).await?;
+        let ran = self
+            .setup
+            .outboxd(&["check"], environment(settings))
+            .await?;
         expect(ran.code == 0, || {
             format!("{settings:?} is right, and refused: {}", ran.said())
         })?;

@@ -17,16 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::judge::SECRET;
 use crate::{
-    arena::SOON,
-    row::{Outcome, Result, Row, expect},
+    arena::{SOON, Setup},
+    row::{Outcome, Result, Row, expect, rows},
 };
 
-pub const CASES: &[Row] = &[Row {
-    number: 17,
-    fault: "inbox retention shorter than the redelivery horizon",
-    long: false,
-    run: |_| Box::pin(inbox_retention()),
-}];
+pub const CASES: &[Row] = rows! { setup;
+    17, "inbox retention shorter than the redelivery horizon" => inbox_retention(setup);
+};
 
 struct Never;
 
@@ -41,7 +38,7 @@ impl Handler for Never {
 }
 
 /// The consumer is a library: a service chooses its exit code, and gets an error before anything is opened.
-async fn inbox_retention() -> Result<Outcome> {
+async fn inbox_retention(_: &Setup) -> Result<Outcome> {
     let horizon = Duration::from_secs(7 * 24 * 3600);
     let nowhere = "amqp://relay:hunter2@127.0.0.1:1";
     for retention in [Duration::ZERO, horizon / 2, horizon] {

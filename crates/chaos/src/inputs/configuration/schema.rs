@@ -4,22 +4,18 @@ use std::collections::BTreeMap;
 
 use super::judge::{SECRET, refused};
 use crate::{
-    arena::{self, Setup},
-    inputs::program::outboxd,
-    row::{Outcome, Result, Row, expect},
+    arena::Setup,
+    row::{Outcome, Result, Row, expect, rows},
 };
 
-pub const CASES: &[Row] = &[Row {
-    number: 14,
-    fault: "table, column or privilege missing: said at start with the GRANT or the command that mends it",
-    long: false,
-    run: |setup| Box::pin(schema_or_grant(setup)),
-}];
+pub const CASES: &[Row] = rows! { setup;
+    14, "table, column or privilege missing: said at start with the GRANT or the command that mends it" => schema_or_grant(setup);
+};
 
 async fn schema_or_grant(setup: &Setup) -> Result<Outcome> {
     const NAME: &str = "refused";
     let stage = setup.stage.get(setup).await?;
-    arena::schemas(setup, &stage.postgres, NAME).await?;
+    setup.plan().another(&stage.postgres, NAME).await?;
     stage
         .postgres
         .create_database("empty_one", "postgres")
@@ -31,7 +27,8 @@ async fn schema_or_grant(setup: &Setup) -> Result<Outcome> {
     let start = async |database: &str, args: &[&str]| {
         let url = stage.postgres.url_for("starter", SECRET, database);
         let env = stage.env.iter().cloned();
-        outboxd(setup, args, env.chain([("DATABASE_URL".to_owned(), url)])).await
+        let env = env.chain([("DATABASE_URL".to_owned(), url)]);
+        setup.outboxd(args, env).await
     };
     let mut outcome = Outcome::default();
     refused(

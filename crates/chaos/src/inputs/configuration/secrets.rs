@@ -5,24 +5,13 @@ use std::{os::unix::fs::PermissionsExt, path::Path};
 use super::judge::{Judge, NO_BROKER_URL, NO_DATABASE_URL, SECRET, file};
 use crate::{
     arena::{self, Setup},
-    inputs::program::outboxd,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
 };
 
-pub const CASES: &[Row] = &[
-    Row {
-        number: 12,
-        fault: "unreadable, empty or world-readable secret file (one trailing newline is trimmed)",
-        long: false,
-        run: |setup| Box::pin(secret_file(setup)),
-    },
-    Row {
-        number: 13,
-        fault: "both a value and its _file",
-        long: false,
-        run: |setup| Box::pin(value_and_file(setup)),
-    },
-];
+pub const CASES: &[Row] = rows! { setup;
+    12, "unreadable, empty or world-readable secret file (one trailing newline is trimmed)" => secret_file(setup);
+    13, "both a value and its _file" => value_and_file(setup);
+};
 
 async fn secret_file(setup: &Setup) -> Result<Outcome> {
     let mut judge = Judge::new(setup);
@@ -91,7 +80,7 @@ async fn one_newline_is_trimmed(setup: &Setup, folder: &Path) -> Result<()> {
         let mut env = stage.env.clone();
         env.push(("DATABASE_URL".to_owned(), url.clone()));
         env.push(("OUTBOXD__DATABASE__PASSWORD_FILE".to_owned(), path));
-        let ran = outboxd(setup, &["check", "--connect"], env).await?;
+        let ran = setup.outboxd(&["check", "--connect"], env).await?;
         expect(ran.code == code, || {
             format!("the password {text:?}: {} {}", ran.code, ran.said())
         })?;

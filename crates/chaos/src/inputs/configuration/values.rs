@@ -3,35 +3,15 @@
 use super::judge::{Judge, SECRET};
 use crate::{
     arena::Setup,
-    row::{Outcome, Result, Row},
+    row::{Outcome, Result, Row, rows},
 };
 
-pub const CASES: &[Row] = &[
-    Row {
-        number: 1,
-        fault: "unknown key (file or environment)",
-        long: false,
-        run: |setup| Box::pin(unknown_key(setup)),
-    },
-    Row {
-        number: 2,
-        fault: "empty, zero or negative batch, poll or timeout",
-        long: false,
-        run: |setup| Box::pin(out_of_range(setup)),
-    },
-    Row {
-        number: 3,
-        fault: "confirm timeout not below the idle-in-transaction limit",
-        long: false,
-        run: |setup| Box::pin(confirm_timeout(setup)),
-    },
-    Row {
-        number: 4,
-        fault: "heartbeat 0 or below 5 s",
-        long: false,
-        run: |setup| Box::pin(heartbeat(setup)),
-    },
-];
+pub const CASES: &[Row] = rows! { setup;
+    1, "unknown key (file or environment)" => unknown_key(setup);
+    2, "empty, zero or negative batch, poll or timeout" => out_of_range(setup);
+    3, "confirm timeout not below the idle-in-transaction limit" => confirm_timeout(setup);
+    4, "heartbeat 0 or below 5 s" => heartbeat(setup);
+};
 
 async fn unknown_key(setup: &Setup) -> Result<Outcome> {
     let mut judge = Judge::new(setup);

@@ -3,6 +3,7 @@
 mod specimens;
 mod table;
 
+use test_support::probe;
 use uuid::Uuid;
 
 use self::{
@@ -13,87 +14,26 @@ use self::{
     },
     table::{Table, judged},
 };
-use super::{program::outboxd, stage::MAX_PAYLOAD};
+use super::stage::MAX_PAYLOAD;
 use crate::{
     arena::{SOON, Setup},
-    probe,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
 };
 
-pub const CASES: &[Row] = &[
-    Row {
-        number: 19,
-        fault: "routing key, exchange, type or header name over 255 bytes",
-        long: false,
-        run: |setup| Box::pin(judged(setup, "b19", TOO_LONG)),
-    },
-    Row {
-        number: 20,
-        fault: "exchange outside the allow-list, where one is set",
-        long: false,
-        run: |setup| Box::pin(allow_list(setup)),
-    },
-    Row {
-        number: 21,
-        fault: "control characters in the key",
-        long: false,
-        run: |setup| Box::pin(judged(setup, "b21", CONTROL_CHARACTERS)),
-    },
-    Row {
-        number: 22,
-        fault: "far-future available_at waits, and shows in status",
-        long: false,
-        run: |setup| Box::pin(far_future(setup)),
-    },
-    Row {
-        number: 23,
-        fault: "attempts overflow saturates",
-        long: false,
-        run: |setup| Box::pin(attempts_overflow(setup)),
-    },
-    Row {
-        number: 24,
-        fault: "payload over the limit (size checked before the payload is fetched)",
-        long: false,
-        run: |setup| Box::pin(payload_over_the_limit(setup)),
-    },
-    Row {
-        number: 25,
-        fault: "empty body is valid",
-        long: false,
-        run: |setup| Box::pin(judged(setup, "b25", EMPTY)),
-    },
-    Row {
-        number: 26,
-        fault: r"JSON with \u0000, 1e400, duplicate keys, 23-digit integers, 10,000 levels deep: bytes pass through unchanged",
-        long: false,
-        run: |setup| Box::pin(judged(setup, "b26", STRANGE_JSON)),
-    },
-    Row {
-        number: 27,
-        fault: "bytes that are not UTF-8: shipped as they are",
-        long: false,
-        run: |setup| Box::pin(judged(setup, "b27", NOT_UTF8)),
-    },
-    Row {
-        number: 28,
-        fault: "headers that are not an object, nested deeper than 4, larger than a frame, empty or overlong names, names the relay reserves (x-*, CC, BCC, its own)",
-        long: false,
-        run: |setup| Box::pin(judged(setup, "b28", HEADERS)),
-    },
-    Row {
-        number: 29,
-        fault: "integers beyond 64 bits",
-        long: false,
-        run: |setup| Box::pin(judged(setup, "b29", INTEGERS)),
-    },
-    Row {
-        number: 30,
-        fault: "CR/LF in anything that reaches a log is escaped",
-        long: false,
-        run: |setup| Box::pin(line_breaks(setup)),
-    },
-];
+pub const CASES: &[Row] = rows! { setup;
+    19, "routing key, exchange, type or header name over 255 bytes" => judged(setup, "b19", TOO_LONG);
+    20, "exchange outside the allow-list, where one is set" => allow_list(setup);
+    21, "control characters in the key" => judged(setup, "b21", CONTROL_CHARACTERS);
+    22, "far-future available_at waits, and shows in status" => far_future(setup);
+    23, "attempts overflow saturates" => attempts_overflow(setup);
+    24, "payload over the limit (size checked before the payload is fetched)" => payload_over_the_limit(setup);
+    25, "empty body is valid" => judged(setup, "b25", EMPTY);
+    26, r"JSON with \u0000, 1e400, duplicate keys, 23-digit integers, 10,000 levels deep: bytes pass through unchanged" => judged(setup, "b26", STRANGE_JSON);
+    27, "bytes that are not UTF-8: shipped as they are" => judged(setup, "b27", NOT_UTF8);
+    28, "headers that are not an object, nested deeper than 4, larger than a frame, empty or overlong names, names the relay reserves (x-*, CC, BCC, its own)" => judged(setup, "b28", HEADERS);
+    29, "integers beyond 64 bits" => judged(setup, "b29", INTEGERS);
+    30, "CR/LF in anything that reaches a log is escaped" => line_breaks(setup);
+};
 
 async fn allow_list(setup: &Setup) -> Result<Outcome> {
     let mut table = Table::new(setup, "b20").await?;
@@ -176,7 +116,7 @@ async fn attempts_overflow(setup: &Setup) -> Result<Outcome> {
     expect(reason == "headers_invalid" && attempts == i32::MAX, || {
         format!("dead with {reason} after {attempts} attempts")
     })?;
-    let missing = table.stage.deliveries.missing([delivered], SOON).await;
+    let missing = table.stage.deliveries.missing([delivered]).await;
     expect(missing == 0, || {
         format!("not delivered after {} attempts", i32::MAX)
     })?;
@@ -280,7 +220,7 @@ async fn line_breaks(setup: &Setup) -> Result<Outcome> {
     ] {
         let mut env = table.stage.env.clone();
         env.push((name.to_owned(), text.clone()));
-        let ran = outboxd(setup, &["run"], env).await?;
+        let ran = setup.outboxd(&["run"], env).await?;
         expect(ran.code == 78, || {
             format!("{name:?} was taken: {}", ran.said())
         })?;

@@ -48,6 +48,10 @@ pub const TOO_LONG: &[Variant] = &[
         "headers = json_build_object('a', json_build_object(repeat('n', 256), 1))",
         Dead("headers_invalid"),
     ),
+    (
+        "content_type = repeat('c', 300)",
+        Dead("content_type_invalid"),
+    ),
     ("routing_key = repeat('k', 255)", Delivered),
     (
         "event_type = repeat('t', 255), routing_key = 'r'",
@@ -141,7 +145,12 @@ pub const NOT_UTF8: &[Variant] = &[
 ];
 
 pub const HEADERS: &[Variant] = &[
-    ("headers = '[1]'", Dead("headers_invalid")),
+    (
+        "headers = '[1]', aggregate_id = 'key'",
+        Dead("headers_invalid"),
+    ),
+    // What is dead does not hold back its key.
+    ("aggregate_id = 'key'", Delivered),
     (r#"headers = '"text"'"#, Dead("headers_invalid")),
     ("headers = '1'", Dead("headers_invalid")),
     ("headers = 'true'", Dead("headers_invalid")),

@@ -12,8 +12,8 @@ use super::specimens::{
     Variant,
 };
 use crate::{
-    arena::{self, DATABASE, SOON, Setup},
-    inputs::{program::outboxd, stage::unharmed},
+    arena::{DATABASE, SOON, Setup},
+    inputs::stage::unharmed,
     row::{Outcome, Result, expect, in_time},
     stage::Stage,
 };
@@ -72,7 +72,7 @@ impl<'a> Table<'a> {
     /// From here on, a database and a relay of this case alone, with one more setting.
     pub async fn apart(&mut self, database: &str, setting: (&str, &str)) -> Result<()> {
         let stage = self.stage;
-        arena::schemas(self.setup, &stage.postgres, database).await?;
+        self.setup.plan().another(&stage.postgres, database).await?;
         self.client = stage.postgres.connect(database).await?;
         let url = stage.postgres.url_for("relay", "relay", database);
         let mut env = stage.env.clone();
@@ -130,13 +130,13 @@ impl<'a> Table<'a> {
     /// Each row came to its end, and nobody else was kept from theirs.
     pub async fn judged(self) -> Result<Outcome> {
         let healthy = self.healthy.iter().copied();
-        let late = self.stage.deliveries.missing(healthy.clone(), PROMPT).await;
-        let missing = self.stage.deliveries.missing(healthy, SOON).await;
+        let prompt = self.stage.deliveries.arrive(healthy.clone(), PROMPT).await;
+        let missing = self.stage.deliveries.missing(healthy).await;
         expect(missing == 0, || {
             format!("{missing} healthy messages of another key did not arrive")
         })?;
-        in_time(late == 0, || {
-            format!("{late} healthy messages of another key did not arrive within {PROMPT:?}")
+        in_time(prompt, || {
+            format!("not all healthy messages of another key arrived within {PROMPT:?}")
         })?;
         for row in &self.written {
             let ended = self.ended(row).await;
@@ -156,7 +156,7 @@ impl<'a> Table<'a> {
                 })?;
             }
             Delivered => {
-                let missing = self.stage.deliveries.missing([id], SOON).await;
+                let missing = self.stage.deliveries.missing([id]).await;
                 expect(missing == 0, || "it was not delivered".into())?;
             }
             Waits => {
@@ -168,7 +168,7 @@ impl<'a> Table<'a> {
                 .await;
             }
         }
-        let deliveries = self.stage.deliveries.all();
+        let deliveries = self.stage.deliveries.seen();
         let seen: Vec<_> = deliveries.iter().filter(|d| d.message_id == id).collect();
         let allowed = usize::from(matches!(row.end, Delivered));
         expect(seen.len() == allowed, || {
@@ -197,7 +197,10 @@ impl<'a> Table<'a> {
 
     /// Runs a command beside the relay.
     pub async fn command(&self, args: &[&str]) -> Result<String> {
-        let ran = outboxd(self.setup, args, self.stage.env.iter().cloned()).await?;
+        let ran = self
+            .setup
+            .outboxd(args, self.stage.env.iter().cloned())
+            .await?;
         expect(ran.code == 0, || format!("{args:?}: {}", ran.said()))?;
         Ok(ran.said())
     }

@@ -1,11 +1,8 @@
 //! What a relay may take while its neighbours are at their worst.
 
-use test_support::Daemon;
+use test_support::{Daemon, probe};
 
-use crate::{
-    probe,
-    row::{Result, expect},
-};
+use crate::row::{Result, expect};
 
 /// What a relay takes in these rows at most: 64 MiB, four times the bodies of its batches, and room.
 pub const MEMORY_KIB: u64 = 400 * 1024;

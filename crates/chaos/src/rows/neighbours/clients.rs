@@ -11,7 +11,7 @@ use outbox::{
     http::{Command, CommandError, IdempotencyLayer, IdempotencyOptions},
     inbox::Inbox,
 };
-use test_support::{Proxy, crowd, eventually};
+use test_support::{Proxy, commits::RECORDED, crowd, eventually, probe};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -20,34 +20,17 @@ use tokio_postgres::NoTls;
 
 use super::bounds::bounded;
 use crate::{
-    arena::{self, Arena, DATABASE, SOON, Setup, WINDOW},
-    flow::RECORDED,
+    arena::{Arena, DATABASE, SOON, Setup, WINDOW},
     inputs::configuration::judge::{Judge, NO_BROKER_URL, NO_DATABASE_URL, SECRET, file},
-    probe,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::Scene,
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 7,
-        fault: "clients of the admin port: idle, half-sent heads, never reading, 2,000 of them, no descriptors left",
-        long: false,
-        run: |setup| Box::pin(admin_port(setup)),
-    },
-    Row {
-        number: 8,
-        fault: "secret files that are FIFOs, endless, group-writable, at the start and at work",
-        long: false,
-        run: |setup| Box::pin(secret_files(setup)),
-    },
-    Row {
-        number: 9,
-        fault: "HTTP keys: two spellings of one path, one after the other and at once",
-        long: false,
-        run: |setup| Box::pin(spellings(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    7, "clients of the admin port: idle, half-sent heads, never reading, 2,000 of them, no descriptors left" => admin_port(setup);
+    8, "secret files that are FIFOs, endless, group-writable, at the start and at work" => secret_files(setup);
+    9, "HTTP keys: two spellings of one path, one after the other and at once" => spellings(setup);
+};
 
 const AGAIN: Duration = Duration::from_secs(15);
 
@@ -73,13 +56,7 @@ async fn most_open<T>(pid: u32, work: impl Future<Output = T>) -> Result<(T, usi
 
 async fn admin_port(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let database = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
-    let url = arena::over(
-        &arena.database_url(),
-        arena.postgres.port(),
-        database.port(),
-    );
-    arena.set("DATABASE_URL", &url);
+    let database = arena.database_proxy().await?;
     let mut scene = Scene::of(arena).await?;
     scene.stop().await?;
     let limit = format!("--nofile={FEW}:{FEW}");
@@ -174,11 +151,8 @@ async fn secret_files(setup: &Setup) -> Result<Outcome> {
     // At work it is read again at each connect.
     let password = file(folder.path(), "password", b"relay", 0o600)?;
     let url = arena.database_url().replace("relay:relay@", "relay@");
-    let database = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
-    arena.set(
-        "DATABASE_URL",
-        &arena::over(&url, arena.postgres.port(), database.port()),
-    );
+    let (database, url) = Proxy::before(&url).await?;
+    arena.set("DATABASE_URL", &url);
     arena.set("OUTBOXD__DATABASE__PASSWORD_FILE", &password);
     let mut scene = Scene::of(arena).await?;
     for (trap, says) in TRAPS {

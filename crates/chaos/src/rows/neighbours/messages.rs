@@ -7,37 +7,28 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use test_support::{
-    Proxy, eventually,
+    Proxy,
+    amqp::{self, short},
+    eventually,
     liar::{self, Liar},
+    probe,
     raw::{HEADERS, MESSAGE_ID, Publisher, TYPE, long, nested, short as text},
 };
 
 use super::bounds::{MEMORY_KIB, bounded};
 use crate::{
-    arena::{self, Arena, SOON, Setup, WINDOW},
-    deliveries::{self, short},
-    probe,
-    row::{Outcome, Result, Row, expect},
+    arena::{Arena, SOON, Setup, WINDOW},
+    row::{Outcome, Result, Row, expect, rows},
     rows::{
         consumer::{Stage, WORK, dead_letters},
         scene::Scene,
     },
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 5,
-        fault: "a publisher at a consumer: headers nested 500 deep, headers that fill the frame, no id, foreign outbox-* headers",
-        long: false,
-        run: |setup| Box::pin(publisher(setup)),
-    },
-    Row {
-        number: 6,
-        fault: "a broker or a PostgreSQL that lies: frame_max 0 and 2^32-1, nested server-properties, rows of 2 GB",
-        long: false,
-        run: |setup| Box::pin(liars(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    5, "a publisher at a consumer: headers nested 500 deep, headers that fill the frame, no id, foreign outbox-* headers" => publisher(setup);
+    6, "a broker or a PostgreSQL that lies: frame_max 0 and 2^32-1, nested server-properties, rows of 2 GB" => liars(setup);
+};
 
 /// What a consumer's guard writes in place of headers that it left out.
 const REMOVED: &str = "outbox-headers-removed";
@@ -135,7 +126,7 @@ async fn publisher(setup: &Setup) -> Result<Outcome> {
         if let Some(id) = id {
             properties = properties.with_message_id(short(id));
         }
-        deliveries::publish_with(&stage.channel, WORK, properties, "{}").await?;
+        amqp::publish_with(&stage.channel, WORK, properties, "{}").await?;
     }
     let came = dead_letters(&stage, bad.len()).await?;
     let altered = came.iter().filter(|letter| letter.body != b"{}").count();
@@ -186,14 +177,7 @@ async fn liars(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     let honest: [SocketAddr; 2] =
         [arena.postgres.port(), arena.rabbitmq.port()].map(|port| ([127, 0, 0, 1], port).into());
-    let [database, broker] = [
-        Proxy::start(honest[0]).await?,
-        Proxy::start(honest[1]).await?,
-    ];
-    let url = arena::over(&arena.database_url(), honest[0].port(), database.port());
-    arena.set("DATABASE_URL", &url);
-    let url = arena::over(&arena.broker_url(), honest[1].port(), broker.port());
-    arena.set("AMQP_URL", &url);
+    let (database, broker) = (arena.database_proxy().await?, arena.broker_proxy().await?);
     arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s");
     let mut scene = Scene::of(arena).await?;
     for limit in [0, u32::MAX] {

@@ -2,44 +2,23 @@
 
 use std::time::Duration;
 
-use test_support::{eventually, shadows};
+use test_support::{commits::RECORDED, eventually, shadows};
 use tokio_postgres::{Client, NoTls};
 
 use super::bounds::bounded;
 use crate::{
     arena::{Arena, DATABASE, SOON, Setup},
-    flow::{RECORDED, connect},
-    inputs::program::outboxd,
-    row::{Outcome, Result, Row, expect},
+    flow::connect,
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::Scene,
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 1,
-        fault: "a producer role: huge rows that compress, deep headers, any exchange, floods, advisory locks held",
-        long: false,
-        run: |setup| Box::pin(producer(setup)),
-    },
-    Row {
-        number: 2,
-        fault: "any role with CONNECT: NOTIFY flood, listeners that never read, objects planted in public",
-        long: false,
-        run: |setup| Box::pin(stranger(setup)),
-    },
-    Row {
-        number: 3,
-        fault: "a monitor and a relay role: forged audit, reads that they do not need",
-        long: false,
-        run: |setup| Box::pin(insiders(setup)),
-    },
-    Row {
-        number: 4,
-        fault: "the service of one database against another one's outbox on the same server",
-        long: false,
-        run: |setup| Box::pin(other_database(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    1, "a producer role: huge rows that compress, deep headers, any exchange, floods, advisory locks held" => producer(setup);
+    2, "any role with CONNECT: NOTIFY flood, listeners that never read, objects planted in public" => stranger(setup);
+    3, "a monitor and a relay role: forged audit, reads that they do not need" => insiders(setup);
+    4, "the service of one database against another one's outbox on the same server" => other_database(setup);
+};
 
 const AGAIN: Duration = Duration::from_secs(15);
 /// The locks that producers, a sleeping relay and the audit know.
@@ -120,14 +99,14 @@ async fn auditor(scene: &Scene<'_>) -> Result<()> {
         )
         .await;
     scene
-        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%/housekeeper'")
+        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%/maintenance'")
         .await?;
     let _holder = holding.await??;
     scene
         .until("it to be the producer's", &of_a_producer("l.granted"), 1)
         .await;
     let stranded = scene.strands("stranded-", 20).await?;
-    let missing = scene.flow.deliveries.missing(stranded, SOON).await;
+    let missing = scene.flow.deliveries.missing(stranded).await;
     expect(missing == 0, || {
         format!(
             "{missing} of 20 stranded messages are not found while a producer holds the audit's lock"
@@ -156,7 +135,7 @@ async fn producer(setup: &Setup) -> Result<Outcome> {
     scene.flow.traffic.pause(true);
     scene.drained().await;
     let quiet = scene.flow.writes(&scene.owner, "quiet-", 1).await?;
-    let missing = scene.flow.deliveries.missing(quiet, SOON).await;
+    let missing = scene.flow.deliveries.missing(quiet).await;
     expect(missing == 0, || {
         "an event of a quiet outbox is not found while a producer holds the lock".to_owned()
     })?;
@@ -411,7 +390,7 @@ async fn other_database(setup: &Setup) -> Result<Outcome> {
     let url = postgres.url_for("owner", "owner", "other");
     let command = async |args: &[&str]| -> Result<String> {
         let env = [("DATABASE_URL".to_owned(), url.clone())];
-        let ran = outboxd(setup, args, env).await?;
+        let ran = setup.outboxd(args, env).await?;
         expect(ran.code == 0, || ran.said())?;
         Ok(ran.stdout)
     };

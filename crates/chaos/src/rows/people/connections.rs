@@ -2,28 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use test_support::{Proxy, eventually};
+use test_support::eventually;
 
 use crate::{
-    arena::{self, Arena, BATCH, SOON, Setup, since},
-    row::{Outcome, Result, Row, in_time},
+    arena::{Arena, BATCH, SOON, Setup, since},
+    row::{Outcome, Result, Row, in_time, rows},
     rows::scene::Scene,
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 71,
-        fault: "fewer connections than the relay wants, at either server",
-        long: false,
-        run: |setup| Box::pin(few(setup)),
-    },
-    Row {
-        number: 72,
-        fault: "every session silent at once (half-open)",
-        long: false,
-        run: |setup| Box::pin(silent(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    71, "fewer connections than the relay wants, at either server" => few(setup);
+    72, "every session silent at once (half-open)" => silent(setup);
+};
 
 const WORKERS: usize = 4;
 const AGAIN: Duration = Duration::from_secs(15);
@@ -56,14 +46,18 @@ async fn few(setup: &Setup) -> Result<Outcome> {
         scene.endured(AGAIN, WORKERS * BATCH).await?;
     }
     // And one to RabbitMQ for four workers: who has the one must be who has the other.
-    scene.fault();
-    scene.stop().await?;
-    let one = ["set_user_limits", "relay", r#"{"max-connections": 1}"#];
-    ctl(&scene.arena, &one).await?;
-    scene.relay = scene.arena.relay()?;
-    scene.flow.steady(200).await?;
-    scene.ready().await?;
-    scene.endured(AGAIN, 0).await?;
+    for limit in [2, -1] {
+        scene.fault();
+        scene.stop().await?;
+        let sql = format!("ALTER ROLE relay CONNECTION LIMIT {limit}");
+        scene.sql(&sql).await?;
+        let one = ["set_user_limits", "relay", r#"{"max-connections": 1}"#];
+        ctl(&scene.arena, &one).await?;
+        scene.relay = scene.arena.relay()?;
+        scene.flow.steady(200).await?;
+        scene.ready().await?;
+        scene.endured(AGAIN, 0).await?;
+    }
     // With one to PostgreSQL there is nobody to publish, and that is said.
     scene.fault();
     scene.stop().await?;
@@ -84,22 +78,13 @@ const BESIDE: Duration = Duration::from_secs(6);
 
 async fn silent(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let database = Proxy::start(([127, 0, 0, 1], arena.postgres.port()).into()).await?;
-    let broker = Proxy::start(([127, 0, 0, 1], arena.rabbitmq.port()).into()).await?;
-    let url = arena::over(
-        &arena.database_url(),
-        arena.postgres.port(),
-        database.port(),
-    );
-    arena.set("DATABASE_URL", &url);
-    let url = arena::over(&arena.broker_url(), arena.rabbitmq.port(), broker.port());
-    arena.set("AMQP_URL", &url);
+    let (database, broker) = (arena.database_proxy().await?, arena.broker_proxy().await?);
     arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "2s");
     // Within which the server frees what a silent session had locked.
     arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "4s");
     arena.set("OUTBOXD__RELAY__WORKERS", "8");
     let mut scene = Scene::of(arena).await?;
-    // Eight workers, the scout, the listener, the housekeeper.
+    // Eight workers, the scout, the listener, the maintenance.
     let wanted = 8 + 3;
     let sessions = "pg_stat_activity WHERE usename = 'relay'";
     scene.until("all sessions", sessions, wanted).await;

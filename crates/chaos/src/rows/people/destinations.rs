@@ -2,55 +2,34 @@
 
 use std::time::{Duration, Instant};
 
-use lapin::{
-    options::QueueDeclareOptions,
-    types::{AMQPValue, FieldTable},
-};
-use test_support::eventually;
+use lapin::types::AMQPValue;
+use test_support::{amqp, eventually, probe};
 
 use crate::{
     arena::{Arena, QUEUE, SOON, Setup, WINDOW},
-    deliveries::{self, short},
-    probe,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::Scene,
 };
 
-pub const ROWS: &[Row] = &[Row {
-    number: 67,
-    fault: "one of several queues bound for a message is full; a destination that fails alike for thousands",
-    long: false,
-    run: |setup| Box::pin(full_beside_healthy(setup)),
-}];
-
-/// A queue that takes one message, and no more.
-async fn full_queue(channel: &lapin::Channel, name: &str) -> Result<()> {
-    let mut arguments = FieldTable::default();
-    arguments.insert(short("x-max-length"), AMQPValue::LongInt(1));
-    arguments.insert(
-        short("x-overflow"),
-        AMQPValue::LongString("reject-publish".into()),
-    );
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    channel
-        .queue_declare(short(name), durable, arguments)
-        .await?;
-    Ok(())
-}
+pub const ROWS: &[Row] = rows! { setup;
+    67, "one of several queues bound for a message is full; a destination that fails alike for thousands" => full_beside_healthy(setup);
+};
 
 async fn full_beside_healthy(setup: &Setup) -> Result<Outcome> {
     let messages = if setup.long { 100_000 } else { 5_000 };
     let mut arena = Arena::start(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "100000");
-    let channel = deliveries::channel(&arena.broker_url()).await?;
-    full_queue(&channel, "full").await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
+    let refusing = AMQPValue::LongString("reject-publish".into());
+    let full = [
+        ("x-max-length", AMQPValue::LongInt(1)),
+        ("x-overflow", refusing),
+    ];
+    amqp::queue_with(&channel, "full", &full).await?;
     // So that not one of them is taken: a destination that takes one does not fail.
-    deliveries::publish(&channel, "full", "first", "x", "").await?;
+    amqp::publish(&channel, "full", "first", "x", "").await?;
     for queue in [QUEUE, "full"] {
-        deliveries::bind(&channel, "both", queue).await?;
+        amqp::bind(&channel, "both", queue).await?;
     }
     let mut scene = Scene::of(arena).await?;
     scene.fault();
@@ -91,17 +70,19 @@ async fn full_beside_healthy(setup: &Setup) -> Result<Outcome> {
         began.elapsed().as_secs_f64()
     ));
     // Somebody makes room.
-    deliveries::delete(&channel, "full").await?;
+    amqp::delete(&channel, "full").await?;
     let allowed = copies + WINDOW + probes;
     scene.endured(Duration::from_secs(60), allowed).await?;
     scene.logs("the destination takes messages again").await?;
+    let failing = "outbox_failing_destinations";
+    scene.shows(failing, |failing| failing == 0.0).await?;
     scene.end().await
 }
 
 /// Deliveries of these so far.
 fn copies(scene: &Scene<'_>, ids: &[uuid::Uuid]) -> usize {
     let ids: std::collections::HashSet<_> = ids.iter().collect();
-    let seen = scene.flow.deliveries.all();
+    let seen = scene.flow.deliveries.seen();
     seen.iter()
         .filter(|seen| ids.contains(&seen.message_id))
         .count()

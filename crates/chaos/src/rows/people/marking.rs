@@ -6,25 +6,16 @@ use test_support::eventually;
 
 use crate::{
     arena::{Arena, SOON, Setup, WINDOW},
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::Scene,
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 65,
-        fault: "a table lock that lets reads pass; one row locked; all lanes locked",
-        long: false,
-        run: |setup| Box::pin(locked(setup)),
-    },
-    Row {
-        number: 66,
-        fault: "marking impossible: privilege revoked, a trigger that raises or swallows, a publication with a row filter, read-only",
-        long: false,
-        run: |setup| Box::pin(obstructed(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    65, "a table lock that lets reads pass; one row locked; all lanes locked" => locked(setup);
+    66, "marking impossible: privilege revoked, a trigger that raises or swallows, a publication with a row filter, read-only" => obstructed(setup);
+};
 
+const MARKED_AGAIN: &str = "messages are marked as sent again";
 const AGAIN: Duration = Duration::from_secs(15);
 
 /// Attempts that are not put off for long: a relay that repeats itself has much of a flood within a second.
@@ -54,12 +45,7 @@ async fn several_attempts(scene: &Scene<'_>, before: usize) {
 
 async fn locked(setup: &Setup) -> Result<Outcome> {
     let mut scene = impatient(setup).await?;
-    let tables: &[&str] = if setup.long {
-        &["message", "lane", "waiting", "dead"]
-    } else {
-        &["message", "lane"]
-    };
-    for table in tables {
+    for table in ["message", "lane", "waiting", "dead"] {
         let before = failures(&scene);
         let person = person(&scene, &format!("locks-{table}")).await?;
         // The messages are committed when the lock is taken, so the relay finds them pending under the lock.
@@ -72,7 +58,7 @@ async fn locked(setup: &Setup) -> Result<Outcome> {
         let lock = format!("BEGIN; LOCK TABLE outbox.{table} IN SHARE MODE");
         let locks = person.batch_execute(&lock);
         let commit = async {
-            if *table == "message" {
+            if table == "message" {
                 let asked = "pg_locks WHERE NOT granted AND mode = 'ShareLock' AND relation = 'outbox.message'::regclass";
                 scene.until("the lock to be asked for", asked, 1).await;
             }
@@ -139,45 +125,39 @@ async fn all_lanes(scene: &mut Scene<'_>) -> Result<()> {
     scene.endured(AGAIN, 0).await
 }
 
-/// What a person does, how it is undone, what is said of it, and whether a short run has it, too.
-const OBSTACLES: &[(&str, &str, &str, bool)] = &[
+/// What a person does, how it is undone, and what is said of it.
+const OBSTACLES: &[(&str, &str, &str)] = &[
     (
         "REVOKE UPDATE (sent_at) ON outbox.message FROM outbox_relay",
         "GRANT UPDATE (sent_at) ON outbox.message TO outbox_relay",
         "permission denied",
-        true,
     ),
     (
         "CREATE FUNCTION public.swallows() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
          CREATE TRIGGER person BEFORE UPDATE ON outbox.message FOR EACH ROW EXECUTE FUNCTION public.swallows()",
         "DROP TRIGGER person ON outbox.message",
         "trigger",
-        true,
     ),
     (
         "CREATE TRIGGER person BEFORE UPDATE ON outbox.message FOR EACH ROW EXECUTE FUNCTION public.raises('a row')",
         "DROP TRIGGER person ON outbox.message",
         "immutable: a row",
-        false,
     ),
     (
         "CREATE TRIGGER person AFTER UPDATE ON outbox.message EXECUTE FUNCTION public.raises('a statement')",
         "DROP TRIGGER person ON outbox.message",
         "immutable: a statement",
-        false,
     ),
     (
         "CREATE CONSTRAINT TRIGGER person AFTER UPDATE ON outbox.message DEFERRABLE INITIALLY DEFERRED \
          FOR EACH ROW EXECUTE FUNCTION public.raises('a commit')",
         "DROP TRIGGER person ON outbox.message",
         "immutable: a commit",
-        true,
     ),
     (
         "CREATE PUBLICATION person FOR TABLE outbox.message WHERE (event_type = 'created')",
         "DROP PUBLICATION person",
         "row filter",
-        true,
     ),
 ];
 
@@ -189,20 +169,31 @@ async fn obstructed(setup: &Setup) -> Result<Outcome> {
     // Row filters came with PostgreSQL 15.
     let version = "SELECT current_setting('server_version_num')::int";
     let filters = scene.owner.query_one(version, &[]).await?.get::<_, i32>(0) >= 150_000;
-    for (obstacle, cure, said, short) in OBSTACLES {
-        let possible = filters || !obstacle.contains("PUBLICATION");
-        if !possible || !(*short || setup.long) {
+    for (obstacle, cure, said) in OBSTACLES {
+        if !filters && obstacle.contains("PUBLICATION") {
             continue;
         }
         let before = failures(&scene);
+        let told = scene.said(MARKED_AGAIN);
         scene.fault();
         scene.sql(obstacle).await?;
         scene.says(503, "cannot_mark").await?;
+        scene.shows("outbox_can_mark", |can| can == 0.0).await?;
         scene.logs(said).await?;
         several_attempts(&scene, before).await;
+        scene.flow.duplicates().await?;
+        let delivered = scene.flow.deliveries.len();
+        several_attempts(&scene, before + 8).await;
+        scene.flow.duplicates().await?;
+        // One of them marks the end of the queue.
+        let more = scene.flow.deliveries.len() - delivered - 1;
+        expect(more <= 8, || {
+            format!("{obstacle}: {more} more deliveries while nothing can be marked")
+        })?;
         scene.sql(cure).await?;
         scene.endured(AGAIN, WINDOW).await?;
         scene.ready().await?;
+        scene.logs_again(MARKED_AGAIN, told).await?;
     }
     // Whatever is written is refused.
     scene.fault();

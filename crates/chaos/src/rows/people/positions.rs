@@ -1,28 +1,18 @@
 //! Positions: the sequence, and rows that bring their own. Rows 59, 60.
 
+use test_support::commits::RECORDED;
 use tokio_postgres::Client;
 
 use crate::{
     arena::{DATABASE, Setup},
-    flow::RECORDED,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::{AUDITED, Scene},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 59,
-        fault: "the sequence restarted, set forward and back, cached, while at work",
-        long: false,
-        run: |setup| Box::pin(sequence(setup)),
-    },
-    Row {
-        number: 60,
-        fault: "rows inserted at or below a mark: explicit ids, COPY, a backup table, nextval() drawn long before",
-        long: false,
-        run: |setup| Box::pin(below(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    59, "the sequence restarted, set forward and back, cached, while at work" => sequence(setup);
+    60, "rows inserted at or below a mark: explicit ids, COPY, a backup table, nextval() drawn long before" => below(setup);
+};
 
 const TAKEN_BACK: &str = "stands below positions that were settled";
 const ALARM: &str = "tables or sequence of the outbox were changed; auditing all of it now";
@@ -126,6 +116,9 @@ async fn sequence(setup: &Setup) -> Result<Outcome> {
     scene.says(503, "CACHE 1").await?;
     scene.shows("outbox_schema_ok", |ok| ok == 0.0).await?;
     scene.shows(STRANDED, |n| n > filed).await?;
+    scene
+        .shows("outbox_stranded_messages", |n| n == 0.0)
+        .await?;
     scene
         .sql("ALTER SEQUENCE outbox.message_id_seq CACHE 1")
         .await?;

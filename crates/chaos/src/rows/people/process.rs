@@ -1,23 +1,19 @@
 //! What is done to the process: signals, its log. Row 73.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use nix::sys::signal::Signal;
-use test_support::{Daemon, eventually};
+use test_support::{Daemon, eventually, probe};
 
 use crate::{
     arena::{SOON, Setup},
-    probe,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::{AUDITED, Scene},
 };
 
-pub const ROWS: &[Row] = &[Row {
-    number: 73,
-    fault: "SIGHUP, SIGUSR1, SIGPIPE and the like; logrotate; a full disk under the log",
-    long: false,
-    run: |setup| Box::pin(signalled(setup)),
-}];
+pub const ROWS: &[Row] = rows! { setup;
+    73, "SIGHUP, SIGUSR1, SIGPIPE and the like; logrotate; a full disk under the log" => signalled(setup);
+};
 
 /// That are not meant to end a process.
 const SIGNALS: [Signal; 11] = [
@@ -41,6 +37,8 @@ async fn signalled(setup: &Setup) -> Result<Outcome> {
         scene.relay.signal(signal)?;
         scene.flow.steady(30).await?;
     }
+    real_time(scene.relay.pid())?;
+    scene.flow.steady(30).await?;
     scene.logs("SIGHUP: configuration read again").await?;
     // It is still there to be stopped.
     scene.stop().await?;
@@ -53,6 +51,13 @@ async fn signalled(setup: &Setup) -> Result<Outcome> {
     rotated(&scene, &log).await?;
     scene.endured(AUDITED, 0).await?;
     scene.end().await
+}
+
+/// As `systemctl kill --signal=RTMIN+1` does; nix has no names for these signals.
+fn real_time(pid: u32) -> Result<()> {
+    let kill = format!("kill -s RTMIN+1 {pid}");
+    let sent = Command::new("bash").args(["-c", &kill]).status()?;
+    expect(sent.success(), || format!("{kill}: {sent}"))
 }
 
 /// A relay whose log goes there.

@@ -2,21 +2,17 @@
 
 use std::time::Duration;
 
-use test_support::eventually;
+use test_support::{Ran, eventually};
 
 use crate::{
     arena::{DATABASE, SOON, Setup},
-    inputs::program::{Ran, outboxd},
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::Scene,
 };
 
-pub const ROWS: &[Row] = &[Row {
-    number: 74,
-    fault: "`outboxd migrate` over schemas that are half there, edited, older, newer, made by a DBA",
-    long: false,
-    run: |setup| Box::pin(migrated(setup)),
-}];
+pub const ROWS: &[Row] = rows! { setup;
+    74, "`outboxd migrate` over schemas that are half there, edited, older, newer, made by a DBA" => migrated(setup);
+};
 
 /// A database that belongs to `owner`, without a schema.
 struct Place<'s, 'a> {
@@ -50,7 +46,7 @@ impl<'s, 'a> Place<'s, 'a> {
             .postgres
             .url_for("owner", "owner", self.database);
         let env = [("DATABASE_URL".to_owned(), url)];
-        outboxd(self.scene.arena.setup, &["migrate"], env).await
+        self.scene.arena.setup.outboxd(&["migrate"], env).await
     }
 
     async fn refuses(&self, says: &[&str]) -> Result<()> {
@@ -272,8 +268,8 @@ async fn at_work(scene: &mut Scene<'_>) -> Result<()> {
     let setup = scene.arena.setup;
     let env = || [("DATABASE_URL".to_owned(), url.clone())];
     let (one, two) = tokio::join!(
-        outboxd(setup, &["migrate"], env()),
-        outboxd(setup, &["migrate"], env())
+        setup.outboxd(&["migrate"], env()),
+        setup.outboxd(&["migrate"], env())
     );
     for ran in [one?, two?] {
         expect(ran.code == 0, || ran.said())?;

@@ -3,37 +3,22 @@
 use std::time::Duration;
 
 use lapin::types::AMQPValue;
+use test_support::amqp;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::{
     arena::{Arena, QUEUE, SOON, Setup, WINDOW},
-    deliveries,
     flow::Flow,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     rows::scene::{AUDITED, Scene},
 };
 
-pub const ROWS: &[Row] = &[
-    Row {
-        number: 58,
-        fault: "TRUNCATE ... RESTART IDENTITY and a refill in one transaction, at work, asleep, stopped, ten times in a row",
-        long: false,
-        run: |setup| Box::pin(refilled(setup)),
-    },
-    Row {
-        number: 62,
-        fault: "outbox.lane, waiting, dead, migration emptied, one row or all",
-        long: false,
-        run: |setup| Box::pin(emptied(setup)),
-    },
-    Row {
-        number: 63,
-        fault: "key, route, headers or body mended, rows deleted by hand, while pending, waiting, dead",
-        long: false,
-        run: |setup| Box::pin(mended(setup)),
-    },
-];
+pub const ROWS: &[Row] = rows! { setup;
+    58, "TRUNCATE ... RESTART IDENTITY and a refill in one transaction, at work, asleep, stopped, ten times in a row" => refilled(setup);
+    62, "outbox.lane, waiting, dead, migration emptied, one row or all" => emptied(setup);
+    63, "key, route, headers or body mended, rows deleted by hand, while pending, waiting, dead" => mended(setup);
+};
 
 /// Messages that the audit has filed.
 const STRANDED: &str = "outbox_stranded_messages_total";
@@ -56,7 +41,7 @@ async fn refill(flow: &Flow, owner: &Client, keys: &str) -> Result<(usize, Vec<U
         .iter()
         .map(|row| row.get(0))
         .collect();
-    flow.traffic.withdraw(unsent.iter().copied());
+    flow.traffic.ledger.withdraw(unsent.iter().copied());
     owner
         .batch_execute("TRUNCATE outbox.message RESTART IDENTITY")
         .await?;
@@ -76,7 +61,7 @@ async fn refilled(setup: &Setup) -> Result<Outcome> {
     for round in 0..10 {
         let (gone, new) = refill(&scene.flow, &scene.owner, &format!("at-work-{round}")).await?;
         unsent += gone;
-        let missing = scene.flow.deliveries.missing(new, SOON).await;
+        let missing = scene.flow.deliveries.missing(new).await;
         expect(missing == 0, || {
             format!("{missing} of the 150 of round {round} did not arrive")
         })?;
@@ -133,7 +118,7 @@ async fn emptied(setup: &Setup) -> Result<Outcome> {
     arena.set("OUTBOXD__RELAY__BACKOFF_INITIAL", "20m");
     arena.set("OUTBOXD__RELAY__BACKOFF_MAX", "20m");
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
-    let channel = deliveries::channel(&arena.broker_url()).await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
     let mut scene = Scene::of(arena).await?;
     for (n, emptied) in [
         "DELETE FROM outbox.waiting WHERE cause = 'behind' AND id = (SELECT max(id) FROM outbox.waiting); \
@@ -145,7 +130,7 @@ async fn emptied(setup: &Setup) -> Result<Outcome> {
     {
         let name = format!("emptied-{n}");
         scene.flow.traffic.pause(true);
-        deliveries::exchange(&channel, &format!("unbound-{name}")).await?;
+        amqp::exchange(&channel, &format!("unbound-{name}")).await?;
         exceptions(&scene, &name).await?;
         if emptied.starts_with("TRUNCATE") {
             // So that no claim finds them.
@@ -155,7 +140,7 @@ async fn emptied(setup: &Setup) -> Result<Outcome> {
         let filed = scene.metric(STRANDED).await;
         scene.fault();
         // The way is there now: what is found is sent, and what is still filed is asked for.
-        deliveries::bind(&channel, &format!("unbound-{name}"), QUEUE).await?;
+        amqp::bind(&channel, &format!("unbound-{name}"), QUEUE).await?;
         scene
             .sql("UPDATE outbox.message SET headers = NULL WHERE headers IS NOT NULL")
             .await?;
@@ -248,7 +233,7 @@ async fn migration(scene: &mut Scene<'_>) -> Result<()> {
         .flow
         .writes(&scene.owner, "without-a-record-", 20)
         .await?;
-    let missing = scene.flow.deliveries.missing(new, SOON).await;
+    let missing = scene.flow.deliveries.missing(new).await;
     expect(missing == 0, || {
         format!("{missing} of 20 did not arrive from a relay that had to connect again")
     })?;
@@ -279,13 +264,13 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
     arena.set("OUTBOXD__RELAY__BACKOFF_INITIAL", "20m");
     arena.set("OUTBOXD__RELAY__BACKOFF_MAX", "20m");
     arena.set("OUTBOXD__RELAY__MAX_PAYLOAD_BYTES", "1000");
-    let channel = deliveries::channel(&arena.broker_url()).await?;
-    deliveries::exchange(&channel, "unbound").await?;
+    let channel = amqp::channel(&arena.broker_url()).await?;
+    amqp::exchange(&channel, "unbound").await?;
     for i in 1..=5 {
-        deliveries::exchange(&channel, &format!("unbound-{i}")).await?;
+        amqp::exchange(&channel, &format!("unbound-{i}")).await?;
     }
-    deliveries::queue(&channel, BY_HAND).await?;
-    deliveries::bind_key(&channel, "events", BY_HAND, "row.#").await?;
+    amqp::queue(&channel, BY_HAND).await?;
+    amqp::bind_key(&channel, "events", BY_HAND, "row.#").await?;
     let mut scene = Scene::of(arena).await?;
     for (state, exists) in [
         ("pending", None),
@@ -369,7 +354,7 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
 
 /// Fifteen came, each as it was mended, and none of those that were deleted.
 async fn as_they_are(scene: &Scene<'_>, state: &str) -> Result<()> {
-    let came = deliveries::take(&scene.arena.broker_url(), BY_HAND, 15, SOON).await?;
+    let came = amqp::take(&scene.arena.broker_url(), BY_HAND, 15, SOON).await?;
     let mut kinds = [0; 3];
     for delivery in &came {
         let headers = delivery.properties.headers().clone().unwrap_or_default();

@@ -5,16 +5,13 @@ use std::time::Duration;
 use crate::{
     arena::{self, Arena, Setup, WINDOW},
     flow::connect,
-    row::{Outcome, Result, Row, expect},
+    row::{Outcome, Result, Row, expect, rows},
     traffic::Rate,
 };
 
-pub const ROWS: &[Row] = &[Row {
-    number: 70,
-    fault: "rows that cannot be read within the time-out, or at all (encoding, damage)",
-    long: false,
-    run: |setup| Box::pin(unreadable(setup)),
-}];
+pub const ROWS: &[Row] = rows! { setup;
+    70, "rows that cannot be read within the time-out, or at all (encoding, damage)" => unreadable(setup);
+};
 
 /// The four ways.
 const BAD: [&str; 4] = [
@@ -35,7 +32,7 @@ async fn unreadable(setup: &Setup) -> Result<Outcome> {
     let latin =
         "CREATE DATABASE latin ENCODING 'WIN1252' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'";
     arena.postgres.execute("postgres", latin).await?;
-    arena::install(setup, &arena.postgres, "latin").await?;
+    setup.plan().install(&arena.postgres, "latin").await?;
     let url = arena.postgres.url_for("relay", "relay", "latin");
     arena.set("DATABASE_URL", &url);
     arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s");
@@ -69,7 +66,7 @@ async fn unreadable(setup: &Setup) -> Result<Outcome> {
         .map_err(|error| format!("{error:?}"))?;
     owner.batch_execute("COMMIT").await?;
     let neighbours = flow.writes(&owner, "neighbour-", 300).await?;
-    let late = flow.deliveries.missing(neighbours, NEIGHBOURS).await;
+    let prompt = flow.deliveries.arrive(neighbours, NEIGHBOURS).await;
     test_support::eventually("the four to be dead", arena::SOON, async || {
         let dead = "SELECT count(*) FROM outbox.dead WHERE reason = 'unreadable'";
         let dead: i64 = owner.query_one(dead, &[]).await.ok()?.get(0);
@@ -77,8 +74,8 @@ async fn unreadable(setup: &Setup) -> Result<Outcome> {
     })
     .await;
     let over = setup.timeline.over();
-    crate::row::in_time(late == 0, || {
-        format!("{late} neighbours did not arrive within {NEIGHBOURS:?}")
+    crate::row::in_time(prompt, || {
+        format!("not all neighbours arrived within {NEIGHBOURS:?}")
     })?;
     flow.endured(over, Duration::from_secs(15), WINDOW).await?;
     let healthy = "SELECT count(*) FROM outbox.dead WHERE reason <> 'unreadable'";

@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::row::Result;
+use crate::Result;
 
 /// Status and body of a GET; `None` while nobody answers.
 pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {

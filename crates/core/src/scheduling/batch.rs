@@ -1,9 +1,12 @@
-//! How many messages a worker's next claim asks for. No I/O.
+//! How many messages a worker's next claim asks for.
 
-/// At most `relay.batch_size`. Where bodies are large, `relay.batch_bytes` ends a batch first: what was read beyond that
-/// was read in vain, and PostgreSQL decompresses a body even to say how long it is.
+use super::tuning::Tuning;
+
+/// At most `relay.batch_size`. Where bodies are large, `relay.batch_bytes` ends a batch first. Reading more than fits is
+/// wasted work: PostgreSQL decompresses a body even to report its length.
 #[derive(Debug)]
 pub struct BatchLimit {
+    tuning: Tuning,
     configured: usize,
     now: usize,
     /// A read failed: one message at a time, until one was read.
@@ -11,8 +14,9 @@ pub struct BatchLimit {
 }
 
 impl BatchLimit {
-    pub fn new(configured: usize) -> Self {
+    pub fn new(tuning: Tuning, configured: usize) -> Self {
         Self {
+            tuning,
             configured,
             now: configured,
             collapsed: false,
@@ -23,7 +27,7 @@ impl BatchLimit {
         self.now
     }
 
-    /// A read failed. The next one is of one message.
+    /// A read failed. The next claim reads one message.
     pub fn collapse(&mut self) {
         self.now = 1;
         self.collapsed = true;
@@ -33,12 +37,12 @@ impl BatchLimit {
         self.collapsed
     }
 
-    /// A claim kept `kept` messages, and had read more when `cut_short`.
+    /// A claim kept `kept` messages. `cut_short`: it had read more.
     pub fn learn(&mut self, kept: usize, cut_short: bool) {
         let next = if cut_short {
-            kept + kept / 4 + 1
+            kept + kept / self.tuning.batch_headroom_one_in + 1
         } else {
-            self.now.saturating_mul(2)
+            self.now.saturating_mul(self.tuning.batch_growth)
         };
         self.now = next.min(self.configured);
         self.collapsed = false;
@@ -49,9 +53,13 @@ impl BatchLimit {
 mod tests {
     use super::*;
 
+    fn limit(configured: usize) -> BatchLimit {
+        BatchLimit::new(Tuning::MEASURED, configured)
+    }
+
     #[test]
     fn it_follows_what_fits_and_returns_to_what_is_configured() {
-        let mut limit = BatchLimit::new(500);
+        let mut limit = limit(500);
         assert_eq!(limit.get(), 500);
         limit.learn(12, true);
         assert_eq!(limit.get(), 16);
@@ -63,12 +71,18 @@ mod tests {
             limit.learn(2, false);
         }
         assert_eq!(limit.get(), 500);
-        BatchLimit::new(1).learn(1, true);
+    }
+
+    #[test]
+    fn it_never_exceeds_what_is_configured() {
+        let mut limit = limit(1);
+        limit.learn(1, true);
+        assert_eq!(limit.get(), 1);
     }
 
     #[test]
     fn after_a_read_that_failed_one_message_until_one_was_read() {
-        let mut limit = BatchLimit::new(500);
+        let mut limit = limit(500);
         limit.collapse();
         assert_eq!((limit.get(), limit.is_collapsed()), (1, true));
         limit.learn(1, false);

@@ -8,10 +8,9 @@ use test_support::Result;
 use crate::{
     costs,
     document::{self, Performance},
-    drain, idle, long_life,
+    drain, idle, inbox, long_life,
     machine::Machine,
-    plot,
-    report::{self, Findings, save},
+    report::{self, Measure},
     shapes,
     sizes::Sizes,
     stage::{Queue, Stage},
@@ -20,8 +19,12 @@ use crate::{
     writers,
 };
 
-#[derive(clap::Args)]
-pub struct Choice {
+#[derive(clap::Parser)]
+#[command(
+    bin_name = "cargo xtask bench",
+    after_help = "`cargo xtask bench instructions` counts the instructions of the hot functions."
+)]
+pub struct Args {
     /// Only these; those that share their tables or runs come together
     workloads: Vec<Workload>,
     /// Everything at small sizes and once, to see that it works; the numbers mean nothing
@@ -35,66 +38,34 @@ pub struct Choice {
     runs: usize,
 }
 
-/// Workloads that are measured together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Group {
-    Drain(Queue),
-    Wal,
-    Roundtrips,
-    Steady,
-    IdleLatency,
-    Writers,
-    LongReader,
-    LongLife,
-    HotKey,
-    Relays,
-    LargeBodies,
-    FailingKeys,
-    IdleRelay,
-}
-
-impl Workload {
-    fn group(self) -> Group {
-        match self {
-            Self::DrainQuorum | Self::Cpu => Group::Drain(Queue::Quorum),
-            Self::DrainClassic => Group::Drain(Queue::Classic),
-            Self::Wal => Group::Wal,
-            Self::Roundtrips => Group::Roundtrips,
-            Self::Steady => Group::Steady,
-            Self::IdleLatency => Group::IdleLatency,
-            Self::Writers => Group::Writers,
-            Self::LongReader => Group::LongReader,
-            Self::History | Self::Backlog | Self::Retention | Self::Status => Group::LongLife,
-            Self::HotKey => Group::HotKey,
-            Self::Relays => Group::Relays,
-            Self::LargeBodies => Group::LargeBodies,
-            Self::FailingKeys => Group::FailingKeys,
-            Self::IdleRelay => Group::IdleRelay,
-        }
-    }
-}
-
 impl Bench {
-    async fn measure(&self, group: Group, wanted: &[Workload]) -> Result<Findings> {
+    /// The measures of a group; `wanted` of the large outbox only.
+    async fn measure(&self, group: Workload, wanted: &[Workload]) -> Result<Vec<Measure>> {
         match group {
-            Group::Drain(queue) => Box::pin(drain::run(self, queue)).await,
-            Group::Wal => Box::pin(costs::wal(self)).await,
-            Group::Roundtrips => Box::pin(costs::round_trips(self)).await,
-            Group::Steady => Box::pin(steady::run(self)).await,
-            Group::IdleLatency => Box::pin(idle::latency(self)).await,
-            Group::Writers => Box::pin(writers::run(self)).await,
-            Group::LongReader => Box::pin(long_life::long_reader(self)).await,
-            Group::LongLife => Box::pin(long_life::large_outbox(self, wanted)).await,
-            Group::HotKey => Box::pin(shapes::hot_key(self)).await,
-            Group::Relays => Box::pin(shapes::relays(self)).await,
-            Group::LargeBodies => Box::pin(shapes::large_bodies(self)).await,
-            Group::FailingKeys => Box::pin(shapes::failing_keys(self)).await,
-            Group::IdleRelay => Box::pin(idle::relay(self)).await,
+            Workload::DrainQuorum | Workload::Cpu => {
+                Box::pin(drain::run(self, Queue::Quorum)).await
+            }
+            Workload::DrainClassic => Box::pin(drain::run(self, Queue::Classic)).await,
+            Workload::Wal => Box::pin(costs::wal(self)).await,
+            Workload::Roundtrips => Box::pin(costs::round_trips(self)).await,
+            Workload::Steady => Box::pin(steady::run(self)).await,
+            Workload::IdleLatency => Box::pin(idle::latency(self)).await,
+            Workload::Writers => Box::pin(writers::run(self)).await,
+            Workload::LongReader => Box::pin(long_life::long_reader(self)).await,
+            Workload::Backlog | Workload::History | Workload::Retention | Workload::Status => {
+                Box::pin(long_life::large_outbox(self, wanted)).await
+            }
+            Workload::HotKey => Box::pin(shapes::hot_key(self)).await,
+            Workload::Relays => Box::pin(shapes::relays(self)).await,
+            Workload::LargeBodies => Box::pin(shapes::large_bodies(self)).await,
+            Workload::FailingKeys => Box::pin(shapes::failing_keys(self)).await,
+            Workload::IdleRelay => Box::pin(idle::relay(self)).await,
+            Workload::Inbox => Box::pin(inbox::run(self)).await,
         }
     }
 }
 
-pub async fn run(args: &Choice) -> Result<()> {
+pub async fn run(args: &Args) -> Result<()> {
     if !(args.scale > 0.0 && args.scale <= 1.0) || args.runs == 0 {
         return Err("--scale is above 0 and at most 1, --runs at least 1".into());
     }
@@ -122,10 +93,9 @@ pub async fn run(args: &Choice) -> Result<()> {
         sizes,
         measures: Vec::new(),
         failed: Vec::new(),
-        curves: Vec::new(),
     };
     println!("{}", report::HEAD);
-    let mut done: Vec<Group> = Vec::new();
+    let mut done: Vec<Workload> = Vec::new();
     for workload in wanted {
         let group = workload.group();
         if done.contains(&group) {
@@ -133,12 +103,11 @@ pub async fn run(args: &Choice) -> Result<()> {
         }
         done.push(group);
         match bench.measure(group, wanted).await {
-            Ok(findings) => {
-                for measure in &findings.measures {
+            Ok(measures) => {
+                for measure in &measures {
                     println!("{}", measure.row());
                 }
-                performance.measures.extend(findings.measures);
-                performance.curves.extend(findings.curves);
+                performance.measures.extend(measures);
             }
             Err(error) => {
                 // The others are worth having all the same.
@@ -150,13 +119,10 @@ pub async fn run(args: &Choice) -> Result<()> {
         }
         performance.seconds = bench.began.elapsed().as_secs();
         // After each: what was measured survives whatever ends the run.
-        save_quietly(&performance)?;
+        performance.save()?;
     }
     println!("\n{}", report::notes(&performance.measures));
-    save("performance", &serde_json::to_value(&performance)?)?;
-    for file in plot::write(&performance.measures, &performance.curves)? {
-        eprintln!("written to {file}");
-    }
+    eprintln!("written to {}", document::MEASURES);
     if !performance.failed.is_empty() {
         return Err(format!(
             "{}\nrun such a one alone: `cargo xtask bench NAME`",
@@ -170,15 +136,6 @@ pub async fn run(args: &Choice) -> Result<()> {
         eprintln!("{} is written by a whole run only", document::FILE);
     }
     Ok(())
-}
-
-fn save_quietly(performance: &Performance) -> Result<()> {
-    std::fs::create_dir_all("target/bench")?;
-    let file = "target/bench/performance.json";
-    Ok(std::fs::write(
-        file,
-        serde_json::to_vec_pretty(performance)?,
-    )?)
 }
 
 /// As a person typed it.

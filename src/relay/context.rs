@@ -1,4 +1,4 @@
-//! What the tasks of a source share.
+//! Everything that the tasks of a source use together.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,13 +11,14 @@ use outbox_core::{
     circuit::Circuits,
     envelope::EnvelopeBuilder,
     message::Position,
+    scheduling::Tuning,
 };
 
 use super::{
-    board::Board,
+    connections::{ConnectionBudget, Priority},
     health::Health,
     hints::Hints,
-    seats::{Rank, Seats},
+    lanes::Lanes,
     silence::Silence,
     sleep::Sleep,
     timed_out::TimedOut,
@@ -27,19 +28,20 @@ use crate::{
     outbox::{OutboxError, settle::Keep},
 };
 
-pub struct Shared {
+pub struct Context {
     pub source: Source,
     pub relay: Relay,
     pub keep: Keep,
-    /// To be declared at every connect, with `broker.declare`.
+    /// With `broker.declare`, every connection to the broker declares these exchanges.
     pub exchanges: Vec<String>,
     pub builder: EnvelopeBuilder,
     pub policy: RetryPolicy,
-    pub board: Board,
+    pub tuning: Tuning,
+    pub lanes: Lanes,
     pub hints: Hints,
     pub health: Health,
     pub sleep: Sleep,
-    pub seats: Arc<Seats>,
+    pub connections: Arc<ConnectionBudget>,
     pub silence: Silence,
     pub timed_out: TimedOut,
     /// Name of this process in `pg_stat_activity`, `outbox.relay` and the broker's connection list.
@@ -48,7 +50,7 @@ pub struct Shared {
     pub caution: Mutex<Caution>,
 }
 
-impl Shared {
+impl Context {
     pub fn circuits(&self) -> MutexGuard<'_, Circuits> {
         self.circuits.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -57,15 +59,15 @@ impl Shared {
         self.caution.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The server has no connection for this task, which the relay can do without.
-    pub fn refused(&self, rank: Rank, error: &OutboxError) {
-        if self.seats.refuse(rank) {
+    /// The server refused a connection to a task that the relay does not need.
+    pub fn refused(&self, priority: Priority, error: &OutboxError) {
+        if self.connections.refused(priority) {
             tracing::warn!(source = self.health.source(), error = %error, "fewer connections than wanted: slower");
         }
     }
 
-    /// What was published could not be settled, or, with nothing published, a rehearsal says that it could not. `filed`: those
-    /// that were to be filed.
+    /// A settle failed, or a rehearsal shows that it would. `sent`: the messages that it would have marked. `filed`: the
+    /// messages whose records it would have written.
     pub fn cannot_mark(
         &self,
         sent: impl IntoIterator<Item = Position>,
@@ -80,7 +82,7 @@ impl Shared {
     }
 }
 
-/// A server that is back is used within seconds, and one that is away is not stormed.
+/// The relay uses a server within seconds of its return, and does not flood a server that is away with attempts.
 pub fn reconnect_delay(failures: u32) -> Duration {
     backoff::delay(
         failures,

@@ -1,18 +1,17 @@
-//! What must happen now and then, on a connection of its own: the gauges, the sign of life in `outbox.relay`, and
-//! retention.
+//! The periodic work of a relay, on a connection of its own: the gauges, retention, the audit, the checks of the schema,
+//! probes of failing destinations, and the relay's row in `outbox.relay`.
 
 use std::{sync::Arc, time::Duration};
 
-use outbox_core::{circuit::Task, message::Lane};
+use outbox_core::{circuit::Task, message::Lane, scheduling::LANES};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     audit::Audit,
-    board::LANES,
+    connections::Priority,
+    context::{Context, reconnect_delay},
     inspection::Inspection,
-    seats::Rank,
-    shared::{Shared, reconnect_delay},
 };
 use crate::{
     config::Retention,
@@ -20,55 +19,68 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Between two readings of the gauges, and when the server is slow.
+/// The pause between two readings of the gauges: the shortest, and the longest that the rule of a hundredth makes.
 const GAUGES_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
-/// A reading takes so many times less than the pause after it: a hundredth of a core of the server.
+/// A pause lasts at least a hundred times as long as the reading before it, so gauges use a hundredth of a core of the server.
 const GAUGES: u32 = 100;
-/// A sixth of a core at most where readings take seconds, one after the other: beside a transaction that has written a
-/// million messages and is still open.
+/// Where readings take seconds, one after the other, the pause is at least five times as long, so gauges use a sixth of a
+/// core at most. That happens beside an open transaction that has written a million messages.
 const SLOW_GAUGES: u32 = 5;
-/// But they are no older than this and a reading: alerts depend on them.
+/// The limit of that rule: alerts depend on gauges that are no older than this, and a reading.
 const GAUGES_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
-/// Between two looks at the circuits, while some destination fails.
+/// The time between two checks of the circuits while a destination fails.
 const CIRCUITS_EVERY: Duration = Duration::from_millis(100);
-/// Between two looks for messages that another process held.
+/// The time between two searches for messages that another process held.
 const HELD_EVERY: Duration = Duration::from_secs(10);
-/// Destinations found in one look.
+/// Destinations that one search finds.
 const HELD_AT_ONCE: i32 = 1000;
-/// Messages that one step gives up.
+/// Messages that one statement gives up.
 const GIVE_UP_AT_ONCE: i64 = 1000;
-/// From this lag on it is asked whether somebody's locks are the reason.
+/// From this lag on, the relay asks whether another session's locks are the reason.
 const SUSPICIOUS_LAG_S: f64 = 15.0;
 const BEAT_EVERY: Duration = Duration::from_secs(10);
-/// Rows passed over because they were dead or waiting are looked at again after this long.
+/// How often pruning starts again with the first row: it passes over dead and waiting rows, which may be sent meanwhile.
 const RESTART_PRUNING_EVERY: Duration = Duration::from_secs(3600);
-/// While workers have lanes, pruning pauses for so many times the length of its steps: a third of one core.
+/// While workers have lanes, a pause lasts twice as long as the step before it, so pruning uses a third of a core.
 const PRUNING_BESIDE_WORK: u32 = 2;
-/// And an eighth of one while a backlog is drained, which is more urgent than rows that are old: they get no more by it.
+/// While workers drain a backlog, pruning uses an eighth of a core: the backlog is more urgent than the old rows, whose number
+/// does not grow meanwhile.
 const PRUNING_BESIDE_BACKLOG: u32 = 7;
 
-pub async fn run(shared: Arc<Shared>, retention: Retention, host: String, stop: CancellationToken) {
+pub async fn run(
+    context: Arc<Context>,
+    retention: Retention,
+    host: String,
+    stop: CancellationToken,
+) {
     let mut failures: u32 = 0;
-    // It survives a lost connection: an audit of a large table takes hours.
+    // An audit of a large table takes hours, so it outlives a lost connection.
     let mut audit = Audit::new();
     while !stop.is_cancelled() {
-        let kept = keep_house(&shared, &retention, &host, &stop, &mut failures, &mut audit);
-        match Box::pin(kept).await {
-            // It was asked to stop, or gave its connection to somebody who is more important.
+        let maintaining = maintain(
+            &context,
+            &retention,
+            &host,
+            &stop,
+            &mut failures,
+            &mut audit,
+        );
+        match Box::pin(maintaining).await {
+            // After a stop, or when a task of higher priority needs the connection.
             Ok(()) => {}
             Err(error) if error.is_short_of_connections() => {
-                metrics::outbox_unknown(shared.health.source());
-                shared.refused(Rank::HOUSEKEEPER, &error);
+                metrics::outbox_unknown(context.health.source());
+                context.refused(Priority::MAINTENANCE, &error);
             }
             Err(error) => {
-                shared.silence.note(&error);
+                context.silence.note(&error);
                 failures = failures.saturating_add(1);
-                metrics::outbox_unknown(shared.health.source());
+                metrics::outbox_unknown(context.health.source());
                 tracing::warn!(
-                    source = shared.health.source(),
+                    source = context.health.source(),
                     failures,
                     error = %error,
-                    "housekeeping (metrics, retention) failed; backing off"
+                    "maintenance (metrics, retention) failed; backing off"
                 );
                 tokio::select! {
                     () = stop.cancelled() => {}
@@ -79,20 +91,20 @@ pub async fn run(shared: Arc<Shared>, retention: Retention, host: String, stop: 
     }
 }
 
-async fn keep_house(
-    shared: &Shared,
+async fn maintain(
+    context: &Context,
     retention: &Retention,
     host: &str,
     stop: &CancellationToken,
     failures: &mut u32,
     audit: &mut Audit,
 ) -> Result<(), OutboxError> {
-    let name = format!("{}/housekeeper", shared.instance);
+    let name = format!("{}/maintenance", context.instance);
     let connecting = async {
-        let database = &shared.source.database;
-        let session = shared
-            .seats
-            .connect(Rank::HOUSEKEEPER, database, &name, None)
+        let database = &context.source.database;
+        let session = context
+            .connections
+            .connect(Priority::MAINTENANCE, database, &name, None)
             .await?;
         migrate::require_usable(&session).await?;
         Ok::<_, OutboxError>(session)
@@ -103,19 +115,19 @@ async fn keep_house(
     };
     *failures = 0;
     let mut gauges_at = Instant::now();
-    // What the last two took.
+    // The durations of the last two readings.
     let mut readings = [Duration::ZERO; 2];
     let mut beat_at = Instant::now();
-    // A new relay prunes soon: a fleet that restarts often must prune as well.
+    // A new relay prunes at once: relays that restart often must prune too.
     let mut prune_at = Instant::now();
     let mut pruning = Pruning::new();
     let mut held_at = Instant::now();
     let mut inspection = Inspection::new();
     while !stop.is_cancelled() {
-        let source = shared.health.source();
-        // Before the gauges: they can't be read where something is missing.
-        let inspect_at = inspection.step(&session, shared).await?;
-        let audit_at = audit.step(&session, shared).await?;
+        let source = context.health.source();
+        // Before the gauges: if a part of the schema is missing, they cannot be read.
+        let inspect_at = inspection.step(&session, context).await?;
+        let audit_at = audit.step(&session, context).await?;
         if Instant::now() >= gauges_at {
             let asked = Instant::now();
             let state = status::status(&session).await?;
@@ -128,34 +140,34 @@ async fn keep_house(
                 state.dead,
             );
             gauges_at = Instant::now() + pause;
-            shared.health.forget_old_trouble();
+            context.health.expire_mark_failure();
             if state.oldest_due_age_seconds > SUSPICIOUS_LAG_S {
-                name_blockers(shared, &session).await?;
+                name_blockers(context, &session).await?;
             }
         }
         if Instant::now() >= held_at {
-            find_held(shared, &session).await?;
+            find_held(context, &session).await?;
             held_at = Instant::now() + HELD_EVERY;
         }
-        work_circuits(shared, &session).await?;
+        work_circuits(context, &session).await?;
         if Instant::now() >= beat_at {
             status::beat(
                 &session,
-                &shared.instance,
+                &context.instance,
                 host,
-                shared.relay.workers,
-                shared.health.word(),
+                context.relay.workers,
+                context.health.word(),
             )
             .await?;
-            audit.report(&session, shared).await?;
+            audit.report(&session, context).await?;
             beat_at = Instant::now() + BEAT_EVERY;
         }
         if Instant::now() >= prune_at {
             let asked = Instant::now();
-            let more = pruning.step(&session, retention, shared).await?;
+            let more = pruning.step(&session, retention, context).await?;
             let pause = if more {
-                let board = &shared.board;
-                pruning_pause(asked.elapsed(), board.is_worked(), board.has_backlog())
+                let lanes = &context.lanes;
+                pruning_pause(asked.elapsed(), lanes.any_taken(), lanes.has_backlog())
             } else {
                 retention.interval
             };
@@ -163,55 +175,55 @@ async fn keep_house(
         }
         let mut next = gauges_at.min(beat_at).min(prune_at).min(held_at);
         next = next.min(inspect_at).min(audit_at);
-        if !shared.circuits().is_empty() {
+        if !context.circuits().is_empty() {
             next = next.min(Instant::now() + CIRCUITS_EVERY);
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = session.wanted() => {
+            () = session.preempted() => {
                 metrics::outbox_unknown(source);
                 return Ok(());
             }
-            error = shared.silence.watch(&session, shared.source.database.connect_timeout) => return Err(error),
+            error = context.silence.watch(&session, context.source.database.connect_timeout) => return Err(error),
             () = tokio::time::sleep_until(next) => {}
         }
     }
-    status::leave(&session, &shared.instance).await
+    status::leave(&session, &context.instance).await
 }
 
-/// Lanes and tables that somebody else holds are no error to a claim: it finds nothing free.
-async fn name_blockers(shared: &Shared, session: &Session) -> Result<(), OutboxError> {
+/// A claim passes over lanes that another session locks, without an error. The operator must know which session.
+async fn name_blockers(context: &Context, session: &Session) -> Result<(), OutboxError> {
     let found = blockers::find(session, &[]).await?;
     if !found.is_empty() {
         let why = format!("locked by {}", blockers::text(&found));
-        shared.health.cannot_mark(&why);
+        context.health.cannot_mark(&why);
     }
     Ok(())
 }
 
-/// Messages that another relay held, or this one before it was started again.
-async fn find_held(shared: &Shared, session: &Session) -> Result<(), OutboxError> {
+/// Finds messages that another relay held, or this relay before its restart.
+async fn find_held(context: &Context, session: &Session) -> Result<(), OutboxError> {
     for held in held::destinations(session, HELD_AT_ONCE).await? {
-        let mut circuits = shared.circuits();
+        let mut circuits = context.circuits();
         circuits.found(held, Instant::now().into_std(), &mut rand::rng());
     }
     Ok(())
 }
 
-/// What is due of held messages: probes, last attempts, releases.
-async fn work_circuits(shared: &Shared, session: &Session) -> Result<(), OutboxError> {
+/// Does what is due for held messages: probes, giving up, releases.
+async fn work_circuits(context: &Context, session: &Session) -> Result<(), OutboxError> {
     let now = Instant::now().into_std();
-    let tasks = shared.circuits().tasks(now, &mut rand::rng());
+    let tasks = context.circuits().tasks(now, &mut rand::rng());
     for task in tasks {
         match task {
             Task::Probe(destination, after) => {
                 let chosen = held::probe(session, destination, after).await?;
-                shared
+                context
                     .circuits()
                     .probed(destination, chosen, Instant::now().into_std());
             }
             Task::GiveUp(destination, failed_probes) => {
-                let enough = shared.policy.max_attempts;
+                let enough = context.policy.max_attempts;
                 while held::give_up(session, destination, failed_probes, enough, GIVE_UP_AT_ONCE)
                     .await?
                     == GIVE_UP_AT_ONCE.unsigned_abs()
@@ -219,16 +231,16 @@ async fn work_circuits(shared: &Shared, session: &Session) -> Result<(), OutboxE
             }
             Task::Release(destination, rows) => {
                 let released = held::release(session, destination, rows).await?;
-                shared.circuits().released(destination, rows, released);
+                context.circuits().released(destination, rows, released);
             }
         }
     }
-    let open = shared.circuits().open();
-    metrics::failing_destinations(shared.health.source(), open);
+    let open = context.circuits().open();
+    metrics::failing_destinations(context.health.source(), open);
     Ok(())
 }
 
-/// After two readings that took so long. A server that stood still once does not make the gauges old.
+/// The pause after readings that took so long. One slow reading, by a server that stalled once, does not make the gauges old.
 fn gauges_pause(readings: [Duration; 2]) -> Duration {
     let (shortest, longest) = GAUGES_EVERY;
     let took = readings[0].min(readings[1]);
@@ -236,10 +248,10 @@ fn gauges_pause(readings: [Duration; 2]) -> Duration {
     (readings[1] * GAUGES).clamp(shortest, longest).max(slow)
 }
 
-/// Between two steps, the first of which took so long.
+/// The pause after a step that took so long.
 fn pruning_pause(took: Duration, worked: bool, backlog: bool) -> Duration {
     match (worked, backlog) {
-        // With the broker away a backlog is not drained either, and the server has nothing else to do.
+        // The server has nothing else to do. While the broker is away, nobody drains the backlog either.
         (false, _) => Duration::ZERO,
         (true, true) => took * PRUNING_BESIDE_BACKLOG,
         (true, false) => took * PRUNING_BESIDE_WORK,
@@ -249,9 +261,9 @@ fn pruning_pause(took: Duration, worked: bool, backlog: bool) -> Duration {
 struct Pruning {
     cursors: [i64; LANES],
     began: Instant,
-    /// Whose turn it is.
+    /// The lane of the next step.
     lane: usize,
-    /// Some lane of this round had more.
+    /// A lane of this round has more rows to delete.
     more: bool,
 }
 
@@ -265,12 +277,12 @@ impl Pruning {
         }
     }
 
-    /// One bounded step in one lane, each in its turn. True when there is more to do at once.
+    /// One bounded step in one lane; the lanes take turns. True when the next step is due at once.
     async fn step(
         &mut self,
         session: &Session,
         retention: &Retention,
-        shared: &Shared,
+        context: &Context,
     ) -> Result<bool, OutboxError> {
         if self.lane == 0 {
             self.more = false;
@@ -284,9 +296,9 @@ impl Pruning {
         *cursor = step.cursor;
         self.more |= step.more;
         if step.stranded {
-            shared.hints.alarm();
+            context.hints.alarm();
         }
-        metrics::pruned(shared.health.source(), step.deleted);
+        metrics::pruned(context.health.source(), step.deleted);
         self.lane = (self.lane + 1) % LANES;
         Ok(self.lane != 0 || self.more)
     }
@@ -308,7 +320,7 @@ mod tests {
         assert_eq!(
             gauges_pause([MS(3), MS(20_000)]),
             MS(10_000),
-            "it stood still"
+            "it stalled once"
         );
     }
 

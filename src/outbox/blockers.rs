@@ -19,9 +19,13 @@ const BLOCKERS: Query = Query {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Who {
-    Session { pid: i32 },
+    Session {
+        pid: i32,
+    },
     /// A prepared transaction outlives its session, and even a restart of the server.
-    Prepared { name: String },
+    Prepared {
+        name: String,
+    },
 }
 
 #[derive(Debug)]

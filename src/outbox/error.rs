@@ -50,10 +50,7 @@ pub enum OutboxError {
         "PostgreSQL ({action}): {messages} records are not due: a trigger or a rule on outbox.waiting keeps its rows as they are. \
          Drop it, or let it pass UPDATEs"
     )]
-    NotReleased {
-        action: &'static str,
-        messages: i64,
-    },
+    NotReleased { action: &'static str, messages: i64 },
     /// As `NotWritten`, of messages that were to be replayed.
     #[error(
         "PostgreSQL ({action}): {messages} messages are not filed: a trigger or a rule on outbox.waiting drops new rows. Drop it, \
@@ -210,9 +207,7 @@ fn is_rule(error: &tokio_postgres::Error) -> bool {
 
 /// The error arose in a function that the statement called. The context may hold values, so it is not shown.
 fn is_in_a_function(error: &tokio_postgres::Error) -> bool {
-    error
-        .as_db_error()
-        .is_some_and(|db| db.where_().is_some())
+    error.as_db_error().is_some_and(|db| db.where_().is_some())
 }
 
 /// The driver's own text is `db error`; the cause is one level down.

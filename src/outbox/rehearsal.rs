@@ -200,7 +200,10 @@ impl Rehearsal<'_> {
             .batch("begin a rehearsal", "SAVEPOINT rehearsal")
             .await?;
         let done = statements.await;
-        if done.as_ref().is_err_and(|error| !error.is_statement_refused()) {
+        if done
+            .as_ref()
+            .is_err_and(|error| !error.is_statement_refused())
+        {
             return done;
         }
         let undo = "ROLLBACK TO SAVEPOINT rehearsal; RELEASE SAVEPOINT rehearsal";
@@ -209,10 +212,7 @@ impl Rehearsal<'_> {
     }
 
     /// Messages whose settle would wait for another session's lock, with the reason.
-    async fn locked(
-        &self,
-        subjects: &[Subject],
-    ) -> Result<HashMap<Position, String>, OutboxError> {
+    async fn locked(&self, subjects: &[Subject]) -> Result<HashMap<Position, String>, OutboxError> {
         let (lanes, ids): (Vec<Lane>, Vec<i64>) = subjects
             .iter()
             .map(|s| (s.position.lane, s.position.id))
@@ -353,7 +353,10 @@ mod tests {
     #[test]
     fn messages_are_rehearsed_together_up_to_the_last_that_has_room() {
         let subjects = [true, false, true, false, true].map(|publishes| subject(1, publishes));
-        assert_eq!([0, 1, 2, 3, 4].map(|room| first(&subjects, room)), [0, 2, 4, 5, 5]);
+        assert_eq!(
+            [0, 1, 2, 3, 4].map(|room| first(&subjects, room)),
+            [0, 2, 4, 5, 5]
+        );
     }
 
     #[test]

@@ -250,7 +250,7 @@ async fn mark(
     }
     let mut marked = 0;
     let count = |row: Row| {
-        marked += u64::from(get::<bool, _>(&row, 0)?);
+        marked += u64::from(get::<bool, _>(&row, 0_usize)?);
         Ok(())
     };
     session.each(query, params, count).await?;

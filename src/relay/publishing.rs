@@ -153,7 +153,11 @@ async fn rehearse(
             true
         } else {
             left.insert(position);
-            context.caution().set_aside(position)
+            let news = context.caution().set_aside(position);
+            if news {
+                relaying::set_aside(context.health.source(), position, &refusal.why);
+            }
+            news
         };
         if news {
             context.cannot_mark([], [], &refusal.why);

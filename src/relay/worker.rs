@@ -479,9 +479,7 @@ async fn release_held(context: &Context, session: &Session) -> Result<(), Outbox
             Err(error) if error.is_statement_refused() => {
                 context.health.cannot_mark(&error.to_string());
             }
-            released => context
-                .circuits()
-                .released(destination, rows, released?),
+            released => context.circuits().released(destination, rows, released?),
         }
     }
     Ok(())

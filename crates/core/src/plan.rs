@@ -309,7 +309,14 @@ mod tests {
                 ],
                 ordering,
             );
-            plan.leave(&[2, 5].map(|id| Position { id, ..sample(1, None).message.position }).into());
+            plan.leave(
+                &[2, 5]
+                    .map(|id| Position {
+                        id,
+                        ..sample(1, None).message.position
+                    })
+                    .into(),
+            );
             assert_eq!(next(&mut plan), [1, 3]);
             plan.record(0, Outcome::Sent);
             plan.record(2, Outcome::Sent);

@@ -220,8 +220,7 @@ fn marks(claim: &Claim, stride: i64) -> Vec<(Lane, Mark)> {
                 .map(Vec::as_slice)
                 .unwrap_or_default();
             let is_left = |item: &&&Item| {
-                item.is_left()
-                    || !item.candidate.scheduled && *item.outcome() == Outcome::Untouched
+                item.is_left() || !item.candidate.scheduled && *item.outcome() == Outcome::Untouched
             };
             let first_left = read.iter().find(is_left).map(|item| item.position().id);
             let last_read = read.last().map(|item| item.position().id);

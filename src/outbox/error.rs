@@ -158,12 +158,13 @@ impl OutboxError {
                         )
                     )
             }
-            Self::ReadOnly { .. } | Self::Timeout { .. } | Self::Unusable { .. } => false,
-            Self::SchemaTooNew { .. }
-            | Self::SchemaTooOld { .. }
+            Self::ReadOnly { .. }
+            | Self::Timeout { .. }
+            | Self::Unusable { .. }
             | Self::NotWritten { .. }
             | Self::NotReleased { .. }
-            | Self::NotFiled { .. } => true,
+            | Self::NotFiled { .. } => false,
+            Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => true,
         }
     }
 }

@@ -143,7 +143,7 @@ async fn a_replay_is_settled_only_if_its_record_is_removed() {
 #[tokio::test]
 async fn a_message_that_cannot_be_filed_for_a_retry_is_not_published_again() {
     for (event, body, said) in [
-        ("UPDATE", "RETURN OLD;", "INSERTs and UPDATEs"),
+        ("UPDATE", "RETURN OLD;", "let it pass INSERTs and UPDATEs"),
         ("UPDATE", "RETURN NULL;", "let it pass UPDATEs"),
         ("INSERT", "RETURN NULL;", "let it pass INSERTs"),
     ] {
@@ -160,11 +160,8 @@ async fn a_message_that_cannot_be_filed_for_a_retry_is_not_published_again() {
             .unwrap();
         world.sql(&trigger("keeps", event, "waiting", body)).await;
         let (relay, port) = world.watched(&SETTINGS);
-        for n in 0..5 {
-            world
-                .insert(Some(&format!("full-{n}")), "full", "1", "")
-                .await;
-        }
+        // One message opens no circuit, so it is tried again itself.
+        world.insert(Some("full"), "full", "1", "").await;
         named(&relay, port, said).await;
         // Others flow.
         world.commit_many(100, 20).await;
@@ -174,7 +171,7 @@ async fn a_message_that_cannot_be_filed_for_a_retry_is_not_published_again() {
         let full = world.ledger.duplicates(&consumer).await.unwrap();
         drop_trigger(&world, "keeps", "waiting").await;
         let _drain = world.consume("full").await;
-        world.clean(&consumer, full + 5 + WORKERS * BATCH).await;
+        world.clean(&consumer, full + WORKERS * BATCH).await;
     }
 }
 
@@ -187,8 +184,9 @@ async fn a_message_that_cannot_be_filed_as_dead_waits_and_its_neighbours_flow() 
         .await;
     let (relay, port) = world.watched(&SETTINGS);
     for n in 0..3 {
+        let key = format!("bad-{n}");
         world
-            .insert(Some(&n.to_string()), "created", "1", "headers = '[]'")
+            .insert(Some(&key), "created", "1", "headers = '[]'")
             .await;
     }
     world.commit_many(200, 40).await;
@@ -234,8 +232,10 @@ async fn a_revoked_privilege_on_the_records_stops_no_message_that_is_delivered()
     ] {
         let world = world().await;
         let consumer = world.consumer().await;
-        world.sql(obstacle).await;
         let (relay, port) = world.watched(&SETTINGS);
+        world.commit_many(10, 10).await;
+        world.clean(&consumer, 0).await;
+        world.sql(obstacle).await;
         for round in 0..5 {
             let key = format!("bad-{round}");
             world

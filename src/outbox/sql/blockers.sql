@@ -3,7 +3,7 @@
 -- records, or a lane's row. Relays are left out, because they hold lanes for their work.
 -- A row that several transactions have locked names them through a multixact. xmax does not tell whether it is one, so the
 -- statement tries both, and asks only for a multixact that can exist: for any other the server reports an error.
--- A prepared transaction has no session, and no pid.
+-- A prepared transaction has no session, and no pid. Its own transaction id, on which it holds a lock, leads to its name.
 -- $1 lanes, $2 ids of messages
 WITH asked AS MATERIALIZED (
     SELECT s.lane, s.id FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, id)
@@ -37,6 +37,11 @@ WITH asked AS MATERIALIZED (
     CROSS JOIN LATERAL pg_get_multixact_members(
         CASE WHEN l.xmax::text <> '0' AND mxid_age(l.xmax) BETWEEN 1 AND (SELECT o.age FROM oldest o) THEN l.xmax END
     ) m
+), prepared (vxid, gid, owner, prepared) AS (
+    SELECT l.virtualtransaction, p.gid, p.owner, p.prepared
+    FROM pg_locks l
+    JOIN pg_prepared_xacts p ON p.transaction = l.transactionid
+    WHERE l.locktype = 'transactionid' AND l.granted AND l.pid IS NULL
 ), holder (pid, vxid, what) AS (
     SELECT l.pid, l.virtualtransaction,
            'table outbox.' || c.relname || ' (' || l.mode || CASE WHEN l.granted THEN ')' ELSE ', asked for)' END
@@ -57,7 +62,7 @@ SELECT h.pid, p.gid, coalesce(a.usename, p.owner, '?')::text AS usename,
        min(h.what) AS what, count(*) AS locks
 FROM holder h
 LEFT JOIN pg_stat_activity a ON a.pid = h.pid
-LEFT JOIN pg_prepared_xacts p ON h.pid IS NULL AND h.vxid = '-1/' || p.transaction
+LEFT JOIN prepared p ON h.pid IS NULL AND p.vxid = h.vxid
 WHERE (h.pid <> pg_backend_pid() OR h.pid IS NULL AND p.gid IS NOT NULL)
   AND coalesce(a.application_name, '') NOT LIKE 'outboxd/%'
 GROUP BY 1, 2, 3, 4, 5, 6

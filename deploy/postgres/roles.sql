@@ -42,6 +42,8 @@ BEGIN
     GRANT INSERT (message_id, aggregate_type, aggregate_id, event_type, payload, binary_payload, content_type,
                   headers, exchange, routing_key, available_at)
         ON outbox.message TO outbox_producer;
+    -- The default of message_id.
+    GRANT EXECUTE ON FUNCTION outbox.uuid_v7() TO outbox_producer;
     -- Debezium's producers delete what they have inserted, by its id; the view keeps the event.
     GRANT INSERT, SELECT (id), DELETE ON outbox.debezium TO outbox_producer;
 

@@ -44,13 +44,23 @@ CREATE FUNCTION outbox.key_hash(aggregate_type text, aggregate_id text) RETURNS 
 COMMENT ON FUNCTION outbox.key_hash(text, text) IS
     'Hash of a key (aggregate type and id); NULL without an aggregate id, because such a message has no order.';
 
+-- A message id carries the time when it was made, and `outboxd where` finds a message by this time, without an index on
+-- message_id. One expression that PostgreSQL inlines into the INSERT. PostgreSQL 18 has uuidv7(), but a default that depends
+-- on the server's version would make two schemas of one migration.
+CREATE FUNCTION outbox.uuid_v7() RETURNS uuid
+    LANGUAGE sql VOLATILE PARALLEL SAFE
+    RETURN (lpad(to_hex(floor(date_part('epoch', clock_timestamp()) * 1000)::bigint), 12, '0') || '7'
+            || right(gen_random_uuid()::text, 21))::uuid;
+COMMENT ON FUNCTION outbox.uuid_v7() IS
+    'A message id: UUID version 7 (RFC 9562), the time in milliseconds and 74 random bits.';
+
 CREATE TABLE outbox.message (
     -- tx comes before id: defaults are evaluated in column order, so a transaction has its id before it draws a
     -- position. If a transaction id was assigned after position L was drawn, then every transaction that can still own
     -- a position at or below L has an older id. outbox.lane.low_water depends on this.
     tx             xid8        NOT NULL DEFAULT pg_current_xact_id(),
     id             bigint      GENERATED ALWAYS AS IDENTITY (CACHE 1),
-    message_id     uuid        NOT NULL DEFAULT gen_random_uuid(),
+    message_id     uuid        NOT NULL DEFAULT outbox.uuid_v7(),
     aggregate_type text        NOT NULL,
     aggregate_id   text,
     event_type     text        NOT NULL,
@@ -89,7 +99,7 @@ COMMENT ON TABLE outbox.message IS
 COMMENT ON COLUMN outbox.message.tx IS 'Transaction that last wrote the published columns. Do not set it.';
 COMMENT ON COLUMN outbox.message.id IS 'Position: the order within a key. Do not set it.';
 COMMENT ON COLUMN outbox.message.message_id IS
-    'Permanent identity of the event: the AMQP message_id. Random, so that a restored database never reuses one.';
+    'Permanent identity of the event: the AMQP message_id. The default carries the time, by which outboxd where finds the message; the rest is random, so that a restored database never reuses an id.';
 COMMENT ON COLUMN outbox.message.aggregate_type IS 'Type of the entity that the event is about, for example order.';
 COMMENT ON COLUMN outbox.message.aggregate_id IS
     'Id of that entity. With aggregate_type it is the key: messages of one key keep their order. NULL: no order.';
@@ -357,7 +367,7 @@ CREATE FUNCTION outbox.enqueue(
     AS $$
 DECLARE
     -- Drawn here, because RETURNING needs SELECT, and a producer may have only INSERT.
-    new_id pg_catalog.uuid := coalesce(enqueue.message_id, pg_catalog.gen_random_uuid());
+    new_id pg_catalog.uuid := coalesce(enqueue.message_id, outbox.uuid_v7());
 BEGIN
     INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload, headers,
                                 exchange, routing_key, available_at, content_type)
@@ -385,7 +395,7 @@ CREATE FUNCTION outbox.enqueue_binary(
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    new_id pg_catalog.uuid := coalesce(enqueue_binary.message_id, pg_catalog.gen_random_uuid());
+    new_id pg_catalog.uuid := coalesce(enqueue_binary.message_id, outbox.uuid_v7());
 BEGIN
     INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, binary_payload, headers,
                                 exchange, routing_key, available_at, content_type)

@@ -15,6 +15,9 @@ mod run;
 mod signals;
 mod status;
 mod values;
+mod where_;
+mod where_report;
+mod where_route;
 
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -61,6 +64,8 @@ enum Command {
     Healthcheck(healthcheck::Args),
     /// Show how many messages are pending, waiting and dead, the lag, and the relays
     Status(output::Json),
+    /// Say where a message is: pending, waiting, held, dead, sent, or why it was not found; and the route it takes
+    Where(where_::Args),
     /// Compare the lag with two thresholds, for monitoring systems
     CheckLag(check_lag::Args),
     /// List, redrive or discard dead messages
@@ -79,6 +84,7 @@ impl Command {
         match self {
             Self::Migrate(_)
             | Self::Status(_)
+            | Self::Where(_)
             | Self::CheckLag(_)
             | Self::Dead(_)
             | Self::Replay(_)
@@ -190,6 +196,10 @@ fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliErr
         Command::Status(json) => {
             let config = load(database)?;
             block_on(status::status(*json, chosen(cli, &config)?)).map(done)
+        }
+        Command::Where(args) => {
+            let config = load(database)?;
+            block_on(where_::locate(args, chosen(cli, &config)?, &config)).map(done)
         }
         Command::CheckLag(args) => Ok(match load(database) {
             Ok(config) => match chosen(cli, &config) {

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use outbox_core::reason::Reason;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use uuid::Uuid;
 
 /// A point in time, as the person gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +86,27 @@ pub(super) fn text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A message id, as a UUID.
+pub(super) fn message_id(text: &str) -> Result<Uuid, String> {
+    text.trim().parse().map_err(|_| {
+        "is not a message id, which is a UUID such as 0190163d-8694-739b-aea5-966c26f8ad91; --key and --correlation-id find \
+         messages by other names"
+            .to_owned()
+    })
+}
+
+/// A key, as the commands show it: the aggregate type up to the first slash, then the aggregate id.
+pub(super) fn key(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((kind, id)) if !kind.is_empty() && !id.is_empty() => {
+            Ok((kind.to_owned(), id.to_owned()))
+        }
+        _ => {
+            Err("must be an aggregate type and an aggregate id, for example order/1042".to_owned())
+        }
+    }
+}
+
 pub(super) fn reason(text: &str) -> Result<String, String> {
     if Reason::ALL.iter().any(|reason| reason.as_str() == text) {
         return Ok(text.to_owned());
@@ -163,6 +185,18 @@ mod tests {
             assert!(age(typed).is_err(), "{typed}");
         }
         assert_eq!(age("0s"), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_key_is_a_type_and_an_id_and_the_id_may_have_slashes() {
+        let pair = |kind: &str, id: &str| Ok((kind.to_owned(), id.to_owned()));
+        assert_eq!(key("order/1042"), pair("order", "1042"));
+        assert_eq!(key("order/a/b "), pair("order", "a/b "));
+        for typed in ["order", "/1042", "order/", "/", ""] {
+            assert!(key(typed).unwrap_err().contains("order/1042"), "{typed}");
+        }
+        assert!(message_id(" 0190163d-8694-739b-aea5-966c26f8ad91").is_ok());
+        assert!(message_id("1042").unwrap_err().contains("--key"));
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use config::ValueKind;
 use sha2::{Digest, Sha256};
 
-use super::{keys, layers::Values};
+use super::{
+    keys::{self, Key},
+    layers::Values,
+};
 use crate::file;
 
 /// Fingerprints of the values that differ from the default, and of the files that keys name. Fingerprints, because a value
@@ -35,8 +38,8 @@ impl Given {
                 ValueKind::Array(items) if items.is_empty() => "[]".to_owned(),
                 kind => kind.to_string(),
             };
-            let default = keys::find(key).and_then(|known| known.default);
-            if default.is_none_or(|default| default.trim_matches('"') != text) {
+            let default = keys::find(key).and_then(Key::plain_default);
+            if default.is_none_or(|default| default != text) {
                 given.values.insert(key.clone(), hash(text.as_bytes()));
             }
             if key.ends_with("_file")

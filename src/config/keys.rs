@@ -1,7 +1,11 @@
 //! Every key: its default, its values, its meaning. `cargo xtask docs` generates `docs/reference/configuration.md` and
-//! `config/outboxd.toml` from this table, and the reader takes the defaults from it.
+//! `config/outboxd.toml` from this table; the reader takes the defaults from it, and checks values by it.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
+
+use outbox_core::limits::SHORT;
+
+use super::takes::Takes;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
@@ -9,23 +13,69 @@ pub struct Key {
     pub name: &'static str,
     /// The default in TOML; `None` if there is none.
     pub default: Option<&'static str>,
-    pub takes: &'static str,
+    pub takes: Takes,
+    /// A rule that `takes` does not express, most often a relation to another key. `sections` checks it; this text is for the
+    /// documents.
+    rule: Option<&'static str>,
     pub meaning: &'static str,
+}
+
+impl Key {
+    /// The default as the environment would give it: a text has no quotes.
+    pub(super) fn plain_default(&self) -> Option<&'static str> {
+        self.default.map(|default| default.trim_matches('"'))
+    }
+
+    /// What the documents say about the values.
+    fn values(&self) -> String {
+        match self.rule {
+            Some(rule) => format!("{}; {rule}", self.takes),
+            None => self.takes.to_string(),
+        }
+    }
 }
 
 const fn key(
     name: &'static str,
     default: Option<&'static str>,
-    takes: &'static str,
+    takes: Takes,
     meaning: &'static str,
 ) -> Key {
     Key {
         name,
         default,
         takes,
+        rule: None,
         meaning,
     }
 }
+
+const fn key_with_rule(
+    name: &'static str,
+    default: Option<&'static str>,
+    takes: Takes,
+    rule: &'static str,
+    meaning: &'static str,
+) -> Key {
+    Key {
+        rule: Some(rule),
+        ..key(name, default, takes, meaning)
+    }
+}
+
+const SECOND: u64 = 1000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+const YEAR: u64 = 365 * DAY + DAY / 4;
+
+/// A duration; the bounds are milliseconds.
+const fn time(least: u64, most: u64) -> Takes {
+    Takes::Duration(Duration::from_millis(least), Duration::from_millis(most))
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
 
 /// Sections, in the order of the documents.
 const SECTIONS: &[(&str, &str)] = &[
@@ -48,295 +98,308 @@ pub const KEYS: &[Key] = &[
     key(
         "database.url",
         None,
-        "postgres:// URL or key=value text; secret",
+        Takes::Described("postgres:// URL or key=value text; secret"),
         "The database with the outbox. sslmode: `disable`, `prefer`, `require`, `verify-ca`, `verify-full`; from `require` on the relay always verifies the chain and the host name. Without sslmode: plaintext to this host, verified TLS to any other. Several hosts and `target_session_attrs=read-write` work. The relay honours the parameters of libpq, platforms and ORMs, ignores those without a meaning here (of pools, `schema`, `application_name`, keepalives: the relay has its own), and refuses the others: the error names the parameter and says what to write instead.",
     ),
     key(
         "database.url_file",
         None,
-        "path",
+        Takes::Described("path"),
         "File that holds the URL. The relay reads it at every connect.",
     ),
     key(
         "database.password_file",
         None,
-        "path",
+        Takes::Described("path"),
         "File that holds the password. The relay reads it at every connect, so a rotated password needs no restart.",
     ),
     key(
         "database.ca_file",
         None,
-        "path to PEM",
+        Takes::Described("path to PEM"),
         "Certificate authorities to trust instead of the system's.",
     ),
     key(
         "database.cert_file",
         None,
-        "path to PEM",
+        Takes::Described("path to PEM"),
         "Client certificate; with `key_file`.",
     ),
     key(
         "database.key_file",
         None,
-        "path to PEM",
+        Takes::Described("path to PEM"),
         "Private key of the client certificate.",
     ),
     key(
         "database.connect_timeout",
         Some("\"5s\""),
-        "100ms to 5m",
+        time(100, 5 * MINUTE),
         "Maximum time to reach a host; the whole connect may take twice as long. Each of several hosts has its own time. A `connect_timeout` in the URL wins.",
     ),
     key(
         "database.statement_timeout",
         Some("\"30s\""),
-        "100ms to 1h",
+        time(100, HOUR),
         "The server ends a statement after this time; the relay gives up the connection 5 s later.",
     ),
     key(
         "database.lock_timeout",
         Some("\"5s\""),
-        "10ms to 1h",
+        time(10, HOUR),
         "Maximum time that a statement waits for a lock, for example during a schema migration.",
     ),
-    key(
+    key_with_rule(
         "database.idle_in_transaction_timeout",
         Some("\"60s\""),
-        "1s to 1h; above relay.confirm_timeout",
+        time(SECOND, HOUR),
+        "above relay.confirm_timeout",
         "The server ends a claim that is silent for this time, so a stalled relay cannot hold its lanes.",
     ),
     key(
         "database.prepared_statements",
         Some("true"),
-        "true or false",
+        Takes::Flag,
         "Turn it off behind PgBouncer in transaction mode.",
     ),
     key(
         "database.listen",
         Some("true"),
-        "true or false",
+        Takes::Flag,
         "Turn it off behind PgBouncer in transaction mode: the relay then only polls.",
     ),
     key(
         "database.allow_plaintext",
         Some("false"),
-        "true or false",
+        Takes::Flag,
         "Allows sslmode `disable` or `prefer` to another host.",
     ),
     key(
         "broker.url",
         None,
-        "amqp:// or amqps:// URL; secret",
+        Takes::Described("amqp:// or amqps:// URL; secret"),
         "The broker. The URL has user and password (or use `password_file`, or `auth = \"external\"`); without a path the virtual host is `/`.",
     ),
     key(
         "broker.url_file",
         None,
-        "path",
+        Takes::Described("path"),
         "File that holds the URL. The relay reads it at every connect.",
     ),
     key(
         "broker.password_file",
         None,
-        "path",
+        Takes::Described("path"),
         "File that holds the password. The relay reads it at every connect, so a rotated password needs no restart.",
     ),
     key(
         "broker.ca_file",
         None,
-        "path to PEM",
+        Takes::Described("path to PEM"),
         "Certificate authorities to trust instead of the system's.",
     ),
     key(
         "broker.cert_file",
         None,
-        "path to PEM",
+        Takes::Described("path to PEM"),
         "Client certificate; with `key_file`.",
     ),
-    key("broker.key_file", None, "path to PEM", "Its private key."),
+    key(
+        "broker.key_file",
+        None,
+        Takes::Described("path to PEM"),
+        "Its private key.",
+    ),
     key(
         "broker.auth",
         Some("\"plain\""),
-        "plain or external",
+        Takes::Word(&["plain", "external"]),
         "`external`: the client certificate is the identity (SASL EXTERNAL).",
     ),
     key(
         "broker.connect_timeout",
         Some("\"5s\""),
-        "100ms to 5m",
+        time(100, 5 * MINUTE),
         "Maximum time for TCP and TLS, and again for the AMQP handshake.",
     ),
-    key(
+    key_with_rule(
         "broker.heartbeat",
         Some("\"10s\""),
-        "5s to 10m",
+        time(5 * SECOND, 10 * MINUTE),
+        "whole seconds",
         "The relay gives up a broker that is silent for two of these.",
     ),
     key(
         "broker.declare",
         Some("false"),
-        "true or false",
+        Takes::Flag,
         "The relay declares the configured exchanges (durable, topic) at every connect. For development; in production the topology has an owner.",
     ),
     key(
         "broker.allow_plaintext",
         Some("false"),
-        "true or false",
+        Takes::Flag,
         "Allows amqp:// to another host.",
     ),
     key(
         "relay.workers",
         Some("4"),
-        "1 to 64",
+        Takes::Integer(1, 64),
         "Each worker has one connection to PostgreSQL and one to RabbitMQ. Two workers are enough to overlap publishing and settling.",
     ),
     key(
         "relay.batch_size",
         Some("500"),
-        "1 to 10000",
+        Takes::Integer(1, 10_000),
         "Maximum number of messages in one claim. A crash repeats at most `workers × batch_size` messages.",
     ),
-    key(
+    key_with_rule(
         "relay.batch_bytes",
         Some("\"16MiB\""),
-        "1KiB to 1GiB; at least max_payload_bytes",
+        Takes::Size(KIB, 1024 * MIB),
+        "at least max_payload_bytes",
         "Maximum bytes of bodies in one claim.",
     ),
     key(
         "relay.max_payload_bytes",
         Some("\"8MiB\""),
-        "1 to 512MiB",
+        Takes::Size(1, 512 * MIB),
         "A message with a larger body is dead with reason `payload_too_large`. RabbitMQ 4 has a limit of its own: 16 MiB.",
     ),
     key(
         "relay.poll_interval",
         Some("\"1s\""),
-        "10ms to 1h",
+        time(10, HOUR),
         "Maximum time between polls when idle, even without a notification.",
     ),
-    key(
+    key_with_rule(
         "relay.confirm_timeout",
         Some("\"30s\""),
-        "100ms to 30m; below database.idle_in_transaction_timeout",
+        time(100, 30 * MINUTE),
+        "below database.idle_in_transaction_timeout",
         "Maximum time to wait for the broker's answer. After it the relay discards the connection, and the batch stays pending.",
     ),
     key(
         "relay.max_attempts",
         Some("20"),
-        "1 to 1000000",
+        Takes::Integer(1, 1_000_000),
         "Attempts before a message is dead. With the default back-off, the last attempt is about half an hour after the first, and an hour at most.",
     ),
     key(
         "relay.backoff_initial",
         Some("\"1s\""),
-        "1ms to 1h",
+        time(1, HOUR),
         "Ceiling of the first delay; the ceiling doubles with every attempt. The relay draws the delay between zero and the ceiling.",
     ),
-    key(
+    key_with_rule(
         "relay.backoff_max",
         Some("\"5m\""),
-        "1ms to 7d; at least backoff_initial",
+        time(1, 7 * DAY),
+        "at least backoff_initial",
         "Maximum of any delay.",
     ),
     key(
         "relay.ordering",
         Some("\"strict\""),
-        "strict or pipelined",
+        Takes::Word(&["strict", "pipelined"]),
         "`strict`: the relay publishes the next message of a key when the one before it is confirmed. `pipelined`: faster for a hot key; a message that is not delivered does not hold back the messages behind it.",
     ),
-    key(
+    key_with_rule(
         "relay.shutdown_grace",
         Some("\"40s\""),
-        "100ms to 1h; above confirm_timeout",
+        time(100, HOUR),
+        "above confirm_timeout",
         "After SIGTERM, maximum time to settle the messages that are already published.",
     ),
     key(
         "relay.app_id",
         Some("\"outboxd\""),
-        "1 to 255 bytes",
+        Takes::Text(1, SHORT),
         "AMQP app_id of every message: the name of the service that writes them.",
     ),
     key(
         "routing.exchange",
         Some("\"events\""),
-        "at most 255 bytes",
+        Takes::Text(0, SHORT),
         "Exchange of messages whose row names no exchange.",
     ),
-    key(
+    key_with_rule(
         "routing.routing_key",
         Some("\"{aggregate_type}.{event_type}\""),
-        "pattern",
+        Takes::Text(0, SHORT),
+        "a pattern",
         "Routing key of messages whose row names no routing key. Placeholders: `{aggregate_type}`, `{aggregate_id}`, `{event_type}`.",
     ),
     key(
         "routing.allowed_exchanges",
         None,
-        "list",
+        Takes::Described("list"),
         "Exchanges that a row may name besides the configured ones; a row that names another is dead with reason `exchange_not_allowed`. Not set: a row may name any exchange but the default exchange `\"\"`, by which it reaches every queue.",
     ),
     key(
         "routing.mandatory",
         Some("true"),
-        "true or false",
+        Takes::Flag,
         "RabbitMQ returns a message that no queue takes, and the relay tries it again. Off: such a message is lost, which is RabbitMQ's default. An answer by direct reply-to is never mandatory.",
     ),
     key(
         "routing.format",
         Some("\"plain\""),
-        "plain or cloudevents",
+        Takes::Word(&["plain", "cloudevents"]),
         "`cloudevents` adds the attributes of CloudEvents' binary mode as headers.",
     ),
     key(
         "routing.cloudevents_source",
         None,
-        "URI reference",
+        Takes::Described("URI reference"),
         "The CloudEvents `source`, for example `/shop/orders`; needed for `cloudevents`.",
     ),
     key(
         "routing.routes",
         Some("[]"),
-        "[[routing.routes]] tables",
+        Takes::Described("[[routing.routes]] tables"),
         "Exceptions to the keys above; the first match wins. Each has `aggregate_type` and `event_type` (exact, or a beginning followed by `*`), and `exchange`, `routing_key`, `mandatory`, and `allowed_exchanges` (the exchanges that its rows may name besides `exchange`, in place of the list above).",
     ),
     key(
         "retention.sent",
         Some("\"7d\""),
-        "0s to 10y",
+        time(0, 10 * YEAR),
         "Time that sent messages stay, for replay and audit. `0s`: the settle deletes them.",
     ),
     key(
         "retention.step_rows",
         Some("1000"),
-        "1 to 100000",
+        Takes::Integer(1, 100_000),
         "Rows that one step of pruning reads.",
     ),
     key(
         "retention.interval",
         Some("\"30s\""),
-        "1s to 1d",
+        time(SECOND, DAY),
         "Pause between two rounds of pruning.",
     ),
     key(
         "admin.listen",
         Some("\"127.0.0.1:9464\""),
-        "address:port, or off",
+        Takes::Address,
         "Address of the HTTP server. `/metrics` and `/readyz` need no password, hence loopback by default.",
     ),
     key(
         "admin.allow_non_loopback",
         Some("false"),
-        "true or false",
+        Takes::Flag,
         "Allows another address than loopback, for example in a container.",
     ),
     key(
         "log.format",
         Some("\"auto\""),
-        "auto, human or json",
+        Takes::Word(&["auto", "human", "json"]),
         "`auto`: human on a terminal, JSON elsewhere.",
     ),
-    key(
+    key_with_rule(
         LOG_LEVEL,
         Some("\"info\""),
+        Takes::Text(1, 1000),
         "error, warn, info, debug, trace, or a tracing filter",
         "For example `info,outboxd::relay=debug`. SIGHUP applies a change without a restart.",
     ),
@@ -376,7 +439,9 @@ pub fn reference() -> String {
             let _ = writeln!(
                 text,
                 "| `{}` | {default} | {} | {} |",
-                key.name, key.takes, key.meaning
+                key.name,
+                key.values(),
+                key.meaning
             );
         }
     }
@@ -391,7 +456,7 @@ pub fn example() -> String {
         let _ = write!(text, "\n# {meaning}\n[{section}]\n");
         for key in of(section) {
             let name = key.name.split_once('.').map_or(key.name, |(_, name)| name);
-            let _ = writeln!(text, "# {} ({})", key.meaning, key.takes);
+            let _ = writeln!(text, "# {} ({})", key.meaning, key.values());
             match key.default {
                 Some(default) => {
                     let _ = writeln!(text, "{name} = {default}");

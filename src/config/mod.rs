@@ -1,7 +1,8 @@
 //! Configuration: defaults < file < `DATABASE_URL`, `AMQP_URL` < environment < flags. All problems are reported at once, each
 //! with its key and what would be right, and never with the value of a secret.
 //!
-//! - `keys`: every key, its default, its meaning
+//! - `keys`: every key, its default, its values, its meaning
+//! - `takes`: the kinds of values, and their bounds
 //! - `layers`: merges file, environment and flags into one value for each key
 //! - `reader`: typed, bounded values; unknown keys
 //! - `sections`: the sections, and the relations between them
@@ -23,6 +24,7 @@ mod reader;
 mod secret;
 mod sections;
 mod settings;
+mod takes;
 #[cfg(test)]
 mod tests;
 pub mod uri;

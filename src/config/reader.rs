@@ -1,9 +1,6 @@
 //! Typed, bounded values. The reader collects all problems instead of stopping at the first.
 
-use std::{
-    collections::BTreeSet, fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf,
-    str::FromStr, time::Duration,
-};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use config::ValueKind;
 
@@ -11,6 +8,7 @@ use super::{
     ConfigError,
     keys::{self, KEYS, ROUTE_KEYS},
     layers::{Found, Values},
+    takes::Takes,
 };
 
 pub(super) struct Reader {
@@ -150,146 +148,71 @@ impl Reader {
         self.optional_text(scope, key).map(PathBuf::from)
     }
 
-    /// The value as text, or the default of the table of keys.
-    fn text_of(&mut self, scope: &Scope, key: &str) -> (String, String, String) {
-        let (name, found) = self.scoped(scope, key);
-        match found {
-            Some(Found { kind, origin }) => (name, plain(&kind), origin),
-            None => {
-                let default = keys::find(key).and_then(|k| k.default).unwrap_or_default();
-                (
-                    name,
-                    default.trim_matches('"').to_owned(),
-                    "by default".to_owned(),
-                )
-            }
-        }
-    }
-
+    /// The value, or the default of the table of keys. `parse` returns `None` for a value that the key does not take.
     fn parsed<T: Default>(
         &mut self,
         scope: &Scope,
         key: &str,
-        parse: impl FnOnce(&str) -> Result<T, String>,
+        parse: impl FnOnce(&Takes, &str) -> Option<T>,
     ) -> T {
-        let (name, text, origin) = self.text_of(scope, key);
-        match parse(&text) {
-            Ok(value) => value,
-            Err(constraint) => {
-                self.problem(
-                    &name,
-                    format!("\"{}\" {origin}: {constraint}", text.escape_debug()),
-                );
-                T::default()
+        let (name, found) = self.scoped(scope, key);
+        let Some(known) = keys::find(key) else {
+            self.problem(&name, "is not in the table of keys");
+            return T::default();
+        };
+        let (text, origin) = match found {
+            Some(Found { kind, origin }) => (plain(&kind), origin),
+            None => {
+                let default = known.plain_default().unwrap_or_default();
+                (default.to_owned(), "by default".to_owned())
             }
-        }
-    }
-
-    pub fn text(&mut self, key: &str, bytes: RangeInclusive<usize>) -> String {
-        self.parsed(&Scope::top(), key, |text| {
-            if !bytes.contains(&text.len()) {
-                return Err(format!(
-                    "must have {} to {} bytes",
-                    bytes.start(),
-                    bytes.end()
-                ));
-            }
-            if text.contains(char::is_control) {
-                return Err("must not contain control characters".to_owned());
-            }
-            Ok(text.to_owned())
+        };
+        parse(&known.takes, &text).unwrap_or_else(|| {
+            let (shown, refusal) = (text.escape_debug(), known.takes.refusal());
+            self.problem(&name, format!("\"{shown}\" {origin}: {refusal}"));
+            T::default()
         })
     }
 
-    pub fn duration(
-        &mut self,
-        scope: &Scope,
-        key: &str,
-        range: RangeInclusive<Duration>,
-    ) -> Duration {
-        self.parsed(scope, key, |text| {
-            let shown = |d: &Duration| humantime::format_duration(*d).to_string();
-            let expected = || {
-                format!(
-                    "must be a duration from {} to {}, for example \"5s\"",
-                    shown(range.start()),
-                    shown(range.end())
-                )
-            };
-            let duration = humantime::parse_duration(text).map_err(|_| expected())?;
-            if range.contains(&duration) {
-                Ok(duration)
-            } else {
-                Err(expected())
-            }
+    pub fn text(&mut self, key: &str) -> String {
+        self.parsed(&Scope::top(), key, Takes::text)
+    }
+
+    pub fn duration(&mut self, scope: &Scope, key: &str) -> Duration {
+        self.parsed(scope, key, Takes::duration)
+    }
+
+    pub fn integer<T: TryFrom<u64> + Default>(&mut self, key: &str) -> T {
+        self.parsed(&Scope::top(), key, |takes, text| {
+            takes.integer(text)?.try_into().ok()
         })
     }
 
-    pub fn integer<T>(&mut self, key: &str, range: RangeInclusive<T>) -> T
-    where
-        T: FromStr + PartialOrd + Display + Default,
-    {
-        self.parsed(&Scope::top(), key, |text| {
-            text.parse()
-                .ok()
-                .filter(|n| range.contains(n))
-                .ok_or_else(|| {
-                    format!(
-                        "must be a whole number from {} to {}",
-                        range.start(),
-                        range.end()
-                    )
-                })
-        })
-    }
-
-    pub fn bytes(&mut self, key: &str, range: RangeInclusive<u64>) -> u64 {
-        self.parsed(&Scope::top(), key, |text| {
-            parse_bytes(text)
-                .filter(|n| range.contains(n))
-                .ok_or_else(|| {
-                    format!(
-                        "must be a size from {} to {} bytes, for example \"16MiB\"",
-                        range.start(),
-                        range.end()
-                    )
-                })
-        })
+    pub fn size(&mut self, key: &str) -> u64 {
+        self.parsed(&Scope::top(), key, Takes::size)
     }
 
     pub fn flag(&mut self, scope: &Scope, key: &str) -> bool {
-        self.parsed(scope, key, |text| {
-            text.parse().map_err(|_| "must be true or false".to_owned())
-        })
+        self.parsed(scope, key, Takes::flag)
     }
 
+    /// The meaning of the word. `meanings` has every word that the key takes.
     pub fn choice<T: Copy>(
         &mut self,
         scope: &Scope,
         key: &str,
-        choices: &[(&str, T)],
+        meanings: &[(&str, T)],
     ) -> Option<T> {
-        self.parsed(scope, key, |text| {
-            choices
-                .iter()
-                .find(|(name, _)| *name == text)
-                .map(|(_, value)| Some(*value))
-                .ok_or_else(|| {
-                    let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-                    format!("must be one of {}", names.join(", "))
-                })
+        self.parsed(scope, key, |takes, text| {
+            let word = takes.word(text)?;
+            let (_, meaning) = meanings.iter().find(|(name, _)| *name == word)?;
+            Some(Some(*meaning))
         })
     }
 
     /// `None` for `off`.
     pub fn address(&mut self, key: &str) -> Option<SocketAddr> {
-        self.parsed(&Scope::top(), key, |text| match text {
-            "off" => Ok(None),
-            text => text.parse().map(Some).map_err(|_| {
-                "must be an IP address and a port, for example \"127.0.0.1:9464\", or \"off\""
-                    .to_owned()
-            }),
-        })
+        self.parsed(&Scope::top(), key, Takes::address)
     }
 
     pub fn list(&mut self, key: &str) -> Option<Vec<String>> {
@@ -320,9 +243,9 @@ impl Reader {
 
     pub fn item_flag(&mut self, key: &str) -> Option<bool> {
         let found = self.take(key)?;
-        let flag = plain(&found.kind).parse().ok();
+        let flag = Takes::Flag.flag(&plain(&found.kind));
         if flag.is_none() {
-            self.problem(key, "must be true or false");
+            self.problem(key, Takes::Flag.refusal());
         }
         flag
     }
@@ -351,22 +274,6 @@ fn plain(kind: &ValueKind) -> String {
         ValueKind::Table(_) => "a table".to_owned(),
         ValueKind::Array(_) => "a list".to_owned(),
     }
-}
-
-fn parse_bytes(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let (digits, unit) = text.split_at(
-        text.find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len()),
-    );
-    let unit = match unit.trim() {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 /// The most similar known key.

@@ -1,6 +1,6 @@
-//! The sections, and the relations between them.
+//! Reads the sections, and checks what the table of keys cannot express: relations between keys, files, addresses.
 
-use std::{collections::HashSet, net::IpAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{collections::HashSet, net::IpAddr, path::PathBuf};
 
 use outbox_core::{
     plan::Ordering,
@@ -16,23 +16,15 @@ use super::{
 };
 use crate::tls;
 
-const fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
-
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// `None` if a problem left no value; the reader has the problem.
+/// Returns `None` if a key has no value because of a problem; the reader has the problem.
 pub(super) fn config(reader: &mut Reader, needs: Needs) -> Option<Config> {
-    let relay = relay(reader)?;
+    let relay = relay(reader);
     let sources = sources(reader, &relay, needs);
     let routing = routing(reader)?;
     let retention = Retention {
-        sent: reader.duration(&Scope::top(), "retention.sent", Duration::ZERO..=DAY * 3653),
-        step_rows: reader.integer("retention.step_rows", 1..=100_000),
-        interval: reader.duration(&Scope::top(), "retention.interval", ms(1000)..=DAY),
+        sent: reader.duration(&Scope::top(), "retention.sent"),
+        step_rows: reader.integer("retention.step_rows"),
+        interval: reader.duration(&Scope::top(), "retention.interval"),
     };
     let admin = admin(reader);
     let log = log(reader)?;
@@ -47,18 +39,18 @@ pub(super) fn config(reader: &mut Reader, needs: Needs) -> Option<Config> {
     })
 }
 
-fn relay(reader: &mut Reader) -> Option<Relay> {
+fn relay(reader: &mut Reader) -> Relay {
     let top = Scope::top();
     let relay = Relay {
-        workers: reader.integer("relay.workers", 1..=64),
-        batch_size: reader.integer("relay.batch_size", 1..=10_000),
-        batch_bytes: reader.bytes("relay.batch_bytes", 1 << 10..=1 << 30),
-        max_payload_bytes: reader.bytes("relay.max_payload_bytes", 1..=512 << 20),
-        poll_interval: reader.duration(&top, "relay.poll_interval", ms(10)..=HOUR),
-        confirm_timeout: reader.duration(&top, "relay.confirm_timeout", ms(100)..=MINUTE * 30),
-        max_attempts: reader.integer("relay.max_attempts", 1..=1_000_000),
-        backoff_initial: reader.duration(&top, "relay.backoff_initial", ms(1)..=HOUR),
-        backoff_max: reader.duration(&top, "relay.backoff_max", ms(1)..=DAY * 7),
+        workers: reader.integer("relay.workers"),
+        batch_size: reader.integer("relay.batch_size"),
+        batch_bytes: reader.size("relay.batch_bytes"),
+        max_payload_bytes: reader.size("relay.max_payload_bytes"),
+        poll_interval: reader.duration(&top, "relay.poll_interval"),
+        confirm_timeout: reader.duration(&top, "relay.confirm_timeout"),
+        max_attempts: reader.integer("relay.max_attempts"),
+        backoff_initial: reader.duration(&top, "relay.backoff_initial"),
+        backoff_max: reader.duration(&top, "relay.backoff_max"),
         ordering: reader
             .choice(
                 &top,
@@ -69,8 +61,8 @@ fn relay(reader: &mut Reader) -> Option<Relay> {
                 ],
             )
             .unwrap_or(Ordering::Strict),
-        shutdown_grace: reader.duration(&top, "relay.shutdown_grace", ms(100)..=HOUR),
-        app_id: reader.text("relay.app_id", 1..=255),
+        shutdown_grace: reader.duration(&top, "relay.shutdown_grace"),
+        app_id: reader.text("relay.app_id"),
     };
     if relay.backoff_initial > relay.backoff_max && !relay.backoff_max.is_zero() {
         reader.problem(
@@ -94,7 +86,7 @@ fn relay(reader: &mut Reader) -> Option<Relay> {
             "must be at least relay.max_payload_bytes",
         );
     }
-    Some(relay)
+    relay
 }
 
 fn sources(reader: &mut Reader, relay: &Relay, needs: Needs) -> Vec<Source> {
@@ -205,13 +197,6 @@ fn secrets(reader: &mut Reader, scope: &Scope, section: &str, needed: bool) -> S
 
 fn database(reader: &mut Reader, scope: &Scope, needed: bool) -> Database {
     let secrets = secrets(reader, scope, "database", needed);
-    let mut duration = |key: &str, range: RangeInclusive<Duration>| {
-        reader.duration(scope, &format!("database.{key}"), range)
-    };
-    let connect_timeout = duration("connect_timeout", ms(100)..=MINUTE * 5);
-    let statement_timeout = duration("statement_timeout", ms(100)..=HOUR);
-    let lock_timeout = duration("lock_timeout", ms(10)..=HOUR);
-    let idle_in_transaction_timeout = duration("idle_in_transaction_timeout", ms(1000)..=HOUR);
     let database = Database {
         section: format!("{}database.", secrets.scope.prefix),
         url: secrets.url,
@@ -219,10 +204,10 @@ fn database(reader: &mut Reader, scope: &Scope, needed: bool) -> Database {
         ca_file: reader.path(scope, "database.ca_file"),
         cert_file: reader.path(scope, "database.cert_file"),
         key_file: reader.path(scope, "database.key_file"),
-        connect_timeout,
-        statement_timeout,
-        lock_timeout,
-        idle_in_transaction_timeout,
+        connect_timeout: reader.duration(scope, "database.connect_timeout"),
+        statement_timeout: reader.duration(scope, "database.statement_timeout"),
+        lock_timeout: reader.duration(scope, "database.lock_timeout"),
+        idle_in_transaction_timeout: reader.duration(scope, "database.idle_in_transaction_timeout"),
         prepared_statements: reader.flag(scope, "database.prepared_statements"),
         listen: reader.flag(scope, "database.listen"),
         allow_plaintext: reader.flag(scope, "database.allow_plaintext"),
@@ -269,8 +254,8 @@ fn broker(reader: &mut Reader, scope: &Scope, needed: bool) -> Broker {
                 ],
             )
             .unwrap_or(BrokerAuth::Plain),
-        connect_timeout: reader.duration(scope, "broker.connect_timeout", ms(100)..=MINUTE * 5),
-        heartbeat: reader.duration(scope, "broker.heartbeat", ms(5000)..=MINUTE * 10),
+        connect_timeout: reader.duration(scope, "broker.connect_timeout"),
+        heartbeat: reader.duration(scope, "broker.heartbeat"),
         declare: reader.flag(scope, "broker.declare"),
         allow_plaintext: reader.flag(scope, "broker.allow_plaintext"),
     };
@@ -329,8 +314,8 @@ fn routing(reader: &mut Reader) -> Option<Routing> {
     let count = reader.tables("routing.routes");
     reader.no_tables("routing.routes");
     let routing = Routing {
-        exchange: reader.text("routing.exchange", 0..=255),
-        routing_key: reader.text("routing.routing_key", 0..=255),
+        exchange: reader.text("routing.exchange"),
+        routing_key: reader.text("routing.routing_key"),
         mandatory: reader.flag(&Scope::top(), "routing.mandatory"),
         allowed_exchanges: reader.list("routing.allowed_exchanges"),
         routes: (0..count).map(|i| rule(reader, i)).collect(),
@@ -400,12 +385,12 @@ fn log(reader: &mut Reader) -> Option<Log> {
         ("json", LogFormat::Json),
     ];
     let format = reader.choice(&Scope::top(), "log.format", &formats)?;
-    let level = reader.text("log.level", 1..=1000);
+    let level = reader.text("log.level");
     // tracing-subscriber 0.3.23 panics for some of these characters instead of refusing them.
     if !level.is_ascii() {
         let problem =
             "contains characters that are not ASCII; write for example info,outboxd=debug";
-        reader.problem("log.level", problem.to_owned());
+        reader.problem("log.level", problem);
     } else if let Err(error) = super::log::log_filter(&level) {
         reader.problem("log.level", error.to_string());
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use outbox_core::plan::Ordering;
 
-use super::*;
+use super::{takes::Takes, *};
 
 const BOTH: Needs = Needs {
     database: true,
@@ -199,6 +199,72 @@ fn all_problems_are_told_at_once() {
             "nope"
         ]
     );
+}
+
+/// Values at the edges of what a key takes, and values just outside. `None` for a key without bounds.
+fn edges(takes: Takes) -> Option<(Vec<String>, Vec<String>)> {
+    let numbers = |least: u64, most: u64, unit: &str| {
+        let below = i128::from(least) - 1;
+        let write = |n: i128| format!("{n}{unit}");
+        (
+            vec![write(least.into()), write(most.into())],
+            vec![write(below), write(i128::from(most) + 1)],
+        )
+    };
+    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap();
+    let words = |words: &[&str]| {
+        let inside: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let outside = words.iter().map(|word| word.to_uppercase()).collect();
+        (inside, outside)
+    };
+    Some(match takes {
+        Takes::Integer(least, most) => numbers(least, most, ""),
+        Takes::Duration(least, most) => numbers(millis(least), millis(most), "ms"),
+        Takes::Size(least, most) => numbers(least, most, "B"),
+        Takes::Text(least, most) => {
+            let text = |bytes: usize| "x".repeat(bytes);
+            let below = least.checked_sub(1).map(text);
+            let outside = below.into_iter().chain([text(most + 1), "x\ny".to_owned()]);
+            (vec![text(least), text(most)], outside.collect())
+        }
+        Takes::Word(all) => words(all),
+        Takes::Flag => words(&["true", "false"]),
+        Takes::Address => (
+            vec!["127.0.0.1:0".to_owned(), "off".to_owned()],
+            vec!["127.0.0.1:65536".to_owned(), "localhost:1".to_owned()],
+        ),
+        Takes::Described(_) => return None,
+    })
+}
+
+#[test]
+fn every_key_keeps_its_bounds_and_the_refusal_names_them() {
+    let mut bounded = 0;
+    for key in keys::KEYS {
+        let Some((inside, outside)) = edges(key.takes) else {
+            continue;
+        };
+        bounded += 1;
+        let refusal = key.takes.refusal();
+        let bounds = key.takes.to_string();
+        assert!(refusal.contains(&bounds), "{}: {refusal}", key.name);
+        let refused = |value: &str| {
+            let file = fixture("valid/empty.toml");
+            let loaded = load(Some(&file), &URLS, &[(key.name, value)]);
+            // A value inside may break a relation to another key, with another text.
+            loaded.is_err_and(|errors| {
+                let named = |e: &ConfigError| e.key == key.name && e.problem.ends_with(&refusal);
+                errors.0.iter().any(named)
+            })
+        };
+        for value in inside {
+            assert!(!refused(&value), "{} = {value:?}", key.name);
+        }
+        for value in outside {
+            assert!(refused(&value), "{} = {value:?}", key.name);
+        }
+    }
+    assert!(bounded > 0);
 }
 
 #[test]

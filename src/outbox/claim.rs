@@ -1,25 +1,19 @@
 //! Claim: a transaction that holds lanes and knows their next messages.
 
-use std::{collections::HashMap, fmt::Display, time::SystemTime};
+use std::collections::HashMap;
 
-use tokio_postgres::{
-    Row,
-    row::RowIndex,
-    types::{FromSql, Type},
-};
-use uuid::Uuid;
+use tokio_postgres::{Row, types::Type};
 
 use outbox_core::{
-    circuit::Destination,
-    claim::{Candidate, Claim, HeldLane, Limits, Orphan, Read, Snapshot, Waited, fitting},
+    claim::{Candidate, Claim, HeldLane, Limits, Orphan, Read, Snapshot, fitting},
     low_water::{Candidate as MarkCandidate, Mark},
-    message::{Lane, Message, Position},
+    message::{Lane, Position},
     scheduling::{Tuning, shares},
 };
 
 use super::{
     OutboxError,
-    ctid::{Tid, Xid},
+    candidate::{Columns, body, micros},
     row::get,
     session::{Params, Query, Session},
 };
@@ -55,86 +49,23 @@ const BODIES: Query = Query {
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
 };
 
-/// Statements that read messages: what fails there may be one row's fault (`outbox::unreadable`).
+/// The statements that read messages: one row may cause their failure (`outbox::unreadable`).
 pub const READS: [&str; 2] = [READ.action, BODIES.action];
 
-/// What `sql/read.sql` selects. Looked up by number: by name, each of them in each row is a search through all names.
-const COLUMNS: [&str; 26] = [
-    "filed",
-    "lane",
-    "id",
-    "place",
-    "tx",
-    "key_hash",
-    "attempts",
-    "replay",
-    "scheduled",
-    "message_id",
-    "aggregate_type",
-    "aggregate_id",
-    "event_type",
-    "content_type",
-    "headers",
-    "headers_size",
-    "exchange",
-    "routing_key",
-    "created_at",
-    "body_size",
-    "payload",
-    "binary_payload",
-    "after_id",
-    "probe",
-    "unmarkable",
-    "destination",
-];
-
-/// Its number; one that is not selected does not compile.
-const fn column(name: &str) -> usize {
-    let mut n = 0;
-    while n < COLUMNS.len() {
-        if same(COLUMNS[n].as_bytes(), name.as_bytes()) {
-            return n;
-        }
-        n += 1;
-    }
-    panic!("not a column of sql/read.sql")
-}
-
-/// `==`, for constants.
-const fn same(mut one: &[u8], mut other: &[u8]) -> bool {
-    while let ([a, rest @ ..], [b, other_rest @ ..]) = (one, other) {
-        if *a != *b {
-            return false;
-        }
-        (one, other) = (rest, other_rest);
-    }
-    one.is_empty() && other.is_empty()
-}
-
-/// A column of a row of `sql/read.sql`.
-macro_rules! field {
-    ($row:expr, $name:literal) => {
-        get($row, const { column($name) })
-    };
-    ($row:expr, $name:literal as $type:ty) => {
-        get::<$type, _>($row, const { column($name) })
-    };
-}
-
-/// The locks that the settle will need, taken before anything is published. Somebody else's SHARE lock (CREATE INDEX holds
-/// one) lets a claim read and would stop its settle: all of its messages would be published again and again.
-/// NOWAIT: a relay that never waits for a table while it holds lanes is in no deadlock, with a TRUNCATE for example.
+/// Takes the locks that the settle needs, before the relay publishes anything. A SHARE lock of another session (CREATE INDEX
+/// holds one) lets a claim read and stops its settle, so the relay would publish the claim's messages again and again.
+/// NOWAIT: a relay that waits for a table while it holds lanes could deadlock, for example with a TRUNCATE.
 pub(super) const LOCK_TABLES: &str = "LOCK TABLE outbox.message, outbox.lane, outbox.waiting, outbox.dead \
                            IN ROW EXCLUSIVE MODE NOWAIT";
 
-/// Begins a transaction and holds those of `lanes` that nobody else holds. `None`, and no transaction, when all
-/// are held elsewhere, or marks had to be taken back first.
+/// Begins a transaction and holds those of `lanes` that nobody else holds. Returns `None`, and leaves no transaction open, if
+/// others hold all of them, or if it took marks back.
 pub async fn claim(
     session: &Session,
     lanes: &[Lane],
     limits: Limits,
 ) -> Result<Option<Claim>, OutboxError> {
-    // Sent together: one round trip.
+    // One round trip for both.
     let params: Params<'_> = &[&lanes];
     let (begun, rows) = tokio::join!(
         session.begin_with(LOCK_TABLES),
@@ -159,7 +90,7 @@ pub async fn claim(
         let tx: Option<i64> = get(row, "candidate_tx")?;
         let low_water: i64 = get(row, "low_water")?;
         highest = highest.max(low_water).max(position.unwrap_or(0));
-        // One of a transaction that is still to come was copied here from another cluster, and would be waited for.
+        // A candidate of a future transaction is a copy from another cluster; the mark would wait for that transaction.
         let candidate = position.zip(tx).filter(|(_, tx)| *tx <= snapshot.own_tx);
         held.push(HeldLane {
             lane: get(row, "lane")?,
@@ -173,7 +104,7 @@ pub async fn claim(
     if highest > snapshot.drawn && take_back_marks(session, &held).await? {
         return Ok(None);
     }
-    // Peers may hold some of the lanes asked for: the others fill the batch.
+    // Other relays may hold some of `lanes`; the lanes that this claim holds fill the batch.
     let marks: Vec<i64> = held.iter().map(|l| l.mark.low_water).collect();
     for (lane, share) in held
         .iter_mut()
@@ -193,9 +124,9 @@ pub async fn claim(
     Ok(Some(Claim::new(&held, read, limits, snapshot)))
 }
 
-/// The sequence was restarted, or is a copy without its value: what is written from now on would lie below the marks,
-/// never be sent, and be seen by no gauge. Without the marks it is found, at the price of reading what was sent as well.
-/// True when some were taken back: then the transaction is over.
+/// Takes back marks that lie above the sequence: somebody restarted the sequence, or copied it without its value. New messages
+/// would get positions below these marks, so no claim would find them and no gauge would count them. Without the marks a claim
+/// finds them, and reads sent messages too. Returns true if it took marks back; then the transaction is committed.
 async fn take_back_marks(session: &Session, held: &[HeldLane]) -> Result<bool, OutboxError> {
     let lanes: Vec<Lane> = held.iter().map(|l| l.lane).collect();
     let taken_back = session.query(&TAKE_BACK_MARKS, &[&lanes]).await?;
@@ -222,26 +153,19 @@ async fn read(
     let lanes: Vec<Lane> = held.iter().map(|l| l.lane).collect();
     let marks: Vec<i64> = held.iter().map(|l| l.mark.low_water).collect();
     let shares: Vec<i64> = held.iter().map(|l| l.share as i64).collect();
-    // New messages keep at least half of every batch, whatever number is due for a retry.
+    // At least half of every batch is for new messages, even if more messages are due for a retry.
     let due = limits.batch_size.div_ceil(2);
     let mut candidates = Vec::new();
     let mut orphans = Vec::new();
+    let mut columns = None;
     let take = |row: Row| {
-        let row = &row;
-        debug_assert!({
-            let selected = row.columns().iter().map(|column| column.name());
-            selected.eq(COLUMNS)
-        });
-        let position = Position {
-            lane: field!(row, "lane")?,
-            id: field!(row, "id")?,
+        let columns = match &columns {
+            Some(columns) => columns,
+            None => columns.insert(Columns::of(&row, READ.action)?),
         };
-        match field!(row, "message_id" as Option<Uuid>)? {
-            Some(message_id) => candidates.push(candidate(row, position, message_id)?),
-            None => orphans.push(Orphan {
-                position,
-                key_hash: field!(row, "key_hash")?,
-            }),
+        match columns.candidate(&row)? {
+            Some(candidate) => candidates.push(candidate),
+            None => orphans.push(columns.orphan(&row)?),
         }
         Ok(())
     };
@@ -257,7 +181,7 @@ async fn read(
     Ok((candidates, orphans))
 }
 
-/// Fetches the bodies that were too large to come along with their rows.
+/// Fetches the bodies that `sql/read.sql` left out because of their size.
 async fn complete(
     session: &Session,
     candidates: &mut Vec<Candidate>,
@@ -273,7 +197,7 @@ async fn complete(
     if ids.is_empty() {
         return Ok(());
     }
-    let mut bodies: HashMap<Position, Body> = HashMap::with_capacity(ids.len());
+    let mut bodies: HashMap<Position, Vec<u8>> = HashMap::with_capacity(ids.len());
     let take = |row: Row| {
         let (lane, id) = (get(&row, "lane")?, get(&row, "id")?);
         if let Some(body) = body(&row, "payload", "binary_payload")? {
@@ -283,89 +207,9 @@ async fn complete(
     };
     session.each(&BODIES, &[&lanes, &ids], take).await?;
     for candidate in candidates.iter_mut().filter(|c| missing(c)) {
-        let body = bodies.remove(&candidate.message.position);
-        candidate.message.body = body.map(|body| body.0);
+        candidate.message.body = bodies.remove(&candidate.message.position);
     }
-    // Deleted by hand between the two statements.
+    // A message whose body is still missing was deleted by hand between the two statements.
     candidates.retain(|c| !missing(c));
     Ok(())
-}
-
-fn body<I: RowIndex + Display>(row: &Row, json: I, binary: I) -> Result<Option<Body>, OutboxError> {
-    Ok(match get(row, json)? {
-        Some(body) => Some(body),
-        None => get(row, binary)?,
-    })
-}
-
-fn candidate(row: &Row, position: Position, message_id: Uuid) -> Result<Candidate, OutboxError> {
-    let attempts: i32 = field!(row, "attempts")?;
-    let body = body(
-        row,
-        const { column("payload") },
-        const { column("binary_payload") },
-    )?;
-    Ok(Candidate {
-        message: Message {
-            position,
-            message_id,
-            aggregate_type: field!(row, "aggregate_type")?,
-            aggregate_id: field!(row, "aggregate_id")?,
-            event_type: field!(row, "event_type")?,
-            content_type: field!(row, "content_type")?,
-            headers: field!(row, "headers" as Option<JsonText>)?.map(|text| text.0),
-            headers_size: u64::try_from(field!(row, "headers_size" as i32)?).unwrap_or(0),
-            exchange: field!(row, "exchange")?,
-            routing_key: field!(row, "routing_key")?,
-            created_at_us: micros(field!(row, "created_at")?),
-            attempts: u32::try_from(attempts).unwrap_or(0),
-            replay: field!(row, "replay")?,
-            body_size: u64::try_from(field!(row, "body_size" as i32)?).unwrap_or(0),
-            body: body.map(|b| b.0),
-        },
-        ctid: field!(row, "place" as Tid)?.0,
-        tx: field!(row, "tx" as Xid)?.0,
-        key_hash: field!(row, "key_hash")?,
-        filed: field!(row, "filed")?,
-        scheduled: field!(row, "scheduled")?,
-        after: field!(row, "after_id")?,
-        waited: Waited {
-            probe: field!(row, "probe")?,
-            unmarkable: field!(row, "unmarkable")?,
-            destination: field!(row, "destination" as Option<i64>)?.map(Destination),
-        },
-    })
-}
-
-/// A body as the server sent it: `json` and `bytea` alike are their bytes, never decoded.
-struct Body(Vec<u8>);
-
-impl<'a> FromSql<'a> for Body {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(raw.to_vec()))
-    }
-
-    fn accepts(ty: &Type) -> bool {
-        matches!(*ty, Type::JSON | Type::BYTEA)
-    }
-}
-
-/// `json` as it was written.
-struct JsonText(String);
-
-impl<'a> FromSql<'a> for JsonText {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(str::from_utf8(raw)?.to_owned()))
-    }
-
-    fn accepts(ty: &Type) -> bool {
-        *ty == Type::JSON
-    }
-}
-
-fn micros(at: SystemTime) -> i64 {
-    match at.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
-        Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |us| -us),
-    }
 }

@@ -32,6 +32,11 @@ pub enum OutboxError {
     ReadOnly { action: &'static str },
     #[error("PostgreSQL ({action}): {why}")]
     Unusable { action: &'static str, why: String },
+    #[error("PostgreSQL ({action}): the result has no column \"{column}\"{OTHER_SCHEMA}")]
+    ColumnMissing {
+        action: &'static str,
+        column: &'static str,
+    },
     /// The statement succeeded, and its rows are not what it wrote.
     #[error(
         "PostgreSQL ({action}): {messages} of the rows are not what was written, the first at position {position}: a trigger or \
@@ -89,6 +94,7 @@ impl OutboxError {
             | Self::ReadOnly { .. }
             | Self::Timeout { .. }
             | Self::Unusable { .. }
+            | Self::ColumnMissing { .. }
             | Self::Tls(_)
             | Self::SchemaTooNew { .. }
             | Self::SchemaTooOld { .. } => false,
@@ -119,7 +125,9 @@ impl OutboxError {
     /// The schema is not the one that this program knows. It needs a migration; waiting does not help.
     pub fn is_schema(&self) -> bool {
         match self {
-            Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => true,
+            Self::ColumnMissing { .. } | Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => {
+                true
+            }
             Self::Database { source, .. } => matches!(
                 source.code(),
                 Some(
@@ -164,7 +172,9 @@ impl OutboxError {
             | Self::NotWritten { .. }
             | Self::NotReleased { .. }
             | Self::NotFiled { .. } => false,
-            Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => true,
+            Self::ColumnMissing { .. }
+            | Self::SchemaTooNew { .. }
+            | Self::SchemaTooOld { .. } => true,
         }
     }
 }
@@ -239,6 +249,9 @@ fn describe(error: &tokio_postgres::Error) -> String {
 const READ_ONLY: &str = ". This server is read-only: list every host in database.url with target_session_attrs=read-write; \
                          or default_transaction_read_only is on for it, the database or the role: turn it off";
 
+const OTHER_SCHEMA: &str =
+    ". The schema is not the one this outboxd knows: compare `outboxd migrate --dry-run`";
+
 /// The settings that a pooler in transaction mode needs.
 pub const POOLER: &str = ". database.url leads to a pooler in transaction mode: set database.prepared_statements = false and \
                           database.listen = false, or connect to PostgreSQL itself";
@@ -265,9 +278,7 @@ fn remedy(action: &str, error: &tokio_postgres::Error) -> &'static str {
             | &SqlState::UNDEFINED_TABLE
             | &SqlState::UNDEFINED_FUNCTION,
         ) => ". Run `outboxd migrate` on this database",
-        Some(&SqlState::UNDEFINED_COLUMN) => {
-            ". The schema is not the one this outboxd knows: compare `outboxd migrate --dry-run`"
-        }
+        Some(&SqlState::UNDEFINED_COLUMN) => OTHER_SCHEMA,
         Some(&SqlState::INSUFFICIENT_PRIVILEGE) if is_in_a_function(error) => {
             ". A function that this statement calls, a trigger's perhaps, needs that privilege: grant it to the relay's role, or \
              make the function SECURITY DEFINER"

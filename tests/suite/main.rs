@@ -11,6 +11,7 @@ mod consuming;
 mod crashes;
 mod culprits;
 mod delivery;
+mod finding;
 mod floods;
 mod locked;
 mod migrating;

@@ -1,4 +1,4 @@
-//! Checks that every test named in the documents exists.
+//! Checks that every test, and every row of the fault matrix, that the documents name exists.
 
 use std::fs;
 
@@ -11,8 +11,18 @@ const CODE: &[&str] = &["src", "tests", "crates", "examples"];
 
 pub fn missing() -> Result<Vec<String>> {
     let mut functions = Vec::new();
+    let mut rows = Vec::new();
     for file in files(CODE, "rs")? {
-        let text = fs::read_to_string(file)?;
+        let text = fs::read_to_string(&file)?;
+        if file.starts_with("crates/chaos/src/rows") {
+            let neighbour = file.starts_with("crates/chaos/src/rows/neighbours");
+            let letter = if neighbour { "H" } else { "" };
+            rows.extend(text.lines().filter_map(|line| {
+                let (number, fault) = line.trim().split_once(", \"")?;
+                let fault = fault.split_once("\" ")?.0;
+                Some(format!("row {letter}{number} ({fault})"))
+            }));
+        }
         let names = text
             .lines()
             .filter_map(|line| line.split_once("fn ")?.1.split(['(', '<']).next());
@@ -21,6 +31,17 @@ pub fn missing() -> Result<Vec<String>> {
     let mut missing = Vec::new();
     for document in files(DOCUMENTS, "md")? {
         let text = fs::read_to_string(&document)?;
+        for (at, _) in text.match_indices("row ") {
+            let named = &text[at..];
+            if names_a_row(named) && !rows.iter().any(|row| named.starts_with(row.as_str())) {
+                let end = named.find(['|', '\n']).unwrap_or(named.len());
+                missing.push(format!(
+                    "{} names `{}`, which is no row of the fault matrix",
+                    document.display(),
+                    named[..end].trim()
+                ));
+            }
+        }
         // Every second part between backticks is code.
         for name in text
             .split('`')
@@ -43,6 +64,15 @@ pub fn missing() -> Result<Vec<String>> {
     Ok(missing)
 }
 
+/// `row 7 (…)` or `row H2 (…)`; the words in brackets are the row's title.
+fn names_a_row(text: &str) -> bool {
+    let Some((number, _)) = text["row ".len()..].split_once(" (") else {
+        return false;
+    };
+    let digits = number.strip_prefix('H').unwrap_or(number);
+    !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit())
+}
+
 /// A test's name is a sentence with underscores; an abbreviated one ends in `…`.
 fn is_test(code: &str) -> bool {
     let sentence = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_…".contains(c);
@@ -51,4 +81,17 @@ fn is_test(code: &str) -> bool {
         // Names of metrics, columns and server settings can be long as well.
         && !["outbox_", "inbox_", "pg_"].iter().any(|metric| code.starts_with(metric))
         && !["_timeout", "_seconds"].iter().any(|unit| code.ends_with(unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_named_with_its_number_and_its_title() {
+        assert!(names_a_row("row 7 (SIGSTOP with a claim)"));
+        assert!(names_a_row("row H2 (any role with CONNECT)"));
+        assert!(!names_a_row("row of outbox.message (see there)"));
+        assert!(!names_a_row("row 7"));
+    }
 }

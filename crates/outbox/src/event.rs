@@ -8,7 +8,7 @@ use outbox_core::{
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 /// Something that happened to one aggregate.
 #[derive(Clone, PartialEq)]
@@ -58,7 +58,8 @@ impl Event {
     /// An event without a key, with the body `null`. This draws its message id, which never changes.
     pub fn new(aggregate_type: impl Into<String>, event_type: impl Into<String>) -> Self {
         Self {
-            message_id: Uuid::new_v4(),
+            // By the time in it `outboxd where` finds the message.
+            message_id: Uuid::new_v7(Timestamp::now(NoContext)),
             aggregate_type: aggregate_type.into(),
             aggregate_id: None,
             event_type: event_type.into(),
@@ -104,7 +105,8 @@ impl Event {
         self
     }
 
-    /// Replaces the random message id with an id that the caller already has.
+    /// Replaces the message id, a UUID of version 7, with an id that the caller already has. `outboxd where` finds a message
+    /// without further hints if its id carries the time when it was made, as versions 1, 6 and 7 do.
     #[must_use]
     pub fn message_id(mut self, id: Uuid) -> Self {
         self.message_id = id;
@@ -297,6 +299,17 @@ mod tests {
 
     fn event() -> Event {
         Event::new("order", "created").key("1042")
+    }
+
+    #[test]
+    fn the_id_of_an_event_carries_the_time_and_is_its_own() {
+        let before = SystemTime::now() - std::time::Duration::from_millis(1);
+        let (one, two) = (event().message_id, event().message_id);
+        assert_ne!(one, two);
+        let (seconds, nanos) = one.get_timestamp().unwrap().to_unix();
+        let at = SystemTime::UNIX_EPOCH + std::time::Duration::new(seconds, nanos);
+        assert_eq!(one.get_version_num(), 7);
+        assert!(before <= at && at <= SystemTime::now());
     }
 
     #[test]

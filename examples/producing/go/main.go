@@ -13,7 +13,10 @@ import (
 )
 
 func placeOrder(ctx context.Context, conn *pgx.Conn, orderID string, totalCents int, traceparent string) (uuid.UUID, error) {
-	messageID := uuid.New()
+	messageID, err := uuid.NewV7()
+	if err != nil {
+		return uuid.Nil, err
+	}
 	body, err := json.Marshal(map[string]any{"id": orderID, "total_cents": totalCents})
 	if err != nil {
 		return uuid.Nil, err

@@ -2,6 +2,7 @@ import java.nio.charset.StandardCharsets;
 import java.sql.Connection;
 import java.sql.DriverManager;
 import java.sql.PreparedStatement;
+import java.sql.ResultSet;
 import java.sql.SQLException;
 import java.util.UUID;
 
@@ -9,7 +10,6 @@ import java.util.UUID;
 public class PlaceOrder {
     static UUID placeOrder(Connection connection, String orderId, int totalCents, String traceparent)
             throws SQLException {
-        UUID messageId = UUID.randomUUID();
         // A service uses its JSON library here; these values need no escaping.
         String body = "{\"id\":\"%s\",\"total_cents\":%d}".formatted(orderId, totalCents);
         String headers = "{\"traceparent\":\"%s\",\"tenant\":\"blue\"}".formatted(traceparent);
@@ -18,18 +18,20 @@ public class PlaceOrder {
         try (PreparedStatement order = connection.prepareStatement(
                      "INSERT INTO orders (id, total_cents, status) VALUES (?, ?, 'placed')");
              PreparedStatement event = connection.prepareStatement(
-                     "INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload, headers)"
-                     + " VALUES (?, 'order', ?, 'placed', ?::json, ?::json)");
+                     "SELECT outbox.enqueue('order', ?, 'placed', ?::json, headers => ?::json)");
              PreparedStatement binary = connection.prepareStatement(
                      "SELECT outbox.enqueue_binary('order', ?, 'receipt_printed', ?::bytea, 'text/plain')")) {
             order.setString(1, orderId);
             order.setInt(2, totalCents);
             order.executeUpdate();
-            event.setObject(1, messageId);
-            event.setString(2, orderId);
-            event.setString(3, body);
-            event.setString(4, headers);
-            event.executeUpdate();
+            event.setString(1, orderId);
+            event.setString(2, body);
+            event.setString(3, headers);
+            UUID messageId;
+            try (ResultSet written = event.executeQuery()) {
+                written.next();
+                messageId = written.getObject(1, UUID.class);
+            }
             binary.setString(1, orderId);
             binary.setBytes(2, receipt);
             binary.execute();

@@ -4,7 +4,6 @@ import { pathToFileURL } from "node:url";
 import pg from "pg";
 
 export async function placeOrder(pool, orderId, totalCents, traceparent) {
-  const messageId = randomUUID();
   const body = JSON.stringify({ id: orderId, total_cents: totalCents });
   const headers = JSON.stringify({ traceparent, tenant: "blue" });
   const receipt = Buffer.from(`Order ${orderId}: ${totalCents} cents`);
@@ -16,17 +15,16 @@ export async function placeOrder(pool, orderId, totalCents, traceparent) {
       orderId,
       totalCents,
     ]);
-    await client.query(
-      `INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload, headers)
-       VALUES ($1, 'order', $2, 'placed', $3, $4)`,
-      [messageId, orderId, body, headers],
+    const { rows } = await client.query(
+      "SELECT outbox.enqueue('order', $1, 'placed', $2::json, headers => $3::json) AS message_id",
+      [orderId, body, headers],
     );
     await client.query("SELECT outbox.enqueue_binary('order', $1, 'receipt_printed', $2::bytea, 'text/plain')", [
       orderId,
       receipt,
     ]);
     await client.query("COMMIT");
-    return messageId;
+    return rows[0].message_id;
   } catch (error) {
     await client.query("ROLLBACK").catch((lost) => (broken = lost));
     throw error;

@@ -8,7 +8,6 @@ import psycopg
 
 
 def place_order(conn: psycopg.Connection, order_id: str, total_cents: int, traceparent: str) -> uuid.UUID:
-    message_id = uuid.uuid4()
     body = json.dumps({"id": order_id, "total_cents": total_cents})
     headers = json.dumps({"traceparent": traceparent, "tenant": "blue"})
     receipt = f"Order {order_id}: {total_cents} cents".encode()
@@ -17,11 +16,10 @@ def place_order(conn: psycopg.Connection, order_id: str, total_cents: int, trace
             "INSERT INTO orders (id, total_cents, status) VALUES (%s, %s, 'placed')",
             (order_id, total_cents),
         )
-        conn.execute(
-            "INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload, headers)"
-            " VALUES (%s, 'order', %s, 'placed', %s, %s)",
-            (message_id, order_id, body, headers),
-        )
+        (message_id,) = conn.execute(
+            "SELECT outbox.enqueue('order', %s, 'placed', %s::json, headers => %s::json)",
+            (order_id, body, headers),
+        ).fetchone()
         conn.execute(
             "SELECT outbox.enqueue_binary('order', %s, 'receipt_printed', %s::bytea, 'text/plain')",
             (order_id, receipt),

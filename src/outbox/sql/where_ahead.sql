@@ -1,0 +1,28 @@
+-- What stands before a pending message in its lane, counted from the message backwards, and when the last messages of the lane
+-- were sent. $1 lane, $2 position, $3 rows to read, $4 sent rows to read
+WITH mark AS MATERIALIZED (
+    SELECT coalesce((SELECT l.low_water FROM outbox.lane l WHERE l.lane = $1), 0) AS low_water
+), looked AS MATERIALIZED (
+    SELECT m.id, m.sent_at FROM outbox.message m
+    WHERE m.lane = $1 AND m.id > (SELECT low_water FROM mark) AND m.id < $2
+    ORDER BY m.id DESC LIMIT $3
+), pending AS MATERIALIZED (
+    SELECT k.id FROM looked k
+    WHERE k.sent_at IS NULL
+      AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = $1 AND w.id = k.id OFFSET 0)
+      AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = $1 AND d.id = k.id OFFSET 0)
+), front AS MATERIALIZED (
+    -- The first that a claim would read.
+    SELECT coalesce((
+        SELECT m.id FROM outbox.message m
+        WHERE m.lane = $1 AND m.id > (SELECT low_water FROM mark) AND m.id < $2 AND m.sent_at IS NULL
+          AND NOT EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = $1 AND w.id = m.id OFFSET 0)
+          AND NOT EXISTS (SELECT FROM outbox.dead d WHERE d.lane = $1 AND d.id = m.id OFFSET 0)
+        ORDER BY m.id LIMIT 1), $2) AS id
+)
+SELECT (SELECT count(*) FROM looked) AS looked, (SELECT min(id) FROM looked) AS lowest,
+       (SELECT count(*) FROM pending) AS pending, (SELECT id FROM front) AS front,
+       ARRAY(SELECT extract(epoch FROM clock_timestamp() - r.sent_at)::float8
+             FROM (SELECT m.sent_at FROM outbox.message m
+                   WHERE m.lane = $1 AND m.id < (SELECT id FROM front) ORDER BY m.id DESC LIMIT $4) r
+             WHERE isfinite(r.sent_at)) AS sent_ages

@@ -1,0 +1,6 @@
+//! `outboxd where`: the state of a message, in one command, and never a wrong "unknown".
+
+mod ask;
+mod asking;
+mod search;
+mod states;

@@ -1,4 +1,4 @@
-//! Finds sessions that keep the relay from writing, because they hold a lock that the relay needs.
+//! Finds transactions that keep the relay from writing, because they hold a lock that the relay needs.
 
 use std::time::Duration;
 
@@ -17,9 +17,20 @@ const BLOCKERS: Query = Query {
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
 };
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    Session {
+        pid: i32,
+    },
+    /// A prepared transaction outlives its session, and even a restart of the server.
+    Prepared {
+        name: String,
+    },
+}
+
 #[derive(Debug)]
 pub struct Blocker {
-    pub pid: i32,
+    pub who: Who,
     pub user: String,
     pub application: String,
     /// `None`: this role may not see the state.
@@ -37,7 +48,12 @@ pub async fn find(session: &Session, rows: &[Position]) -> Result<Vec<Blocker>, 
         .iter()
         .map(|row| {
             Ok(Blocker {
-                pid: get(row, "pid")?,
+                who: match get(row, "pid")? {
+                    Some(pid) => Who::Session { pid },
+                    None => Who::Prepared {
+                        name: get(row, "gid")?,
+                    },
+                },
                 user: get(row, "usename")?,
                 application: get(row, "application")?,
                 state: get(row, "state")?,
@@ -53,35 +69,50 @@ pub async fn find(session: &Session, rows: &[Position]) -> Result<Vec<Blocker>, 
 pub async fn find_yielding(
     session: &Session,
     patience: Duration,
+    rows: &[Position],
 ) -> Result<Vec<Blocker>, OutboxError> {
     let patience = format!("SET LOCAL lock_timeout = '{}ms'", patience.as_millis());
     session.begin_with(&patience).await?;
-    let found = find(session, &[]).await;
+    let found = find(session, rows).await;
     session.rollback().await?;
     found
 }
 
 pub fn text(blockers: &[Blocker]) -> String {
-    let one = |b: &Blocker| {
-        let user = b.user.escape_debug();
-        let application = b.application.escape_debug();
-        // Of another role's session a relay may see only the pid, the user and the application.
-        let since = match &b.state {
-            Some(state) => format!(
-                ", {state}, in its transaction for {:.0} s",
-                b.transaction_seconds
-            ),
-            None => String::new(),
-        };
-        format!(
-            "pid {} (user {user}, application \"{application}\"{since}) with {}",
-            b.pid,
-            b.what.escape_debug()
-        )
-    };
     let all: Vec<String> = blockers.iter().map(one).collect();
-    format!(
-        "{}; end that transaction, or the session with pg_terminate_backend(pid)",
-        all.join("; ")
-    )
+    let is_session = |b: &Blocker| matches!(b.who, Who::Session { .. });
+    let end = match (
+        blockers.iter().any(is_session),
+        blockers.iter().all(is_session),
+    ) {
+        (_, true) => "end that transaction, or the session with pg_terminate_backend(pid)",
+        (false, _) => "end it in this database with COMMIT PREPARED or ROLLBACK PREPARED",
+        (true, false) => {
+            "end the sessions with pg_terminate_backend(pid), and a prepared transaction in this database with COMMIT PREPARED \
+             or ROLLBACK PREPARED"
+        }
+    };
+    format!("{}; {end}", all.join("; "))
+}
+
+fn one(b: &Blocker) -> String {
+    let user = b.user.escape_debug();
+    let what = b.what.escape_debug();
+    let seconds = b.transaction_seconds;
+    let pid = match &b.who {
+        Who::Session { pid } => pid,
+        Who::Prepared { name } => {
+            let name = name.escape_debug();
+            return format!(
+                "the prepared transaction '{name}' (user {user}, prepared {seconds:.0} s ago) with {what}"
+            );
+        }
+    };
+    let application = b.application.escape_debug();
+    // Of another role's session a relay may see only the pid, the user and the application.
+    let since = match &b.state {
+        Some(state) => format!(", {state}, in its transaction for {seconds:.0} s"),
+        None => String::new(),
+    };
+    format!("pid {pid} (user {user}, application \"{application}\"{since}) with {what}")
 }

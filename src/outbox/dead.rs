@@ -108,11 +108,24 @@ const REDRIVE: Query = Query {
     sql: include_str!("sql/redrive.sql"),
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::BOOL_ARRAY],
 };
+const NOT_REDRIVEN: Query = Query {
+    action: "look for messages that were not redriven",
+    sql: include_str!("sql/not_redriven.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::BOOL_ARRAY],
+};
 /// If a replay died, its message was sent before. That message is kept like any other sent message.
 const DISCARD: Query = Query {
     action: "discard dead messages",
     sql: "DELETE FROM outbox.message m USING unnest($1::smallint[], $2::bigint[]) AS s (lane, id) \
           WHERE m.lane = s.lane AND m.id = s.id AND m.sent_at IS NULL",
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+};
+
+const NOT_DISCARDED: Query = Query {
+    action: "look for messages that were not discarded",
+    sql: "SELECT count(*) AS unwritten, min(m.id) AS first \
+          FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, id) \
+          JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id WHERE m.sent_at IS NULL",
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
 };
 
@@ -321,7 +334,8 @@ pub async fn change(
     Ok(total)
 }
 
-/// Returns the number of records that it took, and the changes.
+/// Returns the number of records that it took, and the changes. A trigger or a rule can let a statement succeed and keep its
+/// rows as they are, so each statement is proven; a difference is an error, and the caller rolls back.
 async fn step(
     session: &Session,
     filter: &Filter,
@@ -354,7 +368,12 @@ async fn step(
     let mut message_ids: Vec<Uuid> = Vec::with_capacity(rows.len());
     let mut moved_to: Vec<Lane> = Vec::new();
     let mut gone = 0;
+    let mut kept = (0, None);
     for row in &rows {
+        if !get::<bool, _>(row, "taken")? {
+            kept = (kept.0 + 1, kept.1.or(Some(get(row, "id")?)));
+            continue;
+        }
         message_ids.push(get(row, "message_id")?);
         let Some(lane) = get::<Option<Lane>, _>(row, "now_in")? else {
             gone += 1;
@@ -367,6 +386,7 @@ async fn step(
         ids.push(get(row, "id")?);
         replays.push(get(row, "replay")?);
     }
+    written(TAKE.action, "dead", "DELETEs", kept)?;
     if !moved_to.is_empty() {
         session.query(&HOLD, &[&moved_to]).await?;
     }
@@ -378,14 +398,30 @@ async fn step(
                 .map(|row| get(row, "message_id"))
                 .collect::<Result<_, _>>()?;
             let messages = i64::try_from(message_ids.len()).unwrap_or(i64::MAX);
+            let mut sent = 0;
+            if messages < taken {
+                let left = session
+                    .query(&NOT_REDRIVEN, &[&lanes, &ids, &replays])
+                    .await?;
+                if let Some(row) = left.first() {
+                    let unfiled = (get(row, "unfiled")?, get(row, "first")?);
+                    written(REDRIVE.action, "waiting", "INSERTs", unfiled)?;
+                    sent = get(row, "sent")?;
+                }
+            }
             Changed {
                 messages,
-                sent: taken - messages,
+                sent,
                 gone: 0,
             }
         }
         Change::Discard => {
             session.execute(&DISCARD, &[&lanes, &ids]).await?;
+            let left = session.query(&NOT_DISCARDED, &[&lanes, &ids]).await?;
+            if let Some(row) = left.first() {
+                let left = (get(row, "unwritten")?, get(row, "first")?);
+                written(DISCARD.action, "message", "DELETEs", left)?;
+            }
             Changed {
                 messages: taken,
                 sent: 0,
@@ -397,4 +433,24 @@ async fn step(
         operation::record(session, operation, changed.messages, &message_ids).await?;
     }
     Ok((taken, changed))
+}
+
+/// `rows`: how many rows are not what the statement wrote, and the first of them.
+fn written(
+    action: &'static str,
+    table: &'static str,
+    verb: &'static str,
+    rows: (i64, Option<i64>),
+) -> Result<(), OutboxError> {
+    let (messages, first) = rows;
+    match first {
+        Some(position) if messages > 0 => Err(OutboxError::NotWritten {
+            action,
+            table,
+            verb,
+            messages: usize::try_from(messages).unwrap_or(usize::MAX),
+            position,
+        }),
+        _ => Ok(()),
+    }
 }

@@ -37,12 +37,31 @@ pub enum OutboxError {
         action: &'static str,
         column: &'static str,
     },
-    /// The UPDATE went through and changed nothing.
+    /// The statement succeeded, and its rows are not what it wrote.
     #[error(
-        "PostgreSQL (mark sent): {messages} of the rows that were confirmed are not marked, the first at position {position}: \
-         a trigger or a rule on outbox.message keeps its rows as they are. Drop it, or let it pass UPDATEs of sent_at"
+        "PostgreSQL ({action}): {messages} of the rows are not what was written, the first at position {position}: a trigger or \
+         a rule on outbox.{table} keeps its rows as they are. Drop it, or let it pass {verb}"
     )]
-    NotMarked { messages: usize, position: i64 },
+    NotWritten {
+        action: &'static str,
+        table: &'static str,
+        /// The statements that must take effect, for a person.
+        verb: &'static str,
+        messages: usize,
+        position: i64,
+    },
+    /// As `NotWritten`, of records that were to become due.
+    #[error(
+        "PostgreSQL ({action}): {messages} records are not due: a trigger or a rule on outbox.waiting keeps its rows as they are. \
+         Drop it, or let it pass UPDATEs"
+    )]
+    NotReleased { action: &'static str, messages: i64 },
+    /// As `NotWritten`, of messages that were to be replayed.
+    #[error(
+        "PostgreSQL ({action}): {messages} messages are not filed: a trigger or a rule on outbox.waiting drops new rows. Drop it, \
+         or let it pass INSERTs"
+    )]
+    NotFiled { action: &'static str, messages: i64 },
     #[error("TLS to PostgreSQL: {0}")]
     Tls(#[from] crate::tls::TlsError),
     #[error(
@@ -70,7 +89,7 @@ impl OutboxError {
                     && !is_fatal(source)
                     && source.code() != Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
             }
-            Self::NotMarked { .. } => true,
+            Self::NotWritten { .. } | Self::NotReleased { .. } | Self::NotFiled { .. } => true,
             Self::Config(_)
             | Self::ReadOnly { .. }
             | Self::Timeout { .. }
@@ -118,7 +137,9 @@ impl OutboxError {
                 )
             ),
             Self::Config(_)
-            | Self::NotMarked { .. }
+            | Self::NotWritten { .. }
+            | Self::NotReleased { .. }
+            | Self::NotFiled { .. }
             | Self::ReadOnly { .. }
             | Self::Timeout { .. }
             | Self::Unusable { .. }
@@ -145,11 +166,15 @@ impl OutboxError {
                         )
                     )
             }
-            Self::ReadOnly { .. } | Self::Timeout { .. } | Self::Unusable { .. } => false,
-            Self::ColumnMissing { .. }
-            | Self::SchemaTooNew { .. }
-            | Self::SchemaTooOld { .. }
-            | Self::NotMarked { .. } => true,
+            Self::ReadOnly { .. }
+            | Self::Timeout { .. }
+            | Self::Unusable { .. }
+            | Self::NotWritten { .. }
+            | Self::NotReleased { .. }
+            | Self::NotFiled { .. } => false,
+            Self::ColumnMissing { .. } | Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => {
+                true
+            }
         }
     }
 }
@@ -182,6 +207,18 @@ fn is_row_security(error: &tokio_postgres::Error) -> bool {
     error
         .as_db_error()
         .is_some_and(|db| db.routine() == Some("check_enable_rls"))
+}
+
+/// The server's rewriter does not accept the statement, because the table has a rule.
+fn is_rule(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|db| {
+        *db.code() == SqlState::FEATURE_NOT_SUPPORTED && db.routine() == Some("RewriteQuery")
+    })
+}
+
+/// The error arose in a function that the statement called. The context may hold values, so it is not shown.
+fn is_in_a_function(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|db| db.where_().is_some())
 }
 
 /// The driver's own text is `db error`; the cause is one level down.
@@ -228,6 +265,9 @@ fn remedy(action: &str, error: &tokio_postgres::Error) -> &'static str {
     if pooled(error) {
         return POOLER;
     }
+    if is_rule(error) {
+        return ". A rule on this table changes the relay's statements: drop it";
+    }
     if action == SET_UP && error.as_db_error().is_some() && !is_fatal(error) {
         return ". The relay's session needs this setting: connect to PostgreSQL itself, or through a pooler that lets a session \
                 set it";
@@ -239,6 +279,10 @@ fn remedy(action: &str, error: &tokio_postgres::Error) -> &'static str {
             | &SqlState::UNDEFINED_FUNCTION,
         ) => ". Run `outboxd migrate` on this database",
         Some(&SqlState::UNDEFINED_COLUMN) => OTHER_SCHEMA,
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) if is_in_a_function(error) => {
+            ". A function that this statement calls, a trigger's perhaps, needs that privilege: grant it to the relay's role, or \
+             make the function SECURITY DEFINER"
+        }
         Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             ". Run deploy/postgres/roles.sql (or `outboxd sql --roles`), then GRANT outbox_relay to this role"
         }
@@ -252,7 +296,7 @@ fn remedy(action: &str, error: &tokio_postgres::Error) -> &'static str {
         }
         Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => READ_ONLY,
         Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-            ". Another session holds a lock on the outbox, a migration perhaps"
+            ". Another transaction holds a lock on the outbox: a migration, or somebody who has locked its rows"
         }
         // An UPDATE of a table whose publication filters rows by a column that is not in its replica identity.
         Some(&SqlState::INVALID_COLUMN_REFERENCE) => {

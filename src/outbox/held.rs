@@ -10,7 +10,8 @@ use tokio_postgres::types::Type;
 use super::{
     OutboxError,
     row::get,
-    session::{Query, Session},
+    session::{Params, Query, Session},
+    settle,
 };
 
 const PROBE: Query = Query {
@@ -34,14 +35,19 @@ const DESTINATIONS: Query = Query {
     types: &[Type::INT4],
 };
 
-/// Makes one held message due, and returns its position; `None` if no message is held.
+/// Makes one held message due, and returns its position; `None` if no message is held. Here and below, an error if a trigger
+/// keeps the records as they were: the relay would believe that nothing is held any more.
 pub async fn probe(
     session: &Session,
     destination: Destination,
     after: i64,
 ) -> Result<Option<i64>, OutboxError> {
     let rows = session.query(&PROBE, &[&destination.0, &after]).await?;
-    rows.first().map(|row| get(row, "id")).transpose()
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    proven(&PROBE, 1, i64::from(get::<bool, _>(row, "written")?))?;
+    get(row, "id").map(Some)
 }
 
 /// Makes held messages that have failed often enough due for the last time. Returns their number, at most `rows`.
@@ -54,9 +60,21 @@ pub async fn give_up(
 ) -> Result<u64, OutboxError> {
     let int = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     let (probes, attempts) = (int(failed_probes), int(max_attempts));
-    session
-        .execute(&GIVE_UP, &[&destination.0, &probes, &attempts, &rows])
-        .await
+    let params: Params<'_> = &[&destination.0, &probes, &attempts, &rows];
+    let (chosen, written) = settle::released(&session.query(&GIVE_UP, params).await?)?;
+    proven(&GIVE_UP, chosen, written)?;
+    Ok(u64::try_from(written).unwrap_or(0))
+}
+
+/// The records are locked when they are chosen, so nobody else's change explains a difference.
+fn proven(query: &Query, chosen: i64, written: i64) -> Result<(), OutboxError> {
+    if chosen == written {
+        return Ok(());
+    }
+    Err(OutboxError::NotReleased {
+        action: query.action,
+        messages: chosen - written,
+    })
 }
 
 /// Makes the first `rows` held messages due; returns their number.
@@ -66,8 +84,10 @@ pub async fn release(
     rows: usize,
 ) -> Result<usize, OutboxError> {
     let rows = i64::try_from(rows).unwrap_or(i64::MAX);
-    let released = session.execute(&RELEASE, &[&destination.0, &rows]).await?;
-    Ok(usize::try_from(released).unwrap_or(usize::MAX))
+    let params: Params<'_> = &[&destination.0, &rows];
+    let (chosen, written) = settle::released(&session.query(&RELEASE, params).await?)?;
+    proven(&RELEASE, chosen, written)?;
+    Ok(usize::try_from(written).unwrap_or(0))
 }
 
 /// Destinations with held messages, at most `most`, each described by its first message.

@@ -12,7 +12,7 @@ use super::{
     OutboxError,
     operation::{self, Operation},
     row::get,
-    session::{Query, Session},
+    session::{Params, Query, Session},
 };
 
 /// Selects sent messages. The command demands at least one condition.
@@ -139,25 +139,21 @@ async fn step(
     dry_run: bool,
     operation: &Operation,
 ) -> Result<Found, OutboxError> {
-    let rows = session
-        .query(
-            &STEP,
-            &[
-                &lane,
-                &cursor,
-                &ROWS,
-                &filter.since,
-                &filter.until,
-                &filter.aggregate_type,
-                &filter.aggregate_id,
-                &filter.event_type,
-                &filter.message_ids,
-                &first_due_s,
-                &between_s,
-                &dry_run,
-            ],
-        )
-        .await?;
+    let params: Params<'_> = &[
+        &lane,
+        &cursor,
+        &ROWS,
+        &filter.since,
+        &filter.until,
+        &filter.aggregate_type,
+        &filter.aggregate_id,
+        &filter.event_type,
+        &filter.message_ids,
+        &first_due_s,
+        &between_s,
+        &dry_run,
+    ];
+    let rows = session.query(&STEP, params).await?;
     let Some(row) = rows.first() else {
         return Ok(Found {
             last: None,
@@ -166,8 +162,20 @@ async fn step(
             message_ids: Vec::new(),
         });
     };
-    let messages: i64 = get(row, if dry_run { "chosen" } else { "filed" })?;
+    let chosen: i64 = get(row, "chosen")?;
+    let filed: i64 = get(row, "filed")?;
     let message_ids: Vec<Uuid> = get(row, "message_ids")?;
+    if filed < chosen && !dry_run {
+        // Another replay may have filed the others since the statement began: then the statement no longer chooses them.
+        // Otherwise a trigger or a rule lets the INSERT succeed and files nothing. The caller rolls back.
+        let rows = session.query(&STEP, params).await?;
+        let left = rows.first().map(|row| get(row, "chosen")).transpose()?;
+        if let Some(messages) = left.filter(|n| *n > 0) {
+            let action = STEP.action;
+            return Err(OutboxError::NotFiled { action, messages });
+        }
+    }
+    let messages = if dry_run { chosen } else { filed };
     if messages > 0 && !dry_run {
         let listed = &message_ids[..message_ids.len().min(LISTED)];
         operation::record(session, operation, messages, listed).await?;

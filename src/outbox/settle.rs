@@ -1,18 +1,21 @@
 //! Settle: every outcome of a claim, written in the claim's own transaction, then COMMIT.
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use outbox_core::{
     message::{Lane, Position},
     settlement::{Cause, Sent, Settlement, Wait},
 };
-use tokio_postgres::types::Type;
+use tokio_postgres::{Row, types::Type};
 
 use super::{
     OutboxError,
     ctid::{Tid, Xid},
     row::get,
-    session::{Query, Session},
+    session::{Params, Query, Session},
 };
 use crate::failpoint;
 
@@ -53,6 +56,16 @@ const DELETE_MOVED: Query = Query {
 const DELETE_WAITING: Query = Query {
     action: "settle waiting messages",
     sql: include_str!("sql/delete_waiting.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+};
+const STILL_WAITING: Query = Query {
+    action: "look for records that are not removed",
+    sql: include_str!("sql/still_waiting.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
+};
+const UNFILED: Query = Query {
+    action: "look for messages that are not filed",
+    sql: include_str!("sql/unfiled.sql"),
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
 };
 const WAIT: Query = Query {
@@ -98,6 +111,14 @@ const ADVANCE_LANE: Query = Query {
     ],
 };
 
+/// The writes of a settle, each of them proven.
+pub(super) struct Written {
+    /// Sent messages that are not marked, because somebody corrected them meanwhile: what was published is not what they are.
+    pub corrected: usize,
+    /// Sent messages that somebody deleted or marked meanwhile: nothing was left to mark.
+    pub gone: usize,
+}
+
 /// Writes the outcomes and commits. After an error nothing of it is to be trusted: the session rolls back or, when
 /// the COMMIT itself timed out, the outcome is unknown and the messages may be published again. Returns how many sent
 /// messages are not marked, because they were corrected meanwhile.
@@ -107,9 +128,38 @@ pub async fn settle(
     keep: Keep,
     released_at_once: usize,
 ) -> Result<usize, OutboxError> {
+    let written = Box::pin(write(session, settlement, keep, released_at_once)).await?;
+    if written.corrected > 0 {
+        tracing::warn!(
+            messages = written.corrected,
+            "messages were corrected while they were published; they are published again, as they are now"
+        );
+    }
+    if written.gone > 0 {
+        tracing::warn!(
+            confirmed = settlement.sent.len(),
+            gone = written.gone,
+            "rows changed under a held lane: were they deleted or marked by hand?"
+        );
+    }
+    failpoint::reach("settle.before_commit").await;
+    session.commit().await?;
+    failpoint::reach("settle.after_commit").await;
+    Ok(written.corrected)
+}
+
+/// Writes the outcomes, without a commit. A trigger or a rule can let a statement succeed and keep its rows as they are: the
+/// relay would believe that a message is settled, and publish it again and again. So each statement returns what is there now,
+/// and a difference is an error, unless somebody else's change explains it.
+pub(super) async fn write(
+    session: &Session,
+    settlement: &Settlement,
+    keep: Keep,
+    released_at_once: usize,
+) -> Result<Written, OutboxError> {
     // Their order matters only between the removals from outbox.waiting and the release; all are one transaction.
     // Boxed: six statements at once are large. Biased: the first one that fails makes the others fail, and is the one to say.
-    let (corrected, ..) = Box::pin(async {
+    let (marked, ..) = Box::pin(async {
         tokio::try_join!(
             biased;
             mark_sent(session, &settlement.sent, keep),
@@ -121,30 +171,30 @@ pub async fn settle(
         )
     })
     .await?;
-    if !corrected.is_empty() {
-        tracing::warn!(
-            messages = corrected.len(),
-            "messages were corrected while they were published; they are published again, as they are now"
-        );
+    if !marked.corrected.is_empty() {
         // The lane's mark may pass them, so they are filed; after `delete_waiting`, which may have taken their old record away.
-        Box::pin(wait(session, &corrected)).await?;
+        Box::pin(wait(session, &marked.corrected)).await?;
     }
-    failpoint::reach("settle.before_commit").await;
-    session.commit().await?;
-    failpoint::reach("settle.after_commit").await;
-    Ok(corrected.len())
+    Ok(Written {
+        corrected: marked.corrected.len(),
+        gone: marked.gone,
+    })
 }
 
 fn split(positions: &[Position]) -> (Vec<Lane>, Vec<i64>) {
     positions.iter().map(|p| (p.lane, p.id)).unzip()
 }
 
-/// Returns those that are not marked: somebody has corrected them since the claim read them, and what was published is not
-/// what they are.
-async fn mark_sent(session: &Session, sent: &[Sent], keep: Keep) -> Result<Vec<Wait>, OutboxError> {
-    let mut corrected = Vec::new();
+#[derive(Default)]
+struct Marked {
+    /// Filed, to be published again.
+    corrected: Vec<Wait>,
+    gone: usize,
+}
+
+async fn mark_sent(session: &Session, sent: &[Sent], keep: Keep) -> Result<Marked, OutboxError> {
     if sent.is_empty() {
-        return Ok(corrected);
+        return Ok(Marked::default());
     }
     let (query, moved) = match keep {
         Keep::Marked => (&MARK_SENT, &MARK_MOVED),
@@ -152,23 +202,21 @@ async fn mark_sent(session: &Session, sent: &[Sent], keep: Keep) -> Result<Vec<W
     };
     let (tids, ids): (Vec<Tid>, Vec<i64>) =
         sent.iter().map(|s| (Tid(s.ctid), s.position.id)).unzip();
-    let mut marked = session.execute(query, &[&tids, &ids]).await?;
+    let mut marked = mark(session, query, keep, &[&tids, &ids]).await?;
     if marked == sent.len() as u64 {
-        return Ok(corrected);
+        return Ok(Marked::default());
     }
     // Nobody but a person, or a person's tool, writes to a row that is pending.
     let (lanes, writers): (Vec<Lane>, Vec<Xid>) =
         sent.iter().map(|s| (s.position.lane, Xid(s.tx))).unzip();
-    marked += session.execute(moved, &[&lanes, &ids, &writers]).await?;
+    marked += mark(session, moved, keep, &[&lanes, &ids, &writers]).await?;
     if marked == sent.len() as u64 {
-        return Ok(corrected);
+        return Ok(Marked::default());
     }
+    let mut corrected = Vec::new();
     let mut unmarked = Vec::new();
     for row in &session.query(&UNMARKED, &[&lanes, &ids, &writers]).await? {
-        let position = Position {
-            lane: get(row, "lane")?,
-            id: get(row, "id")?,
-        };
+        let position = position(row)?;
         if get(row, "corrected")? {
             corrected.push(again(position));
         } else {
@@ -176,21 +224,63 @@ async fn mark_sent(session: &Session, sent: &[Sent], keep: Keep) -> Result<Vec<W
         }
     }
     // One that is still there, and as it was, would be published again and again.
-    if let Some(first) = unmarked.first() {
-        return Err(OutboxError::NotMarked {
-            messages: unmarked.len(),
+    let verb = match keep {
+        Keep::Marked => "UPDATEs of sent_at",
+        Keep::Deleted => "DELETEs",
+    };
+    proven(query.action, "message", verb, &unmarked)?;
+    // The others were deleted or marked by hand: nothing is left to mark.
+    let known = usize::try_from(marked).unwrap_or(usize::MAX) + corrected.len();
+    Ok(Marked {
+        gone: sent.len().saturating_sub(known),
+        corrected,
+    })
+}
+
+/// Returns how many are marked now, or deleted.
+async fn mark(
+    session: &Session,
+    query: &Query,
+    keep: Keep,
+    params: Params<'_>,
+) -> Result<u64, OutboxError> {
+    if keep == Keep::Deleted {
+        // The server counts a row only if it is deleted.
+        return session.execute(query, params).await;
+    }
+    let mut marked = 0;
+    let count = |row: Row| {
+        marked += u64::from(get::<bool, _>(&row, 0_usize)?);
+        Ok(())
+    };
+    session.each(query, params, count).await?;
+    Ok(marked)
+}
+
+fn position(row: &Row) -> Result<Position, OutboxError> {
+    Ok(Position {
+        lane: get(row, "lane")?,
+        id: get(row, "id")?,
+    })
+}
+
+/// An error if any of these rows is not what the statement wrote.
+fn proven(
+    action: &'static str,
+    table: &'static str,
+    verb: &'static str,
+    unwritten: &[Position],
+) -> Result<(), OutboxError> {
+    match unwritten.first() {
+        None => Ok(()),
+        Some(first) => Err(OutboxError::NotWritten {
+            action,
+            table,
+            verb,
+            messages: unwritten.len(),
             position: first.id,
-        });
+        }),
     }
-    // Deleted or marked by hand: nothing is left to mark.
-    if marked + corrected.len() as u64 != sent.len() as u64 {
-        tracing::warn!(
-            confirmed = sent.len(),
-            marked,
-            "rows changed under a held lane: were they deleted or marked by hand?"
-        );
-    }
-    Ok(corrected)
 }
 
 fn again(position: Position) -> Wait {
@@ -210,10 +300,14 @@ async fn delete_waiting(session: &Session, positions: &[Position]) -> Result<(),
         return Ok(());
     }
     let (lanes, ids) = split(positions);
-    session
-        .execute(&DELETE_WAITING, &[&lanes, &ids])
-        .await
-        .map(drop)
+    let deleted = session.execute(&DELETE_WAITING, &[&lanes, &ids]).await?;
+    if deleted == positions.len() as u64 {
+        return Ok(());
+    }
+    // A person may have deleted a record, or it moved with the corrected key of its message.
+    let left = session.query(&STILL_WAITING, &[&lanes, &ids]).await?;
+    let left: Vec<Position> = left.iter().map(position).collect::<Result<_, _>>()?;
+    proven(DELETE_WAITING.action, "waiting", "DELETEs", &left)
 }
 
 async fn wait(session: &Session, wait: &[Wait]) -> Result<(), OutboxError> {
@@ -234,23 +328,67 @@ async fn wait(session: &Session, wait: &[Wait]) -> Result<(), OutboxError> {
             None => (None, None),
         })
         .unzip();
-    session
-        .execute(
-            &WAIT,
-            &[
-                &lanes,
-                &ids,
-                &causes,
-                &delays,
-                &attempts,
-                &reasons,
-                &errors,
-                &destinations,
-                &probes,
-            ],
-        )
-        .await
-        .map(drop)
+    let mut unfiled: HashMap<Position, &Wait> = wait.iter().map(|w| (w.position, w)).collect();
+    let mut unwritten = Vec::new();
+    let prove = |row: Row| {
+        let position = position(&row)?;
+        if let Some(wait) = unfiled.remove(&position)
+            && !is_filed(&row, wait)?
+        {
+            unwritten.push(position);
+        }
+        Ok(())
+    };
+    let params: Params<'_> = &[
+        &lanes,
+        &ids,
+        &causes,
+        &delays,
+        &attempts,
+        &reasons,
+        &errors,
+        &destinations,
+        &probes,
+    ];
+    session.each(&WAIT, params, prove).await?;
+    proven(WAIT.action, "waiting", "INSERTs and UPDATEs", &unwritten)?;
+    let left = unfiled.into_keys().collect();
+    filed(session, &WAIT, "waiting", "waits", left).await
+}
+
+/// A record that is due earlier would be published again and again; one that counts fewer attempts would never die.
+fn is_filed(row: &Row, wait: &Wait) -> Result<bool, OutboxError> {
+    let in_ms: Option<i64> = get(row, "in_ms")?;
+    let due = match wait.cause {
+        Cause::Retry => in_ms.is_some_and(|ms| ms >= millis(wait.delay)),
+        Cause::Scheduled => in_ms.is_some(),
+        Cause::Behind | Cause::Held => in_ms.is_none(),
+    };
+    Ok(due
+        && get::<&str, _>(row, "cause")? == wait.cause.as_str()
+        && get::<i32, _>(row, "attempts")? == saturated(wait.attempts))
+}
+
+/// Messages for which the statement returned no record. Somebody may have deleted the message meanwhile, or corrected its key,
+/// so that it is in another lane. A message that is still there has no record, or its record is as it was.
+async fn filed(
+    session: &Session,
+    query: &Query,
+    table: &'static str,
+    recorded: &'static str,
+    unfiled: Vec<Position>,
+) -> Result<(), OutboxError> {
+    if unfiled.is_empty() {
+        return Ok(());
+    }
+    let (lanes, ids) = split(&unfiled);
+    let rows = session.query(&UNFILED, &[&lanes, &ids]).await?;
+    let there: Vec<Position> = rows.iter().map(position).collect::<Result<_, _>>()?;
+    let verb = match rows.first().map(|row| get(row, recorded)).transpose()? {
+        Some(true) => "UPDATEs",
+        Some(false) | None => "INSERTs",
+    };
+    proven(query.action, table, verb, &there)
 }
 
 async fn mark_dead(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {
@@ -264,13 +402,15 @@ async fn mark_dead(session: &Session, settlement: &Settlement) -> Result<(), Out
     let attempts: Vec<i32> = dead.iter().map(|d| saturated(d.attempts)).collect();
     let errors: Vec<&str> = dead.iter().map(|d| d.error.as_str()).collect();
     let replays: Vec<bool> = dead.iter().map(|d| d.replay).collect();
-    session
-        .execute(
-            &MARK_DEAD,
-            &[&lanes, &ids, &reasons, &attempts, &errors, &replays],
-        )
-        .await
-        .map(drop)
+    let params: Params<'_> = &[&lanes, &ids, &reasons, &attempts, &errors, &replays];
+    let rows = session.query(&MARK_DEAD, params).await?;
+    if rows.len() == dead.len() {
+        return Ok(());
+    }
+    // A record of any content keeps the message from being published.
+    let there: HashSet<Position> = rows.iter().map(position).collect::<Result<_, _>>()?;
+    let left = positions.into_iter().filter(|p| !there.contains(p));
+    filed(session, &MARK_DEAD, "dead", "dead", left.collect()).await
 }
 
 async fn release(
@@ -282,10 +422,28 @@ async fn release(
         return Ok(());
     }
     let (lanes, hashes): (Vec<Lane>, Vec<i64>) = keys.iter().copied().unzip();
-    session
-        .execute(&RELEASE, &[&lanes, &hashes, &(at_once as i64)])
-        .await
-        .map(drop)
+    let params: Params<'_> = &[&lanes, &hashes, &(at_once as i64)];
+    // Somebody may change a record between the choice and its update. The second choice no longer contains that record.
+    let mut left = 0;
+    for _ in 0..2 {
+        let (chosen, written) = released(&session.query(&RELEASE, params).await?)?;
+        left = chosen - written;
+        if left == 0 {
+            return Ok(());
+        }
+    }
+    Err(OutboxError::NotReleased {
+        action: RELEASE.action,
+        messages: left,
+    })
+}
+
+/// How many records were to become due, and how many did.
+pub(super) fn released(rows: &[Row]) -> Result<(i64, i64), OutboxError> {
+    match rows.first() {
+        Some(row) => Ok((get(row, "chosen")?, get(row, "written")?)),
+        None => Ok((0, 0)),
+    }
 }
 
 async fn advance(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {

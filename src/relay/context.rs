@@ -66,9 +66,18 @@ impl Context {
         }
     }
 
-    /// The published messages could not be marked. If there are none, a rehearsal shows that they could not be.
-    pub fn cannot_mark(&self, published: impl IntoIterator<Item = Position>, why: &str) {
-        self.caution().failed(published);
+    /// A settle failed, or a rehearsal shows that it would. `sent`: the messages that it would have marked. `filed`: the
+    /// messages whose records it would have written.
+    pub fn cannot_mark(
+        &self,
+        sent: impl IntoIterator<Item = Position>,
+        filed: impl IntoIterator<Item = Position>,
+        why: &str,
+    ) {
+        let mut caution = self.caution();
+        caution.failed(sent);
+        caution.not_filed(filed);
+        drop(caution);
         self.health.cannot_mark(why);
     }
 }

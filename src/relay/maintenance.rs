@@ -215,8 +215,20 @@ async fn find_held(context: &Context, session: &Session) -> Result<(), OutboxErr
     Ok(())
 }
 
-/// Does what is due for held messages: probes, giving up, releases.
+/// Does what is due for held messages. If that is refused, they wait although their destination works, so the operator must
+/// know it.
 async fn work_circuits(context: &Context, session: &Session) -> Result<(), OutboxError> {
+    let worked = circuit_tasks(context, session).await;
+    if let Err(error) = &worked
+        && error.is_statement_refused()
+    {
+        context.health.cannot_mark(&error.to_string());
+    }
+    worked
+}
+
+/// Probes, giving up, releases.
+async fn circuit_tasks(context: &Context, session: &Session) -> Result<(), OutboxError> {
     let now = Instant::now().into_std();
     let tasks = context.circuits().tasks(now, &mut rand::rng());
     for task in tasks {

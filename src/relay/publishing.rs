@@ -1,10 +1,12 @@
-//! From a claim to its outcomes: prepares the messages, rehearses marks if necessary, and publishes wave by wave.
+//! From a claim to its outcomes: prepares the messages, rehearses settles if necessary, and publishes wave by wave.
 //! `outbox_core::wave` decides the outcome of each message from its answer.
 
+use std::collections::HashSet;
+
 use outbox_core::{
-    claim::{Claim, Item},
-    message::Position,
-    outcome::Answer,
+    caution::Caution,
+    claim::{Claim, Ctid, Item},
+    outcome::{Answer, Outcome},
     plan::Plan,
     reason::Reason,
     wave::{self, Outgoing},
@@ -14,7 +16,11 @@ use tokio::time::{Duration, Instant};
 use super::context::Context;
 use crate::{
     broker::{BrokerError, Publisher},
-    outbox::{OutboxError, rehearsal, session::Session},
+    outbox::{
+        OutboxError,
+        rehearsal::{Rehearsal, Subject},
+        session::Session,
+    },
     telemetry::relaying,
 };
 
@@ -26,20 +32,22 @@ pub(super) struct Decided {
     pub claim: Claim,
     /// The connection to the broker must not be used again.
     pub lost: Option<BrokerError>,
+    /// A rehearsal failed: messages cannot be settled.
+    pub refused: bool,
 }
 
-/// `cautious`: publishes only messages that were marked in a rehearsal.
+/// `allowed`: publishes at most this number, and only messages that were settled in a rehearsal.
 pub(super) async fn publish_claim(
     context: &Context,
     session: &Session,
     publisher: &mut Publisher,
     claim: Claim,
-    cautious: bool,
+    allowed: Option<usize>,
     deadline: Instant,
 ) -> Result<Decided, OutboxError> {
     let mut plan = Plan::new(claim, context.relay.ordering);
     prepare(context, publisher.frame_max(), &mut plan);
-    rehearse(context, session, &mut plan, cautious).await?;
+    let refused = Box::pin(rehearse(context, session, &mut plan, allowed)).await?;
 
     let began = Instant::now();
     let mut lost = None;
@@ -60,7 +68,11 @@ pub(super) async fn publish_claim(
         }
     }
     let claim = plan.into_claim();
-    Ok(Decided { claim, lost })
+    Ok(Decided {
+        claim,
+        lost,
+        refused,
+    })
 }
 
 /// Prepares all messages before the first wave: no later message of a key waits for one that is refused here.
@@ -102,43 +114,115 @@ fn decide(
     }
 }
 
-/// Marks the messages before they are published, and takes the marks back. A message that cannot be marked waits, and is not
-/// published.
+/// Settles the messages before they are published, and takes that back. A message that cannot be settled waits, and is not
+/// published. If it cannot be filed either, this claim leaves it as it is. Returns whether a message was refused.
 async fn rehearse(
     context: &Context,
     session: &Session,
     plan: &mut Plan,
-    cautious: bool,
-) -> Result<(), OutboxError> {
-    let suspects: Vec<Position> = {
-        let caution = context.caution();
-        let candidates = plan.publishable().map(|item| &item.candidate);
-        // A replay is marked already.
-        let suspects = candidates.filter(|candidate| {
-            let known = || caution.suspects(candidate.message.position);
-            !candidate.message.replay && (cautious || candidate.waited.unmarkable || known())
-        });
-        suspects
-            .map(|candidate| candidate.message.position)
-            .collect()
+    allowed: Option<usize>,
+) -> Result<bool, OutboxError> {
+    let subjects = subjects(&context.caution(), plan.claim(), allowed.is_some());
+    if subjects.is_empty() {
+        return Ok(false);
+    }
+    let rehearsal = Rehearsal {
+        session,
+        keep: context.keep,
+        released_at_once: context.relay.batch_size,
     };
-    if suspects.is_empty() {
-        return Ok(());
-    }
-    let refused = rehearsal::rehearse(session, &suspects).await?;
-    if refused.is_empty() {
-        return Ok(());
-    }
-    for item in plan.publishable() {
-        let Some(why) = refused.get(&item.position()) else {
+    let room = allowed.unwrap_or(usize::MAX);
+    let rehearsed = rehearsal.run(&subjects, room).await?;
+    let mut left = HashSet::new();
+    for subject in &subjects {
+        let position = subject.position;
+        if rehearsed.passed.contains(&position) {
+            continue;
+        }
+        let Some(refusal) = rehearsed.refused.get(&position) else {
+            left.insert(position);
             continue;
         };
-        context.cannot_mark([], why);
-        relaying::not_published(context.health.source(), Reason::Unmarkable);
-        let answer = Answer::Unmarkable { text: why.clone() };
-        item.decide(&answer, &context.policy, &mut rand::rng());
+        let news = if refusal.fileable {
+            let answer = Answer::Unmarkable {
+                text: refusal.why.clone(),
+            };
+            if let Some(item) = plan.item(position) {
+                item.decide(&answer, &context.policy, &mut rand::rng());
+            }
+            true
+        } else {
+            left.insert(position);
+            let news = context.caution().set_aside(position);
+            if news {
+                relaying::set_aside(context.health.source(), position, &refusal.why);
+            }
+            news
+        };
+        if news {
+            context.cannot_mark([], [], &refusal.why);
+            relaying::not_published(context.health.source(), Reason::Unmarkable);
+        } else {
+            // Each claim meets it again. Another caution would make all of them small.
+            context.health.cannot_mark(&refusal.why);
+        }
     }
-    Ok(())
+    plan.leave(&left);
+    Ok(!rehearsed.refused.is_empty())
+}
+
+/// The messages that a claim rehearses: while the relay is cautious, all of them.
+fn subjects(caution: &Caution, claim: &Claim, cautious: bool) -> Vec<Subject> {
+    // The rows of a message that was set aside are locked, perhaps, and then others of the same table are.
+    let beside = caution.aside() > 0;
+    let suspect = |position| cautious || caution.suspects(position);
+    let orphans = claim
+        .orphans
+        .iter()
+        .filter(|orphan| beside || suspect(orphan.position));
+    let orphans = orphans.map(|orphan| Subject {
+        position: orphan.position,
+        ctid: Ctid::default(),
+        tx: 0,
+        key_hash: orphan.key_hash,
+        attempts: 0,
+        replay: false,
+        filed: true,
+        publishes: false,
+        removes: true,
+        waits: false,
+        dies: false,
+    });
+    let items = claim.items.iter().filter(|item| {
+        let candidate = &item.candidate;
+        candidate.waited.unmarkable || candidate.filed && beside || suspect(item.position())
+    });
+    let items = items.map(|item| {
+        let filing = item.candidate.waited.unmarkable || caution.needs_filing(item.position());
+        subject(item, filing)
+    });
+    orphans.chain(items).collect()
+}
+
+/// `filing`: its last outcome could not be filed.
+fn subject(item: &Item, filing: bool) -> Subject {
+    let candidate = &item.candidate;
+    let outcome = item.outcome();
+    let publishes = !candidate.scheduled && *outcome == Outcome::Untouched;
+    let dead = matches!(outcome, Outcome::Dead { .. });
+    Subject {
+        position: item.position(),
+        ctid: candidate.ctid,
+        tx: candidate.tx,
+        key_hash: candidate.key_hash,
+        attempts: candidate.message.attempts,
+        replay: candidate.message.replay,
+        filed: candidate.filed,
+        publishes,
+        removes: candidate.filed && (publishes || dead),
+        waits: filing && publishes || !publishes && !dead,
+        dies: filing && publishes || dead,
+    }
 }
 
 /// The reason why a message of this wave has no answer.

@@ -7,11 +7,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use outbox_core::{
     circuit::Task,
-    claim::Limits,
+    claim::{Claim, Item, Limits},
     low_water,
-    message::Lane,
+    message::{Lane, Position},
     outcome::Outcome,
-    reason::Reason,
     scheduling::{BatchLimit, LaneResult},
     settlement,
 };
@@ -40,6 +39,12 @@ enum WorkError {
     Outbox(#[from] OutboxError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// `rows`: the messages of the claim.
+    #[error("{error}")]
+    NotSettled {
+        error: OutboxError,
+        rows: Vec<Position>,
+    },
     /// Both servers work; a retry at once would fail in the same way.
     #[error("{0}")]
     CannotMark(String),
@@ -183,7 +188,7 @@ impl Worker {
         let source = self.context.health.source();
         match &error {
             WorkError::Preempted => return,
-            WorkError::Outbox(e) => {
+            WorkError::Outbox(e) | WorkError::NotSettled { error: e, .. } => {
                 // The server refused a statement (a lock time-out, a deadlock): the connection itself still works.
                 let usable = e.is_statement_refused()
                     && match &self.session {
@@ -193,7 +198,11 @@ impl Worker {
                 if !usable {
                     self.session = None;
                 }
-                self.name_blockers(e).await;
+                let rows = match &error {
+                    WorkError::NotSettled { rows, .. } => rows.as_slice(),
+                    _ => &[],
+                };
+                self.name_blockers(e, rows).await;
                 relaying::postgresql_failed(source, self.number, self.failures, e);
             }
             WorkError::CannotMark(why) => {
@@ -218,12 +227,12 @@ impl Worker {
     }
 
     /// Another session holds a lock that the claim needs. The operator must know which session.
-    async fn name_blockers(&self, error: &OutboxError) {
+    async fn name_blockers(&self, error: &OutboxError, rows: &[Position]) {
         let Some(session) = self.session.as_ref().filter(|_| error.is_lock()) else {
             return;
         };
         let lock_timeout = self.context.source.database.yielding().lock_timeout;
-        let why = match blockers::find_yielding(session, lock_timeout).await {
+        let why = match blockers::find_yielding(session, lock_timeout, rows).await {
             Ok(found) if !found.is_empty() => format!("locked by {}", blockers::text(&found)),
             Ok(_) | Err(_) => error.to_string(),
         };
@@ -244,7 +253,7 @@ impl Worker {
                 self.context.refused(priority, e);
                 LinkReport::Connecting
             }
-            WorkError::Outbox(e) => {
+            WorkError::Outbox(e) | WorkError::NotSettled { error: e, .. } => {
                 self.context.silence.note(e);
                 return false;
             }
@@ -286,7 +295,9 @@ async fn cycle(
     let source = context.health.source();
     let began = Instant::now();
     let allowed = context.caution().limit();
-    let messages = allowed.map_or(limit.get(), |n| n.min(limit.get()));
+    // Messages that are set aside are read again, and must not keep the claim from reading others.
+    let aside = context.caution().aside();
+    let messages = allowed.map_or(limit.get(), |n| n.saturating_add(aside).min(limit.get()));
     // A read failed. The next claim reads one message, to find the one that cannot be read.
     let lanes = match (limit.is_collapsed(), taken.lanes()) {
         (true, [first, ..]) => std::slice::from_ref(first),
@@ -318,11 +329,13 @@ async fn cycle(
     let span = info_span!("publish", source, messages = claim.items.len());
     let idle_limit = context.source.database.idle_in_transaction_timeout;
     let deadline = began + idle_limit.mul_f64(0.8);
-    let cautious = allowed.is_some();
-    let Decided { claim, lost } =
-        publish_claim(context, session, publisher, claim, cautious, deadline)
-            .instrument(span)
-            .await?;
+    let Decided {
+        claim,
+        lost,
+        refused,
+    } = publish_claim(context, session, publisher, claim, allowed, deadline)
+        .instrument(span)
+        .await?;
     let sent = claim.positions(is_sent).count();
     let published_in = publishing.elapsed();
     if sent > 0 {
@@ -342,19 +355,28 @@ async fn cycle(
             Ok(corrected) => corrected,
             Err(error) => {
                 // The messages were published, and stay pending.
-                if sent > 0 {
-                    context.cannot_mark(claim.positions(is_sent), &error.to_string());
+                if sent > 0 || error.is_statement_refused() {
+                    let sent = claim.positions(is_sent);
+                    context.cannot_mark(sent, to_file(&claim), &error.to_string());
                 }
-                return Err(error.into());
+                let rows = claim.positions(|_| true).collect();
+                return Err(WorkError::NotSettled { error, rows });
             }
         };
         // A corrected message does not prove that marks work: it is not marked.
         let marked = sent.saturating_sub(corrected);
         if marked > 0 {
             context.caution().marked(marked, context.relay.batch_size);
+        }
+        let mut caution = context.caution();
+        caution.settled(claim.positions(is_decided));
+        caution.settled(claim.orphans.iter().map(|orphan| orphan.position));
+        // While messages are set aside, each claim meets them again, and the two states would alternate.
+        let all_marked = marked > 0 && caution.aside() == 0;
+        drop(caution);
+        if all_marked {
             context.health.marked();
         }
-        context.caution().settled(claim.positions(is_decided));
         metrics::settled(source, settling.elapsed());
         // The claim read the database's clock at about half of its time.
         let confirmed_after = publishing.duration_since(began) / 2 + published_in;
@@ -369,16 +391,18 @@ async fn cycle(
     let settled = lost.is_none() && claim.positions(is_decided).next().is_some();
     // A lane is read again until it is empty. After a lost connection to the broker, it waits for the scout.
     let asked: HashSet<Lane> = lanes.iter().copied().collect();
+    let left = claim.items.iter().filter(|item| item.is_left());
+    let left: HashSet<Lane> = left.map(|item| item.position().lane).collect();
     taken.release(|lane| {
         if !asked.contains(&lane) {
             return LaneResult::Unread;
         }
         let read = claim.lanes.iter().find(|read| read.lane == lane);
-        let exhausted = read.map(|read| read.exhausted);
+        let exhausted = read.map(|read| read.exhausted && !left.contains(&lane));
         lane_result(exhausted, settled, worked.contains(&lane))
     });
-    if claim.positions(is_unmarkable).next().is_some() && sent == 0 {
-        let why = "none of the claim's messages can be marked as sent".to_owned();
+    if refused && sent == 0 {
+        let why = "none of the claim's messages can be settled".to_owned();
         return Err(WorkError::CannotMark(why));
     }
     Ok(lost)
@@ -401,14 +425,14 @@ fn limits(context: &Context, messages: usize) -> Limits {
     }
 }
 
-fn is_unmarkable(outcome: &Outcome) -> bool {
-    matches!(
-        outcome,
-        Outcome::Retry {
-            reason: Reason::Unmarkable,
-            ..
-        }
-    )
+/// Messages that the settle files as waiting or dead, and deleted messages whose records it removes.
+fn to_file(claim: &Claim) -> impl Iterator<Item = Position> {
+    let items = claim.items.iter().filter(|item| {
+        let waits = item.candidate.scheduled && !item.is_left();
+        waits || is_decided(item.outcome()) && !is_sent(item.outcome())
+    });
+    let orphans = claim.orphans.iter().map(|orphan| orphan.position);
+    items.map(Item::position).chain(orphans)
 }
 
 /// A claim's read failed, and the server is not the cause. From now on claims read one message, until the read of a single
@@ -450,8 +474,13 @@ async fn release_held(context: &Context, session: &Session) -> Result<(), Outbox
         let Task::Release(destination, rows) = task else {
             continue;
         };
-        let released = held::release(session, destination, rows).await?;
-        context.circuits().released(destination, rows, released);
+        match held::release(session, destination, rows).await {
+            // This claim is settled, and the next claims need no release: they go on.
+            Err(error) if error.is_statement_refused() => {
+                context.health.cannot_mark(&error.to_string());
+            }
+            released => context.circuits().released(destination, rows, released?),
+        }
     }
     Ok(())
 }

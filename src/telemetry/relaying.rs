@@ -46,6 +46,17 @@ pub fn unreadable_message(source: &str, position: Position, error: &dyn Display)
     );
 }
 
+/// Neither the outcome of the message can be written, nor a record that it waits.
+pub fn set_aside(source: &str, position: Position, why: &str) {
+    tracing::warn!(
+        source,
+        position = position.id,
+        lane = position.lane,
+        why,
+        "a message is left as it is, because it can neither be settled nor filed"
+    );
+}
+
 /// A message was refused before its publish.
 pub fn not_published(source: &str, reason: Reason) {
     metrics::publish_failed(source, reason.as_str(), 1);

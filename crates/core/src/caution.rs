@@ -1,16 +1,23 @@
 //! Caution after a failed settle: how many messages a claim may publish. No I/O.
 //!
-//! **Why.** A claim publishes its messages and then marks them. If it cannot mark them (a privilege was revoked, a
-//! trigger refuses, another session holds a row's lock), its publishes become duplicates, and the next claim repeats
-//! them. So after a failed settle each claim first *rehearses*: before it publishes anything, it marks its messages and
-//! takes the marks back, in its own transaction. The first claim has one message, because some errors show only at
-//! COMMIT: such an error costs one duplicate for each attempt. Each claim that commits doubles the number.
+//! **Why.** A claim publishes its messages and then writes their outcomes. If it cannot write them (a privilege was
+//! revoked, a trigger refuses, another session holds a row's lock), its publishes become duplicates, and the next claim
+//! repeats them. So after a failed settle each claim first *rehearses*: before it publishes anything, it settles its
+//! messages and takes that back, in its own transaction. The first claim publishes one message, because some errors
+//! show only at COMMIT: such an error costs one duplicate for each attempt. Each claim that commits doubles the number.
 //!
 //! **Other lanes.** Marks in other lanes end the caution, but prove nothing about the messages of the failed claim: it
 //! was rolled back, and any later claim may read them. So these messages stay *suspects* until they are settled. A
 //! claim rehearses suspects even after the caution has ended.
+//!
+//! **What is rehearsed.** A message that the broker took needs its mark. A message with another outcome needs a record in
+//! `outbox.waiting` or `outbox.dead`, so these writes are rehearsed for it too. They are not rehearsed for every
+//! message: while nothing can be filed, all messages that are delivered can still flow.
+//!
+//! **Set aside.** A message whose rehearsal fails waits in `outbox.waiting`. If that write is refused as well, the claim
+//! leaves the message as it is, and settles the others.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
 
 use crate::message::Position;
 
@@ -18,23 +25,40 @@ use crate::message::Position;
 /// has deleted them, and this relay will not settle them.
 const MOST: usize = 100_000;
 
-/// Shared by all workers of a source: an obstacle to the marks of one worker affects the others too.
+/// Shared by all workers of a source: an obstacle to the settle of one worker affects the others too.
 #[derive(Debug, Default)]
 pub struct Caution {
     /// `None`: no caution.
     allowed: Option<usize>,
-    /// Published by a claim whose settle failed, and not yet settled.
-    suspects: HashSet<Position>,
+    /// Messages of a claim whose settle failed, and not yet settled. `true`: the outcome must be filed.
+    suspects: HashMap<Position, bool>,
     /// In the order in which they became suspects; may contain positions that are no longer suspects.
     order: VecDeque<Position>,
+    /// Neither published nor filed, because both are refused.
+    aside: HashSet<Position>,
 }
 
 impl Caution {
-    /// A claim failed. `published`: the messages that it had published; none if its rehearsal failed.
+    /// A claim failed. `published`: the messages that it had published and could not mark; none if its rehearsal failed.
     pub fn failed(&mut self, published: impl IntoIterator<Item = Position>) {
         self.allowed = Some(1);
         for position in published {
-            if self.suspects.insert(position) {
+            self.suspect(position, false);
+        }
+    }
+
+    /// The claim that failed would have filed these messages as waiting or dead.
+    pub fn not_filed(&mut self, messages: impl IntoIterator<Item = Position>) {
+        for position in messages {
+            self.suspect(position, true);
+        }
+    }
+
+    fn suspect(&mut self, position: Position, filing: bool) {
+        match self.suspects.entry(position) {
+            Entry::Occupied(mut known) => *known.get_mut() |= filing,
+            Entry::Vacant(new) => {
+                new.insert(filing);
                 self.order.push_back(position);
             }
         }
@@ -42,6 +66,16 @@ impl Caution {
             let oldest = self.order.pop_front();
             oldest.map(|position| self.suspects.remove(&position));
         }
+    }
+
+    /// The message is left as it is. Returns true if it was not left before.
+    pub fn set_aside(&mut self, position: Position) -> bool {
+        self.aside.len() < MOST && self.aside.insert(position)
+    }
+
+    /// Number of messages that are set aside.
+    pub fn aside(&self) -> usize {
+        self.aside.len()
     }
 
     /// A claim committed with this number of marked messages.
@@ -56,25 +90,31 @@ impl Caution {
 
     /// A claim committed the outcomes of these messages: sent, dead, or waiting.
     pub fn settled(&mut self, positions: impl IntoIterator<Item = Position>) {
-        if self.suspects.is_empty() {
+        if self.suspects.is_empty() && self.aside.is_empty() {
             return;
         }
         for position in positions {
             self.suspects.remove(&position);
+            self.aside.remove(&position);
         }
         if self.suspects.is_empty() {
             self.order.clear();
         }
     }
 
-    /// Maximum number of messages that a claim may read. `None`: no limit, and only suspects are rehearsed.
+    /// Maximum number of messages that a claim may publish. `None`: no limit, and only suspects are rehearsed.
     pub fn limit(&self) -> Option<usize> {
         self.allowed
     }
 
-    /// A claim published the message and could not mark it, so it is rehearsed before it is published again.
+    /// A claim published the message and could not settle it, so it is rehearsed before it is published again.
     pub fn suspects(&self, position: Position) -> bool {
-        self.suspects.contains(&position)
+        self.suspects.contains_key(&position)
+    }
+
+    /// The message's outcome could not be filed.
+    pub fn needs_filing(&self, position: Position) -> bool {
+        self.suspects.get(&position) == Some(&true)
     }
 }
 
@@ -145,6 +185,39 @@ mod tests {
         caution.settled([at(2)]);
         assert!(!caution.suspects(at(2)));
         assert!(caution.order.is_empty());
+    }
+
+    #[test]
+    fn a_message_that_could_not_be_filed_stays_one_until_it_is_settled() {
+        let mut caution = Caution::default();
+        caution.not_filed([at(1)]);
+        assert_eq!(caution.limit(), None);
+        caution.failed([at(1), at(2)]);
+        assert!(caution.suspects(at(1)) && caution.needs_filing(at(1)));
+        assert!(caution.suspects(at(2)) && !caution.needs_filing(at(2)));
+        caution.not_filed([at(2)]);
+        assert!(caution.needs_filing(at(2)));
+        caution.settled([at(1), at(2)]);
+        assert!(!caution.suspects(at(1)) && !caution.needs_filing(at(2)));
+    }
+
+    #[test]
+    fn a_message_is_set_aside_once_and_until_it_is_settled() {
+        let mut caution = Caution::default();
+        assert!(caution.set_aside(at(1)) && !caution.set_aside(at(1)) && caution.set_aside(at(2)));
+        assert_eq!(caution.aside(), 2);
+        caution.settled([at(1)]);
+        assert_eq!(caution.aside(), 1);
+        assert!(caution.set_aside(at(1)));
+    }
+
+    #[test]
+    fn messages_that_are_set_aside_are_bounded() {
+        let mut caution = Caution::default();
+        let most = i64::try_from(MOST).unwrap();
+        assert!((0..most).all(|id| caution.set_aside(at(id))));
+        assert!(!caution.set_aside(at(most)));
+        assert_eq!(caution.aside(), MOST);
     }
 
     #[test]

@@ -128,6 +128,7 @@ pub struct Item {
     /// Built and not yet sent. A refused message has no envelope, so it cannot be sent.
     pub(crate) envelope: Option<Envelope>,
     outcome: Outcome,
+    left: bool,
 }
 
 impl Item {
@@ -136,7 +137,19 @@ impl Item {
             candidate,
             envelope: None,
             outcome: Outcome::Untouched,
+            left: false,
         }
+    }
+
+    /// This claim neither publishes nor files the message, nor the later messages of its key.
+    pub fn leave(&mut self) {
+        self.outcome = Outcome::Untouched;
+        self.left = true;
+    }
+
+    #[inline]
+    pub fn is_left(&self) -> bool {
+        self.left
     }
 
     #[inline]

@@ -6,11 +6,11 @@
 //! refused before its publish blocks no other message: it is refused again even after a crash. In pipelined order all
 //! messages of a chain go at once, in position order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
     claim::{Claim, Item},
-    message::Lane,
+    message::{Lane, Position},
     outcome::Outcome,
 };
 
@@ -95,8 +95,56 @@ impl Plan {
     pub fn publishable(&mut self) -> impl Iterator<Item = &mut Item> {
         let items = self.claim.items.iter_mut();
         items.filter(|item| {
-            !item.candidate.scheduled && matches!(item.outcome(), Outcome::Untouched)
+            !item.candidate.scheduled
+                && !item.is_left()
+                && matches!(item.outcome(), Outcome::Untouched)
         })
+    }
+
+    pub fn item(&mut self, position: Position) -> Option<&mut Item> {
+        let mut items = self.claim.items.iter_mut();
+        items.find(|item| item.position() == position)
+    }
+
+    /// Before the first wave. This claim neither publishes nor files these messages. The later messages of their keys are
+    /// left as well, because they must not overtake them.
+    pub fn leave(&mut self, left: &HashSet<Position>) {
+        let mut keys: HashMap<(Lane, i64), i64> = HashMap::new();
+        let key = |item: &Item| {
+            let hash = item
+                .candidate
+                .key_hash
+                .filter(|_| !item.candidate.message.replay);
+            hash.map(|hash| (item.position().lane, hash))
+        };
+        for item in &mut self.claim.items {
+            let position = item.position();
+            if !left.contains(&position) {
+                continue;
+            }
+            item.leave();
+            if let Some(key) = key(item).filter(|_| !item.candidate.scheduled) {
+                let first = keys.entry(key).or_insert(position.id);
+                *first = position.id.min(*first);
+            }
+        }
+        for item in &mut self.claim.items {
+            let first = key(item).and_then(|key| keys.get(&key));
+            let follows = first.is_some_and(|first| item.position().id > *first);
+            // A message that is refused before its publish has no order.
+            let ordered =
+                !item.candidate.scheduled && !matches!(item.outcome(), Outcome::Dead { .. });
+            if follows && ordered {
+                item.leave();
+            }
+        }
+        let orphans = &mut self.claim.orphans;
+        orphans.retain(|orphan| !left.contains(&orphan.position));
+        let items = &self.claim.items;
+        for chain in &mut self.chains {
+            let end = chain.members.iter().position(|i| items[*i].is_left());
+            chain.members.truncate(end.unwrap_or(usize::MAX));
+        }
     }
 
     /// The next messages to publish, in position order; empty if none is left. A chain ends at a message that waits:
@@ -245,6 +293,62 @@ mod tests {
         fn record(&mut self, i: usize, outcome: Outcome) {
             self.claim.items[i].record(outcome);
         }
+    }
+
+    #[test]
+    fn a_message_that_is_left_and_the_later_ones_of_its_key_are_not_published() {
+        for ordering in [Ordering::Strict, Ordering::Pipelined] {
+            let mut plan = plan(
+                [
+                    candidate(1, Some(7), None),
+                    candidate(2, Some(7), None),
+                    candidate(3, Some(8), None),
+                    candidate(4, Some(7), None),
+                    candidate(5, Some(9), Some(0)),
+                    candidate(6, Some(9), Some(0)),
+                ],
+                ordering,
+            );
+            plan.leave(
+                &[2, 5]
+                    .map(|id| Position {
+                        id,
+                        ..sample(1, None).message.position
+                    })
+                    .into(),
+            );
+            assert_eq!(next(&mut plan), [1, 3]);
+            plan.record(0, Outcome::Sent);
+            plan.record(2, Outcome::Sent);
+            assert!(next(&mut plan).is_empty());
+            for left in [1, 3, 4, 5] {
+                assert!(plan.claim().items[left].is_left());
+                assert_eq!(*outcome(&plan, left), Outcome::Untouched);
+            }
+        }
+    }
+
+    /// A scheduled message, a replay and a message that is refused before its publish have no order.
+    #[test]
+    fn only_ordered_messages_are_left_with_an_earlier_one() {
+        let mut replay = candidate(2, Some(7), None);
+        replay.message.replay = true;
+        let mut scheduled = candidate(3, Some(7), None);
+        scheduled.scheduled = true;
+        let claimed = [
+            candidate(1, Some(7), None),
+            replay,
+            scheduled,
+            candidate(4, Some(7), None),
+        ];
+        let mut plan = plan(claimed, Ordering::Strict);
+        plan.record(3, dead());
+        plan.leave(&[sample(1, None).message.position].into());
+        let left = |i: usize| plan.claim().items[i].is_left();
+        assert_eq!([0, 1, 2, 3].map(left), [true, false, false, false]);
+        let mut plan = Plan::new(plan.into_claim(), Ordering::Strict);
+        plan.leave(&[sample(3, None).message.position].into());
+        assert_eq!(plan.claim().items.iter().filter(|i| i.is_left()).count(), 2);
     }
 
     fn retry() -> Outcome {

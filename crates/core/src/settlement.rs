@@ -114,7 +114,7 @@ pub fn settlement(claim: &Claim, stride: i64) -> Settlement {
             error,
             held_for: None,
         };
-        if candidate.scheduled {
+        if candidate.scheduled && !item.is_left() {
             let attempts = message.attempts;
             s.wait
                 .push(wait(Cause::Scheduled, Duration::ZERO, attempts, None, None));
@@ -224,8 +224,9 @@ fn marks(claim: &Claim, stride: i64) -> Vec<(Lane, Mark)> {
                 .get(&held.lane)
                 .map(Vec::as_slice)
                 .unwrap_or_default();
-            let is_left =
-                |item: &&&Item| !item.candidate.scheduled && *item.outcome() == Outcome::Untouched;
+            let is_left = |item: &&&Item| {
+                item.is_left() || !item.candidate.scheduled && *item.outcome() == Outcome::Untouched
+            };
             let first_left = read.iter().find(is_left).map(|item| item.position().id);
             let last_read = read.last().map(|item| item.position().id);
             let settled_through = match (first_left, last_read) {
@@ -362,6 +363,29 @@ mod tests {
             });
             let marks = settlement(&claim, 1).marks;
             assert_eq!(marks[0].1.low_water, moved_to);
+        }
+    }
+
+    /// One is due at a later time, one is new. Both stay as they are, and the mark stays below them.
+    #[test]
+    fn a_message_that_is_left_is_not_written_and_the_mark_does_not_pass_it() {
+        for scheduled in [true, false] {
+            let mut left = candidate(2, false, None);
+            left.scheduled = scheduled;
+            let mut claim = claim([
+                (candidate(1, false, None), Outcome::Sent),
+                (left, retry()),
+                (candidate(3, false, None), Outcome::Sent),
+            ]);
+            claim.items[1].leave();
+            claim.lanes[0].mark.candidate = Some(low_water::Candidate {
+                position: 100,
+                tx: 5,
+            });
+            let written = settlement(&claim, 1);
+            assert_eq!(written.wait, []);
+            assert_eq!(written.sent.len(), 2);
+            assert_eq!(written.marks[0].1.low_water, 1);
         }
     }
 

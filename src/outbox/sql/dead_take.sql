@@ -1,8 +1,9 @@
 -- Locks and removes the records of up to $7 dead messages, and returns where each message is now; the caller redrives or
 -- discards them. If a message is no longer where it was filed (somebody corrected its key), the statement looks in every
 -- lane. If a message no longer exists, its record stays, unless $8 is true.
+-- `taken`: a trigger can keep a record, and its message must then not be redriven or discarded.
 WITH chosen AS (
-    SELECT d.lane, d.id, coalesce(m.lane, moved.lane) AS now_in
+    SELECT d.lane, d.id, d.message_id, d.replay, coalesce(m.lane, moved.lane) AS now_in
     FROM outbox.dead d
     LEFT JOIN outbox.message m ON m.lane = d.lane AND m.id = d.id AND m.message_id = d.message_id
     LEFT JOIN LATERAL (
@@ -22,8 +23,12 @@ WITH chosen AS (
     ORDER BY d.id
     LIMIT $7
     FOR UPDATE OF d SKIP LOCKED
+), taken AS (
+    DELETE FROM outbox.dead d
+    USING chosen c
+    WHERE d.lane = c.lane AND d.id = c.id
+    RETURNING d.lane, d.id
 )
-DELETE FROM outbox.dead d
-USING chosen c
-WHERE d.lane = c.lane AND d.id = c.id
-RETURNING d.lane, d.id, d.message_id, d.replay, c.now_in
+SELECT c.lane, c.id, c.message_id, c.replay, c.now_in, t.id IS NOT NULL AS taken
+FROM chosen c
+LEFT JOIN taken t ON t.lane = c.lane AND t.id = c.id

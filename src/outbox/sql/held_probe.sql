@@ -1,5 +1,5 @@
 -- Makes one held message of a destination due, as its probe: the next message after a position, otherwise the first. So the
--- messages take turns. $1 destination, $2 position
+-- messages take turns. `written`: a trigger can keep the record as it was. $1 destination, $2 position
 WITH chosen AS (
     SELECT later.lane, later.id FROM (
         SELECT w.lane, w.id FROM outbox.waiting w
@@ -15,9 +15,11 @@ WITH chosen AS (
         FOR UPDATE SKIP LOCKED
     ) any_
     LIMIT 1
+), made_due AS (
+    UPDATE outbox.waiting w
+    SET cause = 'probe', due_at = clock_timestamp()
+    FROM chosen c
+    WHERE w.lane = c.lane AND w.id = c.id
+    RETURNING w.id, w.cause = 'probe' AND w.due_at IS NOT NULL AS written
 )
-UPDATE outbox.waiting w
-SET cause = 'probe', due_at = clock_timestamp()
-FROM chosen c
-WHERE w.lane = c.lane AND w.id = c.id
-RETURNING w.id
+SELECT c.id, coalesce(m.written, false) AS written FROM chosen c LEFT JOIN made_due m ON m.id = c.id

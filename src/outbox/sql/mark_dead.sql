@@ -7,3 +7,4 @@ JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
 ON CONFLICT (lane, id) DO UPDATE
 SET message_id = excluded.message_id, reason = excluded.reason, attempts = excluded.attempts, last_error = excluded.last_error,
     replay = excluded.replay, died_at = clock_timestamp()
+RETURNING d.lane, d.id

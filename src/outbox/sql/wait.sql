@@ -1,11 +1,13 @@
 -- Files messages as waiting, or updates the records of messages that wait already. Due times come from the database's clock.
+-- Returns the records as they are now, because a trigger can keep them as they were. statement_timestamp() is the same in both
+-- places. in_ms: NULL without a due time.
 -- $1 lane, $2 id, $3 cause, $4 delay in ms, $5 attempts, $6 reason, $7 error, $8 destination, $9 its failed probes
 INSERT INTO outbox.waiting AS w
        (lane, id, message_id, key_hash, cause, due_at, due_since, attempts, reason, last_error, destination, failed_probes)
 SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id), s.cause,
        CASE WHEN s.cause = 'scheduled' THEN m.available_at
             WHEN s.cause IN ('behind', 'held') THEN NULL
-            ELSE clock_timestamp() + s.delay_ms * interval '1 millisecond' END,
+            ELSE statement_timestamp() + s.delay_ms * interval '1 millisecond' END,
        -- A time that lies ahead was written by a clock that was set back since: it would hide the lag.
        CASE WHEN s.cause = 'scheduled' THEN greatest(m.created_at, m.available_at)
             ELSE least(greatest(m.created_at, m.available_at), clock_timestamp()) END,
@@ -26,3 +28,8 @@ SET message_id = excluded.message_id, key_hash = excluded.key_hash,
     last_error = CASE WHEN w.message_id = excluded.message_id THEN coalesce(excluded.last_error, w.last_error)
                       ELSE excluded.last_error END,
     destination = excluded.destination, failed_probes = excluded.failed_probes
+RETURNING w.lane, w.id, w.cause, w.attempts,
+          CASE WHEN isfinite(w.due_at)
+               THEN round(extract(epoch FROM w.due_at - statement_timestamp()) * 1000)::bigint
+               WHEN w.due_at > statement_timestamp() THEN 9223372036854775807
+               WHEN w.due_at < statement_timestamp() THEN -9223372036854775808 END AS in_ms

@@ -1,0 +1,155 @@
+//! Rows that another transaction has locked: their messages wait alone, and the transaction is named. See also row 65 of the fault
+//! matrix.
+
+use test_support::{Daemon, eventually, probe};
+use tokio_postgres::Client;
+
+use crate::world::{SOON, World, own_world, world};
+
+const WORKERS: usize = 2;
+const BATCH: usize = 50;
+
+const SETTINGS: [(&str, &str); 2] = [
+    ("OUTBOXD__RELAY__BATCH_SIZE", "50"),
+    ("OUTBOXD__DATABASE__LOCK_TIMEOUT", "200ms"),
+];
+
+/// Somebody who holds these locks.
+async fn person(world: &World, name: &str, locks: &str) -> Client {
+    let client = world.postgres().connect(&world.database).await.unwrap();
+    let sql = format!("SET application_name = '{name}'; BEGIN; {locks}");
+    client.batch_execute(&sql).await.unwrap();
+    client
+}
+
+async fn named(relay: &Daemon, port: u16, said: &str) {
+    relay.line(said, SOON).await;
+    eventually("/readyz to name it", SOON, async || {
+        let (code, body) = probe::get(port, "/readyz").await?;
+        (code == 503 && body.contains("cannot_mark")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_whose_record_somebody_has_locked_waits_alone() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let (relay, port) = world.watched(&SETTINGS);
+    for n in 0..20 {
+        let soon = "available_at = clock_timestamp() + interval '2 s'";
+        world
+            .insert(Some(&format!("later-{n}")), "created", "1", soon)
+            .await;
+    }
+    world.until("twenty to wait", "outbox.waiting", 20).await;
+    let person = person(&world, "a-person", "SELECT FROM outbox.waiting FOR UPDATE").await;
+    named(&relay, port, "a-person").await;
+    relay.line("in outbox.waiting", SOON).await;
+    // Its neighbours of the claim and of the lane flow, and so do later ones.
+    let unsent = "outbox.message WHERE sent_at IS NULL AND available_at IS NULL";
+    for _ in 0..10 {
+        world.commit_many(50, 50).await;
+        world.until("the others to be sent", unsent, 0).await;
+    }
+    let duplicates = world.ledger.duplicates(&consumer).await.unwrap();
+    assert!(duplicates <= WORKERS * BATCH, "{duplicates} duplicates");
+    person.batch_execute("COMMIT").await.unwrap();
+    world.clean(&consumer, 2 * WORKERS * BATCH).await;
+}
+
+/// Only the head's own record is free.
+#[tokio::test]
+async fn a_message_waits_while_a_record_behind_it_is_locked() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    let (relay, port) = world.watched(&[
+        SETTINGS[0],
+        SETTINGS[1],
+        ("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000000"),
+    ]);
+    world.insert(Some("head"), "nobody", "0", "").await;
+    world.until("the head to wait", "outbox.waiting", 1).await;
+    for n in 1..5 {
+        world.insert(Some("head"), "good", &n.to_string(), "").await;
+    }
+    world
+        .until("the others behind it", "outbox.waiting", 5)
+        .await;
+    let lock = "SELECT FROM outbox.waiting WHERE cause = 'behind' FOR UPDATE";
+    let person = person(&world, "a-person", lock).await;
+    world.bind("all", "order.nobody", &[]).await;
+    named(&relay, port, "a-person").await;
+    world.commit(&[(Some("other"), "good", "1")]).await;
+    let other = "outbox.message WHERE sent_at IS NOT NULL AND aggregate_id = 'other'";
+    world.until("another key", other, 1).await;
+    let duplicates = world.ledger.duplicates(&consumer).await.unwrap();
+    assert!(duplicates <= 2 * WORKERS, "{duplicates} duplicates");
+    person.batch_execute("COMMIT").await.unwrap();
+    world.clean(&consumer, 4 * WORKERS).await;
+}
+
+/// A row with several lockers names them through a multixact.
+#[tokio::test]
+async fn two_sessions_that_share_a_lock_are_named() {
+    for (locks, created) in [
+        ("SELECT FROM outbox.lane FOR SHARE", "interval '1 minute'"),
+        ("SELECT FROM outbox.message FOR SHARE", "interval '0'"),
+    ] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        world.commit_many(100, 20).await;
+        world
+            .sql(&format!(
+                "UPDATE outbox.message SET created_at = created_at - {created}"
+            ))
+            .await;
+        let one = person(&world, "a-person", locks).await;
+        let other = person(&world, "another-person", locks).await;
+        let (relay, port) = world.watched(&SETTINGS);
+        named(&relay, port, "a-person").await;
+        relay.line("another-person", SOON).await;
+        one.batch_execute("COMMIT").await.unwrap();
+        other.batch_execute("COMMIT").await.unwrap();
+        world.clean(&consumer, WORKERS * BATCH).await;
+    }
+}
+
+/// It has no session, and outlives a restart of the server.
+#[tokio::test]
+async fn a_prepared_transaction_is_named() {
+    let mut world = own_world().await;
+    world
+        .sql("ALTER SYSTEM SET max_prepared_transactions = 5")
+        .await;
+    world.own().postgres.restart().await.unwrap();
+    let client = world.postgres().connect(&world.database).await.unwrap();
+    client
+        .batch_execute(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, created_at) \
+             SELECT 'order', i::text, 'created', '{}', clock_timestamp() - interval '1 minute' \
+             FROM generate_series(1, 100) i",
+        )
+        .await
+        .unwrap();
+    world.declare_exchange("events").await;
+    let consumer = world.consumer().await;
+    for locks in [
+        "SELECT FROM outbox.lane FOR UPDATE",
+        "LOCK TABLE outbox.message IN SHARE MODE",
+    ] {
+        let prepare = format!("BEGIN; {locks}; PREPARE TRANSACTION 'left-behind'");
+        client.batch_execute(&prepare).await.unwrap();
+        let (relay, port) = world.watched(&SETTINGS);
+        named(&relay, port, "the prepared transaction 'left-behind'").await;
+        relay.line("ROLLBACK PREPARED", SOON).await;
+        assert_eq!(consumer.len(), 0);
+        client
+            .batch_execute("ROLLBACK PREPARED 'left-behind'")
+            .await
+            .unwrap();
+    }
+    let _relay = world.relay(&SETTINGS);
+    consumer.until(100).await;
+}

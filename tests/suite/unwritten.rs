@@ -1,0 +1,383 @@
+//! Writes that a trigger, a rule or a missing privilege keeps from taking effect: the relay proves each of them, and commands do
+//! not report what did not happen. See also row 66 of the fault matrix.
+
+use lapin::types::AMQPValue;
+use test_support::{Daemon, amqp, eventually, probe};
+
+use crate::world::{Consumer, SOON, World, world};
+
+const WORKERS: usize = 2;
+const BATCH: usize = 50;
+
+const SETTINGS: [(&str, &str); 2] = [
+    ("OUTBOXD__RELAY__BATCH_SIZE", "50"),
+    ("OUTBOXD__DATABASE__LOCK_TIMEOUT", "200ms"),
+];
+
+/// A trigger of a person on this table.
+fn trigger(name: &str, event: &str, table: &str, body: &str) -> String {
+    format!(
+        "CREATE FUNCTION public.{name}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {body} END'; \
+         CREATE TRIGGER {name} BEFORE {event} ON outbox.{table} FOR EACH ROW EXECUTE FUNCTION public.{name}()"
+    )
+}
+
+async fn drop_trigger(world: &World, name: &str, table: &str) {
+    world
+        .sql(&format!(
+            "DROP TRIGGER {name} ON outbox.{table}; DROP FUNCTION public.{name}()"
+        ))
+        .await;
+}
+
+fn attempts(relay: &Daemon) -> usize {
+    let lines = relay.lines();
+    lines.iter().filter(|l| l.contains("backing off")).count()
+}
+
+async fn several_attempts(relay: &Daemon) {
+    let before = attempts(relay);
+    eventually("attempts", SOON, async || {
+        (attempts(relay) >= before + 8).then_some(())
+    })
+    .await;
+}
+
+/// `/readyz` says 503 and names the obstacle, and the log does.
+async fn named(relay: &Daemon, port: u16, said: &str) {
+    relay.line(said, SOON).await;
+    eventually("/readyz to name it", SOON, async || {
+        let (code, body) = probe::get(port, "/readyz").await?;
+        (code == 503 && body.contains("cannot_mark") && body.contains(said)).then_some(())
+    })
+    .await;
+    eventually("the metric", SOON, async || {
+        (probe::metric(port, "outbox_can_mark").await? == 0.0).then_some(())
+    })
+    .await;
+}
+
+/// While the relay repeats its attempts it publishes nothing more.
+async fn no_flood(world: &World, consumer: &Consumer, relay: &Daemon, bound: usize) {
+    several_attempts(relay).await;
+    let before = world.ledger.duplicates(consumer).await.unwrap();
+    assert!(before <= bound, "{before} duplicates, {bound} are allowed");
+    several_attempts(relay).await;
+    let more = world.ledger.duplicates(consumer).await.unwrap() - before;
+    assert!(more <= WORKERS, "{more} more deliveries in eight attempts");
+}
+
+#[tokio::test]
+async fn a_mark_counts_only_if_the_row_has_it() {
+    for body in [
+        "RETURN OLD;",
+        "NEW.sent_at := OLD.sent_at; RETURN NEW;",
+        "NEW.sent_at := OLD.sent_at; NEW.tx := pg_current_xact_id(); RETURN NEW;",
+    ] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        let (relay, port) = world.watched(&SETTINGS);
+        world.commit_many(100, 20).await;
+        consumer.until(100).await;
+        world.drained().await;
+        world
+            .sql(&trigger("keeps", "UPDATE", "message", body))
+            .await;
+        world.commit_many(200, 40).await;
+        named(&relay, port, "UPDATEs of sent_at").await;
+        no_flood(&world, &consumer, &relay, WORKERS * BATCH).await;
+        drop_trigger(&world, "keeps", "message").await;
+        world.clean(&consumer, WORKERS * BATCH + 24).await;
+        relay.line("messages are marked as sent again", SOON).await;
+    }
+}
+
+#[tokio::test]
+async fn a_sent_message_that_must_not_be_kept_counts_only_if_it_is_deleted() {
+    for (body, said) in [
+        ("RETURN NULL;", "let it pass DELETEs"),
+        ("RAISE ''never deleted'';", "never deleted"),
+    ] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        world
+            .sql(&trigger("keeps", "DELETE", "message", body))
+            .await;
+        let (relay, port) =
+            world.watched(&[&SETTINGS[..], &[("OUTBOXD__RETENTION__SENT", "0s")]].concat());
+        world.commit_many(200, 40).await;
+        named(&relay, port, said).await;
+        no_flood(&world, &consumer, &relay, WORKERS * BATCH).await;
+        drop_trigger(&world, "keeps", "message").await;
+        world.clean(&consumer, WORKERS * BATCH + 24).await;
+        assert_eq!(world.count("outbox.message").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_replay_is_settled_only_if_its_record_is_removed() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let (relay, port) = world.watched(&SETTINGS);
+    world.commit_many(10, 10).await;
+    world.clean(&consumer, 0).await;
+    world
+        .sql(&trigger("keeps", "DELETE", "waiting", "RETURN NULL;"))
+        .await;
+    let replay = ["replay", "--aggregate-type", "order", "--why", "x"];
+    world
+        .outboxd(&replay, &[])
+        .await
+        .ends(0, &["10 messages are filed"]);
+    named(&relay, port, "outbox.waiting keeps its rows as they are").await;
+    relay.line("let it pass DELETEs", SOON).await;
+    // Ten replays, and what each worker had on its way when the first settle failed.
+    no_flood(&world, &consumer, &relay, 10 + 2 * WORKERS).await;
+    drop_trigger(&world, "keeps", "waiting").await;
+    world.until("nothing to wait", "outbox.waiting", 0).await;
+    let copies = world.ledger.duplicates(&consumer).await.unwrap();
+    assert!(copies <= 2 * 10 + 2 * WORKERS + 4, "{copies} copies");
+}
+
+/// Each attempt costs one more copy in the healthy queue.
+#[tokio::test]
+async fn a_message_that_cannot_be_filed_for_a_retry_is_not_published_again() {
+    for (event, body, said) in [
+        ("UPDATE", "RETURN OLD;", "let it pass INSERTs and UPDATEs"),
+        ("UPDATE", "RETURN NULL;", "let it pass UPDATEs"),
+        ("INSERT", "RETURN NULL;", "let it pass INSERTs"),
+    ] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        let full = [
+            ("x-max-length", AMQPValue::LongLongInt(1)),
+            ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+        ];
+        world.bind("full", "order.full", &full).await;
+        let channel = world.channel().await;
+        amqp::publish(&channel, "full", "", "mark", "")
+            .await
+            .unwrap();
+        world.sql(&trigger("keeps", event, "waiting", body)).await;
+        let (relay, port) = world.watched(&SETTINGS);
+        // One message opens no circuit, so it is tried again itself.
+        world.insert(Some("full"), "full", "1", "").await;
+        named(&relay, port, said).await;
+        // Others flow.
+        world.commit_many(100, 20).await;
+        let unsent = "outbox.message WHERE sent_at IS NULL AND event_type = 'created'";
+        world.until("the others to be sent", unsent, 0).await;
+        no_flood(&world, &consumer, &relay, WORKERS * BATCH).await;
+        let full = world.ledger.duplicates(&consumer).await.unwrap();
+        drop_trigger(&world, "keeps", "waiting").await;
+        let _drain = world.consume("full").await;
+        world.clean(&consumer, full + WORKERS * BATCH).await;
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_filed_as_dead_waits_and_its_neighbours_flow() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    world
+        .sql(&trigger("drops", "INSERT", "dead", "RETURN NULL;"))
+        .await;
+    let (relay, port) = world.watched(&SETTINGS);
+    for n in 0..3 {
+        let key = format!("bad-{n}");
+        world
+            .insert(Some(&key), "created", "1", "headers = '[]'")
+            .await;
+    }
+    world.commit_many(200, 40).await;
+    named(&relay, port, "outbox.dead keeps its rows as they are").await;
+    let unsent = "outbox.message WHERE sent_at IS NULL AND headers IS NULL";
+    world.until("the others to be sent", unsent, 0).await;
+    let waits = "outbox.waiting WHERE reason = 'unmarkable'";
+    world.until("the bad ones to wait", waits, 3).await;
+    relay.never_said("given up");
+    drop_trigger(&world, "drops", "dead").await;
+    world.until("their end", "outbox.dead", 3).await;
+    world.clean(&consumer, 2 * WORKERS * BATCH).await;
+}
+
+/// The privilege that PostgreSQL names is not always one of outboxd's own.
+#[tokio::test]
+async fn a_revoked_privilege_on_the_records_stops_no_message_that_is_delivered() {
+    let audit = "CREATE TABLE public.history (id bigint); \
+                 CREATE FUNCTION public.audit() RETURNS trigger LANGUAGE plpgsql AS \
+                 'BEGIN INSERT INTO public.history VALUES (NEW.id); RETURN NEW; END'; \
+                 CREATE TRIGGER audit BEFORE INSERT ON outbox.dead FOR EACH ROW EXECUTE FUNCTION public.audit()";
+    for (obstacle, cure, said) in [
+        (
+            "REVOKE INSERT ON outbox.waiting FROM outbox_relay",
+            "GRANT INSERT ON outbox.waiting TO outbox_relay",
+            "roles.sql",
+        ),
+        (
+            "REVOKE UPDATE ON outbox.waiting FROM outbox_relay",
+            "GRANT UPDATE ON outbox.waiting TO outbox_relay",
+            "roles.sql",
+        ),
+        (
+            "REVOKE INSERT ON outbox.dead FROM outbox_relay",
+            "GRANT INSERT ON outbox.dead TO outbox_relay",
+            "roles.sql",
+        ),
+        (
+            audit,
+            "DROP TRIGGER audit ON outbox.dead",
+            "SECURITY DEFINER",
+        ),
+    ] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        let (relay, port) = world.watched(&SETTINGS);
+        world.commit_many(10, 10).await;
+        world.clean(&consumer, 0).await;
+        world.sql(obstacle).await;
+        for round in 0..5 {
+            let key = format!("bad-{round}");
+            world
+                .insert(Some(&key), "created", "1", "headers = '[]'")
+                .await;
+            let nowhere = "exchange = 'nowhere'";
+            world.insert(Some(&key), "created", "1", nowhere).await;
+            world.commit_many(40, 20).await;
+        }
+        named(&relay, port, said).await;
+        let good = "outbox.message WHERE sent_at IS NULL AND headers IS NULL AND exchange IS NULL";
+        world.until("the others to be sent", good, 0).await;
+        no_flood(&world, &consumer, &relay, 2 * WORKERS * BATCH).await;
+        world.sql(cure).await;
+        world.sql("UPDATE outbox.message SET exchange = NULL").await;
+        world
+            .until("the end of the bad ones", "outbox.dead", 5)
+            .await;
+        world.clean(&consumer, 3 * WORKERS * BATCH).await;
+    }
+}
+
+/// Filed messages need it, new ones do not.
+#[tokio::test]
+async fn a_revoked_delete_on_the_waiting_stops_no_new_message() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let (relay, port) = world.watched(&SETTINGS);
+    for n in 0..6 {
+        let soon = "available_at = clock_timestamp() + interval '2 s'";
+        world
+            .insert(Some(&format!("later-{n}")), "created", "1", soon)
+            .await;
+    }
+    world.until("six to wait", "outbox.waiting", 6).await;
+    world
+        .sql("REVOKE DELETE ON outbox.waiting FROM outbox_relay")
+        .await;
+    named(&relay, port, "permission denied for table waiting").await;
+    for _ in 0..5 {
+        world.commit_many(40, 20).await;
+    }
+    let good = "outbox.message WHERE sent_at IS NULL AND available_at IS NULL";
+    world.until("the others to be sent", good, 0).await;
+    no_flood(&world, &consumer, &relay, 2 * WORKERS * BATCH).await;
+    world
+        .sql("GRANT DELETE ON outbox.waiting TO outbox_relay")
+        .await;
+    world.clean(&consumer, 3 * WORKERS * BATCH).await;
+}
+
+#[tokio::test]
+async fn held_messages_are_released_only_if_they_are_due() {
+    let world = world().await;
+    world.declare_exchange("events").await;
+    let (relay, port) = world.watched(&SETTINGS);
+    world.commit_many(50, 50).await;
+    let held = "outbox.waiting WHERE cause IN ('held', 'probe', 'behind')";
+    world.until("all to be held", held, 50).await;
+    world
+        .sql(&trigger("keeps", "UPDATE", "waiting", "RETURN OLD;"))
+        .await;
+    named(&relay, port, "UPDATEs").await;
+    let consumer = world.consumer().await;
+    drop_trigger(&world, "keeps", "waiting").await;
+    world.clean(&consumer, WORKERS * BATCH).await;
+}
+
+#[tokio::test]
+async fn a_rule_on_the_messages_is_named() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    world
+        .sql("CREATE RULE keeps AS ON UPDATE TO outbox.message DO INSTEAD NOTHING")
+        .await;
+    let (relay, port) = world.watched(&SETTINGS);
+    world.commit_many(100, 20).await;
+    named(&relay, port, "A rule on this table").await;
+    no_flood(&world, &consumer, &relay, WORKERS * BATCH).await;
+    world.sql("DROP RULE keeps ON outbox.message").await;
+    world.clean(&consumer, WORKERS * BATCH + 24).await;
+}
+
+/// Five dead messages, and no relay.
+async fn five_dead(world: &World) {
+    let mut relay = world.relay(&SETTINGS);
+    for n in 0..5 {
+        world
+            .insert(Some(&n.to_string()), "created", "1", "headers = '[]'")
+            .await;
+    }
+    world.until("five dead ones", "outbox.dead", 5).await;
+    relay.terminate().unwrap();
+    relay.ended(SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_fails_and_changes_nothing_if_its_writes_do_not_happen() {
+    for (event, table, args, said) in [
+        ("DELETE", "message", ["dead", "discard"], "outbox.message"),
+        ("DELETE", "dead", ["dead", "discard"], "outbox.dead"),
+        ("DELETE", "dead", ["dead", "redrive"], "outbox.dead"),
+        ("INSERT", "waiting", ["dead", "redrive"], "outbox.waiting"),
+    ] {
+        let world = world().await;
+        five_dead(&world).await;
+        world
+            .sql(&trigger("keeps", event, table, "RETURN NULL;"))
+            .await;
+        let command = [&args[..], &["--all", "--why", "x"]].concat();
+        let told = format!("let it pass {event}s");
+        world.outboxd(&command, &[]).await.ends(1, &[said, &told]);
+        let counts = [
+            world.count("outbox.dead").await,
+            world.count("outbox.message").await,
+            world.count("outbox.waiting").await,
+            world.count("outbox.operation").await,
+        ];
+        assert_eq!(counts, [5, 5, 0, 0], "{event} on {table}");
+        drop_trigger(&world, "keeps", table).await;
+        let done = world.outboxd(&command, &[]).await;
+        done.ends(0, &["5 messages"]);
+        assert_eq!(world.count("outbox.dead").await, 0);
+        assert_eq!(world.count("outbox.operation WHERE affected = 5").await, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_replay_fails_and_reports_nothing_if_no_message_is_filed() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&SETTINGS);
+    world.commit_many(10, 10).await;
+    world.clean(&consumer, 0).await;
+    world
+        .sql(&trigger("drops", "INSERT", "waiting", "RETURN NULL;"))
+        .await;
+    let replay = ["replay", "--aggregate-type", "order", "--why", "x"];
+    let told = ["outbox.waiting", "let it pass INSERTs"];
+    world.outboxd(&replay, &[]).await.ends(1, &told);
+    assert_eq!(world.count("outbox.operation").await, 0);
+    drop_trigger(&world, "drops", "waiting").await;
+    world.outboxd(&replay, &[]).await.ends(0, &["10 messages"]);
+    consumer.until(20).await;
+}

@@ -26,6 +26,7 @@ mod schema;
 mod seeing;
 mod session;
 mod signals;
+mod surroundings;
 mod tls;
 mod typed;
 mod world;

@@ -12,6 +12,7 @@ mod crashes;
 mod culprits;
 mod delivery;
 mod floods;
+mod maintenance;
 mod migrating;
 mod names;
 mod order;

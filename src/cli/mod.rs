@@ -16,7 +16,13 @@ mod signals;
 mod status;
 mod values;
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{self, IsTerminal},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -113,14 +119,11 @@ pub fn main() -> ExitCode {
             let text = error.to_string();
             return check_lag::unknown(text.trim_start_matches("error: ").trim_end());
         }
-        Err(error) if error.use_stderr() => error.exit(),
-        // Help or the version was asked for. clap's `exit` ignores a failed write.
+        Err(error) if error.use_stderr() || io::stdout().is_terminal() => error.exit(),
+        // Help or the version was asked for. clap itself ignores a failed write.
         Err(text) => {
-            return ended(
-                text.print()
-                    .map_err(CliError::Output)
-                    .map(|()| ExitCode::SUCCESS),
-            );
+            let written = output::bytes(text.to_string().as_bytes());
+            return ended(written.map(|()| ExitCode::SUCCESS).map_err(CliError::from));
         }
     };
     let result = dispatch(&cli, std::env::vars_os().collect());

@@ -7,7 +7,8 @@ use crate::{
     broker::{BrokerError, LinkState, Publisher},
     config::{Config, Source},
     outbox::{
-        OutboxError, audit, migrate, parts, pooler, preflight, schema, session::Session, work,
+        OutboxError, audit, migrate, parts::Weight, pooler, preflight, schema, session::Session,
+        work,
     },
     relay,
 };
@@ -112,7 +113,12 @@ async fn examine(source: &Source, found: &mut Findings) -> Result<(), OutboxErro
         found.faults.add(why, true);
     }
     let state = setup(&session).await?;
-    for text in state.faults.into_iter().chain(state.doubts) {
+    for text in state
+        .faults
+        .into_iter()
+        .chain(state.hazards)
+        .chain(state.doubts)
+    {
         found.faults.add(text, true);
     }
     for role in preflight::roles_shared_with_others(&session).await? {
@@ -176,6 +182,9 @@ pub(super) async fn require_direct(source: &Source) -> Result<(), CliError> {
 struct Setup {
     /// With these a relay cannot work, or cannot work safely.
     faults: Vec<String>,
+    /// With these a relay works, but an event can be lost or go out otherwise than it was written. A relay that runs is not
+    /// ready, and one that starts works as well: without it no event would be sent at all.
+    hazards: Vec<String>,
     /// With these a relay works, but producers lack something, or the relay is slower.
     doubts: Vec<String>,
 }
@@ -201,11 +210,10 @@ async fn setup(session: &Session) -> Result<Setup, OutboxError> {
     }
     let version = migrate::require_known(session).await;
     let different = preflight::differences(session).await?;
-    let (stopping, other): (Vec<_>, Vec<_>) =
-        different.iter().partition(|part| part.stops_a_relay());
-    let list = |parts: &[&parts::Difference]| {
-        let lines: Vec<String> = parts.iter().map(ToString::to_string).collect();
-        lines.join("\n  ")
+    let list = |weight: Weight| -> Option<String> {
+        let of = different.iter().filter(|part| part.weight() == weight);
+        let lines: Vec<String> = of.map(ToString::to_string).collect();
+        (!lines.is_empty()).then(|| lines.join("\n  "))
     };
     match version {
         Ok(()) => {}
@@ -218,18 +226,22 @@ async fn setup(session: &Session) -> Result<Setup, OutboxError> {
         Err(error) => return Err(error),
     }
     let known = schema::known();
-    if !stopping.is_empty() {
+    if let Some(parts) = list(Weight::Stops) {
         setup.faults.push(format!(
-            "the database has outbox schema version {known}, and parts of it are missing or changed:\n  {}\n\
-             Put it back as `outboxd sql` defines it, as the owner of schema outbox, or restore the database",
-            list(&stopping)
+            "the database has outbox schema version {known}, and parts of it are missing or changed:\n  {parts}\n\
+             Put it back as `outboxd sql` defines it, as the owner of schema outbox, or restore the database"
         ));
     }
-    if !other.is_empty() {
+    if let Some(parts) = list(Weight::Unsafe) {
+        setup.hazards.push(format!(
+            "the database has outbox schema version {known}, and parts that guard events are missing or changed:\n  {parts}\n\
+             Put it back as `outboxd sql` defines it, as the owner of schema outbox"
+        ));
+    }
+    if let Some(parts) = list(Weight::Lesser) {
         setup.doubts.push(format!(
-            "the database has outbox schema version {known}, and parts that producers use or that speed needs are missing or changed:\n  {}\n\
-             Put it back as `outboxd sql` defines it, as the owner of schema outbox",
-            list(&other)
+            "the database has outbox schema version {known}, and parts that producers use or that speed needs are missing or changed:\n  {parts}\n\
+             Put it back as `outboxd sql` defines it, as the owner of schema outbox"
         ));
     }
     Ok(setup)
@@ -240,6 +252,9 @@ pub(super) async fn require_ready(session: &Session) -> Result<(), CliError> {
     let setup = setup(session).await?;
     for doubt in &setup.doubts {
         tracing::warn!("{doubt}");
+    }
+    for hazard in &setup.hazards {
+        tracing::error!("{hazard}");
     }
     if setup.faults.is_empty() {
         return Ok(());

@@ -13,7 +13,11 @@ pub(super) async fn session(source: &Source) -> Result<Session, CliError> {
 /// Who does it, for `outbox.operation`: as said, else the login name.
 pub(super) fn operator(by: Option<&String>) -> String {
     by.cloned()
-        .or_else(|| std::env::var("USER").ok().filter(|name| !name.is_empty()))
+        .or_else(|| {
+            // A name that is not UTF-8 still says more than none.
+            let name = std::env::var_os("USER")?.to_string_lossy().into_owned();
+            (!name.is_empty()).then_some(name)
+        })
         .unwrap_or_else(|| "unknown".to_owned())
 }
 

@@ -19,7 +19,13 @@ mod where_;
 mod where_report;
 mod where_route;
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{self, IsTerminal},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -119,19 +125,28 @@ pub fn main() -> ExitCode {
             let text = error.to_string();
             return check_lag::unknown(text.trim_start_matches("error: ").trim_end());
         }
-        Err(error) => error.exit(),
+        Err(error) if error.use_stderr() || io::stdout().is_terminal() => error.exit(),
+        // Help or the version was asked for. clap itself ignores a failed write.
+        Err(text) => {
+            let written = output::bytes(text.to_string().as_bytes());
+            return ended(written.map(|()| ExitCode::SUCCESS).map_err(CliError::from));
+        }
     };
-    // Variables that are not UTF-8 are not outboxd's.
-    let text = |(name, value): (OsString, OsString)| {
-        Some((name.into_string().ok()?, value.into_string().ok()?))
-    };
-    let env: BTreeMap<String, String> = std::env::vars_os().filter_map(text).collect();
-    let result = dispatch(&cli, env);
+    let result = dispatch(&cli, std::env::vars_os().collect());
     logs::flush();
-    match result {
+    ended(result)
+}
+
+/// The exit code. Output that cannot be written is an error: a script must not take half a list for the whole.
+fn ended(result: Result<ExitCode, CliError>) -> ExitCode {
+    let written = match result {
+        Ok(code) if code == ExitCode::SUCCESS => {
+            output::flush().map(|()| code).map_err(CliError::from)
+        }
+        other => other,
+    };
+    match written {
         Ok(code) => code,
-        // The reader of our output has closed it, which is no error.
-        Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             output::note(&error.to_string());
             ExitCode::from(error.code())
@@ -143,7 +158,7 @@ fn asks_for_lag() -> bool {
     std::env::args_os().any(|arg| arg == "check-lag")
 }
 
-fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliError> {
+fn dispatch(cli: &Cli, env: BTreeMap<OsString, OsString>) -> Result<ExitCode, CliError> {
     let options = |needs: Needs| LoadOptions {
         file: cli.config.clone(),
         env: env.clone(),
@@ -169,13 +184,10 @@ fn dispatch(cli: &Cli, env: BTreeMap<String, String>) -> Result<ExitCode, CliErr
     match &cli.command {
         Command::Sql(args) => migrate::sql(args).map(done),
         Command::Completions { shell } => {
-            clap_complete::generate(
-                *shell,
-                &mut Cli::command(),
-                "outboxd",
-                &mut std::io::stdout(),
-            );
-            Ok(ExitCode::SUCCESS)
+            // Into memory first: `generate` panics when it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "outboxd", &mut script);
+            Ok(output::bytes(&script).map(done)?)
         }
         Command::Run => run::run(options(both)).map(done),
         Command::Check(args) => {

@@ -45,6 +45,15 @@ impl Array {
     }
 }
 
+pub(super) fn bytes(all: &[u8]) -> io::Result<()> {
+    io::stdout().lock().write_all(all)
+}
+
+/// Writes what standard output still buffers. At the end of the process Rust ignores a failure of this write.
+pub(super) fn flush() -> io::Result<()> {
+    io::stdout().lock().flush()
+}
+
 /// Prints a line on standard error; data is on standard output.
 pub(super) fn note(text: &str) {
     // Not eprintln!, which panics if standard error cannot be written.

@@ -334,7 +334,7 @@ pub const KEYS: &[Key] = &[
         "routing.allowed_exchanges",
         None,
         Takes::Described("list"),
-        "Exchanges that a row may name besides the configured ones; a row that names another is dead with reason `exchange_not_allowed`. Not set: a row may name any exchange but the default exchange `\"\"`, by which it reaches every queue.",
+        "Exchanges that a row may name besides the configured ones; a row that names another is dead with reason `exchange_not_allowed`. Not set: a row may name any exchange but the default exchange `\"\"`, by which it reaches every queue. Empty: a row may name no other exchange. Only the file can allow the default exchange, with an array that has the item `\"\"`; an empty item of the environment or of `--set` is an error.",
     ),
     key(
         "routing.mandatory",
@@ -488,7 +488,8 @@ The relay reads these in order, and a later one wins: defaults, `config/outboxd.
 
 - An unknown key, a value out of range or a contradiction ends the start with exit code 78 and names every key at fault.
 - Durations have units: `250ms`, `5s`, `7d`, `1h 30m`. Sizes are bytes, or have `KiB`, `MiB`, `GiB`.
-- Lists in the environment are separated by commas.
+- A list in the environment or in `--set` has a comma between two items. An empty value is an empty list, and an empty item is an
+  error. A variable that is not UTF-8 text is an error, if the relay would read it.
 - Give a secret as a value or as a file, not both. The file must not be empty, open to everybody or writable by its group. The
   relay ignores one newline at its end, and refuses pipes, devices and files of an unlikely size.
 - SIGHUP reads the configuration again: the relay applies `log.level`, and its log names the keys that wait for a restart.

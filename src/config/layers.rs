@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     io::ErrorKind,
     path::{Path, PathBuf},
 };
@@ -29,7 +30,7 @@ pub(super) type Values = BTreeMap<String, Found>;
 
 pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
     let mut values = Values::new();
-    let mut problems = Vec::new();
+    let (env, mut problems) = readable(options.env);
     // Do not ignore a file that exists and cannot be read: its settings would silently be replaced by the defaults.
     let file = options.file.or_else(|| {
         let absent = std::fs::metadata(DEFAULT_FILE)
@@ -43,7 +44,7 @@ pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
         }
     }
     for (variable, key) in [("DATABASE_URL", "database.url"), ("AMQP_URL", "broker.url")] {
-        if let Some(url) = options.env.get(variable).filter(|url| !url.is_empty()) {
+        if let Some(url) = env.get(variable).filter(|url| !url.is_empty()) {
             let found = Found {
                 kind: ValueKind::String(url.clone()),
                 origin: format!("from {variable}"),
@@ -53,7 +54,7 @@ pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
     }
     // Case does not count in the names, so it would be chance which of two variables wins.
     let mut seen: BTreeMap<String, &str> = BTreeMap::new();
-    for name in options.env.keys() {
+    for name in env.keys() {
         let key = name.to_lowercase();
         if key.starts_with("outboxd__")
             && let Some(other) = seen.insert(key, name)
@@ -67,7 +68,7 @@ pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
     let environment = Environment::with_prefix(PREFIX)
         .prefix_separator("__")
         .separator("__")
-        .source(Some(options.env.into_iter().collect()));
+        .source(Some(env.into_iter().collect()));
     match environment.collect() {
         Ok(map) => {
             for (key, value) in map {
@@ -97,6 +98,29 @@ pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
         );
     }
     (values, problems)
+}
+
+/// The variables that are text, and a problem for each other variable that the relay would read. Without the problem, the
+/// relay would run with a default that nobody chose: every exchange allowed, for example.
+fn readable(env: BTreeMap<OsString, OsString>) -> (BTreeMap<String, String>, Vec<ConfigError>) {
+    let mut texts = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (name, value) in env {
+        match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) => {
+                texts.insert(name, value);
+            }
+            (name, _) => {
+                let name = name.unwrap_or_else(|name| name.to_string_lossy().into_owned());
+                let ours = name.to_lowercase().starts_with("outboxd__");
+                if ours || name == "DATABASE_URL" || name == "AMQP_URL" {
+                    // The value may be a secret.
+                    problems.push(ConfigError::new(name, "is not UTF-8 text"));
+                }
+            }
+        }
+    }
+    (texts, problems)
 }
 
 fn file_values(path: &Path) -> Result<Map<String, Value>, ConfigError> {

@@ -1,6 +1,6 @@
 //! Where configuration comes from, and how much of it a command needs.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 
 /// Which URLs a command cannot do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Needs {
 pub struct LoadOptions {
     /// `None`: `config/outboxd.toml`, if it is there.
     pub file: Option<PathBuf>,
-    pub env: BTreeMap<String, String>,
+    pub env: BTreeMap<OsString, OsString>,
     /// From `--set`; the last of several wins.
     pub overrides: Vec<(String, String)>,
     pub needs: Needs,

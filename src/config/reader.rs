@@ -215,11 +215,25 @@ impl Reader {
         self.parsed(&Scope::top(), key, Takes::address)
     }
 
+    /// An array of texts, or one text with commas between the items, which is how the environment and `--set` give it. Such a
+    /// text names no empty item: a variable that a template left empty must not allow the default exchange.
     pub fn list(&mut self, key: &str) -> Option<Vec<String>> {
-        let found = self.take(key)?;
-        match found.kind {
+        let Found { kind, origin } = self.take(key)?;
+        match kind {
+            ValueKind::String(text) if text.is_empty() => Some(Vec::new()),
             ValueKind::String(text) => {
-                Some(text.split(',').map(|item| item.trim().to_owned()).collect())
+                let items: Vec<String> =
+                    text.split(',').map(|item| item.trim().to_owned()).collect();
+                if items.iter().any(String::is_empty) {
+                    let problem = format!(
+                        "\"{}\" {origin}: has an empty item; give the items with one comma between two of them, or nothing \
+                         for an empty list",
+                        text.escape_debug()
+                    );
+                    self.problem(key, problem);
+                    return None;
+                }
+                Some(items)
             }
             ValueKind::Array(items) => {
                 let texts: Option<Vec<String>> = items

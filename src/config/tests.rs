@@ -1,7 +1,7 @@
 //! Fixtures: every file of `tests/config/valid` loads; every file of `tests/config/invalid` is refused with the text
 //! of its first line, and never quotes a password.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use outbox_core::plan::Ordering;
 
@@ -20,7 +20,7 @@ fn load(
     let owned = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
     Config::load(LoadOptions {
         file: file.map(Path::to_owned),
-        env: env.iter().map(owned).collect::<BTreeMap<_, _>>(),
+        env: env.iter().map(|(k, v)| (k.into(), v.into())).collect(),
         overrides: overrides.iter().map(owned).collect(),
         needs: BOTH,
     })
@@ -159,6 +159,70 @@ fn the_environment_alone_is_enough() {
     );
     assert!(config.sources[0].broker.declare);
     assert_eq!(config.admin.listen, None);
+}
+
+/// A template whose variable is empty gives `""` or `audit,`, and must not allow the default exchange.
+#[test]
+fn an_empty_list_is_empty_and_an_empty_item_is_an_error_except_in_an_array_of_the_file() {
+    let file = fixture("valid/empty.toml");
+    let route = [
+        ("OUTBOXD__ROUTING__ROUTES__0__AGGREGATE_TYPE", "sale"),
+        ("OUTBOXD__ROUTING__ROUTES__0__EXCHANGE", "sales"),
+    ];
+    type List = fn(&Config) -> &Option<Vec<String>>;
+    let lists: [(&str, &str, List); 2] = [
+        (
+            "routing.allowed_exchanges",
+            "OUTBOXD__ROUTING__ALLOWED_EXCHANGES",
+            |config| &config.routing.allowed_exchanges,
+        ),
+        (
+            "routing.routes.0.allowed_exchanges",
+            "OUTBOXD__ROUTING__ROUTES__0__ALLOWED_EXCHANGES",
+            |config| &config.routing.routes[0].allowed_exchanges,
+        ),
+    ];
+    for (key, variable, list) in lists {
+        for value in [
+            "",
+            "audit",
+            " audit , events ",
+            ",",
+            "audit,",
+            ",audit",
+            "a,,b",
+            " ",
+            "a, ,b",
+        ] {
+            let env = with(&route);
+            let own = with(&[route[0], route[1], (variable, value)]);
+            for (env, set, origin) in [
+                (&env, vec![(key, value)], format!("from --set {key}")),
+                (&own, vec![], format!("from {variable}")),
+            ] {
+                let loaded = load(Some(&file), env, &set);
+                let expected: Option<&[&str]> = match value {
+                    "" => Some(&[]),
+                    "audit" => Some(&["audit"]),
+                    " audit , events " => Some(&["audit", "events"]),
+                    _ => None,
+                };
+                match (loaded, expected) {
+                    (Ok(config), Some(expected)) => {
+                        assert_eq!(list(&config).as_deref().unwrap(), expected, "{value:?}");
+                    }
+                    (Err(error), None) => {
+                        let error = error.to_string();
+                        let says = format!("{key}: \"{value}\" {origin}: has an empty item");
+                        assert!(error.contains(&says), "{error}");
+                    }
+                    (loaded, _) => panic!("{key} = {value:?} {origin}: {}", loaded.is_ok()),
+                }
+            }
+        }
+    }
+    let everything = load(Some(&fixture("valid/everything.toml")), &[], &[]).unwrap();
+    assert_eq!(everything.routing.allowed_exchanges.unwrap(), ["audit", ""]);
 }
 
 #[test]

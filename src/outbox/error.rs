@@ -101,6 +101,30 @@ impl OutboxError {
         }
     }
 
+    /// The server refused a statement for a reason that passes: a lock, a deadlock, a time-out.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Database { source, .. } if matches!(
+            source.code(),
+            Some(
+                &SqlState::LOCK_NOT_AVAILABLE
+                    | &SqlState::T_R_DEADLOCK_DETECTED
+                    | &SqlState::T_R_SERIALIZATION_FAILURE
+                    | &SqlState::QUERY_CANCELED
+            )
+        ))
+    }
+
+    /// The server is read-only: the writable one is elsewhere, and only a new connection finds it.
+    pub fn is_read_only(&self) -> bool {
+        match self {
+            Self::ReadOnly { .. } => true,
+            Self::Database { source, .. } => {
+                source.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+            }
+            _ => false,
+        }
+    }
+
     /// Another session holds a lock that this session needs.
     pub fn is_lock(&self) -> bool {
         matches!(self, Self::Database { source, .. } if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
@@ -295,6 +319,9 @@ fn remedy(action: &str, error: &tokio_postgres::Error) -> &'static str {
              one connection a worker and three more, and works with two)"
         }
         Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => READ_ONLY,
+        Some(&SqlState::INDEX_CORRUPTED) => {
+            ". REINDEX that index, and look for the cause of the damage"
+        }
         Some(&SqlState::LOCK_NOT_AVAILABLE) => {
             ". Another transaction holds a lock on the outbox: a migration, or somebody who has locked its rows"
         }

@@ -35,15 +35,48 @@ pub struct Difference {
     pub here: Option<String>,
 }
 
+/// What a difference does. In the order of their weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weight {
+    /// Producers get an error, or something is slower. No event is lost, and none is sent otherwise than it was written.
+    Lesser,
+    /// The relay works, but an event can be lost, go out in another order or in another version, or the lag is wrong.
+    Unsafe,
+    /// The relay fails with it, or loses a message's position.
+    Stops,
+}
+
+/// Triggers and functions without which events are lost, stay hidden, or go out as they were before a correction: `kept` keeps
+/// a Debezium producer's event, `truncated`, `moved` and `corrected` follow changes by hand.
+const GUARDS: [&str; 4] = ["kept", "truncated", "moved", "corrected"];
+/// Functions on whose results the order and the lag rest.
+const MEASURES: [&str; 2] = ["key_hash", "measure"];
+
 impl Difference {
-    /// Whether a relay would fail with this difference, or lose a message's position. Other parts serve producers and speed.
-    pub fn stops_a_relay(&self) -> bool {
-        match self.expected.kind.as_str() {
+    pub fn weight(&self) -> Weight {
+        let Part { kind, name, .. } = &self.expected;
+        let own = name.split(['.', '(', ' ']).find(|word| *word != "outbox");
+        let is = |names: &[&str]| own.is_some_and(|own| names.contains(&own));
+        match kind.as_str() {
             "table" | "column" | "sequence" | "order" | "key" => {
-                !self.expected.name.starts_with("outbox.debezium.")
+                if name.starts_with("outbox.debezium.") {
+                    Weight::Lesser
+                } else {
+                    Weight::Stops
+                }
             }
-            "view" => self.expected.name == "outbox.status" && self.here.is_none(),
-            _ => false,
+            "view" if name == "outbox.status" => {
+                if self.here.is_none() {
+                    Weight::Stops
+                } else {
+                    Weight::Unsafe
+                }
+            }
+            "trigger" if is(&GUARDS) => Weight::Unsafe,
+            "function" if is(&GUARDS) || is(&MEASURES) => Weight::Unsafe,
+            // A rule rewrites what the relay or a producer writes.
+            "rule" => Weight::Unsafe,
+            _ => Weight::Lesser,
         }
     }
 }
@@ -52,6 +85,12 @@ impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Part { kind, name, detail } = &self.expected;
         match &self.here {
+            Some(_) if kind == "rule" && detail == NO_RULE => match name.split_once(" on ") {
+                Some((rule, table)) => {
+                    write!(f, "{kind} {name}: drop it (DROP RULE {rule} ON {table})")
+                }
+                None => write!(f, "{kind} {name}: drop it"),
+            },
             None => write!(f, "{kind} {name}"),
             // A hash means nothing to a person.
             Some(_) if kind == "function" => write!(f, "{kind} {name}: differs here"),
@@ -117,6 +156,36 @@ pub fn written(parts: &[Part]) -> String {
     parts
         .iter()
         .map(|Part { kind, name, detail }| format!("{kind}\t{name}\t{detail}\n"))
+        .collect()
+}
+
+/// The detail of a rule that the migrations do not make.
+const NO_RULE: &str = "none";
+
+/// Rules that somebody added to tables and views of the schema. They rewrite statements, those of the relay included: a mark
+/// becomes nothing, for example. Other additions are a team's own matter.
+pub fn added_rules(expected: &[Part], here: &[Part]) -> Vec<Difference> {
+    let known = |part: &Part| {
+        expected
+            .iter()
+            .any(|other| other.kind == part.kind && other.name == part.name)
+    };
+    let ours = |part: &Part| {
+        part.name.split_once(" on ").is_some_and(|(_, table)| {
+            expected
+                .iter()
+                .any(|other| matches!(other.kind.as_str(), "table" | "view") && other.name == table)
+        })
+    };
+    here.iter()
+        .filter(|part| part.kind == "rule" && !known(part) && ours(part))
+        .map(|part| Difference {
+            expected: Part {
+                detail: NO_RULE.to_owned(),
+                ..part.clone()
+            },
+            here: Some(part.detail.clone()),
+        })
         .collect()
 }
 
@@ -204,23 +273,69 @@ mod tests {
     }
 
     #[test]
-    fn what_only_producers_need_does_not_stop_a_relay() {
-        let stops = |kind: &str, name: &str| {
+    fn each_part_weighs_as_much_as_its_absence_harms() {
+        let weight = |kind: &str, name: &str| {
             let expected = expected(&OUTBOX);
-            let here = without(&expected, |part| part.kind == kind && part.name == name);
+            let here = without(&expected, |part| {
+                part.kind == kind && part.name.starts_with(name)
+            });
             let found = differences(&expected, &here);
-            assert!(!found.is_empty(), "{kind} {name}");
-            found.iter().any(Difference::stops_a_relay)
+            found
+                .iter()
+                .map(Difference::weight)
+                .max()
+                .unwrap_or_else(|| panic!("{kind} {name}"))
         };
-        assert!(stops("table", "outbox.dead"));
-        assert!(stops("column", "outbox.message.lane"));
-        assert!(stops("key", "outbox.waiting.waiting_pkey"));
-        assert!(stops("view", "outbox.status"));
-        assert!(!stops("trigger", "wake on outbox.message"));
-        assert!(!stops("view", "outbox.debezium"));
-        assert!(!stops(
-            "constraint",
-            "outbox.message.message_has_one_payload"
-        ));
+        for (kind, name) in [
+            ("table", "outbox.dead"),
+            ("column", "outbox.message.lane"),
+            ("key", "outbox.waiting.waiting_pkey"),
+            ("view", "outbox.status"),
+        ] {
+            assert_eq!(weight(kind, name), Weight::Stops, "{kind} {name}");
+        }
+        for (kind, name) in [
+            ("trigger", "kept on outbox.debezium"),
+            ("trigger", "corrected on outbox.message"),
+            ("trigger", "moved on outbox.message"),
+            ("trigger", "truncated on outbox.message"),
+            ("function", "outbox.kept("),
+            ("function", "outbox.key_hash("),
+            ("function", "outbox.measure("),
+        ] {
+            assert_eq!(weight(kind, name), Weight::Unsafe, "{kind} {name}");
+        }
+        for (kind, name) in [
+            ("trigger", "wake on outbox.message"),
+            ("function", "outbox.wake("),
+            ("function", "outbox.enqueue("),
+            ("view", "outbox.debezium"),
+            ("index", "outbox.waiting_key"),
+            ("constraint", "outbox.message.message_has_one_payload"),
+        ] {
+            assert_eq!(weight(kind, name), Weight::Lesser, "{kind} {name}");
+        }
+    }
+
+    #[test]
+    fn a_rule_on_a_table_of_ours_is_named_with_its_cure_and_one_elsewhere_is_not() {
+        let expected = expected(&OUTBOX);
+        let mut here = expected.clone();
+        for name in ["silent on outbox.message", "theirs on outbox.of_our_own"] {
+            here.push(Part {
+                kind: "rule".to_owned(),
+                name: name.to_owned(),
+                detail: "present".to_owned(),
+            });
+        }
+        let found = added_rules(&expected, &here);
+        let [rule] = &found[..] else {
+            panic!("{found:?}")
+        };
+        assert_eq!(rule.weight(), Weight::Unsafe);
+        assert_eq!(
+            rule.to_string(),
+            "rule silent on outbox.message: drop it (DROP RULE silent ON outbox.message)"
+        );
     }
 }

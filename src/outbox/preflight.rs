@@ -3,7 +3,7 @@
 
 use super::{
     OutboxError,
-    parts::{self, Difference},
+    parts::{self, Difference, Weight},
     row::get,
     schema::OUTBOX,
     session::{Query, Session},
@@ -49,7 +49,10 @@ pub async fn missing_privileges(session: &Session) -> Result<Vec<String>, Outbox
 /// The parts of the recorded schema version that somebody has removed or changed since.
 pub async fn differences(session: &Session) -> Result<Vec<Difference>, OutboxError> {
     let here = parts::here(session, OUTBOX.name).await?;
-    Ok(parts::differences(&parts::expected(&OUTBOX), &here))
+    let expected = parts::expected(&OUTBOX);
+    let mut found = parts::differences(&expected, &here);
+    found.extend(parts::added_rules(&expected, &here));
+    Ok(found)
 }
 
 /// The differences with which a relay fails, or loses a message's position.
@@ -57,7 +60,7 @@ pub async fn missing_parts(session: &Session) -> Result<Vec<String>, OutboxError
     let found = differences(session).await?;
     Ok(found
         .iter()
-        .filter(|part| part.stops_a_relay())
+        .filter(|part| part.weight() == Weight::Stops)
         .map(ToString::to_string)
         .collect())
 }

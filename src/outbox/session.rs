@@ -417,6 +417,14 @@ impl Session {
         self.bounded(action, self.client.batch_execute(sql)).await
     }
 
+    /// Prepares every statement again before its next use. Somebody may have changed a table, a view or a function since: then
+    /// the old statement fails again and again ("cached plan must not change result type").
+    pub fn forget_statements(&self) {
+        if let Some(cache) = &self.prepared {
+            cache.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
     async fn statement(&self, query: &Query) -> Result<Option<Statement>, OutboxError> {
         let Some(cache) = &self.prepared else {
             return Ok(None);

@@ -25,16 +25,26 @@ struct State {
     stopping: bool,
     /// When messages could not be marked the last time, and why.
     cannot_mark: Option<(Instant, String)>,
+    /// When messages could not be read the last time, and why.
+    cannot_read: Option<(Instant, String)>,
 }
 
-/// How long a failed mark counts. While there are messages to mark, the relay tries again sooner.
-const MARK_FAILURE_COUNTS_FOR: Duration = Duration::from_secs(30);
+/// How long a failed mark or read counts. While there are messages, the relay tries again sooner.
+const FAILURE_COUNTS_FOR: Duration = Duration::from_secs(30);
 
 impl State {
     fn cannot_mark(&self) -> Option<&str> {
-        let (last, why) = self.cannot_mark.as_ref()?;
-        (last.elapsed() < MARK_FAILURE_COUNTS_FOR).then_some(why)
+        still(self.cannot_mark.as_ref())
     }
+
+    fn cannot_read(&self) -> Option<&str> {
+        still(self.cannot_read.as_ref())
+    }
+}
+
+fn still(failure: Option<&(Instant, String)>) -> Option<&str> {
+    let (last, why) = failure?;
+    (last.elapsed() < FAILURE_COUNTS_FOR).then_some(why)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +67,9 @@ pub struct Readiness {
     /// Why messages cannot be marked as sent; nothing is published then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cannot_mark: Option<String>,
+    /// Why messages cannot be read, for no message's fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cannot_read: Option<String>,
 }
 
 impl Health {
@@ -127,9 +140,24 @@ impl Health {
         }
     }
 
-    /// If no message is left to mark, no mark shows that marking works again: the failure expires.
-    pub fn expire_mark_failure(&self) {
+    /// PostgreSQL refuses to read messages, and no message is to blame. Logs the first time.
+    pub fn cannot_read(&self, why: &str) {
         let mut state = self.state();
+        let news = state.cannot_read().is_none();
+        state.cannot_read = Some((Instant::now(), why.to_owned()));
+        drop(state);
+        if news {
+            tracing::error!(source = self.source, why, "messages cannot be read");
+        }
+    }
+
+    /// Other messages may be read and marked all the time, so a failure ends when it was not repeated for a while.
+    pub fn expire_failures(&self) {
+        let mut state = self.state();
+        if state.cannot_read.is_some() && state.cannot_read().is_none() {
+            state.cannot_read = None;
+            tracing::info!(source = self.source, "messages are read again");
+        }
         if state.cannot_mark.is_some() && state.cannot_mark().is_none() {
             state.cannot_mark = None;
             drop(state);
@@ -164,11 +192,13 @@ impl Health {
             why.unwrap_or_else(|| "connecting".to_owned())
         };
         let cannot_mark = state.cannot_mark().map(str::to_owned);
+        let cannot_read = state.cannot_read().map(str::to_owned);
         let ready = matches!(state.database, Some(Ok(())))
             && state.schema.is_none()
             && up
             && !blocked
             && cannot_mark.is_none()
+            && cannot_read.is_none()
             && !state.stopping;
         Readiness {
             source: self.source.clone(),
@@ -178,6 +208,7 @@ impl Health {
             broker,
             blocked,
             cannot_mark,
+            cannot_read,
         }
     }
 
@@ -194,6 +225,8 @@ impl Health {
             "blocked"
         } else if state.cannot_mark().is_some() {
             "cannot_mark"
+        } else if state.cannot_read().is_some() {
+            "cannot_read"
         } else if state.links.values().any(|l| *l == LinkReport::Up) {
             "publishing"
         } else if state.links.values().all(|l| *l == LinkReport::Connecting) {

@@ -1,9 +1,12 @@
 //! The periodic work of a relay, on a connection of its own: the gauges, retention, the audit, the checks of the schema,
 //! probes of failing destinations, and the relay's row in `outbox.relay`.
+//!
+//! Each of these is a job ([`super::jobs`]). A job that fails by a fault of its own stops no other, and does not end the
+//! session: only a session that does not answer any more is replaced.
 
 use std::{sync::Arc, time::Duration};
 
-use outbox_core::{circuit::Task, message::Lane, scheduling::LANES};
+use outbox_core::circuit::Task;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -12,15 +15,12 @@ use super::{
     connections::Priority,
     context::{Context, reconnect_delay},
     inspection::Inspection,
+    jobs::{Job, Jobs},
+    pruning::Pruning,
 };
 use crate::{
     config::Retention,
-    outbox::{
-        OutboxError, blockers, held, migrate,
-        retention::{self, Reach},
-        session::Session,
-        status,
-    },
+    outbox::{OutboxError, blockers, held, migrate, session::Session, status},
     telemetry::metrics,
 };
 
@@ -33,8 +33,8 @@ const GAUGES: u32 = 100;
 const SLOW_GAUGES: u32 = 5;
 /// The limit of that rule: alerts depend on gauges that are no older than this, and a reading.
 const GAUGES_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
-/// The time between two checks of the circuits while a destination fails.
-const CIRCUITS_EVERY: Duration = Duration::from_millis(100);
+/// The time between two checks of the circuits: while a destination fails, and otherwise.
+const CIRCUITS_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// The time between two searches for messages that another process held.
 const HELD_EVERY: Duration = Duration::from_secs(10);
 /// Destinations that one search finds.
@@ -44,13 +44,6 @@ const GIVE_UP_AT_ONCE: i64 = 1000;
 /// From this lag on, the relay asks whether another session's locks are the reason.
 const SUSPICIOUS_LAG_S: f64 = 15.0;
 const BEAT_EVERY: Duration = Duration::from_secs(10);
-/// How often pruning starts again with the first row: it passes over dead and waiting rows, which may be sent meanwhile.
-const RESTART_PRUNING_EVERY: Duration = Duration::from_secs(3600);
-/// While workers have lanes, a pause lasts twice as long as the step before it, so pruning uses a third of a core.
-const PRUNING_BESIDE_WORK: u32 = 2;
-/// While workers drain a backlog, pruning uses an eighth of a core: the backlog is more urgent than the old rows, whose number
-/// does not grow meanwhile.
-const PRUNING_BESIDE_BACKLOG: u32 = 7;
 
 pub async fn run(
     context: Arc<Context>,
@@ -59,18 +52,9 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut failures: u32 = 0;
-    // An audit of a large table takes hours, so it outlives a lost connection.
-    let mut audit = Audit::new();
+    let mut maintenance = Maintenance::new(&context, &retention, &host);
     while !stop.is_cancelled() {
-        let maintaining = maintain(
-            &context,
-            &retention,
-            &host,
-            &stop,
-            &mut failures,
-            &mut audit,
-        );
-        match Box::pin(maintaining).await {
+        match Box::pin(maintenance.session(&stop, &mut failures)).await {
             // After a stop, or when a task of higher priority needs the connection.
             Ok(()) => {}
             Err(error) if error.is_short_of_connections() => {
@@ -85,7 +69,7 @@ pub async fn run(
                     source = context.health.source(),
                     failures,
                     error = %error,
-                    "maintenance (metrics, retention) failed; backing off"
+                    "maintenance (metrics, retention) has no connection; backing off"
                 );
                 tokio::select! {
                     () = stop.cancelled() => {}
@@ -96,104 +80,149 @@ pub async fn run(
     }
 }
 
-async fn maintain(
-    context: &Context,
-    retention: &Retention,
-    host: &str,
-    stop: &CancellationToken,
-    failures: &mut u32,
-    audit: &mut Audit,
-) -> Result<(), OutboxError> {
-    let name = format!("{}/maintenance", context.instance);
-    let connecting = async {
-        let database = &context.source.database;
-        let session = context
-            .connections
-            .connect(Priority::MAINTENANCE, database, &name, None)
-            .await?;
-        migrate::require_usable(&session).await?;
-        Ok::<_, OutboxError>(session)
-    };
-    let session = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        session = connecting => session?,
-    };
-    *failures = 0;
-    let mut gauges_at = Instant::now();
-    // The durations of the last two readings.
-    let mut readings = [Duration::ZERO; 2];
-    let mut beat_at = Instant::now();
-    // A new relay prunes at once: relays that restart often must prune too.
-    let mut prune_at = Instant::now();
-    let mut pruning = Pruning::new();
-    let mut held_at = Instant::now();
-    let mut inspection = Inspection::new();
-    while !stop.is_cancelled() {
-        let source = context.health.source();
-        // Before the gauges: if a part of the schema is missing, they cannot be read.
-        let inspect_at = inspection.step(&session, context).await?;
-        let audit_at = audit.step(&session, context).await?;
-        if Instant::now() >= gauges_at {
-            let asked = Instant::now();
-            let state = status::status(&session).await?;
-            readings = [readings[1], asked.elapsed()];
-            let pause = gauges_pause(readings);
-            metrics::outbox(
-                source,
-                state.pending,
-                state.oldest_due_age_seconds,
-                state.dead,
-            );
-            gauges_at = Instant::now() + pause;
-            context.health.expire_mark_failure();
-            if state.oldest_due_age_seconds > SUSPICIOUS_LAG_S {
-                name_blockers(context, &session).await?;
-            }
-        }
-        if Instant::now() >= held_at {
-            find_held(context, &session).await?;
-            held_at = Instant::now() + HELD_EVERY;
-        }
-        work_circuits(context, &session).await?;
-        if Instant::now() >= beat_at {
-            status::beat(
-                &session,
-                &context.instance,
-                host,
-                context.relay.workers,
-                context.health.word(),
-            )
-            .await?;
-            audit.report(&session, context).await?;
-            beat_at = Instant::now() + BEAT_EVERY;
-        }
-        if Instant::now() >= prune_at {
-            let asked = Instant::now();
-            let more = pruning.step(&session, retention, context).await?;
-            let pause = if more {
-                let lanes = &context.lanes;
-                pruning_pause(asked.elapsed(), lanes.any_taken(), lanes.has_backlog())
-            } else {
-                retention.interval
-            };
-            prune_at = Instant::now() + pause;
-        }
-        let mut next = gauges_at.min(beat_at).min(prune_at).min(held_at);
-        next = next.min(inspect_at).min(audit_at);
-        if !context.circuits().is_empty() {
-            next = next.min(Instant::now() + CIRCUITS_EVERY);
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = session.preempted() => {
-                metrics::outbox_unknown(source);
-                return Ok(());
-            }
-            error = context.silence.watch(&session, context.source.database.connect_timeout) => return Err(error),
-            () = tokio::time::sleep_until(next) => {}
+/// It outlives a lost connection: an audit of a large table takes hours, and a job that fails keeps its back-off.
+struct Maintenance<'a> {
+    context: &'a Context,
+    retention: &'a Retention,
+    host: &'a str,
+    jobs: Jobs,
+    audit: Audit,
+    inspection: Inspection,
+    pruning: Pruning,
+    /// The durations of the last two readings of the gauges.
+    readings: [Duration; 2],
+    lag_seconds: f64,
+}
+
+impl<'a> Maintenance<'a> {
+    fn new(context: &'a Context, retention: &'a Retention, host: &'a str) -> Self {
+        Self {
+            jobs: Jobs::new(context.health.source()),
+            context,
+            retention,
+            host,
+            audit: Audit::new(),
+            inspection: Inspection::new(),
+            // A new relay prunes at once: relays that restart often must prune too.
+            pruning: Pruning::new(),
+            readings: [Duration::ZERO; 2],
+            lag_seconds: 0.0,
         }
     }
-    status::leave(&session, &context.instance).await
+
+    /// Connects, and runs the jobs until the connection is lost. `failures` counts sessions in which no job succeeded.
+    async fn session(
+        &mut self,
+        stop: &CancellationToken,
+        failures: &mut u32,
+    ) -> Result<(), OutboxError> {
+        let context = self.context;
+        let name = format!("{}/maintenance", context.instance);
+        let database = &context.source.database;
+        let connecting = async {
+            let session = context
+                .connections
+                .connect(Priority::MAINTENANCE, database, &name, None)
+                .await?;
+            migrate::require_usable(&session).await?;
+            Ok::<_, OutboxError>(session)
+        };
+        let session = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            session = connecting => session?,
+        };
+        self.jobs.connected();
+        while !stop.is_cancelled() {
+            if let Some(job) = self.jobs.due(Instant::now()) {
+                match self.run(job, &session).await {
+                    Ok(next) => {
+                        *failures = 0;
+                        self.jobs.succeeded(job, next);
+                    }
+                    Err(error) => {
+                        if !is_of_the_job(&session, &error).await {
+                            return Err(error);
+                        }
+                        session.forget_statements();
+                        if job == Job::Gauges {
+                            metrics::outbox_unknown(context.health.source());
+                        }
+                        self.jobs.failed(job, &error);
+                    }
+                }
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = session.preempted() => {
+                    metrics::outbox_unknown(context.health.source());
+                    return Ok(());
+                }
+                () = tokio::time::sleep_until(self.jobs.next()) => {}
+                error = context.silence.watch(&session, database.connect_timeout) => return Err(error),
+            }
+        }
+        status::leave(&session, &context.instance).await
+    }
+
+    /// Returns when the job is due again.
+    async fn run(&mut self, job: Job, session: &Session) -> Result<Instant, OutboxError> {
+        let context = self.context;
+        let after = |pause: Duration| Instant::now() + pause;
+        match job {
+            Job::Circuits => {
+                work_circuits(context, session).await?;
+                let (busy, idle) = CIRCUITS_EVERY;
+                let open = !context.circuits().is_empty();
+                Ok(after(if open { busy } else { idle }))
+            }
+            Job::Inspection => self.inspection.step(session, context).await,
+            Job::Audit => self.audit.step(session, context).await,
+            Job::Gauges => {
+                let pause = self.read_gauges(session).await?;
+                Ok(after(pause))
+            }
+            Job::Blockers => {
+                if self.lag_seconds > SUSPICIOUS_LAG_S {
+                    name_blockers(context, session).await?;
+                }
+                Ok(after(GAUGES_EVERY.0))
+            }
+            Job::Beat => {
+                let (workers, word) = (context.relay.workers, context.health.word());
+                status::beat(session, &context.instance, self.host, workers, word).await?;
+                self.audit.report(session, context).await?;
+                Ok(after(BEAT_EVERY))
+            }
+            Job::Retention => self.pruning.step(session, self.retention, context).await,
+            Job::Held => {
+                find_held(context, session).await?;
+                Ok(after(HELD_EVERY))
+            }
+        }
+    }
+
+    /// Returns the pause until the next reading.
+    async fn read_gauges(&mut self, session: &Session) -> Result<Duration, OutboxError> {
+        self.context.health.expire_failures();
+        let asked = Instant::now();
+        let state = status::status(session).await?;
+        self.readings = [self.readings[1], asked.elapsed()];
+        self.lag_seconds = state.oldest_due_age_seconds;
+        metrics::outbox(
+            self.context.health.source(),
+            state.pending,
+            state.oldest_due_age_seconds,
+            state.dead,
+        );
+        Ok(gauges_pause(self.readings))
+    }
+}
+
+/// The session still answers, so the job failed by a fault of its own: a privilege, a trigger, a missing function, a damaged
+/// table, a lock. A new connection would meet the same fault. A read-only server and a pooler's lost statements need one.
+async fn is_of_the_job(session: &Session, error: &OutboxError) -> bool {
+    !error.is_read_only() && !error.is_of_a_pooler() && session.rollback().await.is_ok()
 }
 
 /// A claim passes over lanes that another session locks, without an error. The operator must know which session.
@@ -265,64 +294,6 @@ fn gauges_pause(readings: [Duration; 2]) -> Duration {
     (readings[1] * GAUGES).clamp(shortest, longest).max(slow)
 }
 
-/// The pause after a step that took so long.
-fn pruning_pause(took: Duration, worked: bool, backlog: bool) -> Duration {
-    match (worked, backlog) {
-        // The server has nothing else to do. While the broker is away, nobody drains the backlog either.
-        (false, _) => Duration::ZERO,
-        (true, true) => took * PRUNING_BESIDE_BACKLOG,
-        (true, false) => took * PRUNING_BESIDE_WORK,
-    }
-}
-
-struct Pruning {
-    cursors: [i64; LANES],
-    began: Instant,
-    /// The lane of the next step.
-    lane: usize,
-    /// A lane of this round has more rows to delete.
-    more: bool,
-}
-
-impl Pruning {
-    fn new() -> Self {
-        Self {
-            cursors: [retention::FIRST; LANES],
-            began: Instant::now(),
-            lane: 0,
-            more: false,
-        }
-    }
-
-    /// One bounded step in one lane; the lanes take turns. True when the next step is due at once.
-    async fn step(
-        &mut self,
-        session: &Session,
-        retention: &Retention,
-        context: &Context,
-    ) -> Result<bool, OutboxError> {
-        if self.lane == 0 {
-            self.more = false;
-            if self.began.elapsed() >= RESTART_PRUNING_EVERY {
-                *self = Self::new();
-            }
-        }
-        let cursor = &mut self.cursors[self.lane];
-        let (lane, rows) = (self.lane as Lane, retention.step_rows);
-        let step =
-            retention::prune_step(session, lane, *cursor, rows, retention.sent, Reach::Young)
-                .await?;
-        *cursor = step.cursor;
-        self.more |= step.more;
-        if step.stranded {
-            context.hints.alarm();
-        }
-        metrics::pruned(context.health.source(), step.deleted);
-        self.lane = (self.lane + 1) % LANES;
-        Ok(self.lane != 0 || self.more)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -341,13 +312,5 @@ mod tests {
             MS(10_000),
             "it stalled once"
         );
-    }
-
-    #[test]
-    fn pruning_makes_way_for_work_and_more_for_a_backlog() {
-        assert_eq!(pruning_pause(MS(10), false, false), MS(0));
-        assert_eq!(pruning_pause(MS(10), false, true), MS(0));
-        assert_eq!(pruning_pause(MS(10), true, false), MS(20));
-        assert_eq!(pruning_pause(MS(10), true, true), MS(70));
     }
 }

@@ -24,12 +24,12 @@ use super::{
     health::LinkReport,
     lanes::TakenLanes,
     publishing::{Decided, publish_claim},
-    silence,
+    reading, silence,
 };
 use crate::{
     broker::{BrokerError, LinkState, Publisher, provoked},
     failpoint,
-    outbox::{OutboxError, blockers, claim, held, migrate, session::Session, settle, unreadable},
+    outbox::{OutboxError, blockers, claim, held, migrate, session::Session, settle},
     telemetry::{metrics, relaying},
 };
 
@@ -308,9 +308,9 @@ async fn cycle(
         .instrument(span)
         .await;
     let claimed = match claimed {
-        Err(error) if error.is_about_a_row() => {
-            session.rollback().await?;
-            return Box::pin(unreadable(context, session, limit, taken, error)).await;
+        Err(error) if error.is_statement_refused() => {
+            let judged = reading::refused(context, session, limit, taken, error);
+            return Ok(Box::pin(judged).await.map(|()| None)?);
         }
         claimed => claimed?,
     };
@@ -433,38 +433,6 @@ fn to_file(claim: &Claim) -> impl Iterator<Item = Position> {
     });
     let orphans = claim.orphans.iter().map(|orphan| orphan.position);
     items.map(Item::position).chain(orphans)
-}
-
-/// A claim's read failed, and the server is not the cause. From now on claims read one message, until the read of a single
-/// message fails: the relay gives this message up. A time-out must happen twice to the same message: a server that stalled
-/// once is not the message's fault.
-async fn unreadable(
-    context: &Context,
-    session: &Session,
-    limit: &mut BatchLimit,
-    taken: TakenLanes<'_>,
-    error: OutboxError,
-) -> Result<Option<BrokerError>, WorkError> {
-    let source = context.health.source();
-    let alone = limit.is_collapsed();
-    limit.collapse();
-    let Some(lane) = taken.lanes().first().copied().filter(|_| alone) else {
-        relaying::unreadable_claim(source, &error);
-        taken.release(|_| LaneResult::Unread);
-        return Ok(None);
-    };
-    let Some(position) = unreadable::first(session, lane).await? else {
-        // The lane has no message now, or another relay holds it. The worker backs off.
-        return Err(error.into());
-    };
-    if error.may_be_the_servers() && !context.timed_out.again(position) {
-        return Err(error.into());
-    }
-    if Box::pin(unreadable::mark_dead(session, position, &error.to_string())).await? {
-        relaying::unreadable_message(source, position, &error);
-    }
-    taken.release(|_| LaneResult::Unread);
-    Ok(None)
 }
 
 /// Releases held messages of destinations that work again, as fast as the messages before them are published.

@@ -34,6 +34,19 @@ pub const STRANDED: &str = "outbox_stranded_messages";
 pub const AUDITED: &str = "outbox_audit_last_completed_timestamp_seconds";
 pub const SCHEMA_OK: &str = "outbox_schema_ok";
 pub const LANES_RESTORED: &str = "outbox_lanes_restored_total";
+pub const JOB_FAILURES: &str = "outbox_maintenance_failures_total";
+
+/// The periodic jobs of a relay.
+pub const TASKS: [&str; 8] = [
+    "circuits",
+    "inspection",
+    "audit",
+    "gauges",
+    "blockers",
+    "beat",
+    "retention",
+    "held",
+];
 
 /// From a round trip on one machine up to the confirm timeout.
 const STAGE_BUCKETS: [f64; 14] = [
@@ -141,6 +154,10 @@ pub fn describe() {
         LANES_RESTORED,
         "Missing rows of outbox.lane that were restored."
     );
+    describe_counter!(
+        JOB_FAILURES,
+        "Failures of the relay's periodic jobs, by task; the other jobs go on."
+    );
 }
 
 fn labels(source: &str, more: &[(&'static str, &'static str)]) -> Vec<Label> {
@@ -161,6 +178,9 @@ pub fn start_at_zero(source: &str) {
     counter!(PRUNED, labels(source, &[])).increment(0);
     counter!(LANES_RESTORED, labels(source, &[])).increment(0);
     stranded(source, 0, 0);
+    for task in TASKS {
+        counter!(JOB_FAILURES, labels(source, &[("task", task)])).increment(0);
+    }
     for reason in outbox_core::reason::Reason::ALL {
         let labels = labels(source, &[("reason", reason.as_str())]);
         counter!(PUBLISH_FAILURES, labels.clone()).increment(0);
@@ -278,6 +298,11 @@ pub fn audited(source: &str) {
 
 pub fn schema_ok(source: &str, ok: bool) {
     gauge!(SCHEMA_OK, labels(source, &[])).set(if ok { 1.0 } else { 0.0 });
+}
+
+/// A periodic job failed. The label is not called `job`, because Prometheus sets that one itself.
+pub fn job_failed(source: &str, task: &'static str) {
+    counter!(JOB_FAILURES, labels(source, &[("task", task)])).increment(1);
 }
 
 pub fn lanes_restored(source: &str, lanes: u64) {

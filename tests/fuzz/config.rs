@@ -244,7 +244,11 @@ fn inputs() -> impl Strategy<Value = Input> {
 fn load(input: &Input, file: &Path) -> Result<Config, ConfigErrors> {
     Config::load(LoadOptions {
         file: Some(file.to_owned()),
-        env: input.env.clone(),
+        env: input
+            .env
+            .iter()
+            .map(|(k, v)| (k.into(), v.into()))
+            .collect(),
         overrides: input.set.clone(),
         needs: Needs {
             database: true,

@@ -269,7 +269,7 @@ async fn a_producer_does_not_reach_other_people_s_queues_by_the_default_exchange
     drop(relay);
     // The list may allow the default exchange.
     let other = world.consume("other.queue").await;
-    let _relay = world.relay(&[("OUTBOXD__ROUTING__ALLOWED_EXCHANGES", "audit,")]);
+    let _relay = world.relay_with_default_exchange(&[]);
     world
         .insert(
             Some("3"),

@@ -313,11 +313,8 @@ async fn an_answer_by_direct_reply_to_is_sent_once() {
     let (_, nobody) = reply_address(&world, &gone).await;
     gone.close(200, short("")).await.unwrap();
 
-    let _relay = world.relay(&[
-        ("OUTBOXD__RELAY__MAX_ATTEMPTS", "3"),
-        // The last exchange is the default exchange.
-        ("OUTBOXD__ROUTING__ALLOWED_EXCHANGES", "events,"),
-    ]);
+    let attempts = [("OUTBOXD__RELAY__MAX_ATTEMPTS", "3")];
+    let _relay = world.relay_with_default_exchange(&attempts);
     let columns = format!("exchange = ''; routing_key = '{address}'");
     let id = world.insert(None, "answer", "42", &columns).await;
     let columns = format!("exchange = ''; routing_key = '{nobody}'");

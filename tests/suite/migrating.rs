@@ -79,7 +79,11 @@ fn outboxd_database(world: &World) -> outboxd::config::Database {
     use outboxd::config::{Config, LoadOptions, Needs};
     let options = LoadOptions {
         file: None,
-        env: world.env(&[]).into_iter().collect(),
+        env: world
+            .env(&[])
+            .into_iter()
+            .map(|(k, v)| (k.into(), v.into()))
+            .collect(),
         overrides: Vec::new(),
         needs: Needs {
             database: true,

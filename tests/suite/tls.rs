@@ -108,11 +108,6 @@ async fn certificates_are_verified_and_a_client_certificate_is_identity_enough()
             ("AMQP_URL".to_owned(), broker),
             ("OUTBOXD__BROKER__AUTH".to_owned(), "external".to_owned()),
             ("OUTBOXD__BROKER__DECLARE".to_owned(), "true".to_owned()),
-            // The last exchange is the default exchange.
-            (
-                "OUTBOXD__ROUTING__ALLOWED_EXCHANGES".to_owned(),
-                "events,".to_owned(),
-            ),
             ("OUTBOXD__ADMIN__LISTEN".to_owned(), "off".to_owned()),
             ("OUTBOXD__DATABASE__CA_FILE".to_owned(), ca.to_owned()),
             ("OUTBOXD__BROKER__CA_FILE".to_owned(), ca.to_owned()),
@@ -163,7 +158,9 @@ async fn certificates_are_verified_and_a_client_certificate_is_identity_enough()
     }
 
     // And messages flow.
-    let relay = test_support::Daemon::start(&crate::world::binary(), &["run"], &good).unwrap();
+    let file = crate::world::default_exchange();
+    let args = ["--config", file.as_str(), "run"];
+    let relay = test_support::Daemon::start(&crate::world::binary(), &args, &good).unwrap();
     relay.line("connected to both servers", SOON).await;
     let client = world.postgres().connect("db").await.unwrap();
     client

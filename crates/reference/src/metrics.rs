@@ -124,6 +124,7 @@ fn listed(labels: &BTreeMap<String, BTreeSet<String>>) -> String {
             let values: Vec<String> = values.iter().map(|v| format!("`{v}`")).collect();
             format!("`{label}`: {}", values.join(", "))
         }
+        _ if label == "task" => format!("[`{label}`](../runbooks/OutboxMaintenanceFailing.md)"),
         _ => format!("[`{label}`](../operating/dead-letters.md#reasons)"),
     });
     each.collect::<Vec<_>>().join("; ")

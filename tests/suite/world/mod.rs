@@ -50,6 +50,12 @@ pub fn binary() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_outboxd"))
 }
 
+/// The configuration that allows the default exchange.
+pub fn default_exchange() -> String {
+    let file = repository().join("tests/suite/default-exchange.toml");
+    file.display().to_string()
+}
+
 /// A test's own database and virtual host.
 pub struct World {
     site: Site,
@@ -134,6 +140,13 @@ impl World {
     /// Starts a relay; it may still be connecting.
     pub fn relay(&self, more: &[(&str, &str)]) -> Daemon {
         Daemon::start(&binary(), &["run"], &self.env(more)).unwrap()
+    }
+
+    /// Starts a relay whose rows may name the default exchange.
+    pub fn relay_with_default_exchange(&self, more: &[(&str, &str)]) -> Daemon {
+        let file = default_exchange();
+        let args = ["--config", file.as_str(), "run"];
+        Daemon::start(&binary(), &args, &self.env(more)).unwrap()
     }
 
     /// Starts a relay with an admin port, and returns the port.

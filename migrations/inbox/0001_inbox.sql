@@ -152,6 +152,11 @@ COMMENT ON FUNCTION inbox.fingerprint(text, text, text) IS
 -- nor the row that it waited for.
 --
 -- Names carry their schemas, because a search_path set on the function would cost 4 us for each call.
+--
+-- FOUND and a number of rows do not prove a write: a trigger that returns OLD keeps the old row, and PostgreSQL counts
+-- it as written. So each write here and below returns whether the stored row is the one that was meant. If it is not,
+-- an exception rolls the caller's transaction back. A rule in place of the write cannot hide it, because PostgreSQL
+-- refuses RETURNING and ON CONFLICT on a table with such a rule.
 CREATE FUNCTION inbox.claim(
     consumer        text,
     idempotency_key text,
@@ -167,23 +172,53 @@ CREATE FUNCTION inbox.claim(
 #variable_conflict use_column
 DECLARE
     found_row inbox.message;
+    stored    boolean;
+    marked    boolean;
 BEGIN
     INSERT INTO inbox.message AS m (consumer, idempotency_key, fingerprint, state)
     VALUES (claim.consumer, claim.idempotency_key, claim.fingerprint, 'applied')
-    ON CONFLICT DO NOTHING;
+    ON CONFLICT DO NOTHING
+    RETURNING m.consumer OPERATOR(pg_catalog.=) claim.consumer
+          AND m.idempotency_key OPERATOR(pg_catalog.=) claim.idempotency_key
+          AND m.fingerprint OPERATOR(pg_catalog.=) claim.fingerprint
+          AND m.state OPERATOR(pg_catalog.=) 'applied' INTO stored;
     IF FOUND THEN
+        IF NOT stored THEN
+            RAISE EXCEPTION 'inbox.claim: inbox.message stores another row than % / %', claim.consumer, claim.idempotency_key
+                USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'message',
+                      HINT = 'A trigger on inbox.message changes the row. Let it pass the rows of the inbox, or drop it.';
+        END IF;
         outcome := 'first';
         IF claim.entity IS NOT NULL AND claim.position_ IS NOT NULL THEN
             INSERT INTO inbox.entity AS e (consumer, entity, position)
             VALUES (claim.consumer, claim.entity, claim.position_)
             ON CONFLICT (consumer, entity) DO UPDATE
                 SET position = excluded.position, applied_at = pg_catalog.clock_timestamp()
-                WHERE e.position OPERATOR(pg_catalog.<) excluded.position;
+                WHERE e.position OPERATOR(pg_catalog.<) excluded.position
+            RETURNING e.consumer OPERATOR(pg_catalog.=) claim.consumer
+                  AND e.entity OPERATOR(pg_catalog.=) claim.entity
+                  AND e.position OPERATOR(pg_catalog.=) claim.position_ INTO stored;
             IF NOT FOUND THEN
+                -- Nothing was written, because the stored position is as high, or because a trigger swallowed the row.
                 UPDATE inbox.message m SET state = 'stale', recorded_at = pg_catalog.clock_timestamp()
                 WHERE m.consumer OPERATOR(pg_catalog.=) claim.consumer
-                  AND m.idempotency_key OPERATOR(pg_catalog.=) claim.idempotency_key;
+                  AND m.idempotency_key OPERATOR(pg_catalog.=) claim.idempotency_key
+                RETURNING m.state OPERATOR(pg_catalog.=) 'stale', EXISTS (
+                    SELECT FROM inbox.entity e
+                    WHERE e.consumer OPERATOR(pg_catalog.=) claim.consumer
+                      AND e.entity OPERATOR(pg_catalog.=) claim.entity
+                      AND e.position OPERATOR(pg_catalog.>=) claim.position_) INTO marked, stored;
+                IF marked IS NOT TRUE THEN
+                    RAISE EXCEPTION 'inbox.claim: the state of % / % was not written', claim.consumer, claim.idempotency_key
+                        USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'message',
+                              HINT = 'A trigger on inbox.message keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
+                END IF;
                 outcome := 'stale';
+            END IF;
+            IF stored IS NOT TRUE THEN
+                RAISE EXCEPTION 'inbox.claim: the stale guard of % / % was not written', claim.consumer, claim.entity
+                    USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'entity',
+                          HINT = 'A trigger on inbox.entity keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
             END IF;
         END IF;
         RETURN;
@@ -192,9 +227,10 @@ BEGIN
     WHERE m.consumer OPERATOR(pg_catalog.=) claim.consumer
       AND m.idempotency_key OPERATOR(pg_catalog.=) claim.idempotency_key;
     IF NOT FOUND THEN
-        -- Pruned between the two statements.
+        -- Pruned between the two statements, or swallowed.
         RAISE EXCEPTION 'inbox.claim: % / % disappeared while it was claimed', claim.consumer, claim.idempotency_key
-            USING ERRCODE = 'serialization_failure', HINT = 'Roll back and try again.';
+            USING ERRCODE = 'serialization_failure', SCHEMA = 'inbox', TABLE = 'message',
+                  HINT = 'Roll back and try again. If it repeats, a trigger or a policy on inbox.message swallows or hides its rows.';
     END IF;
     outcome := CASE
         WHEN found_row.fingerprint OPERATOR(pg_catalog.<>) claim.fingerprint THEN 'conflict'
@@ -216,12 +252,29 @@ CREATE FUNCTION inbox.complete(consumer text, idempotency_key text, result bytea
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
+DECLARE
+    stored boolean;
 BEGIN
     UPDATE inbox.message m
     SET result = complete.result, result_type = complete.result_type, recorded_at = pg_catalog.clock_timestamp()
     WHERE m.consumer OPERATOR(pg_catalog.=) complete.consumer AND m.idempotency_key OPERATOR(pg_catalog.=) complete.idempotency_key
-      AND m.state OPERATOR(pg_catalog.=) 'applied';
+      AND m.state OPERATOR(pg_catalog.=) 'applied'
+    RETURNING m.recorded_at IS NOT NULL AND m.state OPERATOR(pg_catalog.=) 'applied'
+          AND coalesce(m.result OPERATOR(pg_catalog.=) complete.result, m.result IS NULL AND complete.result IS NULL)
+          AND coalesce(m.result_type OPERATOR(pg_catalog.=) complete.result_type,
+                       m.result_type IS NULL AND complete.result_type IS NULL) INTO stored;
     IF NOT FOUND THEN
+        -- Only an error costs this second look.
+        SELECT false INTO stored FROM inbox.message m
+        WHERE m.consumer OPERATOR(pg_catalog.=) complete.consumer AND m.idempotency_key OPERATOR(pg_catalog.=) complete.idempotency_key
+          AND m.state OPERATOR(pg_catalog.=) 'applied';
+    END IF;
+    IF NOT stored THEN
+        RAISE EXCEPTION 'inbox.complete: the result of % / % was not written', complete.consumer, complete.idempotency_key
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'message',
+                  HINT = 'A trigger on inbox.message keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
+    END IF;
+    IF stored IS NULL THEN
         RAISE EXCEPTION 'inbox.complete: % / % was not claimed', complete.consumer, complete.idempotency_key
             USING ERRCODE = 'no_data_found', HINT = 'Call inbox.claim before, in the same transaction.';
     END IF;
@@ -253,11 +306,19 @@ CREATE FUNCTION inbox.begin_effect(
 #variable_conflict use_column
 DECLARE
     found_row inbox.message;
+    stored    boolean;
 BEGIN
     INSERT INTO inbox.message AS m (consumer, idempotency_key, fingerprint, state)
     VALUES (begin_effect.consumer, begin_effect.idempotency_key, begin_effect.fingerprint, 'begun')
-    ON CONFLICT DO NOTHING;
+    ON CONFLICT DO NOTHING
+    RETURNING m.consumer = begin_effect.consumer AND m.idempotency_key = begin_effect.idempotency_key
+          AND m.fingerprint = begin_effect.fingerprint AND m.state = 'begun' INTO stored;
     IF FOUND THEN
+        IF NOT stored THEN
+            RAISE EXCEPTION 'inbox.begin_effect: inbox.message stores another row than % / %', begin_effect.consumer, begin_effect.idempotency_key
+                USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'message',
+                      HINT = 'A trigger on inbox.message changes the row. Let it pass the rows of the inbox, or drop it.';
+        END IF;
         outcome := 'first';
         RETURN;
     END IF;
@@ -265,7 +326,8 @@ BEGIN
     WHERE m.consumer = begin_effect.consumer AND m.idempotency_key = begin_effect.idempotency_key;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'inbox.begin_effect: % / % disappeared while it was begun', begin_effect.consumer, begin_effect.idempotency_key
-            USING ERRCODE = 'serialization_failure', HINT = 'Roll back and try again.';
+            USING ERRCODE = 'serialization_failure', SCHEMA = 'inbox', TABLE = 'message',
+                  HINT = 'Roll back and try again. If it repeats, a trigger or a policy on inbox.message swallows or hides its rows.';
     END IF;
     outcome := CASE
         WHEN found_row.fingerprint <> begin_effect.fingerprint THEN 'conflict'
@@ -287,13 +349,27 @@ CREATE FUNCTION inbox.record_effect(consumer text, idempotency_key text, result 
     SET search_path = pg_catalog, pg_temp
     AS $$
 #variable_conflict use_column
+DECLARE
+    stored boolean;
 BEGIN
     UPDATE inbox.message m
     SET state = 'applied', result = record_effect.result, result_type = record_effect.result_type,
         recorded_at = clock_timestamp()
     WHERE m.consumer = record_effect.consumer AND m.idempotency_key = record_effect.idempotency_key
-      AND m.state = 'begun';
+      AND m.state = 'begun'
+    RETURNING m.state = 'applied' AND m.recorded_at IS NOT NULL AND m.result IS NOT DISTINCT FROM record_effect.result
+          AND m.result_type IS NOT DISTINCT FROM record_effect.result_type INTO stored;
     IF NOT FOUND THEN
+        SELECT false INTO stored FROM inbox.message m
+        WHERE m.consumer = record_effect.consumer AND m.idempotency_key = record_effect.idempotency_key
+          AND m.state = 'begun';
+    END IF;
+    IF NOT stored THEN
+        RAISE EXCEPTION 'inbox.record_effect: the outcome of % / % was not written', record_effect.consumer, record_effect.idempotency_key
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'message',
+                  HINT = 'A trigger on inbox.message keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
+    END IF;
+    IF stored IS NULL THEN
         RAISE EXCEPTION 'inbox.record_effect: % / % is not begun, or was recorded before', record_effect.consumer, record_effect.idempotency_key
             USING ERRCODE = 'no_data_found';
     END IF;
@@ -314,11 +390,22 @@ CREATE FUNCTION inbox.abandon_effect(consumer text, idempotency_key text)
     SET search_path = pg_catalog, pg_temp
     AS $$
 #variable_conflict use_column
+DECLARE
+    deleted boolean;
 BEGIN
     DELETE FROM inbox.message m
     WHERE m.consumer = abandon_effect.consumer AND m.idempotency_key = abandon_effect.idempotency_key
-      AND m.state = 'begun';
+      AND m.state = 'begun'
+    RETURNING true INTO deleted;
     IF NOT FOUND THEN
+        PERFORM FROM inbox.message m
+        WHERE m.consumer = abandon_effect.consumer AND m.idempotency_key = abandon_effect.idempotency_key
+          AND m.state = 'begun';
+        IF FOUND THEN
+            RAISE EXCEPTION 'inbox.abandon_effect: % / % was not deleted', abandon_effect.consumer, abandon_effect.idempotency_key
+                USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'message',
+                      HINT = 'A trigger on inbox.message keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
+        END IF;
         RAISE EXCEPTION 'inbox.abandon_effect: % / % is not begun, or was recorded before', abandon_effect.consumer, abandon_effect.idempotency_key
             USING ERRCODE = 'no_data_found';
     END IF;
@@ -328,23 +415,63 @@ COMMENT ON FUNCTION inbox.abandon_effect(text, text) IS
     'Deletes the record of an external effect that certainly did not happen, so that it may begin again.';
 
 -- Call it in a separate transaction, after the rollback of the handler's transaction.
+--
+-- The subquery sees the row as it was before this statement: the count is written if it is higher than that.
 CREATE FUNCTION inbox.fail(consumer text, idempotency_key text, error text) RETURNS integer
-    LANGUAGE sql
+    LANGUAGE plpgsql
     AS $$
+#variable_conflict use_column
+DECLARE
+    counted integer;
+    stored  boolean;
+BEGIN
     INSERT INTO inbox.attempt AS a (consumer, idempotency_key, last_error)
     VALUES (fail.consumer, fail.idempotency_key, pg_catalog.left(fail.error, 1000))
     ON CONFLICT (consumer, idempotency_key) DO UPDATE
         SET attempts = a.attempts OPERATOR(pg_catalog.+) 1, last_error = excluded.last_error, last_at = pg_catalog.clock_timestamp()
-    RETURNING attempts
+    RETURNING a.attempts,
+          a.consumer OPERATOR(pg_catalog.=) fail.consumer AND a.idempotency_key OPERATOR(pg_catalog.=) fail.idempotency_key
+          AND a.attempts OPERATOR(pg_catalog.>) coalesce((
+              SELECT was.attempts FROM inbox.attempt was
+              WHERE was.consumer OPERATOR(pg_catalog.=) fail.consumer
+                AND was.idempotency_key OPERATOR(pg_catalog.=) fail.idempotency_key), 0)
+    INTO counted, stored;
+    IF stored IS NOT TRUE THEN
+        RAISE EXCEPTION 'inbox.fail: the failed attempt of % / % was not counted', fail.consumer, fail.idempotency_key
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'attempt',
+                  HINT = 'A trigger on inbox.attempt keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
+    END IF;
+    RETURN counted;
+END
 $$;
 COMMENT ON FUNCTION inbox.fail(text, text, text) IS
     'Counts a failed attempt and returns the number of failures. Call it after the rollback of the handler''s transaction.';
 
+-- The lock tells a row that a trigger kept from a row that another session deletes.
 CREATE FUNCTION inbox.forgive(consumer text, idempotency_key text) RETURNS void
-    LANGUAGE sql
+    LANGUAGE plpgsql
     AS $$
-    DELETE FROM inbox.attempt a
-    WHERE a.consumer OPERATOR(pg_catalog.=) forgive.consumer AND a.idempotency_key OPERATOR(pg_catalog.=) forgive.idempotency_key
+#variable_conflict use_column
+DECLARE
+    kept boolean;
+BEGIN
+    WITH here AS (
+        SELECT b.consumer, b.idempotency_key FROM inbox.attempt b
+        WHERE b.consumer OPERATOR(pg_catalog.=) forgive.consumer
+          AND b.idempotency_key OPERATOR(pg_catalog.=) forgive.idempotency_key
+        FOR UPDATE
+    ), gone AS (
+        DELETE FROM inbox.attempt a USING here h
+        WHERE a.consumer OPERATOR(pg_catalog.=) h.consumer AND a.idempotency_key OPERATOR(pg_catalog.=) h.idempotency_key
+        RETURNING 1
+    )
+    SELECT EXISTS (SELECT FROM here) AND NOT EXISTS (SELECT FROM gone) INTO kept;
+    IF kept THEN
+        RAISE EXCEPTION 'inbox.forgive: the failed attempts of % / % were not deleted', forgive.consumer, forgive.idempotency_key
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'attempt',
+                  HINT = 'A trigger on inbox.attempt keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
+    END IF;
+END
 $$;
 COMMENT ON FUNCTION inbox.forgive(text, text) IS
     'Deletes the failed attempts of an operation, in the transaction that finally applies it.';
@@ -357,7 +484,10 @@ CREATE FUNCTION inbox.prune(consumer text, older_than interval, max_rows integer
     AS $$
 #variable_conflict use_column
 DECLARE
-    deleted integer;
+    chosen         integer;
+    deleted        integer;
+    failed_chosen  integer;
+    failed_deleted integer;
     -- A constant can bound the index scan. A volatile function in its place would be evaluated for every row of the
     -- consumer.
     horizon CONSTANT timestamptz := clock_timestamp() - prune.older_than;
@@ -375,15 +505,31 @@ BEGIN
         ORDER BY m.claimed_at
         LIMIT prune.max_rows
         FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM inbox.message m USING old o
+        WHERE m.consumer = o.consumer AND m.idempotency_key = o.idempotency_key
+        RETURNING 1
     )
-    DELETE FROM inbox.message m USING old o
-    WHERE m.consumer = o.consumer AND m.idempotency_key = o.idempotency_key;
-    GET DIAGNOSTICS deleted = ROW_COUNT;
-    DELETE FROM inbox.attempt a
-    WHERE a.ctid = ANY (ARRAY(
-        SELECT b.ctid FROM inbox.attempt b
+    SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM gone) INTO chosen, deleted;
+    WITH old AS (
+        SELECT b.consumer, b.idempotency_key FROM inbox.attempt b
         WHERE b.consumer = prune.consumer AND b.last_at < horizon
-        LIMIT prune.max_rows));
+        LIMIT prune.max_rows
+        FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM inbox.attempt a USING old o
+        WHERE a.consumer = o.consumer AND a.idempotency_key = o.idempotency_key
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM gone) INTO failed_chosen, failed_deleted;
+    -- Locked and chosen, so no other session deletes them.
+    IF deleted < chosen OR failed_deleted < failed_chosen THEN
+        RAISE EXCEPTION 'inbox.prune: % of % old rows of % were not deleted',
+            chosen - deleted + failed_chosen - failed_deleted, chosen + failed_chosen, prune.consumer
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox',
+                  TABLE = CASE WHEN deleted < chosen THEN 'message' ELSE 'attempt' END,
+                  HINT = 'A trigger on inbox.message or inbox.attempt keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
+    END IF;
     RETURN deleted;
 END
 $$;

@@ -175,9 +175,9 @@ impl Found {
                 other => format!("waiting: {other}"),
             },
             State::Held if cause == "probe" => {
-                "held: everything to its destination fails, and it tries the destination next".to_owned()
+                "held: everything to its destination, or to its exchange, fails, and it is tried next".to_owned()
             }
-            State::Held => "held: everything to its destination fails".to_owned(),
+            State::Held => "held: everything to its destination, or to its exchange, fails".to_owned(),
             State::Dead if self.sent_at.is_some() => {
                 "dead: it was sent, and its replay was given up".to_owned()
             }

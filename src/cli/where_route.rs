@@ -1,7 +1,7 @@
 //! The route of a message as a relay with this command's configuration computes it.
 
 use outbox_core::{
-    circuit::Destination,
+    circuit::{Destination, Target},
     envelope::{Envelope, EnvelopeBuilder, EnvelopeOptions},
     header::HeaderValue,
     reason::Reason,
@@ -69,9 +69,11 @@ impl Router {
                 detail: refusal.detail,
             },
             Ok(envelope) => {
-                let here = Destination::of(&envelope.exchange, &envelope.routing_key);
+                let to = Target::of(&envelope.exchange, &envelope.routing_key);
+                let own = [to.destination, to.exchange, to.untried];
                 let held = facts.waiting.as_ref().and_then(|w| w.destination);
-                goes(envelope, held.is_some_and(|held| held != here.0))
+                let is_own = |held: i64| own.contains(&Destination(held));
+                goes(envelope, held.is_some_and(|held| !is_own(held)))
             }
         }
     }

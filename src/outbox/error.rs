@@ -245,6 +245,14 @@ fn is_in_a_function(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_some_and(|db| db.where_().is_some())
 }
 
+/// A publication filters rows by a column that is not in the replica identity, or does not publish a generated column of
+/// it (`lane`, from PostgreSQL 18 on), or there is no replica identity.
+fn is_replica_identity(error: &tokio_postgres::Error) -> bool {
+    error
+        .as_db_error()
+        .is_some_and(|db| db.routine() == Some("CheckCmdReplicaIdentity"))
+}
+
 /// The driver's own text is `db error`; the cause is one level down.
 fn describe(error: &tokio_postgres::Error) -> String {
     use std::error::Error;
@@ -253,7 +261,7 @@ fn describe(error: &tokio_postgres::Error) -> String {
         // The detail of this error names the obstacle, and contains nothing of a row.
         return match db.detail() {
             Some(detail) if *db.code() == SqlState::INVALID_COLUMN_REFERENCE => {
-                format!("{text}: {detail}")
+                format!("{text}: {}", detail.trim_end_matches('.'))
             }
             _ => text,
         };
@@ -285,6 +293,11 @@ fn remedy(action: &str, error: &tokio_postgres::Error) -> &'static str {
     if is_row_security(error) {
         return ". Row level security would hide rows of it from this role, and they would never be sent: ALTER TABLE outbox.… \
                 DISABLE ROW LEVEL SECURITY, or ALTER ROLE … BYPASSRLS for this role";
+    }
+    if is_replica_identity(error) {
+        return ". A publication for logical replication refuses it. Publish the outbox's tables without a row filter and, from \
+                PostgreSQL 18 on, WITH (publish_generated_columns = stored); or WITH (publish = 'insert'). Their replica \
+                identity must be the default: ALTER TABLE outbox.… REPLICA IDENTITY DEFAULT";
     }
     if pooled(error) {
         return POOLER;
@@ -324,10 +337,6 @@ fn remedy(action: &str, error: &tokio_postgres::Error) -> &'static str {
         }
         Some(&SqlState::LOCK_NOT_AVAILABLE) => {
             ". Another transaction holds a lock on the outbox: a migration, or somebody who has locked its rows"
-        }
-        // An UPDATE of a table whose publication filters rows by a column that is not in its replica identity.
-        Some(&SqlState::INVALID_COLUMN_REFERENCE) => {
-            ". Publish the outbox's tables without a row filter, or without UPDATE and DELETE"
         }
         _ => "",
     }

@@ -29,6 +29,16 @@ const RELEASE: Query = Query {
     sql: include_str!("sql/held_release.sql"),
     types: &[Type::INT8, Type::INT8],
 };
+const PROBE_NEWEST: Query = Query {
+    action: "probe untried destinations",
+    sql: include_str!("sql/held_probe_newest.sql"),
+    types: &[Type::INT8],
+};
+const RELEASE_NEWEST: Query = Query {
+    action: "release messages to untried destinations",
+    sql: include_str!("sql/held_release_newest.sql"),
+    types: &[Type::INT8, Type::INT8],
+};
 const DESTINATIONS: Query = Query {
     action: "look for held messages",
     sql: include_str!("sql/held_destinations.sql"),
@@ -42,11 +52,27 @@ pub async fn probe(
     destination: Destination,
     after: i64,
 ) -> Result<Option<i64>, OutboxError> {
-    let rows = session.query(&PROBE, &[&destination.0, &after]).await?;
+    made_due(session, &PROBE, &[&destination.0, &after]).await
+}
+
+/// The same for the newest held message.
+pub async fn probe_newest(
+    session: &Session,
+    destination: Destination,
+) -> Result<Option<i64>, OutboxError> {
+    made_due(session, &PROBE_NEWEST, &[&destination.0]).await
+}
+
+async fn made_due(
+    session: &Session,
+    query: &Query,
+    params: Params<'_>,
+) -> Result<Option<i64>, OutboxError> {
+    let rows = session.query(query, params).await?;
     let Some(row) = rows.first() else {
         return Ok(None);
     };
-    proven(&PROBE, 1, i64::from(get::<bool, _>(row, "written")?))?;
+    proven(query, 1, i64::from(get::<bool, _>(row, "written")?))?;
     get(row, "id").map(Some)
 }
 
@@ -83,10 +109,28 @@ pub async fn release(
     destination: Destination,
     rows: usize,
 ) -> Result<usize, OutboxError> {
+    released(session, &RELEASE, destination, rows).await
+}
+
+/// Makes the newest `rows` held messages due; returns their number.
+pub async fn release_newest(
+    session: &Session,
+    destination: Destination,
+    rows: usize,
+) -> Result<usize, OutboxError> {
+    released(session, &RELEASE_NEWEST, destination, rows).await
+}
+
+async fn released(
+    session: &Session,
+    query: &Query,
+    destination: Destination,
+    rows: usize,
+) -> Result<usize, OutboxError> {
     let rows = i64::try_from(rows).unwrap_or(i64::MAX);
     let params: Params<'_> = &[&destination.0, &rows];
-    let (chosen, written) = settle::released(&session.query(&RELEASE, params).await?)?;
-    proven(&RELEASE, chosen, written)?;
+    let (chosen, written) = settle::released(&session.query(query, params).await?)?;
+    proven(query, chosen, written)?;
     Ok(usize::try_from(written).unwrap_or(0))
 }
 

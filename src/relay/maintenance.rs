@@ -275,8 +275,17 @@ async fn circuit_tasks(context: &Context, session: &Session) -> Result<(), Outbo
                     == GIVE_UP_AT_ONCE.unsigned_abs()
                 {}
             }
+            Task::ProbeNewest(destination) => {
+                let chosen = held::probe_newest(session, destination).await?;
+                let now = Instant::now().into_std();
+                context.circuits().probed(destination, chosen, now);
+            }
             Task::Release(destination, rows) => {
                 let released = held::release(session, destination, rows).await?;
+                context.circuits().released(destination, rows, released);
+            }
+            Task::ReleaseNewest(destination, rows) => {
+                let released = held::release_newest(session, destination, rows).await?;
                 context.circuits().released(destination, rows, released);
             }
         }

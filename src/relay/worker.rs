@@ -439,10 +439,18 @@ fn to_file(claim: &Claim) -> impl Iterator<Item = Position> {
 async fn release_held(context: &Context, session: &Session) -> Result<(), OutboxError> {
     let releases = context.circuits().releases();
     for task in releases {
-        let Task::Release(destination, rows) = task else {
-            continue;
+        let (destination, rows, released) = match task {
+            Task::Release(destination, rows) => {
+                let released = held::release(session, destination, rows).await;
+                (destination, rows, released)
+            }
+            Task::ReleaseNewest(destination, rows) => {
+                let released = held::release_newest(session, destination, rows).await;
+                (destination, rows, released)
+            }
+            Task::Probe(..) | Task::ProbeNewest(_) | Task::GiveUp(..) => continue,
         };
-        match held::release(session, destination, rows).await {
+        match released {
             // This claim is settled, and the next claims need no release: they go on.
             Err(error) if error.is_statement_refused() => {
                 context.health.cannot_mark(&error.to_string());

@@ -124,7 +124,7 @@ pub fn describe() {
     describe_counter!(PRUNED, "Sent messages deleted by retention.");
     describe_gauge!(
         FAILING_DESTINATIONS,
-        "Destinations (exchange and routing key) where every message fails; their messages are held."
+        "Destinations (exchange and routing key) where every message fails, and exchanges where many destinations do; their messages are held."
     );
     describe_gauge!(
         CAN_MARK,

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt::Display, time::Duration};
 
 use outbox_core::{
+    circuit::Why,
     claim::Claim,
     message::Position,
     outcome::{Answer, Outcome},
@@ -76,40 +77,49 @@ pub fn answered<'a>(
     }
 }
 
-/// One line for all destinations of a wave: a missing exchange must not write a line for each routing key.
+/// One line for all destinations of a wave, and one for all exchanges: a full queue must not write a line for each
+/// routing key.
 pub fn destinations(source: &str, changes: &Changes) {
-    if let Some((
-        Name {
-            exchange,
-            routing_key,
-        },
-        why,
-    )) = changes.opened.first()
-    {
+    let opened = |is_exchange: bool| {
+        let of_kind = move |(name, _): &&(Name, Why)| name.routing_key.is_none() == is_exchange;
+        changes.opened.iter().filter(of_kind)
+    };
+    if let Some((name, why)) = opened(false).next() {
         tracing::warn!(
             source,
-            exchange = %exchange.escape_debug(),
-            routing_key = %routing_key.escape_debug(),
+            exchange = %name.exchange.escape_debug(),
+            routing_key = %routing_key(name),
             reason = why.reason.as_str(),
             error = %why.error.escape_debug(),
-            destinations = changes.opened.len(),
+            destinations = opened(false).count(),
             "everything to this destination fails: its messages are held, and one at a time probes it"
         );
     }
-    if let Some(Name {
-        exchange,
-        routing_key,
-    }) = changes.closed.first()
-    {
+    if let Some((name, why)) = opened(true).next() {
+        tracing::warn!(
+            source,
+            exchange = %name.exchange.escape_debug(),
+            reason = why.reason.as_str(),
+            error = %why.error.escape_debug(),
+            exchanges = opened(true).count(),
+            "many destinations of this exchange fail alike: its messages are held, and one at a time probes it"
+        );
+    }
+    if let Some(name) = changes.closed.first() {
         tracing::info!(
             source,
-            exchange = %exchange.escape_debug(),
-            routing_key = %routing_key.escape_debug(),
+            exchange = %name.exchange.escape_debug(),
+            routing_key = %routing_key(name),
             destinations = changes.closed.len(),
             "the destination takes messages again: its held messages are released"
         );
     }
     metrics::failing_destinations(source, changes.failing);
+}
+
+/// `*`: all routing keys of the exchange.
+fn routing_key(name: &Name) -> impl Display {
+    name.routing_key.as_deref().unwrap_or("*").escape_debug()
 }
 
 /// Called after the commit, so that nothing rolled back is counted. `confirmed_after`: time from the claim's clock to

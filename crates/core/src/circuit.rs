@@ -1,5 +1,5 @@
-//! One circuit per destination. While every message to an exchange and routing key fails, one message at a time probes
-//! this destination, and the others wait unpublished. No I/O.
+//! Circuits: of each destination, and of each exchange. While every message to an exchange and routing key fails, one
+//! message at a time probes this destination, and the others wait unpublished. No I/O.
 //!
 //! **Why.** A nack says nothing about the other queues that took the message: with one of two queues full, each retry
 //! of each message is one more copy in the healthy queue. And a million messages behind a lost binding are a million
@@ -12,6 +12,18 @@
 //! first success changes the state to `Draining`: held messages are released in windows that double, and a failure
 //! opens the circuit again.
 //!
+//! **Exchanges.** With a routing key for each aggregate, each message has its own destination: no circuit opens, or
+//! thousands do, each with its own probes. So an exchange has two circuits, with the same states.
+//!
+//! - *Failing destinations.* It opens when many destinations fail alike ([`Why::is_shared`]). A message that fails is
+//!   then held for the exchange, and one message at a time probes it, so each message fails about once. A destination
+//!   with an open circuit keeps its messages, and these circuits take turns with their probes. When most of the
+//!   messages that a successful probe released fail, it opens again.
+//! - *Untried destinations.* It opens when, besides, hardly any destination works. Messages to destinations that
+//!   neither failed nor succeeded are then held unpublished. The first of them that succeeds drains it.
+//!
+//! A destination that succeeds stays out of both until it fails.
+//!
 //! **Giving up.** The failures of a held message are its own, plus one for each failed probe since it was held. When
 //! the sum reaches `max_attempts`, the message is published one last time, and a failure makes it dead. A nack never
 //! makes it dead.
@@ -19,129 +31,38 @@
 //! **Authority.** The rows in `outbox.waiting` say which messages are held, and for which destination. The state here
 //! belongs to one process: two relays probe independently, and a relay that starts finds held messages by their index.
 
+mod destination;
+mod exchange;
+mod state;
+
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
+use exchange::Exchange;
 use rand::Rng;
-use sha2::{Digest, Sha256};
+use state::{Open, State};
 
-use crate::{
-    backoff::{self, RetryPolicy},
-    message::Position,
-    reason::Reason,
+pub use self::destination::{
+    Admission, Arrival, Destination, Held, Spread, Tally, Target, Task, Why,
 };
-
-/// Hash of an exchange and a routing key. Every relay computes the same number; `outbox.waiting` stores it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Destination(pub i64);
-
-impl Destination {
-    pub fn of(exchange: &str, routing_key: &str) -> Self {
-        // The length keeps ('ab', 'c') and ('a', 'bc') apart.
-        let hash = Sha256::new()
-            .chain_update((exchange.len() as u64).to_be_bytes())
-            .chain_update(exchange)
-            .chain_update(routing_key)
-            .finalize();
-        let mut first = [0; 8];
-        first.copy_from_slice(&hash[..8]);
-        Self(i64::from_be_bytes(first))
-    }
-}
-
-/// Why messages to a destination fail.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Why {
-    pub reason: Reason,
-    pub error: String,
-}
-
-/// The state in which a candidate arrives at its destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
-    /// Not tried before.
-    New,
-    /// Due again, or released.
-    Again,
-    /// Selected to probe the destination.
-    Probe,
-    /// Selected for its last attempt.
-    Last,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Admission {
-    Publish,
-    Hold(Held),
-}
-
-/// Data that is filed with a held message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    pub destination: Destination,
-    /// Failed probes of the destination at that time.
-    pub failures: u32,
-    pub why: Why,
-}
-
-/// The result of a wave for one destination.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Tally {
-    pub delivered: usize,
-    /// Failed messages: their number, the first one, and the cause.
-    pub failed: Option<(usize, Position, Why)>,
-    /// At least one delivered message was held before.
-    pub had_been_held: bool,
-}
-
-/// Due work on held messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Task {
-    /// Make one held message due: the next one after this position.
-    Probe(Destination, i64),
-    /// Make the held messages that reach their limit, with this number of failed probes, due for their last attempt.
-    GiveUp(Destination, u32),
-    /// Make this number of held messages due.
-    Release(Destination, usize),
-}
-
-#[derive(Debug)]
-enum State {
-    /// Only this message has failed.
-    Failing(Position),
-    Open(Open),
-    Draining {
-        window: usize,
-    },
-}
-
-#[derive(Debug)]
-struct Open {
-    failures: u32,
-    /// The back-off or a claim chose a message as a probe, and no answer has come yet.
-    probing: bool,
-    next_probe: Instant,
-    next_new_probe: Instant,
-    /// Position of the last held message that was chosen as a probe; the next probe is another message.
-    chosen: i64,
-    /// A probe has no answer yet, and since this time no held message was found: the probe itself is not held.
-    none_held_since: Option<Instant>,
-    /// A probe has failed since the last search for held messages that reach their limit.
-    give_up: bool,
-    why: Why,
-}
+use crate::backoff::RetryPolicy;
 
 /// Destinations of a source that fail, or that began to work again.
 #[derive(Debug)]
 pub struct Circuits {
     policy: RetryPolicy,
+    /// Of destinations, and of exchanges.
     states: HashMap<Destination, State>,
+    exchanges: HashMap<Destination, Exchange>,
+    many: usize,
 }
 
 /// Maximum number of watched destinations. Messages to further destinations are retried one by one.
 const MOST: usize = 10_000;
+/// Maximum number of exchanges whose destinations are remembered.
+const EXCHANGES: usize = 100;
 /// Maximum wait for the answer to a probe.
 const ANSWER: Duration = Duration::from_secs(60);
 /// Maximum number of held messages that one step releases.
@@ -149,9 +70,16 @@ const WINDOW: usize = 4096;
 
 impl Circuits {
     pub fn new(policy: RetryPolicy) -> Self {
+        Self::with_many(policy, exchange::MANY)
+    }
+
+    /// `many`: number of destinations that must fail alike before the circuit of their exchange opens.
+    pub fn with_many(policy: RetryPolicy, many: usize) -> Self {
         Self {
             policy,
             states: HashMap::new(),
+            exchanges: HashMap::new(),
+            many,
         }
     }
 
@@ -175,27 +103,50 @@ impl Circuits {
     /// Decides whether a message is published now or held.
     pub fn admit(
         &mut self,
-        destination: Destination,
+        to: Target,
         arrival: Arrival,
         now: Instant,
         rng: &mut impl Rng,
     ) -> Admission {
-        let policy = self.policy;
-        let Some(State::Open(open)) = self.states.get_mut(&destination) else {
-            return Admission::Publish;
-        };
         if arrival == Arrival::Last {
             return Admission::Publish;
         }
-        if arrival == Arrival::Probe || now >= open.next_probe {
-            open.start_probe(&policy, now, rng);
+        let exchange_is_open = self.is_open(to.exchange);
+        match self.states.get_mut(&to.destination) {
+            Some(State::Open(open)) => {
+                open.exchange = Some(to.exchange);
+                // It rests: its turn to probe comes from `tasks`.
+                if exchange_is_open && !matches!(arrival, Arrival::Probe(_)) {
+                    return Admission::Hold(open.held(to.destination));
+                }
+                return open.admit(to.destination, arrival, &self.policy, now, rng);
+            }
+            Some(State::Draining { .. }) => return Admission::Publish,
+            Some(State::Failing(_)) | None => {}
+        }
+        let known = self.exchanges.get(&to.exchange);
+        if known.is_some_and(|known| known.works(to.destination)) {
             return Admission::Publish;
         }
-        if arrival == Arrival::New && now >= open.next_new_probe {
-            open.next_new_probe = now + policy.backoff_initial;
+        let has_failed = known.is_some_and(|known| known.fails(to.destination))
+            || arrival.held_for() == Some(to.exchange);
+        let here = if has_failed { to.exchange } else { to.untried };
+        let is_second = has_failed && exchange_is_open && arrival == Arrival::New;
+        let gets_its_own = is_second && self.has_room();
+        let Some(State::Open(open)) = self.states.get_mut(&here) else {
             return Admission::Publish;
+        };
+        if gets_its_own {
+            // The second message to this destination gets it a circuit, without a publish. When the destination works
+            // again, its messages do not wait for those to all others.
+            let why = open.why.clone();
+            let held = self.open_now(to.destination, why, now, rng);
+            if let Some(State::Open(open)) = self.states.get_mut(&to.destination) {
+                open.exchange = Some(to.exchange);
+            }
+            return Admission::Hold(held);
         }
-        Admission::Hold(open.held(destination))
+        open.admit(here, arrival, &self.policy, now, rng)
     }
 
     /// Records the result of a wave for one destination. Returns `Some` if its circuit is open: the failed messages are
@@ -207,21 +158,14 @@ impl Circuits {
         now: Instant,
         rng: &mut impl Rng,
     ) -> Option<Held> {
-        let policy = self.policy;
         let has_room = self.has_room();
         if tally.delivered > 0 {
             match self.states.get(&destination) {
                 Some(State::Failing(_)) => {
                     self.states.remove(&destination);
                 }
-                Some(State::Open(_)) => {
-                    self.states
-                        .insert(destination, State::Draining { window: 1 });
-                }
-                None if tally.had_been_held && has_room => {
-                    self.states
-                        .insert(destination, State::Draining { window: 1 });
-                }
+                Some(State::Open(_)) => self.drain(destination),
+                None if tally.had_been_held && has_room => self.drain(destination),
                 Some(State::Draining { .. }) | None => {}
             }
             return None;
@@ -229,13 +173,7 @@ impl Circuits {
         let (count, first, why) = tally.failed.clone()?;
         match self.states.get_mut(&destination) {
             Some(State::Open(open)) => {
-                open.none_held_since = None;
-                if open.probing {
-                    open.probing = false;
-                    open.failures = open.failures.saturating_add(1);
-                    open.give_up = why.reason != Reason::Nacked;
-                }
-                open.why = why;
+                open.failed(why);
                 return Some(open.held(destination));
             }
             Some(State::Failing(position)) if count == 1 && *position == first => return None,
@@ -247,10 +185,110 @@ impl Circuits {
             }
             None => {}
         }
-        let open = Open::new(why, &policy, now, rng);
-        let held = open.held(destination);
-        self.states.insert(destination, State::Open(open));
-        Some(held)
+        Some(self.open_now(destination, why, now, rng))
+    }
+
+    /// Records the result of a wave for one exchange. Returns `Some` if the circuit of its failing destinations is open:
+    /// the messages that failed alike are then held for the exchange, unless the circuit of their destination is open.
+    pub fn report_exchange(
+        &mut self,
+        spread: &Spread,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<Held> {
+        let has_room = self.has_room();
+        let begins = self.recorded(spread, now);
+        let held = self.report_failing(spread, begins, has_room, now, rng);
+        if self.is_open(spread.untried) {
+            if begins || spread.had_been_held {
+                let (window, untried) = (1, true);
+                self.states
+                    .insert(spread.untried, State::Draining { window, untried });
+                if let Some(known) = self.exchanges.get_mut(&spread.exchange) {
+                    known.untried_closed(spread);
+                }
+            } else if let (Some(State::Open(open)), Some(why)) =
+                (self.states.get_mut(&spread.untried), &spread.why)
+            {
+                open.failed(why.clone());
+            }
+        } else if let (Some(_), Some(why)) = (&held, &spread.why) {
+            let known = self.exchanges.get(&spread.exchange);
+            if has_room && known.is_some_and(|known| known.hardly_any_works(self.many)) {
+                self.open_now(spread.untried, why.clone(), now, rng);
+                if let Some(State::Open(open)) = self.states.get_mut(&spread.untried) {
+                    open.untried = true;
+                }
+            }
+        }
+        held
+    }
+
+    fn report_failing(
+        &mut self,
+        spread: &Spread,
+        begins: bool,
+        has_room: bool,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<Held> {
+        let here = spread.exchange;
+        let known = self.exchanges.get_mut(&here);
+        let fails = match (self.states.get_mut(&here), known) {
+            (Some(State::Open(_)), known) if spread.had_been_held => {
+                if let Some(known) = known {
+                    known.closed(spread);
+                }
+                self.drain(here);
+                return None;
+            }
+            (Some(State::Open(open)), _) => {
+                if begins {
+                    open.hurry(now);
+                }
+                if let Some(why) = &spread.why {
+                    open.failed(why.clone());
+                }
+                return Some(open.held(here));
+            }
+            (Some(_), known) => known.is_none_or(|known| known.drain_fails()),
+            (None, known) => {
+                if spread.had_been_held && has_room {
+                    if let Some(known) = known {
+                        known.closed(spread);
+                    }
+                    self.drain(here);
+                    return None;
+                }
+                has_room && known.is_some_and(|known| known.many_fail(self.many))
+            }
+        };
+        let why = spread.why.clone().filter(|_| fails)?;
+        Some(self.open_now(here, why, now, rng))
+    }
+
+    /// Returns whether a destination of the exchange began to work.
+    fn recorded(&mut self, spread: &Spread, now: Instant) -> bool {
+        let here = spread.exchange;
+        let window = 2 * self.policy.backoff_max;
+        let states = &self.states;
+        self.exchanges
+            .retain(|here, known| states.contains_key(here) || !known.is_old(window, now));
+        if !self.exchanges.contains_key(&here) {
+            // Circuits of an exchange without a record come from another relay, or from before a restart.
+            let found = |here| match self.states.get(here) {
+                Some(State::Open(open)) => Some(open.why.reason),
+                Some(State::Failing(_) | State::Draining { .. }) | None => None,
+            };
+            let reason = spread.why.as_ref().map(|why| why.reason);
+            let reason = reason.or_else(|| found(&here).or_else(|| found(&spread.untried)));
+            let Some(reason) = reason.filter(|_| self.exchanges.len() < EXCHANGES) else {
+                return !spread.delivered.is_empty();
+            };
+            self.exchanges.insert(here, Exchange::new(reason, now));
+        }
+        let known = self.exchanges.get_mut(&here);
+        known.is_some_and(|known| known.record(spread, now))
     }
 
     /// A held message was found for a destination without a state: another relay held it, or this relay did before a
@@ -263,17 +301,15 @@ impl Circuits {
             None => !self.has_room(),
         };
         if !known {
-            let open = Open {
-                failures: held.failures,
-                ..Open::new(held.why, &self.policy, now, rng)
-            };
+            let mut open = Open::new(held.why, &self.policy, now, rng);
+            open.failures = held.failures;
             self.states.insert(held.destination, State::Open(open));
         }
     }
 
     /// Tasks that are due now. The caller reports the result of a probe to `probed` and of a release to `released`.
     pub fn tasks(&mut self, now: Instant, rng: &mut impl Rng) -> Vec<Task> {
-        let policy = self.policy;
+        let resting = self.resting(now);
         let mut tasks = Vec::new();
         for (destination, state) in &mut self.states {
             match state {
@@ -283,27 +319,60 @@ impl Circuits {
                         open.give_up = false;
                         tasks.push(Task::GiveUp(*destination, open.failures));
                     }
-                    if now >= open.next_probe {
+                    if now >= open.next_probe && !resting.contains(destination) {
                         if open.probing {
                             open.none_held_since.get_or_insert(now);
                         }
-                        open.start_probe(&policy, now, rng);
-                        tasks.push(Task::Probe(*destination, open.chosen));
+                        open.start_probe(&self.policy, now, rng);
+                        tasks.push(match open.untried {
+                            true => Task::ProbeNewest(*destination),
+                            false => Task::Probe(*destination, open.chosen),
+                        });
                     }
                 }
-                State::Draining { window } => tasks.push(Task::Release(*destination, *window)),
+                State::Draining { window, untried } => {
+                    tasks.push(release(*destination, *window, *untried));
+                }
             }
         }
         tasks
     }
 
+    /// Destinations whose circuits must not probe now: while their exchange has a circuit, they take turns. Otherwise
+    /// each of a thousand circuits would copy a message in each back-off.
+    fn resting(&mut self, now: Instant) -> HashSet<Destination> {
+        let mut resting = HashSet::new();
+        let mut next: HashMap<Destination, (Instant, Destination)> = HashMap::new();
+        for (destination, state) in &self.states {
+            if let State::Open(open) = state
+                && let Some(exchange) = open.exchange
+                && self.states.contains_key(&exchange)
+            {
+                resting.insert(*destination);
+                let this = (open.next_probe, *destination);
+                let first = next.entry(exchange).or_insert(this);
+                *first = this.min(*first);
+            }
+        }
+        for (exchange, (due, destination)) in next {
+            if let Some(State::Open(open)) = self.states.get_mut(&exchange) {
+                if now < open.next_of_another || now < due {
+                    continue;
+                }
+                open.next_of_another = now + self.policy.backoff_initial;
+            }
+            resting.remove(&destination);
+        }
+        resting
+    }
+
     /// Held messages to release now, after a settle that delivered some.
     pub fn releases(&self) -> Vec<Task> {
-        let release = |(destination, state): (&Destination, &State)| match state {
-            State::Draining { window } => Some(Task::Release(*destination, *window)),
+        let due = |(destination, state): (&Destination, &State)| match state {
+            State::Draining { window, untried } => Some(release(*destination, *window, *untried)),
             State::Failing(_) | State::Open(_) => None,
         };
-        self.states.iter().filter_map(release).collect()
+        self.states.iter().filter_map(due).collect()
     }
 
     /// `chosen` is the position of the held message that was made due; `None` if no message is held. Without held
@@ -327,13 +396,32 @@ impl Circuits {
 
     /// `released` below `asked` means that no held message is left.
     pub fn released(&mut self, destination: Destination, asked: usize, released: usize) {
-        if let Some(State::Draining { window }) = self.states.get_mut(&destination) {
+        if let Some(State::Draining { window, .. }) = self.states.get_mut(&destination) {
             if released < asked {
                 self.states.remove(&destination);
             } else {
                 *window = (*window).max(asked * 2).min(WINDOW);
             }
         }
+    }
+
+    fn drain(&mut self, destination: Destination) {
+        let (window, untried) = (1, false);
+        self.states
+            .insert(destination, State::Draining { window, untried });
+    }
+
+    fn open_now(
+        &mut self,
+        destination: Destination,
+        why: Why,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Held {
+        let open = Open::new(why, &self.policy, now, rng);
+        let held = open.held(destination);
+        self.states.insert(destination, State::Open(open));
+        held
     }
 
     fn has_room(&mut self) -> bool {
@@ -345,336 +433,12 @@ impl Circuits {
     }
 }
 
-impl Open {
-    fn new(why: Why, policy: &RetryPolicy, now: Instant, rng: &mut impl Rng) -> Self {
-        Self {
-            failures: 0,
-            probing: false,
-            next_probe: now + pause(0, policy, rng),
-            next_new_probe: now + policy.backoff_initial,
-            chosen: i64::MIN,
-            none_held_since: None,
-            give_up: false,
-            why,
-        }
+fn release(destination: Destination, window: usize, untried: bool) -> Task {
+    match untried {
+        true => Task::ReleaseNewest(destination, window),
+        false => Task::Release(destination, window),
     }
-
-    fn start_probe(&mut self, policy: &RetryPolicy, now: Instant, rng: &mut impl Rng) {
-        self.probing = true;
-        self.next_probe = now + pause(self.failures.saturating_add(1), policy, rng);
-    }
-
-    fn held(&self, destination: Destination) -> Held {
-        Held {
-            destination,
-            failures: self.failures,
-            why: self.why.clone(),
-        }
-    }
-}
-
-fn pause(failures: u32, policy: &RetryPolicy, rng: &mut impl Rng) -> Duration {
-    let made = failures.saturating_add(1);
-    backoff::delay(made, policy.backoff_initial, policy.backoff_max, rng)
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use rand::{SeedableRng, rngs::StdRng};
-
-    use super::*;
-
-    const POLICY: RetryPolicy = RetryPolicy {
-        max_attempts: 20,
-        backoff_initial: Duration::from_secs(1),
-        backoff_max: Duration::from_secs(300),
-    };
-    const HERE: Destination = Destination(7);
-
-    fn position(id: i64) -> Position {
-        Position { lane: 0, id }
-    }
-
-    fn why(reason: Reason) -> Why {
-        Why {
-            reason,
-            error: String::new(),
-        }
-    }
-
-    fn failed(count: usize, first: i64, reason: Reason) -> Tally {
-        Tally {
-            failed: Some((count, position(first), why(reason))),
-            ..Tally::default()
-        }
-    }
-
-    fn delivered() -> Tally {
-        Tally {
-            delivered: 1,
-            ..Tally::default()
-        }
-    }
-
-    struct World {
-        circuits: Circuits,
-        now: Instant,
-        rng: StdRng,
-    }
-
-    impl World {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "only now() makes an Instant; the tests move it themselves"
-        )]
-        fn new() -> Self {
-            Self {
-                circuits: Circuits::new(POLICY),
-                now: Instant::now(),
-                rng: StdRng::seed_from_u64(1),
-            }
-        }
-
-        fn open(reason: Reason) -> Self {
-            let mut world = Self::new();
-            assert!(world.report(&failed(2, 1, reason)).is_some());
-            world
-        }
-
-        fn report(&mut self, tally: &Tally) -> Option<Held> {
-            self.circuits.report(HERE, tally, self.now, &mut self.rng)
-        }
-
-        fn goes(&mut self, arrival: Arrival) -> bool {
-            self.circuits.admit(HERE, arrival, self.now, &mut self.rng) == Admission::Publish
-        }
-
-        fn tasks(&mut self) -> Vec<Task> {
-            self.circuits.tasks(self.now, &mut self.rng)
-        }
-
-        /// Lets the back-off elapse, and fails the probe.
-        fn fail_a_probe(&mut self, reason: Reason) {
-            self.now += POLICY.backoff_max;
-            assert!(matches!(
-                self.tasks()[..],
-                [Task::Probe(..)] | [Task::GiveUp(..), Task::Probe(..)]
-            ));
-            assert!(self.goes(Arrival::Probe));
-            assert!(self.report(&failed(1, 9, reason)).is_some());
-        }
-    }
-
-    #[test]
-    fn one_failing_message_holds_no_other() {
-        let mut world = World::new();
-        for _ in 0..10 {
-            assert_eq!(world.report(&failed(1, 5, Reason::Unroutable)), None);
-            assert!(world.goes(Arrival::New));
-        }
-        assert!(world.report(&failed(1, 6, Reason::Unroutable)).is_some());
-        assert!(!world.goes(Arrival::New));
-    }
-
-    #[test]
-    fn failures_among_successes_hold_no_message() {
-        let mut world = World::new();
-        for id in 0..100 {
-            assert_eq!(world.report(&failed(1, id, Reason::Unroutable)), None);
-            assert_eq!(world.report(&delivered()), None);
-            let mixed = Tally {
-                delivered: 1,
-                ..failed(50, id, Reason::Unroutable)
-            };
-            assert_eq!(world.report(&mixed), None);
-        }
-        assert!(world.circuits.is_empty());
-    }
-
-    #[test]
-    fn an_open_circuit_admits_a_probe_in_each_back_off_and_a_new_message_a_second() {
-        let mut world = World::open(Reason::Nacked);
-        let mut again = 0;
-        let mut new = 0;
-        for _ in 0..1000 {
-            world.now += Duration::from_millis(100);
-            if world.goes(Arrival::Again) {
-                again += 1;
-                world.report(&failed(1, 9, Reason::Nacked));
-            }
-            new += u32::from(world.goes(Arrival::New));
-        }
-        assert!((5..=40).contains(&again), "{again} in 100 s");
-        assert!((90..=140).contains(&new), "{new} in 100 s");
-    }
-
-    #[test]
-    fn a_success_releases_held_messages_in_windows_that_double() {
-        let mut world = World::open(Reason::Unroutable);
-        world.report(&delivered());
-        assert!(world.goes(Arrival::New));
-        for window in [1, 2, 4, 8] {
-            assert_eq!(world.circuits.releases(), [Task::Release(HERE, window)]);
-            world.circuits.released(HERE, window, window);
-        }
-        assert!(world.report(&failed(1, 3, Reason::Nacked)).is_some());
-        assert!(!world.goes(Arrival::Again), "it fails again");
-        world.report(&delivered());
-        world.circuits.released(HERE, 1, 0);
-        assert!(world.circuits.is_empty());
-    }
-
-    #[test]
-    fn failed_probes_count_and_a_nack_never_gives_up() {
-        let mut world = World::open(Reason::Unroutable);
-        world.fail_a_probe(Reason::Unroutable);
-        world.fail_a_probe(Reason::Unroutable);
-        assert_eq!(world.tasks(), [Task::GiveUp(HERE, 2)]);
-        let mut world = World::open(Reason::Nacked);
-        world.fail_a_probe(Reason::Nacked);
-        world.fail_a_probe(Reason::Nacked);
-        assert_eq!(world.tasks(), []);
-    }
-
-    #[test]
-    fn probes_take_turns_and_end_with_the_last_held_message() {
-        let mut world = World::open(Reason::Unroutable);
-        world.now += POLICY.backoff_initial;
-        assert_eq!(world.tasks(), [Task::Probe(HERE, i64::MIN)]);
-        world.circuits.probed(HERE, Some(4), world.now);
-        world.now += POLICY.backoff_max;
-        assert_eq!(world.tasks(), [Task::Probe(HERE, 4)]);
-        world.circuits.probed(HERE, None, world.now);
-        assert!(!world.circuits.is_empty(), "the first has no answer yet");
-        world.now += ANSWER;
-        world.circuits.probed(HERE, None, world.now);
-        assert!(world.circuits.is_empty());
-    }
-
-    #[test]
-    fn held_messages_of_another_relay_are_probed() {
-        let mut world = World::new();
-        let by_another = Held {
-            destination: HERE,
-            failures: 4,
-            why: why(Reason::Nacked),
-        };
-        world.circuits.found(by_another, world.now, &mut world.rng);
-        world.now += POLICY.backoff_initial;
-        assert_eq!(world.tasks(), [Task::Probe(HERE, i64::MIN)]);
-        let held = Tally {
-            had_been_held: true,
-            ..delivered()
-        };
-        let mut other = World::new();
-        other.report(&held);
-        assert_eq!(other.circuits.releases(), [Task::Release(HERE, 1)]);
-    }
-
-    #[test]
-    fn held_messages_are_probed_even_if_only_one_message_failed_last() {
-        let mut world = World::new();
-        assert_eq!(world.report(&failed(1, 5, Reason::Unroutable)), None);
-        let held = Held {
-            destination: HERE,
-            failures: 2,
-            why: why(Reason::Unroutable),
-        };
-        world.circuits.found(held, world.now, &mut world.rng);
-        world.now += POLICY.backoff_max;
-        assert_eq!(world.tasks(), [Task::Probe(HERE, i64::MIN)]);
-    }
-
-    #[test]
-    fn the_number_of_watched_destinations_is_bounded() {
-        let mut world = World::new();
-        for n in 0..2 * MOST as i64 + 100 {
-            let tally = failed(1 + (n % 2) as usize, n, Reason::Unroutable);
-            world
-                .circuits
-                .report(Destination(n), &tally, world.now, &mut world.rng);
-            assert!(world.circuits.states.len() <= MOST);
-        }
-        let first_open = Destination(1);
-        assert!(
-            world.circuits.is_open(first_open),
-            "an open circuit is not dropped for a single failure"
-        );
-        // There is no room, neither for a destination with messages that another relay held, nor for one that recovers.
-        let unknown = Destination(-1);
-        while world.circuits.has_room() {
-            let n = world.circuits.states.len() as i64;
-            let full = failed(2, n, Reason::Unroutable);
-            let here = Destination(1_000_000 + n);
-            world
-                .circuits
-                .report(here, &full, world.now, &mut world.rng);
-        }
-        let held = Held {
-            destination: unknown,
-            failures: 0,
-            why: why(Reason::Nacked),
-        };
-        world.circuits.found(held, world.now, &mut world.rng);
-        let released = Tally {
-            had_been_held: true,
-            ..delivered()
-        };
-        world
-            .circuits
-            .report(unknown, &released, world.now, &mut world.rng);
-        assert!(!world.circuits.states.contains_key(&unknown));
-    }
-
-    #[test]
-    fn two_failures_in_one_wave_open_a_failing_circuit() {
-        let mut world = World::new();
-        assert_eq!(world.report(&failed(1, 5, Reason::Unroutable)), None);
-        assert_eq!(
-            world.circuits.open(),
-            0,
-            "one failed message does not open a circuit"
-        );
-        assert!(!world.circuits.is_open(HERE));
-        assert!(world.report(&failed(2, 5, Reason::Unroutable)).is_some());
-        assert_eq!(world.circuits.open(), 1);
-        assert!(world.circuits.is_open(HERE));
-    }
-
-    #[test]
-    fn a_last_attempt_is_published_and_is_not_a_probe() {
-        let mut world = World::open(Reason::Unroutable);
-        assert!(!world.goes(Arrival::Again));
-        assert!(world.goes(Arrival::Last));
-        let held = world.report(&failed(1, 9, Reason::Unroutable)).unwrap();
-        assert_eq!(held.failures, 0);
-    }
-
-    #[test]
-    fn a_held_message_records_the_earlier_failed_probes() {
-        let mut world = World::new();
-        let by_another = Held {
-            destination: HERE,
-            failures: 4,
-            why: why(Reason::Unroutable),
-        };
-        world
-            .circuits
-            .found(by_another.clone(), world.now, &mut world.rng);
-        let admission = world
-            .circuits
-            .admit(HERE, Arrival::Again, world.now, &mut world.rng);
-        assert_eq!(admission, Admission::Hold(by_another));
-        world.fail_a_probe(Reason::Unroutable);
-        assert_eq!(world.tasks(), [Task::GiveUp(HERE, 5)]);
-        assert_eq!(world.tasks(), [], "once for each failed probe");
-    }
-
-    proptest! {
-        #[test]
-        fn two_destinations_have_two_numbers(a in ".{0,8}", b in ".{0,8}", c in ".{0,8}", d in ".{0,8}") {
-            prop_assert_eq!(Destination::of(&a, &b) == Destination::of(&c, &d), (&a, &b) == (&c, &d));
-        }
-    }
-}
+mod tests;

@@ -18,7 +18,7 @@ use rand::Rng;
 
 use crate::{
     backoff::RetryPolicy,
-    circuit::{Admission, Arrival, Circuits, Destination, Held, Tally, Why},
+    circuit::{Admission, Arrival, Circuits, Destination, Held, Spread, Tally, Target, Why},
     claim::{Candidate, Item},
     envelope::{Envelope, EnvelopeBuilder},
     message::Lane,
@@ -31,6 +31,12 @@ use crate::{
 pub struct Outgoing<'c> {
     item: &'c mut Item,
     envelope: Envelope,
+}
+
+impl Outgoing<'_> {
+    fn held_for(&self) -> Option<Destination> {
+        self.item.candidate.waited.destination
+    }
 }
 
 impl AsRef<Envelope> for Outgoing<'_> {
@@ -87,7 +93,7 @@ pub fn admit<'c>(
                 continue;
             }
             let arrival = arrival(&item.candidate, policy.max_attempts);
-            let admission = circuits.admit(destination(&envelope), arrival, now, rng);
+            let admission = circuits.admit(target(&envelope), arrival, now, rng);
             if let Admission::Hold(held) = admission {
                 let attempts = message.attempts;
                 item.record(Outcome::Held { held, attempts });
@@ -116,56 +122,128 @@ pub struct Changes {
     pub failing: usize,
 }
 
+impl Changes {
+    fn note(&mut self, was_open: bool, held: Option<&Held>, name: impl FnOnce() -> Name) {
+        match (held, was_open) {
+            (Some(held), false) => self.opened.push((name(), held.why.clone())),
+            (None, true) => self.closed.push(name()),
+            (Some(_), true) | (None, false) => {}
+        }
+    }
+}
+
 /// A destination as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name {
     pub exchange: String,
-    pub routing_key: String,
+    /// `None`: all routing keys of the exchange.
+    pub routing_key: Option<String>,
 }
 
 impl Name {
     fn of(envelope: &Envelope) -> Self {
         Self {
             exchange: envelope.exchange.clone(),
-            routing_key: envelope.routing_key.clone(),
+            routing_key: Some(envelope.routing_key.clone()),
+        }
+    }
+
+    fn of_exchange(envelope: &Envelope) -> Self {
+        Self {
+            exchange: envelope.exchange.clone(),
+            routing_key: None,
         }
     }
 }
 
-/// Reports each destination's answers to its circuit. If all messages to a destination fail, those with the outcome
-/// retry become held. `None`: the circuits learned nothing. Call it after [`decide`].
+/// Reports each destination's answers to its circuit, and to the circuit of its exchange. If a circuit is open, the
+/// messages that failed with the outcome retry become held. `None`: the circuits learned nothing. Call it after
+/// [`decide`].
 pub fn watch(
     answered: &mut [(Outgoing<'_>, Answer)],
     circuits: &mut Circuits,
     now: Instant,
     rng: &mut impl Rng,
 ) -> Option<Changes> {
-    let held_before = |outgoing: &Outgoing<'_>| outgoing.item.candidate.waited.destination;
     let news = |(outgoing, answer): &(Outgoing<'_>, Answer)| {
-        destination_fails(answer).is_some() || held_before(outgoing).is_some()
+        destination_fails(answer).is_some() || outgoing.held_for().is_some()
     };
     if circuits.is_empty() && !answered.iter().any(news) {
         return None;
     }
+    // Hashed once.
+    let to: Vec<Target> = answered.iter().map(|(o, _)| target(&o.envelope)).collect();
+    let mut changes = Changes::default();
+    let mut open = watch_exchanges(answered, &to, circuits, &mut changes, now, rng);
+    for (destination, (tally, envelope)) in tallies(answered, &to) {
+        let was_open = circuits.is_open(destination);
+        let held = circuits.report(destination, &tally, now, rng);
+        changes.note(was_open, held.as_ref(), || Name::of(envelope));
+        open.extend(held.map(|held| (destination, held)));
+    }
+    changes.failing = circuits.open();
+    if !open.is_empty() {
+        hold(answered, &to, &open);
+    }
+    Some(changes)
+}
+
+/// Returns the exchanges whose circuits are open.
+fn watch_exchanges(
+    answered: &[(Outgoing<'_>, Answer)],
+    to: &[Target],
+    circuits: &mut Circuits,
+    changes: &mut Changes,
+    now: Instant,
+    rng: &mut impl Rng,
+) -> BTreeMap<Destination, Held> {
+    let mut spreads: BTreeMap<Destination, (Spread, &Envelope)> = BTreeMap::new();
+    for ((outgoing, answer), to) in answered.iter().zip(to) {
+        let (spread, _) = spreads
+            .entry(to.exchange)
+            .or_insert_with(|| (Spread::of(*to), &outgoing.envelope));
+        if *answer == Answer::Delivered {
+            spread.delivered.push(to.destination);
+            spread.had_been_held |= outgoing.held_for() == Some(to.exchange);
+        } else if let Some(why) = destination_fails(answer).filter(Why::is_shared) {
+            spread.failed.push(to.destination);
+            spread.why = Some(why);
+        }
+    }
+    let mut open = BTreeMap::new();
+    for (exchange, (spread, envelope)) in spreads {
+        let was_open = circuits.is_open(exchange);
+        let held = circuits.report_exchange(&spread, now, rng);
+        changes.note(was_open, held.as_ref(), || Name::of_exchange(envelope));
+        open.extend(held.map(|held| (exchange, held)));
+    }
+    open
+}
+
+/// The answers for each destination.
+fn tallies<'a>(
+    answered: &'a [(Outgoing<'_>, Answer)],
+    to: &[Target],
+) -> BTreeMap<Destination, (Tally, &'a Envelope)> {
     let mut tallies: BTreeMap<Destination, (Tally, &Envelope)> = BTreeMap::new();
-    for (outgoing, answer) in &*answered {
-        let here = destination(&outgoing.envelope);
-        let before = held_before(outgoing);
+    for ((outgoing, answer), to) in answered.iter().zip(to) {
+        let before = outgoing.held_for();
         if *answer == Answer::Delivered {
             // A message that was held for another destination, and whose route has changed, shows that nothing need
             // wait for the old destination.
-            let elsewhere = before.filter(|destination| *destination != here);
-            for destination in [Some(here), elsewhere].into_iter().flatten() {
+            let own = [to.destination, to.exchange, to.untried];
+            let elsewhere = before.filter(|before| !own.contains(before));
+            for destination in [Some(to.destination), elsewhere].into_iter().flatten() {
                 let (tally, _) = tallies
                     .entry(destination)
                     .or_insert_with(|| (Tally::default(), &outgoing.envelope));
                 tally.delivered += 1;
-                tally.had_been_held |= before.is_some();
+                tally.had_been_held |= before == Some(destination);
             }
         } else if let Some(why) = destination_fails(answer) {
             let position = outgoing.item.position();
             let (tally, _) = tallies
-                .entry(here)
+                .entry(to.destination)
                 .or_insert_with(|| (Tally::default(), &outgoing.envelope));
             tally.failed = match tally.failed.take() {
                 Some((n, first, why)) => Some((n + 1, first, why)),
@@ -173,51 +251,38 @@ pub fn watch(
             };
         }
     }
-    let mut open: BTreeMap<Destination, Held> = BTreeMap::new();
-    let mut changes = Changes::default();
-    for (destination, (tally, envelope)) in &tallies {
-        let was_open = circuits.is_open(*destination);
-        let held = circuits.report(*destination, tally, now, rng);
-        match (&held, was_open) {
-            (Some(held), false) => changes.opened.push((Name::of(envelope), held.why.clone())),
-            (None, true) => changes.closed.push(Name::of(envelope)),
-            (Some(_), true) | (None, false) => {}
-        }
-        open.extend(held.map(|held| (*destination, held)));
-    }
-    changes.failing = circuits.open();
-    if !open.is_empty() {
-        hold(answered, &open);
-    }
-    Some(changes)
+    tallies
 }
 
-/// Messages to an open destination with the outcome retry become held.
-fn hold(answered: &mut [(Outgoing<'_>, Answer)], open: &BTreeMap<Destination, Held>) {
-    for (outgoing, answer) in answered {
-        if destination_fails(answer).is_none() {
+/// Messages to an open destination, or exchange, with the outcome retry become held.
+fn hold(
+    answered: &mut [(Outgoing<'_>, Answer)],
+    to: &[Target],
+    open: &BTreeMap<Destination, Held>,
+) {
+    for ((outgoing, answer), to) in answered.iter_mut().zip(to) {
+        let Some(why) = destination_fails(answer) else {
             continue;
-        }
-        if let (Some(held), Outcome::Retry { attempts, .. }) = (
-            open.get(&destination(&outgoing.envelope)),
-            outgoing.item.outcome(),
-        ) {
+        };
+        let of_exchange = open.get(&to.exchange).filter(|_| why.is_shared());
+        let held = open.get(&to.destination).or(of_exchange);
+        if let (Some(held), Outcome::Retry { attempts, .. }) = (held, outgoing.item.outcome()) {
             let (held, attempts) = (held.clone(), *attempts);
             outgoing.item.record(Outcome::Held { held, attempts });
         }
     }
 }
 
-fn destination(envelope: &Envelope) -> Destination {
-    Destination::of(&envelope.exchange, &envelope.routing_key)
+fn target(envelope: &Envelope) -> Target {
+    Target::of(&envelope.exchange, &envelope.routing_key)
 }
 
 fn arrival(candidate: &Candidate, max_attempts: u32) -> Arrival {
     let last = candidate.message.attempts.saturating_add(1) >= max_attempts;
     match candidate.waited.probe {
         true if last => Arrival::Last,
-        true => Arrival::Probe,
-        false if candidate.filed => Arrival::Again,
+        true => Arrival::Probe(candidate.waited.destination),
+        false if candidate.filed => Arrival::Again(candidate.waited.destination),
         false => Arrival::New,
     }
 }

@@ -8,7 +8,7 @@ use rand::TryRng;
 use crate::{
     real::{
         DESTINATION, Instant, POLICY, Position, Reason,
-        circuit::{Admission, Arrival, Circuits, Held, Tally, Task},
+        circuit::{Admission, Arrival, Circuits, Destination, Held, Tally, Target, Task},
         id, why,
     },
     state::{Circuit, Open, Permits, Row, small},
@@ -55,6 +55,13 @@ pub enum Said {
 thread_local! {
     static ASKED: RefCell<HashMap<(Circuit, Op), (Circuit, Said)>> = RefCell::default();
 }
+
+/// No exchange of the model has enough destinations for a circuit.
+const TARGET: Target = Target {
+    destination: DESTINATION,
+    exchange: Destination(-1),
+    untried: Destination(-2),
+};
 
 /// Returns the circuit's next state and its answer.
 pub fn ask(circuit: Circuit, op: Op) -> (Circuit, Said) {
@@ -148,11 +155,11 @@ fn said(held: Option<Held>) -> Said {
 fn admit(circuits: &mut Circuits, arrival: Arrivals, now: Instant) -> Option<Held> {
     let arrival = match arrival {
         Arrivals::New => Arrival::New,
-        Arrivals::Again => Arrival::Again,
-        Arrivals::Probe => Arrival::Probe,
+        Arrivals::Again => Arrival::Again(Some(DESTINATION)),
+        Arrivals::Probe => Arrival::Probe(Some(DESTINATION)),
         Arrivals::Last => Arrival::Last,
     };
-    match circuits.admit(DESTINATION, arrival, now, &mut Middle) {
+    match circuits.admit(TARGET, arrival, now, &mut Middle) {
         Admission::Publish => None,
         Admission::Hold(held) => Some(held),
     }
@@ -270,7 +277,9 @@ fn find_out(again: impl Fn() -> Circuits, times: &Times) -> Circuit {
     let tasks = |at| again().tasks(at, &mut Middle);
     let chosen = tasks(later).into_iter().find_map(|task| match task {
         Task::Probe(_, after) => Some(after),
-        Task::GiveUp(..) | Task::Release(..) => None,
+        Task::GiveUp(..) | Task::Release(..) | Task::ProbeNewest(_) | Task::ReleaseNewest(..) => {
+            None
+        }
     });
     let mut circuits = again();
     circuits.probed(DESTINATION, None, now);

@@ -1,3 +1,5 @@
+mod incident;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -234,7 +236,7 @@ fn outcomes(claim: &Claim) -> Vec<&'static str> {
 fn name(routing_key: &str) -> Name {
     Name {
         exchange: "events".to_owned(),
-        routing_key: routing_key.to_owned(),
+        routing_key: Some(routing_key.to_owned()),
     }
 }
 
@@ -437,8 +439,8 @@ fn a_message_arrives_as_new_again_as_a_probe_or_for_the_last_time() {
         arrival(&candidate, 20)
     };
     assert_eq!(arrives(false, false, 0), Arrival::New);
-    assert_eq!(arrives(true, false, 19), Arrival::Again);
-    assert_eq!(arrives(true, true, 18), Arrival::Probe);
+    assert_eq!(arrives(true, false, 19), Arrival::Again(None));
+    assert_eq!(arrives(true, true, 18), Arrival::Probe(None));
     assert_eq!(arrives(true, true, 19), Arrival::Last);
     assert_eq!(arrives(true, true, u32::MAX), Arrival::Last);
 }

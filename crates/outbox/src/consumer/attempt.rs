@@ -68,7 +68,10 @@ impl Attempt {
 impl From<InboxError> for Attempt {
     fn from(error: InboxError) -> Self {
         match error {
+            // A trigger keeps the inbox's rows as they are: that is not the message's fault.
+            InboxError::Database(error) if is_kept_row(&error) => Self::Database(described(&error)),
             InboxError::Database(error) => Self::from(error),
+            InboxError::NotWritten(_) => Self::Database(error.to_string()),
             other => Self::Refused {
                 code: "result_invalid",
                 error: other.to_string(),
@@ -93,6 +96,20 @@ impl From<tokio_postgres::Error> for Attempt {
             _ => Self::Database(error.to_string()),
         }
     }
+}
+
+/// See `migrations/inbox/0001_inbox.sql`.
+fn is_kept_row(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|db| {
+        *db.code() == SqlState::TRIGGERED_ACTION_EXCEPTION && db.schema() == Some("inbox")
+    })
+}
+
+fn described(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(
+        || error.to_string(),
+        |db| format!("{}. {}", db.message(), db.hint().unwrap_or_default()),
+    )
 }
 
 fn ends_the_session(error: &tokio_postgres::Error) -> bool {

@@ -15,6 +15,9 @@ pub enum InboxError {
     Consumer,
     #[error("a function of the schema inbox returned no row; is it the one of this version?")]
     NoAnswer,
+    /// A trigger keeps the rows as they are.
+    #[error("{0} does not keep what is written; does a trigger return OLD?")]
+    NotWritten(&'static str),
 }
 
 pub(crate) fn within_cap(bytes: usize) -> Result<(), InboxError> {

@@ -17,7 +17,8 @@ pub enum Advanced {
     Done,
     /// The row is in the new state already: a duplicate.
     Already,
-    /// The row is in another state: out of order, or impossible. Retry later, or let a person look.
+    /// The row is in another state: out of order, or impossible. Retry later, or let a person look. If `found` is the state
+    /// that was expected, a trigger of the table keeps its rows as they are.
     Impossible {
         found: String,
     },
@@ -30,7 +31,9 @@ impl Transition {
         let table: Vec<String> = table.split('.').map(quoted).collect();
         let (table, key, state) = (table.join("."), quoted(key_column), quoted(state_column));
         Self {
-            update: format!("UPDATE {table} SET {state} = $2 WHERE {key} = $1 AND {state} = $3"),
+            update: format!(
+                "UPDATE {table} SET {state} = $2 WHERE {key} = $1 AND {state} = $3 RETURNING {state}"
+            ),
             look: format!("SELECT {state} FROM {table} WHERE {key} = $1"),
         }
     }
@@ -43,10 +46,10 @@ impl Transition {
         from: &str,
         to: &str,
     ) -> Result<Advanced, InboxError> {
-        if transaction
-            .execute(&self.update, &[key, &to, &from])
-            .await?
-            > 0
+        let written = transaction.query(&self.update, &[key, &to, &from]).await?;
+        // The number of rows proves nothing: a trigger that returns OLD keeps the old state.
+        if let Some(row) = written.first()
+            && row.try_get::<_, &str>(0)? == to
         {
             return Ok(Advanced::Done);
         }

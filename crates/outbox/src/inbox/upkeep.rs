@@ -110,13 +110,18 @@ impl Inbox {
     ) -> Result<u32, InboxError> {
         let error = error.replace('\0', "");
         let sql = "UPDATE inbox.attempt SET last_error = left($3, 1000), last_at = clock_timestamp() \
-                   WHERE consumer = $1 AND idempotency_key = $2 RETURNING attempts";
+                   WHERE consumer = $1 AND idempotency_key = $2 \
+                   RETURNING attempts, last_error = left($3, 1000)";
         let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
             (&self.consumer(), Type::TEXT),
             (&key, Type::TEXT),
             (&error, Type::TEXT),
         ];
-        let attempts: i32 = call(client, sql, &parameters).await?.try_get(0)?;
+        let row = call(client, sql, &parameters).await?;
+        if !row.try_get::<_, bool>(1)? {
+            return Err(InboxError::NotWritten("inbox.attempt"));
+        }
+        let attempts: i32 = row.try_get(0)?;
         Ok(u32::try_from(attempts).unwrap_or(0))
     }
 }

@@ -8,6 +8,7 @@ mod inbox_roles;
 mod producing_doc;
 mod service;
 mod settings;
+mod swallowed;
 
 use std::path::{Path, PathBuf};
 

@@ -15,7 +15,7 @@ use crate::{read, server};
 static READY: OnceCell<()> = OnceCell::const_new();
 
 /// A database of a test's own, since its inbox is changed; and the inbox's owner, who is no superuser.
-async fn owner(database: &str) -> Client {
+pub async fn owner(database: &str) -> Client {
     let postgres = server().await;
     READY
         .get_or_init(|| async {
@@ -43,7 +43,7 @@ async fn connect(database: &str, user: &str, password: &str) -> Client {
     client
 }
 
-async fn service(database: &str, settings: &[&str]) -> Client {
+pub async fn service(database: &str, settings: &[&str]) -> Client {
     let client = connect(database, "settings_service", "s").await;
     for setting in settings {
         client

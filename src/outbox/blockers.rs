@@ -12,8 +12,13 @@ use super::{
 };
 
 const BLOCKERS: Query = Query {
-    action: "look for blocking sessions",
+    action: "look for blocking transactions",
     sql: include_str!("sql/blockers.sql"),
+    types: &[],
+};
+const OF_ROWS: Query = Query {
+    action: "look for transactions that block rows",
+    sql: include_str!("sql/blockers_of_rows.sql"),
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
 };
 
@@ -43,7 +48,10 @@ pub struct Blocker {
 /// The longest transactions first; at most five. `rows`: messages that could not be locked.
 pub async fn find(session: &Session, rows: &[Position]) -> Result<Vec<Blocker>, OutboxError> {
     let (lanes, ids): (Vec<Lane>, Vec<i64>) = rows.iter().map(|p| (p.lane, p.id)).unzip();
-    let found = session.query(&BLOCKERS, &[&lanes, &ids]).await?;
+    let found = match rows.is_empty() {
+        true => session.query(&BLOCKERS, &[]).await?,
+        false => session.query(&OF_ROWS, &[&lanes, &ids]).await?,
+    };
     found
         .iter()
         .map(|row| {
@@ -64,8 +72,8 @@ pub async fn find(session: &Session, rows: &[Position]) -> Result<Vec<Blocker>, 
         .collect()
 }
 
-/// As [`find`], by a session that holds nothing. It reads two tables, and whoever blocks may have one of them and want the
-/// other: it gives up before the server looks for somebody to end.
+/// As [`find`], by a session that holds nothing. For rows it reads several tables, and whoever blocks may have one of them and
+/// want another: it gives up before the server looks for somebody to end.
 pub async fn find_yielding(
     session: &Session,
     patience: Duration,

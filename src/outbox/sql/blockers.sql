@@ -1,31 +1,11 @@
 -- Transactions that keep this one from writing to the outbox. They hold or request a table lock that conflicts with ROW
--- EXCLUSIVE (later requests queue behind a requested lock), or they have written or locked one of these messages, one of its
--- records, or a lane's row. Relays are left out, because they hold lanes for their work.
+-- EXCLUSIVE (later requests queue behind a requested lock), or they have written or locked a lane's row. Relays are left
+-- out, because they hold lanes for their work.
+-- It reads one table of the outbox: a person who locks several is in no deadlock with it.
 -- A row that several transactions have locked names them through a multixact. xmax does not tell whether it is one, so the
 -- statement tries both, and asks only for a multixact that can exist: for any other the server reports an error.
 -- A prepared transaction has no session, and no pid. Its own transaction id, on which it holds a lock, leads to its name.
--- $1 lanes, $2 ids of messages
-WITH asked AS MATERIALIZED (
-    SELECT s.lane, s.id FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, id)
-), locked (what, xmax) AS MATERIALIZED (
-    SELECT 'message ' || m.id, m.xmax FROM asked s JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
-    UNION ALL
-    SELECT 'the record of message ' || w.id || ' in outbox.waiting', w.xmax
-    FROM asked s JOIN outbox.waiting w ON w.lane = s.lane AND w.id = s.id
-    UNION ALL
-    SELECT 'the record of message ' || b.id || ' in outbox.waiting', b.xmax
-    FROM asked s
-    JOIN outbox.waiting w ON w.lane = s.lane AND w.id = s.id
-    CROSS JOIN LATERAL (
-        SELECT b.id, b.xmax FROM outbox.waiting b
-        WHERE b.lane = w.lane AND b.key_hash = w.key_hash AND NOT b.replay AND b.cause <> 'scheduled'
-        ORDER BY b.id
-        LIMIT 100
-    ) b
-    UNION ALL
-    SELECT 'the record of message ' || d.id || ' in outbox.dead', d.xmax
-    FROM asked s JOIN outbox.dead d ON d.lane = s.lane AND d.id = s.id
-    UNION ALL
+WITH locked (what, xmax) AS MATERIALIZED (
     SELECT 'lane ' || o.lane, o.xmax FROM outbox.lane o
 ), oldest AS MATERIALIZED (
     SELECT max(mxid_age(d.datminmxid)) AS age FROM pg_database d

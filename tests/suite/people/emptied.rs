@@ -145,8 +145,8 @@ async fn a_truncate_and_a_search_for_an_unreadable_message_never_deadlock() {
     relay.never_said("deadlock");
 }
 
-/// A claim that finds a table locked asks by whom, and reads two tables for that. A person who has one of them and wants the
-/// other is not ended.
+/// A claim that finds a table locked asks by whom, and reads a table for that. A person who has it and wants another is not
+/// ended.
 #[tokio::test]
 async fn tables_truncated_one_by_one_and_the_question_who_blocks_never_deadlock() {
     let world = world().await;
@@ -174,7 +174,7 @@ async fn tables_truncated_one_by_one_and_the_question_who_blocks_never_deadlock(
         .unwrap();
     gate.open();
     let asks = "pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND l.relation = 'outbox.lane'::regclass \
-                AND a.query LIKE '-- Sessions that keep this one%' AND a.application_name LIKE '%/0'";
+                AND a.query LIKE '-- Transactions that keep this one%' AND a.application_name LIKE '%/0'";
     test_support::eventually("a worker to ask who blocks", SOON, async || {
         (world.count(asks).await > 0).then_some(())
     })

@@ -30,7 +30,9 @@ fn program(world: &World, more: &[(&str, &str)]) -> Command {
 }
 
 async fn ended(mut command: Command) -> Ended {
-    let output = tokio::time::timeout(SOON, command.output()).await;
+    // Not `output()`, which would replace the standard output that the test has set.
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let output = tokio::time::timeout(SOON, child.wait_with_output()).await;
     let output = output.expect("the command ends").unwrap();
     Ended {
         code: output.status.code(),

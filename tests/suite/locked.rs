@@ -31,23 +31,41 @@ async fn named(relay: &Daemon, port: u16, said: &str) {
     .await;
 }
 
+impl World {
+    /// So many messages have records in outbox.waiting that are far from due.
+    pub async fn waiting(&self, n: i64) {
+        for n in 0..n {
+            let later = "available_at = clock_timestamp() + interval '1 hour'";
+            self.insert(Some(&format!("later-{n}")), "created", "1", later)
+                .await;
+        }
+        self.until("them to wait", "outbox.waiting", n).await;
+    }
+
+    pub async fn due(&self) {
+        self.sql(
+            "UPDATE outbox.message SET available_at = NULL; \
+             UPDATE outbox.waiting SET due_at = clock_timestamp()",
+        )
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn a_message_whose_record_somebody_has_locked_waits_alone() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let (relay, port) = world.watched(&SETTINGS);
-    for n in 0..20 {
-        let soon = "available_at = clock_timestamp() + interval '2 s'";
-        world
-            .insert(Some(&format!("later-{n}")), "created", "1", soon)
-            .await;
-    }
-    world.until("twenty to wait", "outbox.waiting", 20).await;
+    let mut relay = world.relay(&SETTINGS);
+    world.waiting(20).await;
+    relay.terminate().unwrap();
+    relay.ended(SOON).await.unwrap();
+    world.due().await;
     let person = person(&world, "a-person", "SELECT FROM outbox.waiting FOR UPDATE").await;
+    let (relay, port) = world.watched(&SETTINGS);
     named(&relay, port, "a-person").await;
     relay.line("in outbox.waiting", SOON).await;
     // Its neighbours of the claim and of the lane flow, and so do later ones.
-    let unsent = "outbox.message WHERE sent_at IS NULL AND available_at IS NULL";
+    let unsent = "outbox.message WHERE sent_at IS NULL AND aggregate_id NOT LIKE 'later-%'";
     for _ in 0..10 {
         world.commit_many(50, 50).await;
         world.until("the others to be sent", unsent, 0).await;
@@ -123,6 +141,7 @@ async fn a_prepared_transaction_is_named() {
     world
         .sql("ALTER SYSTEM SET max_prepared_transactions = 5")
         .await;
+    world.own().postgres.stop().await.unwrap();
     world.own().postgres.restart().await.unwrap();
     let client = world.postgres().connect(&world.database).await.unwrap();
     client

@@ -38,7 +38,7 @@ WITH locked (what, xmax) AS MATERIALIZED (
 )
 SELECT h.pid, p.gid, coalesce(a.usename, p.owner, '?')::text AS usename,
        left(coalesce(a.application_name, ''), 64) AS application, a.state,
-       coalesce(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared)), 0)::float8 AS seconds,
+       coalesce(extract(epoch FROM statement_timestamp() - coalesce(a.xact_start, p.prepared)), 0)::float8 AS seconds,
        min(h.what) AS what, count(*) AS locks
 FROM holder h
 LEFT JOIN pg_stat_activity a ON a.pid = h.pid

@@ -115,7 +115,7 @@ async fn one_record(scene: &mut Scene<'_>) -> Result<()> {
     scene.fault();
     let person = person(scene, "locks-a-record").await?;
     let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, available_at) \
-                  VALUES ('row', 'recorded', 'x', '{}', clock_timestamp() + interval '3 s')";
+                  VALUES ('row', 'recorded', 'x', '{}', clock_timestamp() + interval '10 s')";
     scene.flow.commits(&scene.owner, insert).await?;
     let record = "outbox.waiting WHERE cause = 'scheduled'";
     scene.until("the scheduled one to wait", record, 1).await;

@@ -13,12 +13,18 @@ use super::{
 
 const BLOCKERS: Query = Query {
     action: "look for blocking transactions",
-    sql: include_str!("sql/blockers.sql"),
+    sql: concat!(
+        include_str!("sql/blockers_lanes.sql"),
+        include_str!("sql/blockers.sql")
+    ),
     types: &[],
 };
 const OF_ROWS: Query = Query {
     action: "look for transactions that block rows",
-    sql: include_str!("sql/blockers_of_rows.sql"),
+    sql: concat!(
+        include_str!("sql/blockers_rows.sql"),
+        include_str!("sql/blockers.sql")
+    ),
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
 };
 

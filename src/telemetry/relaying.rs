@@ -102,7 +102,7 @@ pub fn destinations(source: &str, changes: &Changes) {
             reason = why.reason.as_str(),
             error = %why.error.escape_debug(),
             exchanges = opened(true).count(),
-            "many destinations of this exchange fail alike: its messages are held, and one at a time probes it"
+            "many destinations of this exchange fail in the same way: its messages are held, and one at a time probes it"
         );
     }
     if let Some(name) = changes.closed.first() {

@@ -170,7 +170,10 @@ async fn a_full_queue_beside_a_healthy_one_is_probed_also_with_a_routing_key_for
     let began = Instant::now();
     world.commit_many(1000, 500).await;
     relay
-        .line("many destinations of this exchange fail alike", SOON)
+        .line(
+            "many destinations of this exchange fail in the same way",
+            SOON,
+        )
         .await;
     let unfiled = "outbox.message m LEFT JOIN outbox.waiting w USING (lane, id) WHERE w.id IS NULL";
     world.until("all of them to wait", unfiled, 0).await;
@@ -197,7 +200,10 @@ async fn a_full_queue_of_some_routing_keys_stops_no_other_and_copies_each_messag
     let began = Instant::now();
     world.commit_many(400, 400).await;
     relay
-        .line("many destinations of this exchange fail alike", SOON)
+        .line(
+            "many destinations of this exchange fail in the same way",
+            SOON,
+        )
         .await;
     for round in 0..5 {
         let sql = format!(

@@ -36,6 +36,20 @@ async fn answers(port: u16, status: u16, texts: &[&str]) {
     .await;
 }
 
+const RETENTION: [(&str, &str); 2] = [
+    ("OUTBOXD__RETENTION__SENT", "1s"),
+    ("OUTBOXD__RETENTION__INTERVAL", "1s"),
+];
+
+/// A trigger `keep` that runs `body` for each row that retention deletes.
+async fn before_delete(world: &World, body: &str) {
+    let trigger = format!(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$; \
+         CREATE TRIGGER keep BEFORE DELETE ON outbox.message FOR EACH ROW EXECUTE FUNCTION keep()"
+    );
+    world.sql(&trigger).await;
+}
+
 /// Nobody may read the gauges, and the destination recovers: its held messages go out all the same.
 #[tokio::test]
 async fn gauges_that_cannot_be_read_hold_no_message() {
@@ -69,16 +83,8 @@ async fn gauges_that_cannot_be_read_hold_no_message() {
 async fn retention_that_is_refused_ends_no_session_and_disturbs_no_gauge() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let (relay, port) = world.watched(&[
-        ("OUTBOXD__RETENTION__SENT", "1s"),
-        ("OUTBOXD__RETENTION__INTERVAL", "1s"),
-    ]);
-    world
-        .sql(
-            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'we keep it'; END $$; \
-             CREATE TRIGGER keep BEFORE DELETE ON outbox.message FOR EACH ROW EXECUTE FUNCTION keep()",
-        )
-        .await;
+    let (relay, port) = world.watched(&RETENTION);
+    before_delete(&world, "RAISE 'we keep it';").await;
     world.commit_many(200, 200).await;
     consumer.until(200).await;
     relay.line(FAILED, SOON).await;
@@ -108,17 +114,9 @@ async fn retention_that_is_refused_ends_no_session_and_disturbs_no_gauge() {
 async fn a_row_that_cannot_be_pruned_keeps_no_other_lane() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let (relay, port) = world.watched(&[
-        ("OUTBOXD__RETENTION__SENT", "1s"),
-        ("OUTBOXD__RETENTION__INTERVAL", "1s"),
-    ]);
-    world
-        .sql(
-            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-                 IF OLD.aggregate_id = '7' THEN RAISE 'we keep it'; END IF; RETURN OLD; END $$; \
-             CREATE TRIGGER keep BEFORE DELETE ON outbox.message FOR EACH ROW EXECUTE FUNCTION keep()",
-        )
-        .await;
+    let (relay, port) = world.watched(&RETENTION);
+    let body = "IF OLD.aggregate_id = '7' THEN RAISE 'we keep it'; END IF; RETURN OLD;";
+    before_delete(&world, body).await;
     world.commit_many(640, 640).await;
     consumer.until(640).await;
     relay.line(FAILED, SOON).await;

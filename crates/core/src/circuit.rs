@@ -15,7 +15,7 @@
 //! **Exchanges.** With a routing key for each aggregate, each message has its own destination: no circuit opens, or
 //! thousands do, each with its own probes. So an exchange has two circuits, with the same states.
 //!
-//! - *Failing destinations.* It opens when many destinations fail alike ([`Why::is_shared`]). A message that fails is
+//! - *Failing destinations.* It opens when many destinations fail in the same way ([`Why::is_shared`]). A message that fails is
 //!   then held for the exchange, and one message at a time probes it, so each message fails about once. A destination
 //!   with an open circuit keeps its messages, and these circuits take turns with their probes. When most of the
 //!   messages that a successful probe released fail, it opens again.
@@ -73,7 +73,7 @@ impl Circuits {
         Self::with_many(policy, exchange::MANY)
     }
 
-    /// `many`: number of destinations that must fail alike before the circuit of their exchange opens.
+    /// `many`: number of destinations that must fail in the same way before the circuit of their exchange opens.
     pub fn with_many(policy: RetryPolicy, many: usize) -> Self {
         Self {
             policy,
@@ -189,7 +189,7 @@ impl Circuits {
     }
 
     /// Records the result of a wave for one exchange. Returns `Some` if the circuit of its failing destinations is open:
-    /// the messages that failed alike are then held for the exchange, unless the circuit of their destination is open.
+    /// the messages that failed in the same way are then held for the exchange, unless the circuit of their destination is open.
     pub fn report_exchange(
         &mut self,
         spread: &Spread,

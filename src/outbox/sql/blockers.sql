@@ -1,12 +1,9 @@
--- Transactions that keep this one from writing to the outbox. They hold or request a table lock that conflicts with ROW
--- EXCLUSIVE (later requests queue behind a requested lock), or they have written or locked a lane's row. Relays are left
--- out, because they hold lanes for their work.
--- It reads one table of the outbox: a person who locks several is in no deadlock with it.
+-- The end of blockers_lanes.sql and blockers_rows.sql, which name the rows that may be locked and their xmax.
+-- The transactions hold or request a table lock that conflicts with ROW EXCLUSIVE (later requests queue behind a requested
+-- lock), or they have written or locked one of the rows. Relays are left out, because they hold lanes for their work.
 -- A row that several transactions have locked names them through a multixact. xmax does not tell whether it is one, so the
 -- statement tries both, and asks only for a multixact that can exist: for any other the server reports an error.
 -- A prepared transaction has no session, and no pid. Its own transaction id, on which it holds a lock, leads to its name.
-WITH locked (what, xmax) AS MATERIALIZED (
-    SELECT 'lane ' || o.lane, o.xmax FROM outbox.lane o
 ), oldest AS MATERIALIZED (
     SELECT max(mxid_age(d.datminmxid)) AS age FROM pg_database d
 ), by_transaction (what, xid) AS (

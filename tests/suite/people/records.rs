@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
-use tokio_postgres::types::Type;
 
 use crate::{
     commands::ok,
@@ -236,54 +235,12 @@ async fn two_replays_at_once_file_each_message_once_and_report_what_they_filed()
         .sql("UPDATE outbox.message SET sent_at = clock_timestamp()")
         .await;
     let first = world.postgres().connect(&world.database).await.unwrap();
-    let types = [
-        Type::INT2,
-        Type::INT8,
-        Type::INT8,
-        Type::TIMESTAMPTZ,
-        Type::TIMESTAMPTZ,
-        Type::TEXT,
-        Type::TEXT,
-        Type::TEXT,
-        Type::UUID_ARRAY,
-        Type::FLOAT8,
-        Type::FLOAT8,
-        Type::BOOL,
-    ];
-    let sql = include_str!("../../../src/outbox/sql/replay_step.sql");
-    let step = first.prepare_typed(sql, &types).await.unwrap();
-    let lane: i16 = world
-        .client
-        .query_one("SELECT max(lane) FROM outbox.message", &[])
-        .await
-        .unwrap()
-        .get(0);
-    first.batch_execute("BEGIN").await.unwrap();
-    let (none, no_time): (Option<&str>, Option<std::time::SystemTime>) = (None, None);
-    let row = first
-        .query_one(
-            &step,
-            &[
-                &lane,
-                &i64::MIN,
-                &2_i64,
-                &no_time,
-                &no_time,
-                &none,
-                &none,
-                &none,
-                &Vec::<uuid::Uuid>::new(),
-                &0.0_f64,
-                &0.0_f64,
-                &false,
-            ],
-        )
-        .await
-        .unwrap();
-    assert_eq!(
-        (row.get::<_, i64>("chosen"), row.get::<_, i64>("filed")),
-        (2, 2)
-    );
+    let files_two = "BEGIN; \
+         INSERT INTO outbox.waiting (lane, id, message_id, key_hash, cause, replay, due_at, due_since) \
+         SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id), 'replay', true, \
+                clock_timestamp(), clock_timestamp() \
+         FROM outbox.message m ORDER BY m.lane, m.id LIMIT 2";
+    first.batch_execute(files_two).await.unwrap();
     let args = [
         "replay",
         "--aggregate-type",

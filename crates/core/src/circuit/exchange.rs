@@ -1,4 +1,4 @@
-//! Which destinations of one exchange fail alike, and which of them work.
+//! Which destinations of one exchange fail in the same way, and which of them work.
 
 use std::{
     collections::HashSet,
@@ -95,7 +95,7 @@ impl Exchange {
         self.works.contains(&destination)
     }
 
-    /// Many destinations fail alike.
+    /// Many destinations fail in the same way.
     pub fn many_fail(&self, many: usize) -> bool {
         self.failed.len() >= many
     }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 pub const CASES: &[Row] = rows! { setup;
-    14, "table, column or privilege missing: said at start with the GRANT or the command that mends it" => schema_or_grant(setup);
+    14, "table, column or privilege missing: said at start with the GRANT or the command that cures it" => schema_or_grant(setup);
 };
 
 async fn schema_or_grant(setup: &Setup) -> Result<Outcome> {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub const ROWS: &[Row] = rows! { setup;
-    67, "one of several queues bound for a message is full; thousands of messages, or of destinations, that fail alike" => full_beside_healthy(setup);
+    67, "one of several queues bound for a message is full; thousands of messages, or of destinations, that fail in the same way" => full_beside_healthy(setup);
 };
 
 /// Exchange, routing key of a message, and what the log says.
@@ -22,7 +22,7 @@ const DESTINATIONS: [(&str, &str, &str); 2] = [
     (
         "each",
         "'key-' || i",
-        "many destinations of this exchange fail alike",
+        "many destinations of this exchange fail in the same way",
     ),
 ];
 

@@ -17,7 +17,7 @@ use crate::{
 pub const ROWS: &[Row] = rows! { setup;
     58, "TRUNCATE ... RESTART IDENTITY and a refill in one transaction, at work, asleep, stopped, ten times in a row" => refilled(setup);
     62, "outbox.lane, waiting, dead, migration emptied, one row or all" => emptied(setup);
-    63, "key, route, headers or body mended, rows deleted by hand, while pending, waiting, dead" => mended(setup);
+    63, "key, route, headers or body corrected, rows deleted by hand, while pending, waiting, dead" => mended(setup);
 };
 
 const BEGIN_AGAIN: &str = "positions of the outbox begin again";

@@ -80,7 +80,7 @@ impl World {
 }
 
 #[test]
-fn an_exchange_opens_when_many_destinations_fail_alike() {
+fn an_exchange_opens_when_many_destinations_fail_in_the_same_way() {
     World::all_fail(NACKED);
     World::all_fail(Reason::ExchangeMissing);
     World::half_fail();
@@ -89,7 +89,7 @@ fn an_exchange_opens_when_many_destinations_fail_alike() {
     for _ in 0..10 {
         assert_eq!(world.fail_all(1..MANY_I), None);
     }
-    // Another cause is not alike.
+    // Another cause is not the same.
     let other = failing([MANY_I], Reason::ExchangeMissing);
     assert_eq!(world.spread(&other), None);
     // A destination that works again does not count.

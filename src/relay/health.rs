@@ -23,8 +23,10 @@ struct State {
     /// The fault of the schema.
     schema: Option<String>,
     stopping: bool,
-    /// When messages could not be marked the last time, and why.
+    /// When a claim's messages could not be marked the last time, and why.
     cannot_mark: Option<(Instant, String)>,
+    /// As `cannot_mark`, of messages that no claim reads.
+    cannot_mark_unclaimed: Option<(Instant, String)>,
     /// When messages could not be read the last time, and why.
     cannot_read: Option<(Instant, String)>,
 }
@@ -34,7 +36,7 @@ const FAILURE_COUNTS_FOR: Duration = Duration::from_secs(30);
 
 impl State {
     fn cannot_mark(&self) -> Option<&str> {
-        still(self.cannot_mark.as_ref())
+        still(self.cannot_mark.as_ref()).or_else(|| still(self.cannot_mark_unclaimed.as_ref()))
     }
 
     fn cannot_read(&self) -> Option<&str> {
@@ -116,12 +118,26 @@ impl Health {
         metrics::broker_blocked(&self.source, blocked);
     }
 
-    /// Messages cannot be marked as sent. Logs the first time.
+    /// A claim's messages cannot be marked as sent. Logs the first time.
     pub fn cannot_mark(&self, why: &str) {
         let mut state = self.state();
         let news = state.cannot_mark().is_none();
         state.cannot_mark = Some((Instant::now(), why.to_owned()));
         drop(state);
+        self.marking_fails(why, news);
+    }
+
+    /// As `cannot_mark`, of messages that no claim reads: held ones, or those of lanes that another session has locked.
+    /// Claims mark others all the time, so `marked` does not end this failure.
+    pub fn cannot_mark_unclaimed(&self, why: &str) {
+        let mut state = self.state();
+        let news = state.cannot_mark().is_none();
+        state.cannot_mark_unclaimed = Some((Instant::now(), why.to_owned()));
+        drop(state);
+        self.marking_fails(why, news);
+    }
+
+    fn marking_fails(&self, why: &str, news: bool) {
         metrics::can_mark(&self.source, false);
         if news {
             tracing::error!(
@@ -132,12 +148,20 @@ impl Health {
         }
     }
 
-    /// Messages were marked.
+    /// A claim's messages were marked.
     pub fn marked(&self) {
-        if self.state().cannot_mark.take().is_some() {
-            metrics::can_mark(&self.source, true);
-            tracing::info!(source = self.source, "messages are marked as sent again");
+        let mut state = self.state();
+        let failed = state.cannot_mark.take().is_some();
+        let ended = failed && state.cannot_mark().is_none();
+        drop(state);
+        if ended {
+            self.marking_works();
         }
+    }
+
+    fn marking_works(&self) {
+        metrics::can_mark(&self.source, true);
+        tracing::info!(source = self.source, "messages are marked as sent again");
     }
 
     /// PostgreSQL refuses to read messages, and no message is to blame. Logs the first time.
@@ -158,10 +182,11 @@ impl Health {
             state.cannot_read = None;
             tracing::info!(source = self.source, "messages are read again");
         }
-        if state.cannot_mark.is_some() && state.cannot_mark().is_none() {
-            state.cannot_mark = None;
+        let failed = state.cannot_mark.is_some() || state.cannot_mark_unclaimed.is_some();
+        if failed && state.cannot_mark().is_none() {
+            (state.cannot_mark, state.cannot_mark_unclaimed) = (None, None);
             drop(state);
-            metrics::can_mark(&self.source, true);
+            self.marking_works();
         }
     }
 
@@ -238,5 +263,47 @@ impl Health {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why(health: &Health) -> Option<String> {
+        health.readiness().cannot_mark
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn marks_end_the_failure_of_a_claim_and_no_other() {
+        let health = Health::new("default");
+        health.cannot_mark("a claim's");
+        assert_eq!(why(&health).as_deref(), Some("a claim's"));
+        health.marked();
+        assert_eq!(why(&health), None);
+
+        health.cannot_mark_unclaimed("a held message's");
+        health.marked();
+        health.cannot_mark("a claim's");
+        health.marked();
+        assert_eq!(why(&health).as_deref(), Some("a held message's"));
+        assert_eq!(health.word(), "cannot_mark");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_ends_when_it_was_not_repeated_for_a_while() {
+        let health = Health::new("default");
+        let second = Duration::from_secs(1);
+        health.cannot_mark_unclaimed("first");
+        tokio::time::advance(FAILURE_COUNTS_FOR - second).await;
+        health.cannot_mark_unclaimed("again");
+        tokio::time::advance(FAILURE_COUNTS_FOR - second).await;
+        health.expire_failures();
+        assert_eq!(why(&health).as_deref(), Some("again"));
+        tokio::time::advance(second).await;
+        assert_eq!(why(&health), None);
+        // Its state is dropped.
+        health.expire_failures();
+        assert!(health.state().cannot_mark_unclaimed.is_none());
     }
 }

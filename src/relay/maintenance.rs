@@ -230,7 +230,7 @@ async fn name_blockers(context: &Context, session: &Session) -> Result<(), Outbo
     let found = blockers::find(session, &[]).await?;
     if !found.is_empty() {
         let why = format!("locked by {}", blockers::text(&found));
-        context.health.cannot_mark(&why);
+        context.health.cannot_mark_unclaimed(&why);
     }
     Ok(())
 }
@@ -251,7 +251,7 @@ async fn work_circuits(context: &Context, session: &Session) -> Result<(), Outbo
     if let Err(error) = &worked
         && error.is_statement_refused()
     {
-        context.health.cannot_mark(&error.to_string());
+        context.health.cannot_mark_unclaimed(&error.to_string());
     }
     worked
 }

@@ -453,7 +453,7 @@ async fn release_held(context: &Context, session: &Session) -> Result<(), Outbox
         match released {
             // This claim is settled, and the next claims need no release: they go on.
             Err(error) if error.is_statement_refused() => {
-                context.health.cannot_mark(&error.to_string());
+                context.health.cannot_mark_unclaimed(&error.to_string());
             }
             released => context.circuits().released(destination, rows, released?),
         }

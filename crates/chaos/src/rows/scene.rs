@@ -90,6 +90,15 @@ impl<'a> Scene<'a> {
         })
     }
 
+    /// `/readyz` answers so at this moment.
+    pub async fn still_says(&self, status: u16, text: &str) -> Result<()> {
+        let answer = probe::get(self.port, "/readyz").await;
+        let (code, body) = answer.ok_or("no answer of /readyz")?;
+        expect(code == status && body.contains(text), || {
+            format!("/readyz said {code}, {body}, and not {status}, {text}")
+        })
+    }
+
     /// It is ready, or is so again.
     pub async fn ready(&self) -> Result<()> {
         self.says(200, "\"ready\":true").await

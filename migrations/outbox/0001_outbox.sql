@@ -245,7 +245,7 @@ COMMENT ON COLUMN outbox.relay.instance IS 'Name of the process; a new one at ea
 COMMENT ON COLUMN outbox.relay.host IS 'Host of the process.';
 COMMENT ON COLUMN outbox.relay.version IS 'Version of outboxd.';
 COMMENT ON COLUMN outbox.relay.workers IS 'Number of its workers.';
-COMMENT ON COLUMN outbox.relay.state IS 'State that the relay last reported: starting, publishing, blocked, broker_down, stopping.';
+COMMENT ON COLUMN outbox.relay.state IS 'State that the relay last reported: starting, publishing, blocked, broker_down, cannot_mark, cannot_read, stopping.';
 COMMENT ON COLUMN outbox.relay.started_at IS 'Time of the start.';
 COMMENT ON COLUMN outbox.relay.seen_at IS 'Time of the last report; a running relay reports every ten seconds.';
 COMMENT ON COLUMN outbox.relay.audited_at IS 'End of its last complete audit of outbox.message; NULL before the first.';

@@ -481,28 +481,29 @@ const REFERENCE_HEAD: &str = "\
 
 `cargo xtask docs` generates this page from the code; a test compares the two.
 
-The relay reads these in order, and a later one wins: defaults, `config/outboxd.toml` (or `--config FILE`), `DATABASE_URL` and
-`AMQP_URL`, the environment, `--set KEY=VALUE`. The environment variable of a key is `OUTBOXD__` and the key in capitals with
-`__` for its dots: `relay.batch_size` is `OUTBOXD__RELAY__BATCH_SIZE`. The relay ignores names with a single `_` after
-`OUTBOXD`: Kubernetes sets some.
+The relay reads these in order, and a later one wins: defaults, `config/outboxd.toml` (or `--config FILE`),
+`DATABASE_URL` and `AMQP_URL`, the environment, `--set KEY=VALUE`. The environment variable of a key is `OUTBOXD__` and
+the key in capitals with `__` for its dots: `relay.batch_size` is `OUTBOXD__RELAY__BATCH_SIZE`. The relay ignores names
+with a single `_` after `OUTBOXD`: Kubernetes sets some.
 
 - An unknown key, a value out of range or a contradiction ends the start with exit code 78 and names every key at fault.
 - Durations have units: `250ms`, `5s`, `7d`, `1h 30m`. Sizes are bytes, or have `KiB`, `MiB`, `GiB`.
-- A list in the environment or in `--set` has a comma between two items. An empty value is an empty list, and an empty item is an
-  error. A variable that is not UTF-8 text is an error, if the relay would read it.
-- Give a secret as a value or as a file, not both. The file must not be empty, open to everybody or writable by its group. The
-  relay ignores one newline at its end, and refuses pipes, devices and files of an unlikely size.
-- SIGHUP reads the configuration again: the relay applies `log.level`, and its log names the keys that wait for a restart.
+- A list in the environment or in `--set` has a comma between two items. An empty value is an empty list, and an empty
+  item is an error. A variable that is not UTF-8 text is an error, if the relay would read it.
+- Give a secret as a value or as a file, not both. The file must not be empty, open to everybody or writable by its
+  group. The relay ignores one newline at its end, and refuses pipes, devices and files of an unlikely size.
+- SIGHUP reads the configuration again: the relay applies `log.level`, and its log names the keys that wait for a
+  restart.
 - `outboxd check` validates the configuration without a connection; `outboxd check --connect` also asks both servers.
 ";
 
 const REFERENCE_TAIL: &str = "
 ## Several databases
 
-With `[[source]]` tables one process relays several databases, each with its own workers and connections. A failure in one does
-not affect the others. A source has a `name` and its own `database` and `broker` keys. It takes the keys that it leaves out from
-the sections above, except URLs and secrets of the same server. Metrics then carry a label `source`, and commands that act on
-one database take `--source NAME`.
+With `[[source]]` tables one process relays several databases, each with its own workers and connections. A failure in
+one does not affect the others. A source has a `name` and its own `database` and `broker` keys. It takes the keys that
+it leaves out from the sections above, except URLs and secrets of the same server. Metrics then carry a label `source`,
+and commands that act on one database take `--source NAME`.
 
 ```toml
 [[source]]

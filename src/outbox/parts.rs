@@ -46,8 +46,9 @@ pub enum Weight {
     Stops,
 }
 
-/// Triggers and functions without which events are lost, stay hidden, or go out as they were before a correction: `kept` keeps
-/// a Debezium producer's event, `truncated`, `moved` and `corrected` follow changes by hand.
+/// Triggers and functions without which events are lost, stay hidden, or go out as they were before a correction. Without
+/// `kept`, a view that somebody made again over `outbox.message` alone lets a Debezium producer's DELETE delete the event (the
+/// view of the migration refuses it). `truncated`, `moved` and `corrected` follow changes by hand.
 const GUARDS: [&str; 4] = ["kept", "truncated", "moved", "corrected"];
 /// Functions on whose results the order and the lag rest.
 const MEASURES: [&str; 2] = ["key_hash", "measure"];

@@ -119,7 +119,7 @@ pub fn describe() {
     describe_gauge!(BUILD_INFO, "Always 1; the label is the version.");
     describe_counter!(
         WORKER_RESTARTS,
-        "Workers that ended unexpectedly and were started again."
+        "Tasks (worker, scout, listener, maintenance) that panicked and were started again."
     );
     describe_counter!(PRUNED, "Sent messages deleted by retention.");
     describe_gauge!(
@@ -148,7 +148,7 @@ pub fn describe() {
     );
     describe_gauge!(
         SCHEMA_OK,
-        "1 while schema and privileges pass the checks of the start, else 0."
+        "0 while schema or privileges would prevent a start, or a part that guards events is missing or changed; else 1."
     );
     describe_counter!(
         LANES_RESTORED,

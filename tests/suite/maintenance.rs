@@ -133,7 +133,7 @@ async fn a_row_that_cannot_be_pruned_keeps_no_other_lane() {
 
 /// What `check --connect` names, a relay that runs names too: with its cure, and not ready where an event can be lost.
 #[tokio::test]
-async fn a_running_relay_misses_a_trigger_and_finds_a_rule_and_warns_of_less() {
+async fn a_running_relay_notices_a_missing_trigger_and_an_added_rule_and_warns_of_less() {
     let world = world().await;
     let _consumer = world.consumer().await;
     let (relay, port) = world.watched(&[]);

@@ -25,7 +25,11 @@ const LOOKS: &[(&str, Look, &str)] = &[
         commits::wrong,
         "CONTRIBUTING.md says what a message has; `git rebase -i` corrects it",
     ),
-    ("tests", named_tests::missing, "correct the name"),
+    (
+        "tests",
+        named_tests::missing,
+        "correct the name, or the list of .ci/run",
+    ),
     ("links", links::dead, "correct the link, or docs/SUMMARY.md"),
 ];
 

@@ -1,4 +1,5 @@
-//! Checks that every test, and every row of the fault matrix, that the documents name exists.
+//! Checks that every test, and every row of the fault matrix, that the documents name exists; and that CI runs each row that
+//! the README names.
 
 use std::fs;
 
@@ -8,6 +9,9 @@ use crate::files::files;
 
 const DOCUMENTS: &[&str] = &["README.md", "docs"];
 const CODE: &[&str] = &["src", "tests", "crates", "examples"];
+/// It names the rows that prove a guarantee, and says that CI runs them.
+const README: &str = "README.md";
+const CI: &str = ".ci/run";
 
 pub fn missing() -> Result<Vec<String>> {
     let mut functions = Vec::new();
@@ -28,12 +32,22 @@ pub fn missing() -> Result<Vec<String>> {
             .filter_map(|line| line.split_once("fn ")?.1.split(['(', '<']).next());
         functions.extend(names.map(str::to_owned));
     }
+    let ci = fs::read_to_string(CI)?;
+    let ci = rows_of_ci(&ci);
     let mut missing = Vec::new();
     for document in files(DOCUMENTS, "md")? {
         let text = fs::read_to_string(&document)?;
         for (at, _) in text.match_indices("row ") {
             let named = &text[at..];
-            if names_a_row(named) && !rows.iter().any(|row| named.starts_with(row.as_str())) {
+            let Some(number) = row_named(named) else {
+                continue;
+            };
+            if document.ends_with(README) && !ci.contains(&number) {
+                missing.push(format!(
+                    "{README} names row {number}, and {CI} does not run it"
+                ));
+            }
+            if !rows.iter().any(|row| named.starts_with(row.as_str())) {
                 let end = named.find(['|', '\n']).unwrap_or(named.len());
                 missing.push(format!(
                     "{} names `{}`, which is no row of the fault matrix",
@@ -64,13 +78,18 @@ pub fn missing() -> Result<Vec<String>> {
     Ok(missing)
 }
 
-/// `row 7 (…)` or `row H2 (…)`; the words in brackets are the row's title.
-fn names_a_row(text: &str) -> bool {
-    let Some((number, _)) = text["row ".len()..].split_once(" (") else {
-        return false;
-    };
+/// The number in `row 7 (…)` or `row H2 (…)`; the words in brackets are the row's title.
+fn row_named(text: &str) -> Option<&str> {
+    let (number, _) = text["row ".len()..].split_once(" (")?;
     let digits = number.strip_prefix('H').unwrap_or(number);
-    !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit())
+    let is_number = !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit());
+    is_number.then_some(number)
+}
+
+/// The numbers in the lines `rows=…` of the script; the later ones begin with `$rows`.
+fn rows_of_ci(script: &str) -> Vec<&str> {
+    let lists = script.lines().filter_map(|line| line.strip_prefix("rows="));
+    lists.flat_map(|list| list.split(',')).collect()
 }
 
 /// A test's name is a sentence with underscores; an abbreviated one ends in `…`.
@@ -89,9 +108,20 @@ mod tests {
 
     #[test]
     fn a_row_is_named_with_its_number_and_its_title() {
-        assert!(names_a_row("row 7 (SIGSTOP with a claim)"));
-        assert!(names_a_row("row H2 (any role with CONNECT)"));
-        assert!(!names_a_row("row of outbox.message (see there)"));
-        assert!(!names_a_row("row 7"));
+        assert_eq!(row_named("row 7 (SIGSTOP with a claim)"), Some("7"));
+        assert_eq!(row_named("row H2 (any role with CONNECT)"), Some("H2"));
+        assert_eq!(row_named("row of outbox.message (see there)"), None);
+        assert_eq!(row_named("row 7"), None);
+    }
+
+    #[test]
+    fn the_rows_of_ci_are_those_of_all_its_lists() {
+        let script =
+            "set -eu\nrows=1,20\nrows=$rows,21,H2\nstep cargo xtask chaos --rows $rows --inputs\n";
+        let rows = rows_of_ci(script);
+        for row in ["1", "20", "21", "H2"] {
+            assert!(rows.contains(&row), "{row}");
+        }
+        assert!(!rows.contains(&"2"));
     }
 }

@@ -90,8 +90,8 @@ No label holds a key or an id. Counters start at 0 with the process. A label wit
 const INBOX_HEAD: &str = "
 ## An inbox
 
-The service that consumes serves these. Each has the label `consumer`. [Monitoring](../operating/monitoring.md#inbox-metrics)
-explains each `outcome` and `reason`.
+The service that consumes serves these. Each has the label `consumer`.
+[Monitoring](../operating/monitoring.md#inbox-metrics) explains each `outcome` and `reason`.
 
 | metric | kind | labels | meaning |
 |---|---|---|---|

@@ -7,8 +7,8 @@ const HEAD: &str = "\
 
 # Schemas
 
-From the comments in [migrations/](../../migrations/outbox/0001_outbox.sql); `\\d+` in psql shows the same. [Security](../operating/security.md)
-says which role may do what.
+From the comments in [migrations/](../../migrations/outbox/0001_outbox.sql); `\\d+` in psql shows the same.
+[Security](../operating/security.md) says which role may do what.
 ";
 
 /// One `COMMENT ON kind object IS 'text'`.

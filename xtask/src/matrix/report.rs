@@ -206,11 +206,11 @@ const HEAD: &str = "\
 
 `cargo xtask matrix` runs the same tests, unchanged, against each pair of versions: `tests/suite`, the tests of
 `crates/outbox` against a database, and the rows of the fault matrix in which a process or a server dies. It runs every
-PostgreSQL with the oldest RabbitMQ, and every RabbitMQ with the newest PostgreSQL; `cargo xtask matrix --all-pairs` runs
-all pairs.
+PostgreSQL with the oldest RabbitMQ, and every RabbitMQ with the newest PostgreSQL; `cargo xtask matrix --all-pairs`
+runs all pairs.
 
-If a test fails beside others, it runs again alone. The page names it if it passes then: beside the others it lacked time
-or a resource.
+If a test fails beside others, it runs again alone. The page names it if it passes then: beside the others it lacked
+time or a resource.
 ";
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! An incident from its begin to its end: claims of fifty messages, and the housekeeper's steps on the held ones.
+//! An incident from its beginning to its end: claims of fifty messages, and the maintenance's steps for the held ones.
 
 use super::*;
 use crate::{circuit::Task, reason::Reason};

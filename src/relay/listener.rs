@@ -96,6 +96,8 @@ async fn listen(context: &Context, failures: &mut u32) -> Result<Ended, OutboxEr
     let mut wanted = sleep.wanted.subscribe();
     let mut flood = Flood::new(Instant::now());
     let mut asleep = false;
+    // Outlives the turns of the loop: under steady traffic, each is shorter than the time between two checks.
+    let mut unusable = std::pin::pin!(context.silence.watch(&session, database.connect_timeout));
     loop {
         let want = *wanted.borrow_and_update();
         if want != asleep {
@@ -125,7 +127,7 @@ async fn listen(context: &Context, failures: &mut u32) -> Result<Ended, OutboxEr
                 sleep.notification.notify_one();
             }
             () = tokio::time::sleep(RETRY_EVERY), if want && !asleep => {}
-            error = context.silence.watch(&session, database.connect_timeout) => return Err(error),
+            error = &mut unusable => return Err(error),
         }
     }
 }

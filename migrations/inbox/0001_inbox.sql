@@ -254,29 +254,33 @@ CREATE FUNCTION inbox.complete(consumer text, idempotency_key text, result bytea
 #variable_conflict use_column
 DECLARE
     stored boolean;
+    locked boolean := false;
 BEGIN
-    UPDATE inbox.message m
-    SET result = complete.result, result_type = complete.result_type, recorded_at = pg_catalog.clock_timestamp()
-    WHERE m.consumer OPERATOR(pg_catalog.=) complete.consumer AND m.idempotency_key OPERATOR(pg_catalog.=) complete.idempotency_key
-      AND m.state OPERATOR(pg_catalog.=) 'applied'
-    RETURNING m.recorded_at IS NOT NULL AND m.state OPERATOR(pg_catalog.=) 'applied'
-          AND coalesce(m.result OPERATOR(pg_catalog.=) complete.result, m.result IS NULL AND complete.result IS NULL)
-          AND coalesce(m.result_type OPERATOR(pg_catalog.=) complete.result_type,
-                       m.result_type IS NULL AND complete.result_type IS NULL) INTO stored;
-    IF NOT FOUND THEN
-        -- Only an error costs this second look.
-        SELECT false INTO stored FROM inbox.message m
+    LOOP
+        UPDATE inbox.message m
+        SET result = complete.result, result_type = complete.result_type, recorded_at = pg_catalog.clock_timestamp()
         WHERE m.consumer OPERATOR(pg_catalog.=) complete.consumer AND m.idempotency_key OPERATOR(pg_catalog.=) complete.idempotency_key
-          AND m.state OPERATOR(pg_catalog.=) 'applied';
-    END IF;
-    IF NOT stored THEN
+          AND m.state OPERATOR(pg_catalog.=) 'applied'
+        RETURNING m.recorded_at IS NOT NULL AND m.state OPERATOR(pg_catalog.=) 'applied'
+              AND coalesce(m.result OPERATOR(pg_catalog.=) complete.result, m.result IS NULL AND complete.result IS NULL)
+              AND coalesce(m.result_type OPERATOR(pg_catalog.=) complete.result_type,
+                           m.result_type IS NULL AND complete.result_type IS NULL) INTO stored;
+        EXIT WHEN FOUND OR locked;
+        -- Only an error costs this second look. Its lock tells a row that a trigger kept from a row that another session
+        -- claimed after the UPDATE had looked: only the second one can be written now.
+        SELECT true INTO locked FROM inbox.message m
+        WHERE m.consumer OPERATOR(pg_catalog.=) complete.consumer AND m.idempotency_key OPERATOR(pg_catalog.=) complete.idempotency_key
+          AND m.state OPERATOR(pg_catalog.=) 'applied'
+        FOR UPDATE;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'inbox.complete: % / % was not claimed', complete.consumer, complete.idempotency_key
+                USING ERRCODE = 'no_data_found', HINT = 'Call inbox.claim before, in the same transaction.';
+        END IF;
+    END LOOP;
+    IF stored IS NOT TRUE THEN
         RAISE EXCEPTION 'inbox.complete: the result of % / % was not written', complete.consumer, complete.idempotency_key
             USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'message',
                   HINT = 'A trigger on inbox.message keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
-    END IF;
-    IF stored IS NULL THEN
-        RAISE EXCEPTION 'inbox.complete: % / % was not claimed', complete.consumer, complete.idempotency_key
-            USING ERRCODE = 'no_data_found', HINT = 'Call inbox.claim before, in the same transaction.';
     END IF;
 END
 $$;
@@ -343,6 +347,8 @@ $$;
 COMMENT ON FUNCTION inbox.begin_effect(text, text, bytea) IS
     'Begins an external effect. COMMIT before the call of the provider, and pass the key as the provider''s idempotency key.';
 
+-- The lock comes first, here and in abandon_effect: it tells a row that a trigger kept from an effect that another session
+-- abandoned and began again meanwhile.
 CREATE FUNCTION inbox.record_effect(consumer text, idempotency_key text, result bytea, result_type text DEFAULT NULL)
     RETURNS void
     LANGUAGE plpgsql
@@ -352,6 +358,14 @@ CREATE FUNCTION inbox.record_effect(consumer text, idempotency_key text, result 
 DECLARE
     stored boolean;
 BEGIN
+    PERFORM FROM inbox.message m
+    WHERE m.consumer = record_effect.consumer AND m.idempotency_key = record_effect.idempotency_key
+      AND m.state = 'begun'
+    FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'inbox.record_effect: % / % is not begun, or was recorded before', record_effect.consumer, record_effect.idempotency_key
+            USING ERRCODE = 'no_data_found';
+    END IF;
     UPDATE inbox.message m
     SET state = 'applied', result = record_effect.result, result_type = record_effect.result_type,
         recorded_at = clock_timestamp()
@@ -359,19 +373,10 @@ BEGIN
       AND m.state = 'begun'
     RETURNING m.state = 'applied' AND m.recorded_at IS NOT NULL AND m.result IS NOT DISTINCT FROM record_effect.result
           AND m.result_type IS NOT DISTINCT FROM record_effect.result_type INTO stored;
-    IF NOT FOUND THEN
-        SELECT false INTO stored FROM inbox.message m
-        WHERE m.consumer = record_effect.consumer AND m.idempotency_key = record_effect.idempotency_key
-          AND m.state = 'begun';
-    END IF;
-    IF NOT stored THEN
+    IF stored IS NOT TRUE THEN
         RAISE EXCEPTION 'inbox.record_effect: the outcome of % / % was not written', record_effect.consumer, record_effect.idempotency_key
             USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'message',
                   HINT = 'A trigger on inbox.message keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
-    END IF;
-    IF stored IS NULL THEN
-        RAISE EXCEPTION 'inbox.record_effect: % / % is not begun, or was recorded before', record_effect.consumer, record_effect.idempotency_key
-            USING ERRCODE = 'no_data_found';
     END IF;
 END
 $$;
@@ -393,21 +398,22 @@ CREATE FUNCTION inbox.abandon_effect(consumer text, idempotency_key text)
 DECLARE
     deleted boolean;
 BEGIN
+    PERFORM FROM inbox.message m
+    WHERE m.consumer = abandon_effect.consumer AND m.idempotency_key = abandon_effect.idempotency_key
+      AND m.state = 'begun'
+    FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'inbox.abandon_effect: % / % is not begun, or was recorded before', abandon_effect.consumer, abandon_effect.idempotency_key
+            USING ERRCODE = 'no_data_found';
+    END IF;
     DELETE FROM inbox.message m
     WHERE m.consumer = abandon_effect.consumer AND m.idempotency_key = abandon_effect.idempotency_key
       AND m.state = 'begun'
     RETURNING true INTO deleted;
-    IF NOT FOUND THEN
-        PERFORM FROM inbox.message m
-        WHERE m.consumer = abandon_effect.consumer AND m.idempotency_key = abandon_effect.idempotency_key
-          AND m.state = 'begun';
-        IF FOUND THEN
-            RAISE EXCEPTION 'inbox.abandon_effect: % / % was not deleted', abandon_effect.consumer, abandon_effect.idempotency_key
-                USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'message',
-                      HINT = 'A trigger on inbox.message keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
-        END IF;
-        RAISE EXCEPTION 'inbox.abandon_effect: % / % is not begun, or was recorded before', abandon_effect.consumer, abandon_effect.idempotency_key
-            USING ERRCODE = 'no_data_found';
+    IF deleted IS NOT TRUE THEN
+        RAISE EXCEPTION 'inbox.abandon_effect: % / % was not deleted', abandon_effect.consumer, abandon_effect.idempotency_key
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'inbox', TABLE = 'message',
+                  HINT = 'A trigger on inbox.message keeps its rows as they are. Let it pass the rows of the inbox, or drop it.';
     END IF;
 END
 $$;
@@ -416,25 +422,27 @@ COMMENT ON FUNCTION inbox.abandon_effect(text, text) IS
 
 -- Call it in a separate transaction, after the rollback of the handler's transaction.
 --
--- The subquery sees the row as it was before this statement: the count is written if it is higher than that.
+-- The lock comes first: the count is written if it is higher than the count that another session can no longer change or
+-- delete. An INSERT alone would compare with a row that another session had deleted meanwhile.
 CREATE FUNCTION inbox.fail(consumer text, idempotency_key text, error text) RETURNS integer
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
 DECLARE
+    before  integer;
     counted integer;
     stored  boolean;
 BEGIN
+    SELECT a.attempts INTO before FROM inbox.attempt a
+    WHERE a.consumer OPERATOR(pg_catalog.=) fail.consumer AND a.idempotency_key OPERATOR(pg_catalog.=) fail.idempotency_key
+    FOR UPDATE;
     INSERT INTO inbox.attempt AS a (consumer, idempotency_key, last_error)
     VALUES (fail.consumer, fail.idempotency_key, pg_catalog.left(fail.error, 1000))
     ON CONFLICT (consumer, idempotency_key) DO UPDATE
         SET attempts = a.attempts OPERATOR(pg_catalog.+) 1, last_error = excluded.last_error, last_at = pg_catalog.clock_timestamp()
     RETURNING a.attempts,
           a.consumer OPERATOR(pg_catalog.=) fail.consumer AND a.idempotency_key OPERATOR(pg_catalog.=) fail.idempotency_key
-          AND a.attempts OPERATOR(pg_catalog.>) coalesce((
-              SELECT was.attempts FROM inbox.attempt was
-              WHERE was.consumer OPERATOR(pg_catalog.=) fail.consumer
-                AND was.idempotency_key OPERATOR(pg_catalog.=) fail.idempotency_key), 0)
+          AND a.attempts OPERATOR(pg_catalog.>) coalesce(before, 0)
     INTO counted, stored;
     IF stored IS NOT TRUE THEN
         RAISE EXCEPTION 'inbox.fail: the failed attempt of % / % was not counted', fail.consumer, fail.idempotency_key

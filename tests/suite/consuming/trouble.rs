@@ -1,6 +1,7 @@
 //! Faults around a message do not count against it; faults of the message itself do.
 
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::Context;
 
@@ -54,6 +55,69 @@ impl Failures {
         })
         .await;
     }
+}
+
+/// The errors that are logged.
+#[derive(Clone, Default)]
+struct Errors(Arc<Mutex<Vec<String>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Errors {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        event.record(&mut self.clone());
+    }
+}
+
+impl Visit for Errors {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "error" {
+            self.0.lock().unwrap().push(format!("{value:?}"));
+        }
+    }
+}
+
+impl Errors {
+    /// Collects the log of this thread.
+    fn seen() -> (Self, impl Drop) {
+        let errors = Self::default();
+        let guard = tracing_subscriber::registry()
+            .with(errors.clone())
+            .set_default();
+        (errors, guard)
+    }
+
+    /// Waits for what the function raises, with its hint.
+    async fn until(&self, function: &str) {
+        eventually(function, SOON, async || {
+            let seen = self.0.lock().unwrap();
+            let mut of_it = seen.iter().filter(|error| error.contains(function));
+            let hint = " trigger ";
+            of_it
+                .next()
+                .map(|error| assert!(error.contains(hint), "{error}"))
+        })
+        .await;
+    }
+}
+
+/// Waits for this many attempts that ended because of the database, and for no dead letter.
+async fn until_retried(metrics: &PrometheusHandle, times: f64) {
+    eventually("retries because of the database", SOON, async || {
+        let metrics = metrics.render();
+        let dead = r#"inbox_dead_lettered_total{consumer="payments",reason="attempts_exhausted"}"#;
+        assert_eq!(reading(&metrics, dead).unwrap_or_default(), 0.0);
+        let retries = r#"inbox_retries_total{consumer="payments",reason="database"}"#;
+        (reading(&metrics, retries)? >= times).then_some(())
+    })
+    .await;
+}
+
+/// A trigger on a table of the inbox.
+async fn keeps(world: &World, table: &str, operations: &str, body: &str) {
+    let trigger = format!(
+        "CREATE OR REPLACE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$; \
+         CREATE TRIGGER keep BEFORE {operations} ON inbox.{table} FOR EACH ROW EXECUTE FUNCTION keep()"
+    );
+    world.sql(&trigger).await;
 }
 
 /// A setting for the consumer's sessions.
@@ -279,6 +343,74 @@ async fn a_claim_that_the_database_refuses_is_not_held_against_the_message() {
     world.sql(grant).await;
     until_paid(&world, "a").await;
     until_empty(&world).await;
+    until_holds(&world, DEAD, 0).await;
+    running.stopped().await;
+}
+
+/// Neither the claim nor the result of a message is written: that is not the message's fault, and the log names the trigger.
+#[tokio::test]
+async fn a_message_that_a_trigger_keeps_from_the_inbox_waits_and_is_applied_without_the_trigger() {
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    let _metrics = metrics::set_default_local_recorder(&recorder);
+    let (errors, _guard) = Errors::seen();
+    let world = world().await;
+    let running = start(&world, Payments::default(), |options| {
+        options.max_attempts = 2
+    });
+    for (account, operation, body, function, retried) in [
+        ("a", "INSERT", "RETURN NULL;", "inbox.claim: ", 4.0),
+        ("b", "UPDATE", "RETURN OLD;", "inbox.complete: ", 8.0),
+    ] {
+        keeps(&world, "message", operation, body).await;
+        pays(account, account).to(&world).await;
+        until_retried(&metrics, retried).await;
+        errors.until(function).await;
+        assert_eq!(attempts(&world).await, 0);
+        assert!(!cents(&world).await.contains_key(account));
+        world.sql("DROP TRIGGER keep ON inbox.message").await;
+        until_paid(&world, account).await;
+        until_empty(&world).await;
+        let results = "SELECT DISTINCT convert_from(result, 'UTF8') FROM inbox.message";
+        let paid: String = world.client.query_one(results, &[]).await.unwrap().get(0);
+        assert_eq!(paid, r#""paid""#);
+    }
+    until_holds(&world, DEAD, 0).await;
+    running.stopped().await;
+}
+
+/// An attempt that cannot be counted does not exhaust the attempts, and a count that cannot be deleted lets nothing be applied.
+#[tokio::test]
+async fn a_redelivered_message_whose_count_a_trigger_keeps_waits_and_is_applied_without_the_trigger()
+ {
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    let _metrics = metrics::set_default_local_recorder(&recorder);
+    let (errors, _guard) = Errors::seen();
+    let world = world().await;
+    // This declares the queues.
+    let running = start(&world, Payments::default(), |_| ());
+    until_holds(&world, QUEUE, 0).await;
+    running.stopped().await;
+    pays("m1", "a").of("fails_until_other").to(&world).await;
+    reject(&world, true).await;
+    let body = "IF TG_OP = 'UPDATE' THEN RETURN OLD; END IF; RETURN NULL;";
+    keeps(&world, "attempt", "UPDATE OR DELETE", body).await;
+    let running = start(&world, Payments::default(), |options| {
+        options.max_attempts = 1
+    });
+    until_retried(&metrics, 4.0).await;
+    errors.until("inbox.fail: ").await;
+    let tried = &running.payments.tried;
+    tried.lock().unwrap().push("other".to_owned());
+    errors.until("inbox.forgive: ").await;
+    assert!(cents(&world).await.is_empty());
+    world.sql("DROP TRIGGER keep ON inbox.attempt").await;
+    until_paid(&world, "a").await;
+    until_empty(&world).await;
+    assert_eq!(attempts(&world).await, 0, "forgiven");
     until_holds(&world, DEAD, 0).await;
     running.stopped().await;
 }

@@ -7,7 +7,7 @@ use tokio_postgres::{
     error::{Severity, SqlState},
 };
 
-use crate::inbox::InboxError;
+use crate::inbox::{InboxError, described};
 
 /// What an attempt is counted with before it is made. Left standing, it says that the attempt did not end.
 pub(super) const UNENDED: &str = "delivered again: an attempt before did not end";
@@ -93,7 +93,7 @@ impl From<tokio_postgres::Error> for Attempt {
                     .as_db_error()
                     .map_or_else(|| error.to_string(), |db| db.message().to_owned()),
             ),
-            _ => Self::Database(error.to_string()),
+            _ => Self::Database(described(&error)),
         }
     }
 }
@@ -103,13 +103,6 @@ fn is_kept_row(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_some_and(|db| {
         *db.code() == SqlState::TRIGGERED_ACTION_EXCEPTION && db.schema() == Some("inbox")
     })
-}
-
-fn described(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(
-        || error.to_string(),
-        |db| format!("{}. {}", db.message(), db.hint().unwrap_or_default()),
-    )
 }
 
 fn ends_the_session(error: &tokio_postgres::Error) -> bool {

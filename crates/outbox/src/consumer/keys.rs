@@ -245,7 +245,7 @@ impl<H: Handler> Worker<H> {
                     consumer = self.shared.inbox.consumer(),
                     message_id = message.message_id(),
                     error = %error.escape_debug(),
-                    "the database was not reached, or did not answer; trying again"
+                    "the database was not reached, did not answer, or refused; trying again"
                 );
                 return Ok(Some(Instant::now() + self.shared.options.backoff(1)));
             }

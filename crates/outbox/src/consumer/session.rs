@@ -4,7 +4,7 @@ use futures_util::future::try_join;
 use tokio_postgres::{Client, Statement, Transaction, error::SqlState};
 
 use super::attempt::Attempt;
-use crate::inbox::{Claimed, Inbox, InboxError, Operation};
+use crate::inbox::{Claimed, Inbox, InboxError, Operation, described};
 
 const JSON: &str = "application/json";
 
@@ -112,8 +112,7 @@ fn of_a_claim(error: InboxError, other: impl FnOnce(InboxError) -> Attempt) -> A
     };
     match error {
         InboxError::Database(error) if !error.code().is_some_and(of_the_message) => {
-            let said = error.as_db_error().map(|db| db.message().to_owned());
-            Attempt::Database(said.unwrap_or_else(|| error.to_string()))
+            Attempt::Database(described(&error))
         }
         error => other(error),
     }
@@ -130,7 +129,7 @@ fn of_a_prepared_statement(error: InboxError) -> Attempt {
             ]
             .contains(&error.code()) =>
         {
-            Attempt::Database(error.to_string())
+            Attempt::Database(described(&error))
         }
         other => other.into(),
     }

@@ -5,7 +5,7 @@ pub const MAX_RESULT: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum InboxError {
-    #[error("inbox: {0}")]
+    #[error("inbox: {}", described(.0))]
     Database(#[from] tokio_postgres::Error),
     #[error("a stored result has another shape than the handler expects: {0}")]
     Result(serde_json::Error),
@@ -18,6 +18,15 @@ pub enum InboxError {
     /// A trigger keeps the rows as they are.
     #[error("{0} does not keep what is written; does a trigger return OLD?")]
     NotWritten(&'static str),
+}
+
+/// With the server's message and hint, which the driver's `Display` leaves out, and without the detail, which may quote a row.
+pub(crate) fn described(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error().map(|db| (db.message(), db.hint())) {
+        Some((message, Some(hint))) => format!("{message}. {hint}"),
+        Some((message, None)) => message.to_owned(),
+        None => error.to_string(),
+    }
 }
 
 pub(crate) fn within_cap(bytes: usize) -> Result<(), InboxError> {

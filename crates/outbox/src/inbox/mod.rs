@@ -39,6 +39,8 @@ mod upkeep;
 pub use claim::Claimed;
 pub use consumer::Inbox;
 pub use effect::{Begun, Doubt};
+#[cfg(feature = "consumer")]
+pub(crate) use error::described;
 pub(crate) use error::within_cap;
 pub use error::{InboxError, MAX_RESULT};
 #[cfg(feature = "consumer")]

@@ -32,13 +32,14 @@ impl Transition {
         let (table, key, state) = (table.join("."), quoted(key_column), quoted(state_column));
         Self {
             update: format!(
-                "UPDATE {table} SET {state} = $2 WHERE {key} = $1 AND {state} = $3 RETURNING {state}"
+                "UPDATE {table} SET {state} = $2 WHERE {key} = $1 AND {state} = $3 RETURNING {state} = $2"
             ),
-            look: format!("SELECT {state} FROM {table} WHERE {key} = $1"),
+            look: format!("SELECT {state}::text, {state} = $2 FROM {table} WHERE {key} = $1"),
         }
     }
 
-    /// Moves one row, if it is in the expected state. The state column is text.
+    /// Moves one row, if it is in the expected state. The state column is text, of any of PostgreSQL's types of text.
+    /// PostgreSQL compares the states, by the rules of that type: `char(12)` pads them, for example.
     pub async fn advance(
         &self,
         transaction: &Transaction<'_>,
@@ -49,17 +50,19 @@ impl Transition {
         let written = transaction.query(&self.update, &[key, &to, &from]).await?;
         // The number of rows proves nothing: a trigger that returns OLD keeps the old state.
         if let Some(row) = written.first()
-            && row.try_get::<_, &str>(0)? == to
+            && row.try_get::<_, Option<bool>>(0)? == Some(true)
         {
             return Ok(Advanced::Done);
         }
-        Ok(match transaction.query_opt(&self.look, &[key]).await? {
-            None => Advanced::Missing,
-            Some(row) => match row.try_get::<_, String>(0)? {
-                found if found == to => Advanced::Already,
-                found => Advanced::Impossible { found },
+        Ok(
+            match transaction.query_opt(&self.look, &[key, &to]).await? {
+                None => Advanced::Missing,
+                Some(row) if row.try_get::<_, Option<bool>>(1)? == Some(true) => Advanced::Already,
+                Some(row) => Advanced::Impossible {
+                    found: row.try_get(0)?,
+                },
             },
-        })
+        )
     }
 }
 

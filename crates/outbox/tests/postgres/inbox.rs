@@ -399,6 +399,28 @@ async fn a_state_moves_once_and_never_from_where_it_is_not() {
     assert_eq!(advance(2, "pending", "authorized").await, Advanced::Missing);
 }
 
+/// PostgreSQL pads `char(12)`: the state that is stored is not the text that was written.
+#[tokio::test]
+async fn states_are_compared_as_their_column_compares_them() {
+    let mut client = consumer().await;
+    let transaction = client.transaction().await.unwrap();
+    let table = "CREATE TEMPORARY TABLE parcel (id bigint PRIMARY KEY, state char(12)); \
+                 INSERT INTO parcel VALUES (1, 'packed')";
+    transaction.batch_execute(table).await.unwrap();
+    let parcels = Transition::new("parcel", "id", "state");
+    let advance = async |from: &str, to: &str| {
+        parcels
+            .advance(&transaction, &1_i64, from, to)
+            .await
+            .unwrap()
+    };
+    assert_eq!(advance("packed", "sent").await, Advanced::Done);
+    assert_eq!(advance("packed", "sent").await, Advanced::Already);
+    let found = "sent".to_owned();
+    let impossible = Advanced::Impossible { found };
+    assert_eq!(advance("packed", "lost").await, impossible);
+}
+
 #[tokio::test]
 async fn a_result_above_the_cap_is_refused_and_one_without_is_told_apart() {
     let mut client = consumer().await;

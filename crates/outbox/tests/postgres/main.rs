@@ -5,6 +5,7 @@ mod enqueue;
 mod http;
 mod inbox;
 mod inbox_roles;
+mod overtaken;
 mod producing_doc;
 mod service;
 mod settings;

@@ -44,7 +44,7 @@ impl std::fmt::Debug for Command {
 /// serialization failure, a deadlock) and 500 otherwise; both free the key. The details go to the log, not to the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    #[error("the command's transaction: {}", described(.0))]
+    #[error("the command's transaction: {}", crate::inbox::described(.0))]
     Database(#[from] tokio_postgres::Error),
     #[error(transparent)]
     Enqueue(#[from] EnqueueError),
@@ -85,13 +85,5 @@ pub(super) fn is_transient(error: &tokio_postgres::Error) -> bool {
                 SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED
             ) || ["08", "53", "57"].contains(&&code.code()[..2])
         }
-    }
-}
-
-/// The error with the server's message, which `Display` leaves out, and without the detail, which may quote a row.
-pub(super) fn described(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(db) => format!("{} ({})", db.message(), db.code().code()),
-        None => error.to_string(),
     }
 }

@@ -21,14 +21,14 @@ use tokio_postgres::{
 };
 
 use super::{
-    command::{Command, described, is_transient},
+    command::{Command, is_transient},
     options::{Keep, MAX_STORED},
     problem::Problem,
     shared::Shared,
     stored,
 };
 use crate::{
-    inbox::{Claimed, InboxError, Operation, Stored},
+    inbox::{Claimed, InboxError, Operation, Stored, described},
     metrics,
 };
 

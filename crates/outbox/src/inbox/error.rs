@@ -22,10 +22,13 @@ pub enum InboxError {
 
 /// With the server's message and hint, which the driver's `Display` leaves out, and without the detail, which may quote a row.
 pub(crate) fn described(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error().map(|db| (db.message(), db.hint())) {
-        Some((message, Some(hint))) => format!("{message}. {hint}"),
-        Some((message, None)) => message.to_owned(),
-        None => error.to_string(),
+    let Some(db) = error.as_db_error() else {
+        return error.to_string();
+    };
+    let (message, code) = (db.message(), db.code().code());
+    match db.hint() {
+        Some(hint) => format!("{message} ({code}). {hint}"),
+        None => format!("{message} ({code})"),
     }
 }
 

@@ -119,6 +119,10 @@ async fn a_row_that_cannot_be_pruned_keeps_no_other_lane() {
     before_delete(&world, body).await;
     world.commit_many(640, 640).await;
     consumer.until(640).await;
+    let line = relay
+        .line("sent messages of a lane cannot be deleted", SOON)
+        .await;
+    assert!(line.contains("we keep it"), "{line}");
     relay.line(FAILED, SOON).await;
     world
         .until(

@@ -140,7 +140,7 @@ pub fn describe() {
     );
     describe_gauge!(
         STRANDED,
-        "Stranded messages that are known and not yet filed, because their lanes are locked."
+        "Stranded messages that are known and not yet filed: their lanes are locked, or their records are refused."
     );
     describe_gauge!(
         AUDITED,

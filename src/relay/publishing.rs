@@ -153,7 +153,8 @@ async fn rehearse(
             true
         } else {
             left.insert(position);
-            let news = context.caution().set_aside(position);
+            let now = Instant::now().into_std();
+            let news = context.caution().set_aside(position, now);
             if news {
                 relaying::set_aside(context.health.source(), position, &refusal.why);
             }

@@ -294,9 +294,12 @@ async fn cycle(
 ) -> Result<Option<BrokerError>, WorkError> {
     let source = context.health.source();
     let began = Instant::now();
-    let allowed = context.caution().limit();
     // Messages that are set aside are read again, and must not keep the claim from reading others.
-    let aside = context.caution().aside();
+    let (allowed, aside) = {
+        let mut caution = context.caution();
+        caution.forget(began.into_std());
+        (caution.limit(), caution.aside())
+    };
     let messages = allowed.map_or(limit.get(), |n| n.saturating_add(aside).min(limit.get()));
     // A read failed. The next claim reads one message, to find the one that cannot be read.
     let lanes = match (limit.is_collapsed(), taken.lanes()) {

@@ -2,6 +2,7 @@
 //! lets the relay sleep, and the maintenance. One stop token goes down; a supervisor owns each task and starts it again.
 
 mod audit;
+mod circuits;
 mod connections;
 mod context;
 pub mod health;

@@ -6,7 +6,6 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use outbox_core::{
-    circuit::Task,
     claim::{Claim, Item, Limits},
     low_water,
     message::{Lane, Position},
@@ -19,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use super::{
+    circuits,
     connections::{PermittedSession, Priority},
     context::{Context, reconnect_delay},
     health::LinkReport,
@@ -29,7 +29,7 @@ use super::{
 use crate::{
     broker::{BrokerError, LinkState, Publisher, provoked},
     failpoint,
-    outbox::{OutboxError, blockers, claim, held, migrate, session::Session, settle},
+    outbox::{OutboxError, blockers, claim, migrate, session::Session, settle},
     telemetry::{metrics, relaying},
 };
 
@@ -388,7 +388,7 @@ async fn cycle(
             .hints
             .moved(claim.orphans.iter().map(|o| o.position.id));
     }
-    release_held(context, session).await?;
+    circuits::release(context, session).await?;
 
     let worked: HashSet<Lane> = claim.positions(|_| true).map(|p| p.lane).collect();
     let settled = lost.is_none() && claim.positions(is_decided).next().is_some();
@@ -436,32 +436,6 @@ fn to_file(claim: &Claim) -> impl Iterator<Item = Position> {
     });
     let orphans = claim.orphans.iter().map(|orphan| orphan.position);
     items.map(Item::position).chain(orphans)
-}
-
-/// Releases held messages of destinations that work again, as fast as the messages before them are published.
-async fn release_held(context: &Context, session: &Session) -> Result<(), OutboxError> {
-    let releases = context.circuits().releases();
-    for task in releases {
-        let (destination, rows, released) = match task {
-            Task::Release(destination, rows) => {
-                let released = held::release(session, destination, rows).await;
-                (destination, rows, released)
-            }
-            Task::ReleaseNewest(destination, rows) => {
-                let released = held::release_newest(session, destination, rows).await;
-                (destination, rows, released)
-            }
-            Task::Probe(..) | Task::ProbeNewest(_) | Task::GiveUp(..) => continue,
-        };
-        match released {
-            // This claim is settled, and the next claims need no release: they go on.
-            Err(error) if error.is_statement_refused() => {
-                context.health.cannot_mark_unclaimed(&error.to_string());
-            }
-            released => context.circuits().released(destination, rows, released?),
-        }
-    }
-    Ok(())
 }
 
 /// The result of a lane that the claim asked for. `exhausted`: the claim read all of it; `None`: the claim did not hold it.

@@ -10,7 +10,7 @@ use outbox_core::circuit::Task;
 use rand::RngExt;
 use tokio::time::Instant;
 
-use super::context::Context;
+use super::{context::Context, health::Obstacle};
 use crate::{
     outbox::{OutboxError, held, session::Session},
     telemetry::metrics,
@@ -68,7 +68,7 @@ async fn run_all(
         match run(context, session, &task).await {
             Ok(()) => {}
             Err(error) if error.is_statement_refused() => {
-                context.health.cannot_mark_unclaimed(&error.to_string());
+                context.health.fails(Obstacle::Held, &error.to_string());
                 let again = Instant::now() + REFUSED_AGAIN;
                 context.circuits().put_back(&task, again.into_std());
                 refusal.get_or_insert(error);

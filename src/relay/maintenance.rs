@@ -14,6 +14,7 @@ use super::{
     circuits,
     connections::Priority,
     context::{Context, reconnect_delay},
+    health::Obstacle,
     inspection::Inspection,
     jobs::{Job, Jobs},
     pruning::Pruning,
@@ -202,7 +203,6 @@ impl<'a> Maintenance<'a> {
 
     /// Returns the pause until the next reading.
     async fn read_gauges(&mut self, session: &Session) -> Result<Duration, OutboxError> {
-        self.context.health.expire_failures();
         let asked = Instant::now();
         let state = status::status(session).await?;
         self.readings = [self.readings[1], asked.elapsed()];
@@ -228,7 +228,7 @@ async fn name_blockers(context: &Context, session: &Session) -> Result<(), Outbo
     let found = blockers::find(session, &[]).await?;
     if !found.is_empty() {
         let why = format!("locked by {}", blockers::text(&found));
-        context.health.cannot_mark_unclaimed(&why);
+        context.health.fails(Obstacle::Lanes, &why);
     }
     Ok(())
 }

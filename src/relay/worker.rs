@@ -21,7 +21,7 @@ use super::{
     circuits,
     connections::{PermittedSession, Priority},
     context::{Context, reconnect_delay},
-    health::LinkReport,
+    health::{LinkReport, Obstacle},
     lanes::TakenLanes,
     publishing::{Decided, publish_claim},
     reading, silence,
@@ -236,7 +236,7 @@ impl Worker {
             Ok(found) if !found.is_empty() => format!("locked by {}", blockers::text(&found)),
             Ok(_) | Err(_) => error.to_string(),
         };
-        self.context.health.cannot_mark(&why);
+        self.context.health.fails(Obstacle::Marks, &why);
     }
 
     /// The server has too few connections, and this worker goes without one. True when `fail` need not log the error nor
@@ -359,8 +359,11 @@ async fn cycle(
             Err(error) => {
                 // The messages were published, and stay pending.
                 if sent > 0 || error.is_statement_refused() {
-                    let sent = claim.positions(is_sent);
-                    context.cannot_mark(sent, to_file(&claim), &error.to_string());
+                    context.not_settled(claim.positions(is_sent), to_file(&claim));
+                }
+                // A server that is away refuses no mark.
+                if error.is_statement_refused() {
+                    context.health.fails(Obstacle::Marks, &error.to_string());
                 }
                 let rows = claim.positions(|_| true).collect();
                 return Err(WorkError::NotSettled { error, rows });

@@ -317,19 +317,44 @@ async fn a_refused_release_keeps_no_other_destination() {
     }
     let held = "outbox.waiting WHERE cause IN ('held', 'probe')";
     world.until("all to be held", held, 6 * DESTINATIONS).await;
-    // Half of the destinations, so some of them come before others in any order. A probe passes.
+    // Half of the destinations, so some of them come before others in almost any order. A probe passes.
     let refuses = "IF NEW.cause = ''held'' AND NEW.due_at IS NOT NULL AND EXISTS ( \
                        SELECT FROM outbox.message m WHERE m.lane = NEW.lane AND m.id = NEW.id AND m.event_type < ''d4'') \
                    THEN RAISE ''kept back''; END IF; RETURN NEW;";
     world
         .sql(&trigger("refuses", "UPDATE", "waiting", refuses))
         .await;
-    let consumer = world.consumer().await;
+    for destination in 0..DESTINATIONS / 2 {
+        let key = format!("order.d{destination}");
+        world.bind("all", &key, &[]).await;
+    }
     named(&relay, port, "kept back").await;
+    // The others need a probe, and only the maintenance makes it.
+    let consumer = world.consumer().await;
     let others = "outbox.message WHERE sent_at IS NULL AND event_type >= 'd4'";
     world.until("the others to be sent", others, 0).await;
+    relay.line("held messages cannot be released", SOON).await;
     drop_trigger(&world, "refuses", "waiting").await;
     world.clean(&consumer, 0).await;
+}
+
+/// The server is away in the middle of each settle. That is no obstacle to marks.
+#[tokio::test]
+async fn an_outage_during_a_settle_is_no_failed_mark() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let ends = "PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW;";
+    world.sql(&trigger("ends", "UPDATE", "message", ends)).await;
+    let (relay, port) = world.watched(&SETTINGS);
+    world.commit_many(100, 20).await;
+    several_attempts(&relay).await;
+    relay.never_said("cannot be marked");
+    let can = probe::metric(port, "outbox_can_mark").await;
+    assert_eq!(can, Some(1.0));
+    // It is cautious nevertheless.
+    no_flood(&world, &consumer, &relay, WORKERS * BATCH).await;
+    drop_trigger(&world, "ends", "message").await;
+    world.clean(&consumer, WORKERS * BATCH + 24).await;
 }
 
 #[tokio::test]

@@ -28,6 +28,7 @@ use super::{
     ctid::Tid,
     row::get,
     session::{Query, Session},
+    settle::proven,
 };
 
 const SIGNS: Query = Query {
@@ -233,6 +234,15 @@ pub struct Filed {
     pub filed: u64,
     /// Messages whose lanes another session held.
     pub left: Vec<Position>,
+    /// Messages that are stranded nevertheless: a trigger or a rule dropped their records.
+    pub dropped: Vec<Position>,
+}
+
+impl Filed {
+    /// An error if records were dropped.
+    pub fn proven(&self) -> Result<(), OutboxError> {
+        proven(FILE.action, "waiting", "INSERTs and UPDATEs", &self.dropped)
+    }
 }
 
 /// Files the messages of every lane that no other session holds.
@@ -278,8 +288,19 @@ async fn transaction(
         let lanes: Vec<Lane> = now.iter().map(|p| p.lane).collect();
         let ids: Vec<i64> = now.iter().map(|p| p.id).collect();
         let filed = session.execute(&FILE, &[&lanes, &ids]).await?;
+        // Fewer, if somebody has sent or filed some since the walk.
+        let mut dropped = match usize::try_from(filed) {
+            Ok(filed) if filed == now.len() => Vec::new(),
+            _ => find(session, &ids).await?,
+        };
+        let now: BTreeSet<Position> = now.into_iter().collect();
+        dropped.retain(|position| now.contains(position));
         session.commit().await?;
-        Ok(Filed { filed, left })
+        Ok(Filed {
+            filed,
+            left,
+            dropped,
+        })
     };
     match filing.await {
         Ok(filed) => Ok(filed),
@@ -287,8 +308,8 @@ async fn transaction(
         Err(error) if is_locked(&error) => {
             session.rollback().await?;
             Ok(Filed {
-                filed: 0,
                 left: found.to_vec(),
+                ..Filed::default()
             })
         }
         Err(error) => {

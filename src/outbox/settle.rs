@@ -265,7 +265,7 @@ fn position(row: &Row) -> Result<Position, OutboxError> {
 }
 
 /// An error if any of these rows is not what the statement wrote.
-fn proven(
+pub(super) fn proven(
     action: &'static str,
     table: &'static str,
     verb: &'static str,

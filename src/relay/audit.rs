@@ -16,7 +16,7 @@ use super::context::Context;
 use crate::{
     outbox::{
         OutboxError,
-        audit::{self, Signs, Size, Table},
+        audit::{self, Filed, Signs, Size, Table},
         session::Session,
     },
     telemetry::metrics,
@@ -36,7 +36,11 @@ const STEP: Duration = Duration::from_millis(20);
 const PAGES: (u32, u32) = (32, 4096);
 const SIGNS_EVERY: Duration = Duration::from_secs(1);
 const LEAD_EVERY: Duration = Duration::from_secs(10);
+/// How often the audit tries again to file messages of lanes that were held, and messages that were refused.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+const REFUSED_RETRY_EVERY: Duration = Duration::from_secs(10);
+/// How often one filing divides refused chunks, to find the message that is to blame: enough for two.
+const DIVISIONS: u32 = 20;
 const LOG_EVERY: Duration = Duration::from_secs(10);
 /// Messages that one transaction files.
 const CHUNK: usize = 1000;
@@ -56,6 +60,8 @@ pub(super) struct Audit {
     signs: Option<Signs>,
     signs_at: Instant,
     known: Known,
+    /// The last filing was refused.
+    refused: bool,
     /// Filed and not logged yet.
     unlogged: u64,
     log_at: Instant,
@@ -101,6 +107,7 @@ impl Audit {
             signs: None,
             signs_at: now,
             known: Known::default(),
+            refused: false,
             unlogged: 0,
             log_at: now,
         }
@@ -121,17 +128,17 @@ impl Audit {
             self.alarm();
         }
         if !noticed.moved.is_empty() {
-            self.known.add(audit::find(session, &noticed.moved).await?);
+            let found = audit::find(session, &noticed.moved).await;
+            if found.is_err() {
+                context.hints.moved(noticed.moved.into_iter());
+            }
+            self.known.add(found?);
         }
         let mut due = self.signs_at;
         if self.known.len() < KNOWN {
             due = due.min(self.go_on(session, context).await?);
         }
-        if self.known.is_due() {
-            let filed = self.known.file(session).await?;
-            metrics::stranded(source, filed, self.known.len());
-            self.unlogged += filed;
-        }
+        let filing = self.file(session, source).await;
         if self.unlogged > 0 && Instant::now() >= self.log_at {
             tracing::error!(
                 source,
@@ -145,7 +152,32 @@ impl Audit {
         if self.unlogged > 0 {
             due = due.min(self.log_at);
         }
+        filing?;
         Ok(self.known.due().map_or(due, |at| due.min(at)))
+    }
+
+    /// Files what is known and due. A refusal does not stop the audit: it is logged when it begins and when it ends.
+    async fn file(&mut self, session: &Session, source: &str) -> Result<(), OutboxError> {
+        if !self.known.is_due() {
+            return Ok(());
+        }
+        let filing = self.known.file(session).await;
+        let filed = std::mem::take(&mut self.known.filed);
+        metrics::stranded(source, filed, self.known.len());
+        self.unlogged += filed;
+        let refusal = filing?;
+        let was_refused = std::mem::replace(&mut self.refused, refusal.is_some());
+        match refusal {
+            Some(error) if !was_refused => {
+                let messages = self.known.len();
+                tracing::error!(source, messages, error = %error, "stranded messages cannot be filed, so they are not sent");
+            }
+            None if was_refused => {
+                tracing::info!(source, "stranded messages are not refused any more");
+            }
+            Some(_) | None => {}
+        }
+        Ok(())
     }
 
     pub async fn report(&self, session: &Session, context: &Context) -> Result<(), OutboxError> {
@@ -318,8 +350,10 @@ fn pages(pages: u32, took: Duration) -> u32 {
 #[derive(Debug, Default)]
 struct Known {
     lanes: BTreeMap<Lane, BTreeSet<i64>>,
-    /// When to try again the lanes that were held.
+    /// When to try again those that could not be filed.
     retry: Option<Instant>,
+    /// Filed and not reported yet.
+    filed: u64,
 }
 
 impl Known {
@@ -345,38 +379,73 @@ impl Known {
         self.due().is_some_and(|at| Instant::now() >= at)
     }
 
-    fn take(&mut self) -> Vec<Position> {
-        std::mem::take(&mut self.lanes)
-            .into_iter()
-            .flat_map(|(lane, ids)| ids.into_iter().map(move |id| Position { lane, id }))
-            .collect()
+    fn all(&self) -> Vec<Position> {
+        let of_lane = |(lane, ids): (&Lane, &BTreeSet<i64>)| {
+            let lane = *lane;
+            let at = move |id: &i64| Position { lane, id: *id };
+            ids.iter().map(at).collect::<Vec<Position>>()
+        };
+        self.lanes.iter().flat_map(of_lane).collect()
     }
 
-    /// Files what can be filed now. If lanes were held the last time too, it waits for one of them.
-    async fn file(&mut self, session: &Session) -> Result<u64, OutboxError> {
-        let again = self.retry.take().is_some();
-        let mut total = 0;
-        let mut left = Vec::new();
-        for chunk in self.take().chunks(CHUNK) {
-            let done = audit::file(session, chunk).await?;
-            total += done.filed;
-            left.extend(done.left);
-        }
-        if again && let Some(lane) = left.first().map(|p| p.lane) {
-            let (of_lane, others): (Vec<Position>, Vec<Position>) =
-                left.into_iter().partition(|p| p.lane == lane);
-            left = others;
-            for chunk in of_lane.chunks(CHUNK) {
-                let done = audit::file_lane(session, lane, chunk).await?;
-                total += done.filed;
-                left.extend(done.left);
+    /// What became of these messages. An error if they were refused; they stay known.
+    fn done(&mut self, chunk: &[Position], done: &Filed) -> Result<(), OutboxError> {
+        for position in chunk {
+            if let Some(ids) = self.lanes.get_mut(&position.lane) {
+                ids.remove(&position.id);
             }
         }
-        if !left.is_empty() {
-            self.retry = Some(Instant::now() + RETRY_EVERY);
-            self.add(left);
+        self.lanes.retain(|_, ids| !ids.is_empty());
+        self.add(done.left.clone());
+        self.add(done.dropped.clone());
+        self.filed += done.filed;
+        done.proven()
+    }
+
+    /// Files what can be filed now, and returns the first refusal. A message stays known until it is filed.
+    async fn file(&mut self, session: &Session) -> Result<Option<OutboxError>, OutboxError> {
+        let again = self.retry.replace(Instant::now() + RETRY_EVERY).is_some();
+        let all = self.all();
+        let mut chunks: Vec<&[Position]> = all.chunks(CHUNK).rev().collect();
+        let mut divisions = DIVISIONS;
+        let mut refusal = None;
+        let mut left = Vec::new();
+        while let Some(chunk) = chunks.pop() {
+            let error = match audit::file(session, chunk).await {
+                Ok(done) => {
+                    left.extend_from_slice(&done.left);
+                    self.done(chunk, &done).err()
+                }
+                Err(error) if !error.is_statement_refused() => return Err(error),
+                Err(error) if chunk.len() > 1 && divisions > 0 => {
+                    divisions -= 1;
+                    let (first, second) = chunk.split_at(chunk.len() / 2);
+                    chunks.extend([second, first]);
+                    tracing::debug!(error = %error, "stranded messages are refused together");
+                    None
+                }
+                Err(error) => Some(error),
+            };
+            refusal = refusal.or(error);
         }
-        Ok(total)
+        // If lanes were held the last time too, it waits for one of them.
+        if again && let Some(lane) = left.first().map(|p| p.lane) {
+            left.retain(|p| p.lane == lane);
+            for chunk in left.chunks(CHUNK) {
+                let error = match audit::file_lane(session, lane, chunk).await {
+                    Ok(done) => self.done(chunk, &done).err(),
+                    Err(error) if error.is_statement_refused() => Some(error),
+                    Err(error) => return Err(error),
+                };
+                refusal = refusal.or(error);
+            }
+        }
+        if refusal.is_some() {
+            self.retry = Some(Instant::now() + REFUSED_RETRY_EVERY);
+        } else if self.lanes.is_empty() {
+            self.retry = None;
+        }
+        Ok(refusal)
     }
 }
 
@@ -421,7 +490,29 @@ mod tests {
         known.add(vec![at(1, 5), at(1, 4)]);
         assert_eq!(known.len(), 3);
         assert!(known.is_due());
-        assert_eq!(known.take(), [at(1, 4), at(1, 5), at(2, 6)]);
-        assert_eq!(known.len(), 0);
+        assert_eq!(known.all(), [at(1, 4), at(1, 5), at(2, 6)]);
+    }
+
+    #[test]
+    fn what_could_not_be_filed_stays_known() {
+        let at = |id| Position { lane: 1, id };
+        let mut known = Known::default();
+        let chunk = [at(4), at(5), at(6)];
+        known.add(vec![at(7)]);
+        known.add(chunk.to_vec());
+        let done = Filed {
+            filed: 1,
+            left: vec![at(5)],
+            dropped: vec![at(6)],
+        };
+        let error = known.done(&chunk, &done).unwrap_err().to_string();
+        assert_eq!(known.all(), [at(5), at(6), at(7)]);
+        assert_eq!(known.filed, 1);
+        assert!(
+            error.contains("outbox.waiting") && error.contains("let it pass"),
+            "{error}"
+        );
+        known.done(&known.all(), &Filed::default()).unwrap();
+        assert_eq!((known.len(), known.lanes.len()), (0, 0));
     }
 }

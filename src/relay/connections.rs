@@ -161,6 +161,8 @@ impl ConnectionBudget {
         let mut state = self.state();
         state.refused.remove(&priority);
         state.reserved_for.take_if(|task| *task == priority);
+        // It found a connection that nobody gave back for it.
+        state.preemption.take_if(|p| p.to == priority);
         state.holders.insert(priority);
         drop(state);
         self.changed.send_replace(());
@@ -236,6 +238,20 @@ mod tests {
         budget.refused(Priority::MAINTENANCE);
         assert_eq!(preempted(&budget), Some(workers[2]));
         drop((held, scout));
+    }
+
+    #[test]
+    fn no_task_gives_its_connection_to_one_that_has_found_another() {
+        let budget = Arc::new(ConnectionBudget::default());
+        let last = Priority::worker(3);
+        let _held = [Priority::worker(0), last].map(|task| budget.permit(task));
+        budget.refused(Priority::SCOUT);
+        budget.refused(Priority::MAINTENANCE);
+        assert_eq!(preempted(&budget), Some(last));
+        let _maintenance = budget.permit(Priority::MAINTENANCE);
+        assert_eq!(preempted(&budget), Some(last), "the scout has none yet");
+        let _scout = budget.permit(Priority::SCOUT);
+        assert_eq!(preempted(&budget), None);
     }
 
     #[test]

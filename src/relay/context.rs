@@ -39,7 +39,7 @@ pub struct Context {
     pub tuning: Tuning,
     pub lanes: Lanes,
     pub hints: Hints,
-    pub health: Health,
+    pub health: Arc<Health>,
     pub sleep: Sleep,
     pub connections: Arc<ConnectionBudget>,
     pub silence: Silence,
@@ -68,17 +68,14 @@ impl Context {
 
     /// A settle failed, or a rehearsal shows that it would. `sent`: the messages that it would have marked. `filed`: the
     /// messages whose records it would have written.
-    pub fn cannot_mark(
+    pub fn not_settled(
         &self,
         sent: impl IntoIterator<Item = Position>,
         filed: impl IntoIterator<Item = Position>,
-        why: &str,
     ) {
         let mut caution = self.caution();
         caution.failed(sent);
         caution.not_filed(filed);
-        drop(caution);
-        self.health.cannot_mark(why);
     }
 }
 

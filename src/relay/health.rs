@@ -23,30 +23,78 @@ struct State {
     /// The fault of the schema.
     schema: Option<String>,
     stopping: bool,
-    /// When a claim's messages could not be marked the last time, and why.
-    cannot_mark: Option<(Instant, String)>,
-    /// As `cannot_mark`, of messages that no claim reads.
-    cannot_mark_unclaimed: Option<(Instant, String)>,
-    /// When messages could not be read the last time, and why.
-    cannot_read: Option<(Instant, String)>,
+    failures: [Option<Failure>; Obstacle::ALL.len()],
 }
 
-/// How long a failed mark or read counts. While there are messages, the relay tries again sooner.
+/// What PostgreSQL refuses to the relay while the connection works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// A claim's messages cannot be marked as sent. A mark ends it.
+    Marks,
+    /// Another session has locked lanes, and claims pass over them. Claims of other lanes mark messages all the time, so a
+    /// mark does not end it.
+    Lanes,
+    /// Held messages cannot be released, probed or given up. As `Lanes`.
+    Held,
+    /// Messages cannot be read, and no message is to blame.
+    Reads,
+}
+
+impl Obstacle {
+    const ALL: [Self; 4] = [Self::Marks, Self::Lanes, Self::Held, Self::Reads];
+    /// Those for which nothing is marked.
+    const OF_MARKS: [Self; 3] = [Self::Marks, Self::Lanes, Self::Held];
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Marks => "messages cannot be marked as sent, so they are not published",
+            Self::Lanes => "lanes are locked, so their messages are not published",
+            Self::Held => {
+                "held messages cannot be released, so they wait although their destination may work"
+            }
+            Self::Reads => "messages cannot be read",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Failure {
+    /// If it is not repeated before this time, it is no longer known whether it lasts.
+    until: Instant,
+    why: String,
+}
+
+/// How long a failure counts. While there are messages, the relay tries again sooner.
 const FAILURE_COUNTS_FOR: Duration = Duration::from_secs(30);
+/// How often failures that no longer count are looked for.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 
 impl State {
-    fn cannot_mark(&self) -> Option<&str> {
-        still(self.cannot_mark.as_ref()).or_else(|| still(self.cannot_mark_unclaimed.as_ref()))
+    fn failure(&self, obstacle: Obstacle) -> Option<&str> {
+        let failure = self.failures[obstacle as usize].as_ref()?;
+        (Instant::now() < failure.until).then_some(failure.why.as_str())
     }
 
-    fn cannot_read(&self) -> Option<&str> {
-        still(self.cannot_read.as_ref())
+    /// The reasons of these failures, in one text.
+    fn why(&self, obstacles: &[Obstacle]) -> Option<String> {
+        let mut whys: Vec<&str> = Vec::new();
+        for why in obstacles.iter().filter_map(|o| self.failure(*o)) {
+            if !whys.contains(&why) {
+                whys.push(why);
+            }
+        }
+        (!whys.is_empty()).then(|| whys.join("; and "))
     }
-}
 
-fn still(failure: Option<&(Instant, String)>) -> Option<&str> {
-    let (last, why) = failure?;
-    (last.elapsed() < FAILURE_COUNTS_FOR).then_some(why)
+    fn cannot_mark(&self) -> bool {
+        Obstacle::OF_MARKS
+            .iter()
+            .any(|o| self.failure(*o).is_some())
+    }
+
+    fn link(&self, is: fn(&LinkReport) -> bool) -> bool {
+        self.links.values().any(is)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +103,16 @@ pub enum LinkReport {
     Up,
     Blocked(String),
     Down(String),
+}
+
+impl LinkReport {
+    fn is_up(&self) -> bool {
+        *self == Self::Up
+    }
+
+    fn is_blocked(&self) -> bool {
+        matches!(self, Self::Blocked(_))
+    }
 }
 
 /// The answer of `/readyz` for one source.
@@ -74,6 +132,7 @@ pub struct Readiness {
     pub cannot_read: Option<String>,
 }
 
+/// Each gauge is set under the lock. Otherwise the older of two tasks' values could stay in it.
 impl Health {
     pub fn new(source: &str) -> Self {
         Self {
@@ -87,107 +146,96 @@ impl Health {
     }
 
     pub fn database_up(&self) {
+        let mut state = self.state();
+        state.database = Some(Ok(()));
         metrics::dependency_up(&self.source, "postgresql", true);
-        self.state().database = Some(Ok(()));
     }
 
     pub fn database_down(&self, why: String) {
+        let mut state = self.state();
+        state.database = Some(Err(why));
         metrics::dependency_up(&self.source, "postgresql", false);
-        self.state().database = Some(Err(why));
     }
 
     /// `fault`: a reason for which the relay would not start.
     pub fn schema(&self, fault: Option<String>) {
+        let mut state = self.state();
         metrics::schema_ok(&self.source, fault.is_none());
-        self.state().schema = fault;
+        state.schema = fault;
     }
 
     pub fn link(&self, worker: usize, report: LinkReport) {
         let mut state = self.state();
         state.links.insert(worker, report);
-        let up = state
-            .links
-            .values()
-            .any(|l| matches!(l, LinkReport::Up | LinkReport::Blocked(_)));
-        let blocked = state
-            .links
-            .values()
-            .any(|l| matches!(l, LinkReport::Blocked(_)));
-        drop(state);
+        let blocked = state.link(LinkReport::is_blocked);
+        let up = blocked || state.link(LinkReport::is_up);
         metrics::dependency_up(&self.source, "rabbitmq", up);
         metrics::broker_blocked(&self.source, blocked);
     }
 
-    /// A claim's messages cannot be marked as sent. Logs the first time.
-    pub fn cannot_mark(&self, why: &str) {
-        let mut state = self.state();
-        let news = state.cannot_mark().is_none();
-        state.cannot_mark = Some((Instant::now(), why.to_owned()));
-        drop(state);
-        self.marking_fails(why, news);
+    /// PostgreSQL refuses something, and the relay tries it again soon. Logs the first time.
+    pub fn fails(&self, obstacle: Obstacle, why: &str) {
+        self.fails_for(obstacle, why, FAILURE_COUNTS_FOR);
     }
 
-    /// As `cannot_mark`, of messages that no claim reads: held ones, or those of lanes that another session has locked.
-    /// Claims mark others all the time, so `marked` does not end this failure.
-    pub fn cannot_mark_unclaimed(&self, why: &str) {
-        let mut state = self.state();
-        let news = state.cannot_mark().is_none();
-        state.cannot_mark_unclaimed = Some((Instant::now(), why.to_owned()));
-        drop(state);
-        self.marking_fails(why, news);
+    /// A message cannot be marked, so it waits for its retry. With little traffic no other message tells before that whether
+    /// marks work.
+    pub fn cannot_mark_before_retry(&self, why: &str, retry_in: Duration) {
+        let lasts = retry_in.saturating_add(FAILURE_COUNTS_FOR);
+        self.fails_for(Obstacle::Marks, why, lasts);
     }
 
-    fn marking_fails(&self, why: &str, news: bool) {
-        metrics::can_mark(&self.source, false);
+    fn fails_for(&self, obstacle: Obstacle, why: &str, lasts: Duration) {
+        let now = Instant::now();
+        // A back-off without a limit.
+        let until = now.checked_add(lasts).unwrap_or(now + FAILURE_COUNTS_FOR);
+        let mut state = self.state();
+        let news = state.failure(obstacle).is_none();
+        let failure = &mut state.failures[obstacle as usize];
+        let until = failure.as_ref().map_or(until, |last| last.until.max(until));
+        let why = why.to_owned();
+        *failure = Some(Failure { until, why });
+        self.set_gauges(&state);
         if news {
-            tracing::error!(
-                source = self.source,
-                why,
-                "messages cannot be marked as sent, so they are not published"
-            );
+            let why = state.failure(obstacle).unwrap_or_default();
+            tracing::error!(source = self.source, why, "{}", obstacle.text());
         }
     }
 
     /// A claim's messages were marked.
     pub fn marked(&self) {
         let mut state = self.state();
-        let failed = state.cannot_mark.take().is_some();
-        let ended = failed && state.cannot_mark().is_none();
-        drop(state);
-        if ended {
-            self.marking_works();
+        if state.failures[Obstacle::Marks as usize].take().is_some() {
+            self.set_gauges(&state);
+            tracing::info!(source = self.source, "messages are marked as sent again");
         }
     }
 
-    fn marking_works(&self) {
-        metrics::can_mark(&self.source, true);
-        tracing::info!(source = self.source, "messages are marked as sent again");
-    }
-
-    /// PostgreSQL refuses to read messages, and no message is to blame. Logs the first time.
-    pub fn cannot_read(&self, why: &str) {
+    /// Ends failures that were not repeated for a while. Nothing proves that the obstacle is gone: nobody may have tried.
+    fn expire_failures(&self) {
         let mut state = self.state();
-        let news = state.cannot_read().is_none();
-        state.cannot_read = Some((Instant::now(), why.to_owned()));
-        drop(state);
-        if news {
-            tracing::error!(source = self.source, why, "messages cannot be read");
+        for obstacle in Obstacle::ALL {
+            let lapsed = state.failure(obstacle).is_none();
+            let failure = &mut state.failures[obstacle as usize];
+            if lapsed && failure.take().is_some() {
+                let failure = obstacle.text();
+                tracing::info!(source = self.source, failure, "no longer seen to fail");
+                self.set_gauges(&state);
+            }
         }
     }
 
-    /// Other messages may be read and marked all the time, so a failure ends when it was not repeated for a while.
-    pub fn expire_failures(&self) {
-        let mut state = self.state();
-        if state.cannot_read.is_some() && state.cannot_read().is_none() {
-            state.cannot_read = None;
-            tracing::info!(source = self.source, "messages are read again");
+    /// Ends failures without a server: neither may answer.
+    pub async fn watch_failures(&self) {
+        loop {
+            tokio::time::sleep(EXPIRE_EVERY).await;
+            self.expire_failures();
         }
-        let failed = state.cannot_mark.is_some() || state.cannot_mark_unclaimed.is_some();
-        if failed && state.cannot_mark().is_none() {
-            (state.cannot_mark, state.cannot_mark_unclaimed) = (None, None);
-            drop(state);
-            self.marking_works();
-        }
+    }
+
+    fn set_gauges(&self, state: &State) {
+        metrics::can_mark(&self.source, !state.cannot_mark());
+        metrics::can_read(&self.source, state.failure(Obstacle::Reads).is_none());
     }
 
     pub fn stopping(&self) {
@@ -201,23 +249,22 @@ impl Health {
             Some(Err(why)) => why.clone(),
             None => "connecting".to_owned(),
         };
-        let blocked = state
-            .links
-            .values()
-            .any(|l| matches!(l, LinkReport::Blocked(_)));
-        let up = state.links.values().any(|l| *l == LinkReport::Up);
-        let broker = if up {
-            "up".to_owned()
-        } else {
-            let why = state.links.values().find_map(|l| match l {
-                LinkReport::Blocked(why) => Some(format!("blocked: {why}")),
-                LinkReport::Down(why) => Some(why.clone()),
-                LinkReport::Up | LinkReport::Connecting => None,
-            });
-            why.unwrap_or_else(|| "connecting".to_owned())
-        };
-        let cannot_mark = state.cannot_mark().map(str::to_owned);
-        let cannot_read = state.cannot_read().map(str::to_owned);
+        let blocked = state.link(LinkReport::is_blocked);
+        let up = state.link(LinkReport::is_up);
+        let down = state.links.values().find_map(|link| match link {
+            LinkReport::Down(why) => Some(why.clone()),
+            LinkReport::Up | LinkReport::Connecting | LinkReport::Blocked(_) => None,
+        });
+        let blocked_by = state.links.values().find_map(|link| match link {
+            LinkReport::Blocked(why) => Some(format!("blocked: {why}")),
+            LinkReport::Up | LinkReport::Connecting | LinkReport::Down(_) => None,
+        });
+        let up_text = up.then(|| "up".to_owned());
+        // One blocked link makes the relay not ready, so the broker's reason goes first.
+        let broker = blocked_by.or(up_text).or(down);
+        let broker = broker.unwrap_or_else(|| "connecting".to_owned());
+        let cannot_mark = state.why(&Obstacle::OF_MARKS);
+        let cannot_read = state.why(&[Obstacle::Reads]);
         let ready = matches!(state.database, Some(Ok(())))
             && state.schema.is_none()
             && up
@@ -242,17 +289,13 @@ impl Health {
         let state = self.state();
         if state.stopping {
             "stopping"
-        } else if state
-            .links
-            .values()
-            .any(|l| matches!(l, LinkReport::Blocked(_)))
-        {
+        } else if state.link(LinkReport::is_blocked) {
             "blocked"
-        } else if state.cannot_mark().is_some() {
+        } else if state.cannot_mark() {
             "cannot_mark"
-        } else if state.cannot_read().is_some() {
+        } else if state.failure(Obstacle::Reads).is_some() {
             "cannot_read"
-        } else if state.links.values().any(|l| *l == LinkReport::Up) {
+        } else if state.link(LinkReport::is_up) {
             "publishing"
         } else if state.links.values().all(|l| *l == LinkReport::Connecting) {
             "starting"
@@ -270,21 +313,30 @@ impl Health {
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+    const RETRY: Duration = Duration::from_secs(300);
+
+    fn health() -> Health {
+        Health::new("default")
+    }
+
     fn why(health: &Health) -> Option<String> {
         health.readiness().cannot_mark
     }
 
     #[tokio::test(start_paused = true)]
     async fn marks_end_the_failure_of_a_claim_and_no_other() {
-        let health = Health::new("default");
-        health.cannot_mark("a claim's");
+        let health = health();
+        health.fails(Obstacle::Marks, "a claim's");
         assert_eq!(why(&health).as_deref(), Some("a claim's"));
         health.marked();
         assert_eq!(why(&health), None);
 
-        health.cannot_mark_unclaimed("a held message's");
+        health.fails(Obstacle::Held, "a held message's");
         health.marked();
-        health.cannot_mark("a claim's");
+        health.fails(Obstacle::Marks, "a claim's");
+        let both = "a claim's; and a held message's";
+        assert_eq!(why(&health).as_deref(), Some(both));
         health.marked();
         assert_eq!(why(&health).as_deref(), Some("a held message's"));
         assert_eq!(health.word(), "cannot_mark");
@@ -292,18 +344,65 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_ends_when_it_was_not_repeated_for_a_while() {
-        let health = Health::new("default");
-        let second = Duration::from_secs(1);
-        health.cannot_mark_unclaimed("first");
-        tokio::time::advance(FAILURE_COUNTS_FOR - second).await;
-        health.cannot_mark_unclaimed("again");
-        tokio::time::advance(FAILURE_COUNTS_FOR - second).await;
+        let health = health();
+        for obstacle in Obstacle::ALL {
+            health.fails(obstacle, "first");
+        }
+        tokio::time::advance(FAILURE_COUNTS_FOR - SECOND).await;
+        health.fails(Obstacle::Lanes, "again");
+        tokio::time::advance(SECOND).await;
         health.expire_failures();
         assert_eq!(why(&health).as_deref(), Some("again"));
-        tokio::time::advance(second).await;
+        assert_eq!(health.readiness().cannot_read, None);
+        tokio::time::advance(FAILURE_COUNTS_FOR).await;
         assert_eq!(why(&health), None);
-        // Its state is dropped.
         health.expire_failures();
-        assert!(health.state().cannot_mark_unclaimed.is_none());
+        assert!(health.state().failures.iter().all(Option::is_none));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_waits_because_it_cannot_be_marked_counts_until_its_retry() {
+        let health = health();
+        health.cannot_mark_before_retry("a trigger", RETRY);
+        health.fails(Obstacle::Marks, "a trigger");
+        tokio::time::advance(RETRY).await;
+        health.expire_failures();
+        assert_eq!(why(&health).as_deref(), Some("a trigger"));
+        tokio::time::advance(FAILURE_COUNTS_FOR).await;
+        assert_eq!(why(&health), None);
+        health.cannot_mark_before_retry("a trigger", Duration::MAX);
+        assert_eq!(why(&health).as_deref(), Some("a trigger"));
+    }
+
+    /// The connection of the maintenance may be given back, and PostgreSQL may be away.
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_ends_without_a_server() {
+        let health = health();
+        health.fails(Obstacle::Lanes, "a lock");
+        let ends = async {
+            while health.state().failures.iter().any(Option::is_some) {
+                tokio::time::sleep(SECOND).await;
+            }
+        };
+        tokio::select! {
+            () = health.watch_failures() => {}
+            () = ends => {}
+        }
+    }
+
+    #[test]
+    fn the_reason_of_a_blocked_link_is_shown_although_another_link_is_up() {
+        let health = health();
+        health.link(0, LinkReport::Up);
+        health.link(1, LinkReport::Down("refused".to_owned()));
+        assert_eq!(health.readiness().broker, "up");
+        health.link(2, LinkReport::Blocked("low on memory".to_owned()));
+        let said = health.readiness();
+        assert_eq!(
+            (said.broker.as_str(), said.blocked),
+            ("blocked: low on memory", true)
+        );
+        health.link(2, LinkReport::Connecting);
+        assert!(!health.readiness().blocked);
     }
 }

@@ -6,14 +6,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use outbox_core::circuit::Task;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     audit::Audit,
+    circuits,
     connections::Priority,
     context::{Context, reconnect_delay},
+    health::Obstacle,
     inspection::Inspection,
     jobs::{Job, Jobs},
     pruning::Pruning,
@@ -39,8 +40,6 @@ const CIRCUITS_EVERY: (Duration, Duration) = (Duration::from_millis(100), Durati
 const HELD_EVERY: Duration = Duration::from_secs(10);
 /// Destinations that one search finds.
 const HELD_AT_ONCE: i32 = 1000;
-/// Messages that one statement gives up.
-const GIVE_UP_AT_ONCE: i64 = 1000;
 /// From this lag on, the relay asks whether another session's locks are the reason.
 const SUSPICIOUS_LAG_S: f64 = 15.0;
 const BEAT_EVERY: Duration = Duration::from_secs(10);
@@ -171,7 +170,7 @@ impl<'a> Maintenance<'a> {
         let after = |pause: Duration| Instant::now() + pause;
         match job {
             Job::Circuits => {
-                work_circuits(context, session).await?;
+                circuits::work(context, session).await?;
                 let (busy, idle) = CIRCUITS_EVERY;
                 let open = !context.circuits().is_empty();
                 Ok(after(if open { busy } else { idle }))
@@ -204,7 +203,6 @@ impl<'a> Maintenance<'a> {
 
     /// Returns the pause until the next reading.
     async fn read_gauges(&mut self, session: &Session) -> Result<Duration, OutboxError> {
-        self.context.health.expire_failures();
         let asked = Instant::now();
         let state = status::status(session).await?;
         self.readings = [self.readings[1], asked.elapsed()];
@@ -230,7 +228,7 @@ async fn name_blockers(context: &Context, session: &Session) -> Result<(), Outbo
     let found = blockers::find(session, &[]).await?;
     if !found.is_empty() {
         let why = format!("locked by {}", blockers::text(&found));
-        context.health.cannot_mark_unclaimed(&why);
+        context.health.fails(Obstacle::Lanes, &why);
     }
     Ok(())
 }
@@ -241,57 +239,6 @@ async fn find_held(context: &Context, session: &Session) -> Result<(), OutboxErr
         let mut circuits = context.circuits();
         circuits.found(held, Instant::now().into_std(), &mut rand::rng());
     }
-    Ok(())
-}
-
-/// Does what is due for held messages. If that is refused, they wait although their destination works, so the operator must
-/// know it.
-async fn work_circuits(context: &Context, session: &Session) -> Result<(), OutboxError> {
-    let worked = circuit_tasks(context, session).await;
-    if let Err(error) = &worked
-        && error.is_statement_refused()
-    {
-        context.health.cannot_mark_unclaimed(&error.to_string());
-    }
-    worked
-}
-
-/// Probes, giving up, releases.
-async fn circuit_tasks(context: &Context, session: &Session) -> Result<(), OutboxError> {
-    let now = Instant::now().into_std();
-    let tasks = context.circuits().tasks(now, &mut rand::rng());
-    for task in tasks {
-        match task {
-            Task::Probe(destination, after) => {
-                let chosen = held::probe(session, destination, after).await?;
-                context
-                    .circuits()
-                    .probed(destination, chosen, Instant::now().into_std());
-            }
-            Task::GiveUp(destination, failed_probes) => {
-                let enough = context.policy.max_attempts;
-                while held::give_up(session, destination, failed_probes, enough, GIVE_UP_AT_ONCE)
-                    .await?
-                    == GIVE_UP_AT_ONCE.unsigned_abs()
-                {}
-            }
-            Task::ProbeNewest(destination) => {
-                let chosen = held::probe_newest(session, destination).await?;
-                let now = Instant::now().into_std();
-                context.circuits().probed(destination, chosen, now);
-            }
-            Task::Release(destination, rows) => {
-                let released = held::release(session, destination, rows).await?;
-                context.circuits().released(destination, rows, released);
-            }
-            Task::ReleaseNewest(destination, rows) => {
-                let released = held::release_newest(session, destination, rows).await?;
-                context.circuits().released(destination, rows, released);
-            }
-        }
-    }
-    let open = context.circuits().open();
-    metrics::failing_destinations(context.health.source(), open);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! lets the relay sleep, and the maintenance. One stop token goes down; a supervisor owns each task and starts it again.
 
 mod audit;
+mod circuits;
 mod connections;
 mod context;
 pub mod health;
@@ -43,6 +44,7 @@ use crate::{
 };
 
 use context::Context;
+use health::LinkReport;
 pub use health::{Health, Readiness};
 
 /// The relay of one source, built and not running.
@@ -91,7 +93,7 @@ pub fn build(config: &Config) -> Result<Vec<SourceRelay>, RouteError> {
                 tuning: Tuning::MEASURED,
                 lanes: lanes::Lanes::new(Tuning::MEASURED),
                 hints: hints::Hints::default(),
-                health: Health::new(&source.name),
+                health: Arc::new(Health::new(&source.name)),
                 sleep: Default::default(),
                 connections: Default::default(),
                 silence: Default::default(),
@@ -121,24 +123,24 @@ impl SourceRelay {
             let context = Arc::clone(&self.context);
             let task_stop = stop.clone();
             tasks.spawn(supervised(
-                "worker",
-                Arc::clone(&self.context),
+                Task::Worker(number),
+                Arc::clone(&self.context.health),
                 stop.clone(),
                 move || worker::run(Arc::clone(&context), number, task_stop.clone()),
             ));
         }
         let (context, task_stop) = (Arc::clone(&self.context), stop.clone());
         tasks.spawn(supervised(
-            "scout",
-            Arc::clone(&self.context),
+            Task::Scout,
+            Arc::clone(&self.context.health),
             stop.clone(),
             move || scout::run(Arc::clone(&context), task_stop.clone()),
         ));
         if self.context.source.database.listen {
             let (context, task_stop) = (Arc::clone(&self.context), stop.clone());
             tasks.spawn(supervised(
-                "listener",
-                Arc::clone(&self.context),
+                Task::Listener,
+                Arc::clone(&self.context.health),
                 stop.clone(),
                 move || listener::run(Arc::clone(&context), task_stop.clone()),
             ));
@@ -150,16 +152,23 @@ impl SourceRelay {
             self.host.clone(),
         );
         tasks.spawn(supervised(
-            "maintenance",
-            Arc::clone(&self.context),
+            Task::Maintenance,
+            Arc::clone(&self.context.health),
             stop.clone(),
             move || {
-                maintenance::run(
+                let health = Arc::clone(&context.health);
+                let run = maintenance::run(
                     Arc::clone(&context),
                     retention.clone(),
                     host.clone(),
                     task_stop.clone(),
-                )
+                );
+                async move {
+                    tokio::select! {
+                        () = run => {}
+                        () = health.watch_failures() => {}
+                    }
+                }
             },
         ));
         stop.cancelled().await;
@@ -168,28 +177,47 @@ impl SourceRelay {
     }
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Task {
+    Worker(usize),
+    Scout,
+    Listener,
+    Maintenance,
+}
+
+impl Task {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Worker(_) => "worker",
+            Self::Scout => "scout",
+            Self::Listener => "listener",
+            Self::Maintenance => "maintenance",
+        }
+    }
+}
+
 /// Starts a task again after a panic, with back-off. The panic closed the task's connections, so the servers rolled back
 /// its transactions.
-async fn supervised<F, T>(
-    name: &'static str,
-    context: Arc<Context>,
-    stop: CancellationToken,
-    start: F,
-) where
+async fn supervised<F, T>(task: Task, health: Arc<Health>, stop: CancellationToken, start: F)
+where
     F: Fn() -> T,
     T: Future<Output = ()> + Send + 'static,
 {
     let mut restarts: u32 = 0;
     while !stop.is_cancelled() {
-        let mut task = JoinSet::new();
-        task.spawn(start());
-        match task.join_next().await {
+        let mut run = JoinSet::new();
+        run.spawn(start());
+        match run.join_next().await {
             Some(Err(error)) if error.is_panic() => {
                 restarts = restarts.saturating_add(1);
-                metrics::worker_restarted(context.health.source());
+                metrics::worker_restarted(health.source());
+                if let Task::Worker(number) = task {
+                    // Its connections are closed.
+                    health.link(number, LinkReport::Connecting);
+                }
                 tracing::error!(
-                    source = context.health.source(),
-                    task = name,
+                    source = health.source(),
+                    task = task.as_str(),
                     restarts,
                     "panicked; starting it again"
                 );
@@ -215,4 +243,32 @@ fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|name| name.trim().to_owned())
         .unwrap_or_else(|_| "unknown".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_panicked_has_no_connection_to_the_broker() {
+        let health = Arc::new(Health::new("default"));
+        let stop = CancellationToken::new();
+        let (of_task, stop_task) = (Arc::clone(&health), stop.clone());
+        let runs = std::sync::atomic::AtomicU32::new(0);
+        let start = move || {
+            let first = runs.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+            let (health, stop) = (Arc::clone(&of_task), stop_task.clone());
+            async move {
+                if first {
+                    health.link(0, LinkReport::Up);
+                    panic!("a test's");
+                }
+                assert_eq!(health.readiness().broker, "connecting");
+                health.link(0, LinkReport::Down("seen".to_owned()));
+                stop.cancel();
+            }
+        };
+        supervised(Task::Worker(0), Arc::clone(&health), stop, start).await;
+        assert_eq!(health.readiness().broker, "seen");
+    }
 }

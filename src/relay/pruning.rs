@@ -37,6 +37,8 @@ pub struct Pruning {
     refused: [bool; LANES],
     /// The first of these refusals.
     refusal: Option<OutboxError>,
+    /// A refusal was logged, and no round without one has ended since.
+    told: bool,
 }
 
 impl Pruning {
@@ -48,11 +50,28 @@ impl Pruning {
             more: false,
             refused: [false; LANES],
             refusal: None,
+            told: false,
+        }
+    }
+
+    /// From the first row again, also in lanes that were refused.
+    fn restart(&mut self) {
+        *self = Self {
+            told: self.told,
+            ..Self::new()
+        };
+    }
+
+    /// While other lanes have rows to delete, the job does not fail, and nothing else tells of the refusal.
+    fn tell(&mut self, source: &str, lane: Lane, error: &OutboxError) {
+        if !std::mem::replace(&mut self.told, true) {
+            tracing::warn!(source, lane, error = %error, "sent messages of a lane cannot be deleted; other lanes go on");
         }
     }
 
     /// One bounded step in one lane; the lanes take turns. Returns when the next step is due. A row that cannot be deleted must
-    /// not keep the rows of other lanes, so a refusal is reported when the others have nothing left to delete.
+    /// not keep the rows of other lanes: a refusal is logged at once, and fails the job when the others have nothing left to
+    /// delete.
     pub async fn step(
         &mut self,
         session: &Session,
@@ -62,7 +81,7 @@ impl Pruning {
         if self.lane == 0 {
             self.more = false;
             if self.began.elapsed() >= RESTART_EVERY {
-                *self = Self::new();
+                self.restart();
             }
         }
         let asked = Instant::now();
@@ -83,6 +102,7 @@ impl Pruning {
                     metrics::pruned(context.health.source(), step.deleted);
                 }
                 Err(error) if error.is_statement_refused() => {
+                    self.tell(context.health.source(), lane, &error);
                     self.refused[number] = true;
                     self.refusal.get_or_insert(error);
                 }
@@ -97,6 +117,9 @@ impl Pruning {
             // All are tried again, after the job's back-off.
             self.refused = [false; LANES];
             return Err(error);
+        }
+        if self.lane == 0 && refusals == 0 {
+            self.told = false;
         }
         let now = Instant::now();
         if done {

@@ -13,7 +13,7 @@ use outbox_core::{
 };
 use tokio::time::{Duration, Instant};
 
-use super::context::Context;
+use super::{context::Context, health::Obstacle};
 use crate::{
     broker::{BrokerError, Publisher},
     outbox::{
@@ -143,32 +143,43 @@ async fn rehearse(
             left.insert(position);
             continue;
         };
+        let health = &context.health;
         let news = if refusal.fileable {
             let answer = Answer::Unmarkable {
                 text: refusal.why.clone(),
             };
+            let mut delay = Duration::ZERO;
             if let Some(item) = plan.item(position) {
                 item.decide(&answer, &context.policy, &mut rand::rng());
+                delay = retry_in(item);
             }
+            health.cannot_mark_before_retry(&refusal.why, delay);
             true
         } else {
             left.insert(position);
-            let news = context.caution().set_aside(position);
+            health.fails(Obstacle::Marks, &refusal.why);
+            let now = Instant::now().into_std();
+            let news = context.caution().set_aside(position, now);
             if news {
-                relaying::set_aside(context.health.source(), position, &refusal.why);
+                relaying::set_aside(health.source(), position, &refusal.why);
             }
             news
         };
+        // Each claim meets a message again that is left. Another caution would make all of them small.
         if news {
-            context.cannot_mark([], [], &refusal.why);
-            relaying::not_published(context.health.source(), Reason::Unmarkable);
-        } else {
-            // Each claim meets it again. Another caution would make all of them small.
-            context.health.cannot_mark(&refusal.why);
+            context.not_settled([], []);
+            relaying::not_published(health.source(), Reason::Unmarkable);
         }
     }
     plan.leave(&left);
     Ok(!rehearsed.refused.is_empty())
+}
+
+fn retry_in(item: &Item) -> Duration {
+    match item.outcome() {
+        Outcome::Retry { delay, .. } => *delay,
+        _ => Duration::ZERO,
+    }
 }
 
 /// The messages that a claim rehearses: while the relay is cautious, all of them.

@@ -5,7 +5,7 @@
 
 use outbox_core::scheduling::{BatchLimit, LaneResult};
 
-use super::{context::Context, lanes::TakenLanes};
+use super::{context::Context, health::Obstacle, lanes::TakenLanes};
 use crate::{
     outbox::{OutboxError, session::Session, unreadable},
     telemetry::relaying,
@@ -70,6 +70,6 @@ async fn not_a_row(context: &Context, session: &Session, error: OutboxError) -> 
         Ok(Some(damaged)) => format!("{error}. {}", damaged.remedy()),
         Ok(None) | Err(_) => error.to_string(),
     };
-    context.health.cannot_read(&why);
+    context.health.fails(Obstacle::Reads, &why);
     error
 }

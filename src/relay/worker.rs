@@ -6,7 +6,6 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use outbox_core::{
-    circuit::Task,
     claim::{Claim, Item, Limits},
     low_water,
     message::{Lane, Position},
@@ -19,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use super::{
+    circuits,
     connections::{PermittedSession, Priority},
     context::{Context, reconnect_delay},
-    health::LinkReport,
+    health::{LinkReport, Obstacle},
     lanes::TakenLanes,
     publishing::{Decided, publish_claim},
     reading, silence,
@@ -29,7 +29,7 @@ use super::{
 use crate::{
     broker::{BrokerError, LinkState, Publisher, provoked},
     failpoint,
-    outbox::{OutboxError, blockers, claim, held, migrate, session::Session, settle},
+    outbox::{OutboxError, blockers, claim, migrate, session::Session, settle},
     telemetry::{metrics, relaying},
 };
 
@@ -236,7 +236,7 @@ impl Worker {
             Ok(found) if !found.is_empty() => format!("locked by {}", blockers::text(&found)),
             Ok(_) | Err(_) => error.to_string(),
         };
-        self.context.health.cannot_mark(&why);
+        self.context.health.fails(Obstacle::Marks, &why);
     }
 
     /// The server has too few connections, and this worker goes without one. True when `fail` need not log the error nor
@@ -294,9 +294,12 @@ async fn cycle(
 ) -> Result<Option<BrokerError>, WorkError> {
     let source = context.health.source();
     let began = Instant::now();
-    let allowed = context.caution().limit();
     // Messages that are set aside are read again, and must not keep the claim from reading others.
-    let aside = context.caution().aside();
+    let (allowed, aside) = {
+        let mut caution = context.caution();
+        caution.forget(began.into_std());
+        (caution.limit(), caution.aside())
+    };
     let messages = allowed.map_or(limit.get(), |n| n.saturating_add(aside).min(limit.get()));
     // A read failed. The next claim reads one message, to find the one that cannot be read.
     let lanes = match (limit.is_collapsed(), taken.lanes()) {
@@ -356,8 +359,11 @@ async fn cycle(
             Err(error) => {
                 // The messages were published, and stay pending.
                 if sent > 0 || error.is_statement_refused() {
-                    let sent = claim.positions(is_sent);
-                    context.cannot_mark(sent, to_file(&claim), &error.to_string());
+                    context.not_settled(claim.positions(is_sent), to_file(&claim));
+                }
+                // A server that is away refuses no mark.
+                if error.is_statement_refused() {
+                    context.health.fails(Obstacle::Marks, &error.to_string());
                 }
                 let rows = claim.positions(|_| true).collect();
                 return Err(WorkError::NotSettled { error, rows });
@@ -385,7 +391,7 @@ async fn cycle(
             .hints
             .moved(claim.orphans.iter().map(|o| o.position.id));
     }
-    release_held(context, session).await?;
+    circuits::release(context, session).await?;
 
     let worked: HashSet<Lane> = claim.positions(|_| true).map(|p| p.lane).collect();
     let settled = lost.is_none() && claim.positions(is_decided).next().is_some();
@@ -433,32 +439,6 @@ fn to_file(claim: &Claim) -> impl Iterator<Item = Position> {
     });
     let orphans = claim.orphans.iter().map(|orphan| orphan.position);
     items.map(Item::position).chain(orphans)
-}
-
-/// Releases held messages of destinations that work again, as fast as the messages before them are published.
-async fn release_held(context: &Context, session: &Session) -> Result<(), OutboxError> {
-    let releases = context.circuits().releases();
-    for task in releases {
-        let (destination, rows, released) = match task {
-            Task::Release(destination, rows) => {
-                let released = held::release(session, destination, rows).await;
-                (destination, rows, released)
-            }
-            Task::ReleaseNewest(destination, rows) => {
-                let released = held::release_newest(session, destination, rows).await;
-                (destination, rows, released)
-            }
-            Task::Probe(..) | Task::ProbeNewest(_) | Task::GiveUp(..) => continue,
-        };
-        match released {
-            // This claim is settled, and the next claims need no release: they go on.
-            Err(error) if error.is_statement_refused() => {
-                context.health.cannot_mark_unclaimed(&error.to_string());
-            }
-            released => context.circuits().released(destination, rows, released?),
-        }
-    }
-    Ok(())
 }
 
 /// The result of a lane that the claim asked for. `exhausted`: the claim read all of it; `None`: the claim did not hold it.

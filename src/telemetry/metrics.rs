@@ -28,6 +28,7 @@ pub const WORKER_RESTARTS: &str = "outbox_worker_restarts_total";
 pub const PRUNED: &str = "outbox_pruned_total";
 pub const FAILING_DESTINATIONS: &str = "outbox_failing_destinations";
 pub const CAN_MARK: &str = "outbox_can_mark";
+pub const CAN_READ: &str = "outbox_can_read";
 pub const LOG_LINES_DROPPED: &str = "outbox_log_lines_dropped_total";
 pub const STRANDED_TOTAL: &str = "outbox_stranded_messages_total";
 pub const STRANDED: &str = "outbox_stranded_messages";
@@ -130,6 +131,10 @@ pub fn describe() {
         CAN_MARK,
         "0 while messages cannot be marked as sent, and are therefore not published; else 1."
     );
+    describe_gauge!(
+        CAN_READ,
+        "0 while PostgreSQL refuses to read messages, and no message is to blame; else 1."
+    );
     describe_counter!(
         LOG_LINES_DROPPED,
         "Log lines that were dropped, because nothing reads standard error or its disk is full."
@@ -140,7 +145,7 @@ pub fn describe() {
     );
     describe_gauge!(
         STRANDED,
-        "Stranded messages that are known and not yet filed, because their lanes are locked."
+        "Stranded messages that are known and not yet filed: their lanes are locked, or their records are refused."
     );
     describe_gauge!(
         AUDITED,
@@ -192,6 +197,7 @@ pub fn start_at_zero(source: &str) {
     broker_blocked(source, false);
     failing_destinations(source, 0);
     can_mark(source, true);
+    can_read(source, true);
 }
 
 pub fn failing_destinations(source: &str, open: usize) {
@@ -200,6 +206,10 @@ pub fn failing_destinations(source: &str, open: usize) {
 
 pub fn can_mark(source: &str, can: bool) {
     gauge!(CAN_MARK, labels(source, &[])).set(if can { 1.0 } else { 0.0 });
+}
+
+pub fn can_read(source: &str, can: bool) {
+    gauge!(CAN_READ, labels(source, &[])).set(if can { 1.0 } else { 0.0 });
 }
 
 pub fn dependency_up(source: &str, dependency: &'static str, up: bool) {

@@ -119,6 +119,10 @@ async fn a_row_that_cannot_be_pruned_keeps_no_other_lane() {
     before_delete(&world, body).await;
     world.commit_many(640, 640).await;
     consumer.until(640).await;
+    let line = relay
+        .line("sent messages of a lane cannot be deleted", SOON)
+        .await;
+    assert!(line.contains("we keep it"), "{line}");
     relay.line(FAILED, SOON).await;
     world
         .until(
@@ -238,6 +242,7 @@ async fn a_damaged_index_kills_no_message_and_is_named_with_its_cure() {
             &["cannot_read", &format!("REINDEX INDEX {index}")],
         )
         .await;
+        until(port, "outbox_can_read", |v| v == 0.0).await;
         // Several attempts, by both workers.
         eventually("several attempts", SOON, async || {
             (said(&relay, "PostgreSQL failed") >= 8).then_some(())
@@ -249,7 +254,8 @@ async fn a_damaged_index_kills_no_message_and_is_named_with_its_cure() {
         let unsent = "outbox.message WHERE sent_at IS NULL";
         world.until("the marks", unsent, 0).await;
         assert_eq!(world.count("outbox.dead").await, 0, "{index}");
-        relay.line("messages are read again", SOON).await;
+        relay.line("no longer seen to fail", SOON).await;
+        until(port, "outbox_can_read", |v| v == 1.0).await;
         answers(port, 200, &[]).await;
     }
     assert_eq!(consumer.len(), 600, "no duplicate");

@@ -299,6 +299,64 @@ async fn held_messages_are_released_only_if_they_are_due() {
     world.clean(&consumer, WORKERS * BATCH).await;
 }
 
+/// Their releases are refused, and those of others are not.
+#[tokio::test]
+async fn a_refused_release_keeps_no_other_destination() {
+    const DESTINATIONS: i64 = 8;
+    let world = world().await;
+    world.declare_exchange("events").await;
+    let attempts = ("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000000");
+    let (relay, port) = world.watched(&[SETTINGS[0], SETTINGS[1], attempts]);
+    for destination in 0..DESTINATIONS {
+        let insert = format!(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+             SELECT 'order', 'd{destination}-' || i, 'd{destination}', '1' FROM generate_series(1, 6) i"
+        );
+        let inserted = world.ledger.insert(&world.client, &insert, &[]).await;
+        inserted.unwrap();
+    }
+    let held = "outbox.waiting WHERE cause IN ('held', 'probe')";
+    world.until("all to be held", held, 6 * DESTINATIONS).await;
+    // Half of the destinations, so some of them come before others in almost any order. A probe passes.
+    let refuses = "IF NEW.cause = ''held'' AND NEW.due_at IS NOT NULL AND EXISTS ( \
+                       SELECT FROM outbox.message m WHERE m.lane = NEW.lane AND m.id = NEW.id AND m.event_type < ''d4'') \
+                   THEN RAISE ''kept back''; END IF; RETURN NEW;";
+    world
+        .sql(&trigger("refuses", "UPDATE", "waiting", refuses))
+        .await;
+    for destination in 0..DESTINATIONS / 2 {
+        let key = format!("order.d{destination}");
+        world.bind("all", &key, &[]).await;
+    }
+    named(&relay, port, "kept back").await;
+    // The others need a probe, and only the maintenance makes it.
+    let consumer = world.consumer().await;
+    let others = "outbox.message WHERE sent_at IS NULL AND event_type >= 'd4'";
+    world.until("the others to be sent", others, 0).await;
+    relay.line("held messages cannot be released", SOON).await;
+    drop_trigger(&world, "refuses", "waiting").await;
+    world.clean(&consumer, 0).await;
+}
+
+/// The server is away in the middle of each settle. That is no obstacle to marks.
+#[tokio::test]
+async fn an_outage_during_a_settle_is_no_failed_mark() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let ends = "PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW;";
+    world.sql(&trigger("ends", "UPDATE", "message", ends)).await;
+    let (relay, port) = world.watched(&SETTINGS);
+    world.commit_many(100, 20).await;
+    several_attempts(&relay).await;
+    relay.never_said("cannot be marked");
+    let can = probe::metric(port, "outbox_can_mark").await;
+    assert_eq!(can, Some(1.0));
+    // It is cautious nevertheless.
+    no_flood(&world, &consumer, &relay, WORKERS * BATCH).await;
+    drop_trigger(&world, "ends", "message").await;
+    world.clean(&consumer, WORKERS * BATCH + 24).await;
+}
+
 #[tokio::test]
 async fn a_rule_on_the_messages_is_named() {
     let world = world().await;

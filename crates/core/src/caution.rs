@@ -17,13 +17,19 @@
 //! **Set aside.** A message whose rehearsal fails waits in `outbox.waiting`. If that write is refused as well, the claim
 //! leaves the message as it is, and settles the others.
 
-use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    time::{Duration, Instant},
+};
 
 use crate::message::Position;
 
 /// Maximum number of suspects in memory. The oldest are forgotten first: another relay has settled them, or somebody
 /// has deleted them, and this relay will not settle them.
 const MOST: usize = 100_000;
+/// Each claim of its lane meets a message again that was left as it is. A message that none met for so long is settled by
+/// another relay, or deleted.
+const MET_WITHIN: Duration = Duration::from_secs(60);
 
 /// Shared by all workers of a source: an obstacle to the settle of one worker affects the others too.
 #[derive(Debug, Default)]
@@ -34,8 +40,8 @@ pub struct Caution {
     suspects: HashMap<Position, bool>,
     /// In the order in which they became suspects; may contain positions that are no longer suspects.
     order: VecDeque<Position>,
-    /// Neither published nor filed, because both are refused.
-    aside: HashSet<Position>,
+    /// Neither published nor filed, because both are refused; and when a claim last met them.
+    aside: HashMap<Position, Instant>,
 }
 
 impl Caution {
@@ -69,8 +75,18 @@ impl Caution {
     }
 
     /// The message is left as it is. Returns true if it was not left before.
-    pub fn set_aside(&mut self, position: Position) -> bool {
-        self.aside.len() < MOST && self.aside.insert(position)
+    pub fn set_aside(&mut self, position: Position, now: Instant) -> bool {
+        if let Some(met) = self.aside.get_mut(&position) {
+            *met = now;
+            return false;
+        }
+        self.aside.len() < MOST && self.aside.insert(position, now).is_none()
+    }
+
+    /// Forgets messages that are set aside and that no claim met for a while.
+    pub fn forget(&mut self, now: Instant) {
+        self.aside
+            .retain(|_, met| now.saturating_duration_since(*met) < MET_WITHIN);
     }
 
     /// Number of messages that are set aside.
@@ -121,6 +137,14 @@ impl Caution {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "only now() makes an Instant; the tests move it themselves"
+    )]
+    fn now() -> Instant {
+        Instant::now()
+    }
 
     #[test]
     fn after_a_failure_the_limit_starts_at_one_and_doubles() {
@@ -204,19 +228,39 @@ mod tests {
     #[test]
     fn a_message_is_set_aside_once_and_until_it_is_settled() {
         let mut caution = Caution::default();
-        assert!(caution.set_aside(at(1)) && !caution.set_aside(at(1)) && caution.set_aside(at(2)));
+        let now = now();
+        assert!(caution.set_aside(at(1), now) && !caution.set_aside(at(1), now));
+        assert!(caution.set_aside(at(2), now));
         assert_eq!(caution.aside(), 2);
         caution.settled([at(1)]);
         assert_eq!(caution.aside(), 1);
-        assert!(caution.set_aside(at(1)));
+        assert!(caution.set_aside(at(1), now));
+    }
+
+    /// Another relay settled it, or a person deleted it.
+    #[test]
+    fn a_message_that_is_set_aside_and_never_met_again_is_forgotten() {
+        let mut caution = Caution::default();
+        let began = now();
+        caution.set_aside(at(1), began);
+        caution.set_aside(at(2), began);
+        let later = began + MET_WITHIN / 2;
+        assert!(!caution.set_aside(at(2), later));
+        caution.forget(later);
+        assert_eq!(caution.aside(), 2);
+        caution.forget(began + MET_WITHIN);
+        assert_eq!(caution.aside(), 1);
+        caution.forget(later + MET_WITHIN);
+        assert_eq!(caution.aside(), 0);
     }
 
     #[test]
     fn messages_that_are_set_aside_are_bounded() {
         let mut caution = Caution::default();
         let most = i64::try_from(MOST).unwrap();
-        assert!((0..most).all(|id| caution.set_aside(at(id))));
-        assert!(!caution.set_aside(at(most)));
+        let now = now();
+        assert!((0..most).all(|id| caution.set_aside(at(id), now)));
+        assert!(!caution.set_aside(at(most), now));
         assert_eq!(caution.aside(), MOST);
     }
 

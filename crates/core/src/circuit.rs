@@ -57,6 +57,8 @@ pub struct Circuits {
     states: HashMap<Destination, State>,
     exchanges: HashMap<Destination, Exchange>,
     many: usize,
+    /// Where the next claim goes on with releases.
+    next_release: i64,
 }
 
 /// Maximum number of watched destinations. Messages to further destinations are retried one by one.
@@ -80,6 +82,7 @@ impl Circuits {
             states: HashMap::new(),
             exchanges: HashMap::new(),
             many,
+            next_release: i64::MIN,
         }
     }
 
@@ -366,13 +369,43 @@ impl Circuits {
         resting
     }
 
-    /// Held messages to release now, after a settle that delivered some.
-    pub fn releases(&self) -> Vec<Task> {
+    /// Held messages to release now, after a settle that delivered some: of so many destinations at most, which take turns.
+    pub fn releases(&mut self, most: usize) -> Vec<Task> {
         let due = |(destination, state): (&Destination, &State)| match state {
-            State::Draining { window, untried } => Some(release(*destination, *window, *untried)),
+            State::Draining { window, untried } => {
+                let task = release(*destination, *window, *untried);
+                let turn = destination
+                    .0
+                    .wrapping_sub(self.next_release)
+                    .cast_unsigned();
+                Some((turn, *destination, task))
+            }
             State::Failing(_) | State::Open(_) => None,
         };
-        self.states.iter().filter_map(due).collect()
+        let mut due: Vec<(u64, Destination, Task)> = self.states.iter().filter_map(due).collect();
+        if due.len() > most {
+            due.select_nth_unstable_by_key(most, |(turn, ..)| *turn);
+            // The first one that is left out.
+            self.next_release = due[most].1.0;
+            due.truncate(most);
+        }
+        due.into_iter().map(|(_, _, task)| task).collect()
+    }
+
+    /// The task was not done, or not to its end. It is due again at this time.
+    pub fn put_back(&mut self, task: &Task, due: Instant) {
+        let destination = match task {
+            Task::Probe(destination, _) | Task::ProbeNewest(destination) => destination,
+            Task::GiveUp(destination, _) => destination,
+            // Due until it is done.
+            Task::Release(..) | Task::ReleaseNewest(..) => return,
+        };
+        if let Some(State::Open(open)) = self.states.get_mut(destination) {
+            match task {
+                Task::GiveUp(..) => open.give_up = true,
+                _ => open.next_probe = open.next_probe.min(due),
+            }
+        }
     }
 
     /// `chosen` is the position of the held message that was made due; `None` if no message is held. Without held

@@ -248,8 +248,8 @@ fn find_out(again: impl Fn() -> Circuits, times: &Times) -> Circuit {
     let Times {
         before, now, later, ..
     } = *times;
-    let circuits = again();
-    if let [Task::Release(_, window)] = circuits.releases()[..] {
+    let mut circuits = again();
+    if let [Task::Release(_, window)] = circuits.releases(1)[..] {
         let window = small(window as i64);
         return Circuit::Draining { window };
     }

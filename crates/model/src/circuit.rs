@@ -1,4 +1,4 @@
-//! A circuit: the real crates/core/src/circuit.rs, src/outbox/held.rs, and its part of src/relay/maintenance.rs.
+//! A circuit: the real crates/core/src/circuit.rs, src/outbox/held.rs, and its part of src/relay/circuits.rs.
 
 use crate::{
     Action, Machine, Safeguard,

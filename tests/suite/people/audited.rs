@@ -4,18 +4,19 @@ use nix::sys::signal::Signal;
 
 use crate::{
     people::write,
-    world::{World, world},
+    seeing::until,
+    world::{SOON, World, world},
 };
 
 const AUDITED: &str = "outbox.relay WHERE audited_at IS NOT NULL";
 
-/// Below every mark, and with nothing that tells of it.
-async fn hide_one(world: &World) {
+/// Below every mark, and with nothing that tells of them.
+async fn hide(world: &World, n: usize) {
     world
-        .sql(
+        .sql(&format!(
             "INSERT INTO outbox.message (id, aggregate_type, event_type, payload) OVERRIDING SYSTEM VALUE \
-             VALUES (-1, 'order', 'hidden', '1')",
-        )
+             SELECT -i, 'order', 'hidden', '1' FROM generate_series(1, {n}) i"
+        ))
         .await;
 }
 
@@ -40,7 +41,7 @@ async fn nobody_who_may_only_connect_keeps_the_audit_from_going_on() {
     write(&world, &world.client, "k", 60).await;
     world.passed().await;
     world.until("the audit after the start", AUDITED, 1).await;
-    hide_one(&world).await;
+    hide(&world, 1).await;
     consumer.until(61).await;
     world.drained().await;
 }
@@ -76,7 +77,42 @@ async fn when_the_relay_that_audits_is_killed_another_one_goes_on() {
     let _second = world.relay(&[]);
     world.until("the second", AUDITED, 2).await;
     first.kill().await.unwrap();
-    hide_one(&world).await;
+    hide(&world, 1).await;
     consumer.until(1).await;
     world.drained().await;
+}
+
+/// The audit proves what it files. What it cannot file it remembers, counts and reports, and files after the cure.
+#[tokio::test]
+async fn stranded_messages_whose_records_are_refused_are_counted_and_filed_after_the_cure() {
+    for (body, refused, said) in [
+        ("RETURN NULL;", 3, "let it pass INSERTs"),
+        (
+            "IF NEW.id = -2 THEN RAISE 'kept out'; END IF; RETURN NEW;",
+            1,
+            "kept out",
+        ),
+    ] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        let (relay, port) = world.watched(&[]);
+        world.until("the first audit", AUDITED, 1).await;
+        let trigger = format!(
+            "CREATE FUNCTION public.refuses() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$; \
+             CREATE TRIGGER refuses BEFORE INSERT ON outbox.waiting FOR EACH ROW EXECUTE FUNCTION public.refuses()"
+        );
+        world.sql(&trigger).await;
+        hide(&world, 3).await;
+        let line = relay.line("stranded messages cannot be filed", SOON).await;
+        assert!(line.contains(said), "{line}");
+        until(port, "outbox_stranded_messages", |v| v == refused as f64).await;
+        consumer.until(3 - refused).await;
+        world.sql("DROP TRIGGER refuses ON outbox.waiting").await;
+        relay
+            .line("stranded messages are not refused any more", SOON)
+            .await;
+        consumer.until(3).await;
+        world.drained().await;
+        until(port, "outbox_stranded_messages", |v| v == 0.0).await;
+    }
 }

@@ -151,7 +151,10 @@ fn a_success_releases_held_messages_in_windows_that_double() {
     world.report(&delivered());
     assert!(world.goes(Arrival::New));
     for window in [1, 2, 4, 8] {
-        assert_eq!(world.circuits.releases(), [Task::Release(HERE, window)]);
+        assert_eq!(
+            world.circuits.releases(usize::MAX),
+            [Task::Release(HERE, window)]
+        );
         world.circuits.released(HERE, window, window);
     }
     assert!(world.report(&failed(1, 3, Reason::Nacked)).is_some());
@@ -205,7 +208,10 @@ fn held_messages_of_another_relay_are_probed() {
     };
     let mut other = World::new();
     other.report(&held);
-    assert_eq!(other.circuits.releases(), [Task::Release(HERE, 1)]);
+    assert_eq!(
+        other.circuits.releases(usize::MAX),
+        [Task::Release(HERE, 1)]
+    );
 }
 
 #[test]
@@ -312,4 +318,55 @@ proptest! {
     fn two_destinations_have_two_numbers(a in ".{0,8}", b in ".{0,8}", c in ".{0,8}", d in ".{0,8}") {
         prop_assert_eq!(Destination::of(&a, &b) == Destination::of(&c, &d), (&a, &b) == (&c, &d));
     }
+}
+
+#[test]
+fn a_claim_releases_for_a_few_destinations_and_all_take_turns() {
+    let mut world = World::new();
+    let destinations: Vec<i64> = vec![i64::MIN, -7, 0, 3, 40, 500, i64::MAX];
+    let mut tally = failed(2, 1, Reason::Unroutable);
+    tally.failed = None;
+    tally.delivered = 1;
+    tally.had_been_held = true;
+    for destination in &destinations {
+        let (now, rng) = (world.now, &mut world.rng);
+        world
+            .circuits
+            .report(Destination(*destination), &tally, now, rng);
+    }
+    let mut released = Vec::new();
+    for _ in 0..destinations.len() {
+        let tasks = world.circuits.releases(2);
+        assert_eq!(tasks.len(), 2);
+        released.extend(tasks.iter().map(|task| match task {
+            Task::Release(Destination(destination), 1) => *destination,
+            other => panic!("{other:?}"),
+        }));
+    }
+    released.sort_unstable();
+    let twice: Vec<i64> = destinations.iter().flat_map(|d| [*d, *d]).collect();
+    assert_eq!(released, twice);
+    assert_eq!(world.circuits.releases(7).len(), 7);
+}
+
+#[test]
+fn a_task_that_was_not_done_stays_due() {
+    let mut world = World::open(Reason::Unroutable);
+    world.fail_a_probe(Reason::Unroutable);
+    world.now += POLICY.backoff_max;
+    let tasks = world.tasks();
+    assert!(
+        matches!(tasks[..], [Task::GiveUp(..), Task::Probe(..)]),
+        "{tasks:?}"
+    );
+    assert_eq!(world.tasks(), [], "none is due twice");
+    let again = world.now + POLICY.backoff_initial;
+    for task in &tasks {
+        world.circuits.put_back(task, again);
+    }
+    assert!(matches!(world.tasks()[..], [Task::GiveUp(..)]));
+    world.now = again;
+    assert!(matches!(world.tasks()[..], [Task::Probe(..)]));
+    world.circuits.put_back(&Task::Release(HERE, 1), again);
+    assert_eq!(world.tasks(), []);
 }

@@ -19,11 +19,16 @@
 
 use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
 
-use crate::message::Position;
+use rand::{Rng, RngExt, seq::SliceRandom};
+
+use crate::message::{Lane, Position};
 
 /// Maximum number of suspects in memory. The oldest are forgotten first: another relay has settled them, or somebody
 /// has deleted them, and this relay will not settle them.
 const MOST: usize = 100_000;
+
+/// Messages set aside that a claim reads again, at most.
+const READ_AGAIN: usize = 16;
 
 /// Shared by all workers of a source: an obstacle to the settle of one worker affects the others too.
 #[derive(Debug, Default)]
@@ -76,6 +81,20 @@ impl Caution {
     /// Number of messages that are set aside.
     pub fn aside(&self) -> usize {
         self.aside.len()
+    }
+
+    /// Positions of filed messages that a claim of these lanes does not read: most of those that are set aside. They stay due,
+    /// and would keep those that fell due after them from ever being read. A few at a time are read and rehearsed again, sometimes
+    /// none: one may be all that a claim reads.
+    pub fn passed_over(&self, lanes: &[Lane], rng: &mut impl Rng) -> Vec<i64> {
+        if self.aside.is_empty() {
+            return Vec::new();
+        }
+        let of_lanes = self.aside.iter().filter(|p| lanes.contains(&p.lane));
+        let mut ids: Vec<i64> = of_lanes.map(|position| position.id).collect();
+        let again = rng.random_range(0..=READ_AGAIN);
+        let (_, passed_over) = ids.partial_shuffle(rng, again);
+        passed_over.to_vec()
     }
 
     /// A claim committed with this number of marked messages.
@@ -185,6 +204,31 @@ mod tests {
         caution.settled([at(2)]);
         assert!(!caution.suspects(at(2)));
         assert!(caution.order.is_empty());
+    }
+
+    #[test]
+    fn a_claim_passes_over_most_of_the_messages_of_its_lanes_that_are_set_aside() {
+        let mut caution = Caution::default();
+        let rng = &mut rand::rng();
+        assert!(caution.passed_over(&[0], rng).is_empty());
+        for id in 0..100 {
+            caution.set_aside(at(id));
+        }
+        caution.set_aside(Position { lane: 1, id: 100 });
+        let mut read = HashSet::new();
+        let mut most = 0;
+        for _ in 0..10_000 {
+            let passed_over: HashSet<i64> = caution.passed_over(&[0], rng).into_iter().collect();
+            assert!(passed_over.iter().all(|id| (0..100).contains(id)));
+            assert!(passed_over.len() >= 100 - READ_AGAIN);
+            read.extend((0..100).filter(|id| !passed_over.contains(id)));
+            most = most.max(passed_over.len());
+        }
+        assert_eq!(
+            (read.len(), most),
+            (100, 100),
+            "each in turn, and sometimes none"
+        );
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::{
     candidate::{Columns, body, micros},
     row::get,
     session::{Params, Query, Session},
+    settle,
 };
 
 const CLAIM_LANES: Query = Query {
@@ -40,6 +41,7 @@ const READ: Query = Query {
         Type::INT8,
         Type::INT8,
         Type::INT8,
+        Type::INT8_ARRAY,
     ],
 };
 
@@ -59,11 +61,12 @@ pub(super) const LOCK_TABLES: &str = "LOCK TABLE outbox.message, outbox.lane, ou
                            IN ROW EXCLUSIVE MODE NOWAIT";
 
 /// Begins a transaction and holds those of `lanes` that nobody else holds. Returns `None`, and leaves no transaction open, if
-/// others hold all of them, or if it took marks back.
+/// others hold all of them, or if it took marks back. `passed_over`: positions of filed messages that it does not read.
 pub async fn claim(
     session: &Session,
     lanes: &[Lane],
     limits: Limits,
+    passed_over: &[i64],
 ) -> Result<Option<Claim>, OutboxError> {
     // One round trip for both.
     let params: Params<'_> = &[&lanes];
@@ -112,7 +115,7 @@ pub async fn claim(
     {
         lane.share = share;
     }
-    let (mut candidates, orphans) = read(session, &held, limits).await?;
+    let (mut candidates, orphans) = read(session, &held, limits, passed_over).await?;
     let read = candidates.len();
     candidates.truncate(fitting(&candidates, limits));
     complete(session, &mut candidates, limits).await?;
@@ -126,7 +129,8 @@ pub async fn claim(
 
 /// Takes back marks that lie above the sequence: somebody restarted the sequence, or copied it without its value. New messages
 /// would get positions below these marks, so no claim would find them and no gauge would count them. Without the marks a claim
-/// finds them, and reads sent messages too. Returns true if it took marks back; then the transaction is committed.
+/// finds them, and reads sent messages too. Returns true if it took marks back; then the transaction is committed. A mark that a
+/// trigger keeps as it was is an error: the claim would not see the messages below it.
 async fn take_back_marks(session: &Session, held: &[HeldLane]) -> Result<bool, OutboxError> {
     let lanes: Vec<Lane> = held.iter().map(|l| l.lane).collect();
     let taken_back = session.query(&TAKE_BACK_MARKS, &[&lanes]).await?;
@@ -134,6 +138,13 @@ async fn take_back_marks(session: &Session, held: &[HeldLane]) -> Result<bool, O
         return Ok(false);
     };
     let drawn: i64 = get(first, "drawn")?;
+    let mut unwritten = Vec::new();
+    for row in &taken_back {
+        if !get::<bool, _>(row, "written")? {
+            unwritten.push(get(row, "lane")?);
+        }
+    }
+    settle::marks_proven(TAKE_BACK_MARKS.action, &unwritten)?;
     session.commit().await?;
     tracing::error!(
         lanes = taken_back.len(),
@@ -149,6 +160,7 @@ async fn read(
     session: &Session,
     held: &[HeldLane],
     limits: Limits,
+    passed_over: &[i64],
 ) -> Result<(Vec<Candidate>, Vec<Orphan>), OutboxError> {
     let lanes: Vec<Lane> = held.iter().map(|l| l.lane).collect();
     let marks: Vec<i64> = held.iter().map(|l| l.mark.low_water).collect();
@@ -176,6 +188,7 @@ async fn read(
         &(limits.batch_size as i64),
         &(due as i64),
         &i64::try_from(limits.small_body()).unwrap_or(i64::MAX),
+        &passed_over,
     ];
     session.each(&READ, params, take).await?;
     Ok((candidates, orphans))

@@ -50,6 +50,16 @@ pub enum OutboxError {
         messages: usize,
         position: i64,
     },
+    /// As `NotWritten`, of the marks of lanes.
+    #[error(
+        "PostgreSQL ({action}): {lanes} of the marks are not what was written, the first in lane {lane}: a trigger or a rule on \
+         outbox.lane keeps its rows as they are. Drop it, or let it pass UPDATEs"
+    )]
+    MarkNotWritten {
+        action: &'static str,
+        lanes: usize,
+        lane: i16,
+    },
     /// As `NotWritten`, of records that were to become due.
     #[error(
         "PostgreSQL ({action}): {messages} records are not due: a trigger or a rule on outbox.waiting keeps its rows as they are. \
@@ -89,7 +99,10 @@ impl OutboxError {
                     && !is_fatal(source)
                     && source.code() != Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
             }
-            Self::NotWritten { .. } | Self::NotReleased { .. } | Self::NotFiled { .. } => true,
+            Self::NotWritten { .. }
+            | Self::MarkNotWritten { .. }
+            | Self::NotReleased { .. }
+            | Self::NotFiled { .. } => true,
             Self::Config(_)
             | Self::ReadOnly { .. }
             | Self::Timeout { .. }
@@ -152,16 +165,19 @@ impl OutboxError {
             Self::ColumnMissing { .. } | Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => {
                 true
             }
-            Self::Database { source, .. } => matches!(
-                source.code(),
-                Some(
-                    &SqlState::UNDEFINED_TABLE
-                        | &SqlState::UNDEFINED_COLUMN
-                        | &SqlState::INVALID_SCHEMA_NAME
-                )
-            ),
+            Self::Database { source, .. } => {
+                matches!(
+                    source.code(),
+                    Some(
+                        &SqlState::UNDEFINED_TABLE
+                            | &SqlState::UNDEFINED_COLUMN
+                            | &SqlState::INVALID_SCHEMA_NAME
+                    )
+                ) || is_function_missing(source)
+            }
             Self::Config(_)
             | Self::NotWritten { .. }
+            | Self::MarkNotWritten { .. }
             | Self::NotReleased { .. }
             | Self::NotFiled { .. }
             | Self::ReadOnly { .. }
@@ -194,6 +210,7 @@ impl OutboxError {
             | Self::Timeout { .. }
             | Self::Unusable { .. }
             | Self::NotWritten { .. }
+            | Self::MarkNotWritten { .. }
             | Self::NotReleased { .. }
             | Self::NotFiled { .. } => false,
             Self::ColumnMissing { .. } | Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => {
@@ -238,6 +255,12 @@ fn is_rule(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_some_and(|db| {
         *db.code() == SqlState::FEATURE_NOT_SUPPORTED && db.routine() == Some("RewriteQuery")
     })
+}
+
+/// The statement calls a function that is missing. A function that calls a missing one is a trigger of a person, perhaps, and
+/// says nothing about the schema.
+fn is_function_missing(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::UNDEFINED_FUNCTION) && !is_in_a_function(error)
 }
 
 /// The error arose in a function that the statement called. The context may hold values, so it is not shown.

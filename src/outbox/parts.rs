@@ -50,8 +50,10 @@ pub enum Weight {
 /// `kept`, a view that somebody made again over `outbox.message` alone lets a Debezium producer's DELETE delete the event (the
 /// view of the migration refuses it). `truncated`, `moved` and `corrected` follow changes by hand.
 const GUARDS: [&str; 4] = ["kept", "truncated", "moved", "corrected"];
-/// Functions on whose results the order and the lag rest.
-const MEASURES: [&str; 2] = ["key_hash", "measure"];
+/// Functions that statements of the relay call, and the view that it reads. The order and the lag rest on their results.
+const CALLED: [&str; 3] = ["key_hash", "measure", "status"];
+/// Tables whose checks could refuse what the relay writes.
+const CHECKED: [&str; 2] = ["lane", "waiting"];
 
 impl Difference {
     pub fn weight(&self) -> Weight {
@@ -66,7 +68,7 @@ impl Difference {
                     Weight::Stops
                 }
             }
-            "view" if name == "outbox.status" => {
+            "view" | "function" if is(&CALLED) => {
                 if self.here.is_none() {
                     Weight::Stops
                 } else {
@@ -74,7 +76,8 @@ impl Difference {
                 }
             }
             "trigger" if is(&GUARDS) => Weight::Unsafe,
-            "function" if is(&GUARDS) || is(&MEASURES) => Weight::Unsafe,
+            "function" if is(&GUARDS) => Weight::Unsafe,
+            "constraint" if self.here.is_some() && is(&CHECKED) => Weight::Unsafe,
             // A rule rewrites what the relay or a producer writes.
             "rule" => Weight::Unsafe,
             _ => Weight::Lesser,
@@ -292,6 +295,8 @@ mod tests {
             ("column", "outbox.message.lane"),
             ("key", "outbox.waiting.waiting_pkey"),
             ("view", "outbox.status"),
+            ("function", "outbox.key_hash("),
+            ("function", "outbox.measure("),
         ] {
             assert_eq!(weight(kind, name), Weight::Stops, "{kind} {name}");
         }
@@ -301,8 +306,6 @@ mod tests {
             ("trigger", "moved on outbox.message"),
             ("trigger", "truncated on outbox.message"),
             ("function", "outbox.kept("),
-            ("function", "outbox.key_hash("),
-            ("function", "outbox.measure("),
         ] {
             assert_eq!(weight(kind, name), Weight::Unsafe, "{kind} {name}");
         }

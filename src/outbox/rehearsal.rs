@@ -13,7 +13,8 @@ use std::{
 };
 
 use outbox_core::{
-    claim::Ctid,
+    claim::{Claim, Ctid},
+    low_water::{Candidate, Mark},
     message::{Lane, Position},
     reason::Reason,
     settlement::{Cause, DeadLetter, Sent, Settlement, Wait},
@@ -78,6 +79,8 @@ pub struct Rehearsed {
 
 pub struct Rehearsal<'s> {
     pub session: &'s Session,
+    /// Of the lanes of the claim, as [`moved`] makes them.
+    pub marks: Vec<(Lane, Mark)>,
     pub keep: Keep,
     pub released_at_once: usize,
 }
@@ -88,6 +91,26 @@ enum Fate {
     Waits,
     Dies,
     Sent,
+}
+
+/// Marks that differ from those that the claim read in every column: a trigger may look at each.
+pub fn moved(claim: &Claim) -> Vec<(Lane, Mark)> {
+    let moved = |held: Mark| Mark {
+        low_water: held.low_water.saturating_add(1),
+        candidate: Some(Candidate {
+            position: claim.snapshot.drawn,
+            tx: claim.snapshot.own_tx,
+        }),
+    };
+    let lanes = claim.lanes.iter();
+    lanes.map(|read| (read.lane, moved(read.mark))).collect()
+}
+
+/// What another session has locked.
+struct Locked {
+    why: String,
+    /// The message's own record: no outcome can be filed.
+    record: bool,
 }
 
 impl Rehearsal<'_> {
@@ -103,7 +126,13 @@ impl Rehearsal<'_> {
         for subject in subjects {
             match locked.get(&subject.position) {
                 None => free.push(*subject),
-                Some(why) => self.refuse(&mut done, subject, why.clone()).await?,
+                Some(locked) => {
+                    // An attempt to file it would wait for the lock. Some of these would take the whole claim's time.
+                    let fileable = !locked.record && self.is_fileable(subject).await?;
+                    let why = locked.why.clone();
+                    done.refused
+                        .insert(subject.position, Refusal { why, fileable });
+                }
             }
         }
         let mut free = free.as_slice();
@@ -121,36 +150,40 @@ impl Rehearsal<'_> {
                 if refusals >= REFUSALS {
                     break;
                 }
-                let Some(error) = self.refusal(alone).await? else {
+                let Some((fate, error)) = self.refusal(alone).await? else {
                     room = room.saturating_sub(publishes(alone));
                     done.passed.extend(alone.iter().map(|s| s.position));
                     continue;
                 };
                 refusals += 1;
                 for subject in alone {
-                    self.refuse(&mut done, subject, error.to_string()).await?;
+                    // Filing was rehearsed first, if it was.
+                    let fileable = match fate {
+                        Fate::Waits => false,
+                        Fate::Dies | Fate::Sent => {
+                            subject.waits || self.is_fileable(subject).await?
+                        }
+                    };
+                    let why = error.to_string();
+                    done.refused
+                        .insert(subject.position, Refusal { why, fileable });
                 }
             }
         }
         Ok(done)
     }
 
-    async fn refuse(
-        &self,
-        done: &mut Rehearsed,
-        subject: &Subject,
-        why: String,
-    ) -> Result<(), OutboxError> {
+    async fn is_fileable(&self, subject: &Subject) -> Result<bool, OutboxError> {
         // A message that only waits was refused for that.
         let may_wait = subject.publishes || subject.dies;
-        let fileable = may_wait && self.tried(Fate::Waits, &[*subject]).await?.is_none();
-        let refusal = Refusal { why, fileable };
-        done.refused.insert(subject.position, refusal);
-        Ok(())
+        Ok(may_wait && self.tried(Fate::Waits, &[*subject]).await?.is_none())
     }
 
     /// The first error of any outcome; `None` if all writes are possible.
-    async fn refusal(&self, subjects: &[Subject]) -> Result<Option<OutboxError>, OutboxError> {
+    async fn refusal(
+        &self,
+        subjects: &[Subject],
+    ) -> Result<Option<(Fate, OutboxError)>, OutboxError> {
         for fate in [Fate::Waits, Fate::Dies, Fate::Sent] {
             let with: Vec<Subject> = subjects
                 .iter()
@@ -164,7 +197,7 @@ impl Rehearsal<'_> {
             if !with.is_empty()
                 && let Some(error) = self.tried(fate, &with).await?
             {
-                return Ok(Some(error));
+                return Ok(Some((fate, error)));
             }
         }
         Ok(None)
@@ -175,7 +208,7 @@ impl Rehearsal<'_> {
         fate: Fate,
         subjects: &[Subject],
     ) -> Result<Option<OutboxError>, OutboxError> {
-        let settlement = settlement(fate, subjects);
+        let settlement = settlement(fate, subjects, &self.marks);
         let rehearsed = async {
             let (keep, at_once) = (self.keep, self.released_at_once);
             Box::pin(settle::write(self.session, &settlement, keep, at_once)).await?;
@@ -212,7 +245,7 @@ impl Rehearsal<'_> {
     }
 
     /// Messages whose settle would wait for another session's lock, with the reason.
-    async fn locked(&self, subjects: &[Subject]) -> Result<HashMap<Position, String>, OutboxError> {
+    async fn locked(&self, subjects: &[Subject]) -> Result<HashMap<Position, Locked>, OutboxError> {
         let (lanes, ids): (Vec<Lane>, Vec<i64>) = subjects
             .iter()
             .map(|s| (s.position.lane, s.position.id))
@@ -237,7 +270,8 @@ impl Rehearsal<'_> {
                 continue;
             };
             let marks = subject.publishes && !subject.replay;
-            let what = if get(row, "record")? {
+            let record: bool = get(row, "record")?;
+            let what = if record {
                 "its record in outbox.waiting"
             } else if marks && get(row, "message")? {
                 "its row"
@@ -246,7 +280,7 @@ impl Rehearsal<'_> {
             } else {
                 continue;
             };
-            locked.insert(position, what);
+            locked.insert(position, (what, record));
         }
         if locked.is_empty() {
             return Ok(HashMap::new());
@@ -259,7 +293,10 @@ impl Rehearsal<'_> {
         };
         Ok(locked
             .into_iter()
-            .map(|(position, what)| (position, format!("{what} is locked by {whom}")))
+            .map(|(position, (what, record))| {
+                let why = format!("{what} is locked by {whom}");
+                (position, Locked { why, record })
+            })
             .collect())
     }
 }
@@ -287,14 +324,21 @@ fn released(subject: &Subject) -> Option<i64> {
     subject.key_hash.filter(|_| subject.filed)
 }
 
-/// What a claim of these messages would settle if all of them had this outcome.
-fn settlement(fate: Fate, subjects: &[Subject]) -> Settlement {
-    let mut settlement = Settlement::default();
+/// What a claim of these messages would settle if all of them had this outcome. `marks`: of the claim's lanes; each settle may
+/// move the marks of its messages' lanes.
+fn settlement(fate: Fate, subjects: &[Subject], marks: &[(Lane, Mark)]) -> Settlement {
+    let lanes: HashSet<Lane> = subjects.iter().map(|s| s.position.lane).collect();
+    let marks = marks.iter().filter(|(lane, _)| lanes.contains(lane));
+    let mut settlement = Settlement {
+        marks: marks.copied().collect(),
+        ..Settlement::default()
+    };
     for subject in subjects {
         let position = subject.position;
         match fate {
             Fate::Waits => settlement.wait.push(Wait {
                 position,
+                tx: subject.tx,
                 cause: Cause::Retry,
                 delay: Duration::from_secs(1),
                 attempts: subject.attempts.saturating_add(1),
@@ -304,6 +348,7 @@ fn settlement(fate: Fate, subjects: &[Subject]) -> Settlement {
             }),
             Fate::Dies => settlement.dead.push(DeadLetter {
                 position,
+                tx: subject.tx,
                 reason: Reason::Unmarkable,
                 attempts: subject.attempts.saturating_add(1),
                 error: String::new(),
@@ -362,13 +407,13 @@ mod tests {
     #[test]
     fn only_a_filed_message_is_removed_from_the_waiting_and_frees_its_key() {
         for fate in [Fate::Waits, Fate::Dies, Fate::Sent] {
-            let new = settlement(fate, &[subject(1, true)]);
+            let new = settlement(fate, &[subject(1, true)], &[]);
             assert!(new.delete_waiting.is_empty() && new.release.is_empty());
             let filed = Subject {
                 filed: true,
                 ..subject(1, true)
             };
-            let filed = settlement(fate, &[filed, filed]);
+            let filed = settlement(fate, &[filed, filed], &[]);
             let leaves = !matches!(fate, Fate::Waits);
             assert_eq!(filed.delete_waiting.len(), if leaves { 2 } else { 0 });
             assert_eq!(filed.release.len(), usize::from(leaves), "each key once");
@@ -382,7 +427,20 @@ mod tests {
             filed: true,
             ..subject(1, true)
         };
-        let sent = settlement(Fate::Sent, &[replay]);
+        let sent = settlement(Fate::Sent, &[replay], &[]);
         assert!(sent.sent.is_empty() && sent.delete_waiting.len() == 1);
+    }
+
+    /// A trigger on the lanes would refuse the settle, whatever the outcomes.
+    #[test]
+    fn the_marks_of_the_messages_lanes_are_rehearsed_with_each_outcome() {
+        let mark = Mark {
+            low_water: 7,
+            candidate: None,
+        };
+        for fate in [Fate::Waits, Fate::Dies, Fate::Sent] {
+            let written = settlement(fate, &[subject(1, true)], &[(0, mark), (1, mark)]);
+            assert_eq!(written.marks, [(0, mark)]);
+        }
     }
 }

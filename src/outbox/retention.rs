@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use outbox_core::message::Lane;
-use tokio_postgres::types::Type;
+use tokio_postgres::{Row, types::Type};
 
 use super::{
     OutboxError,
+    ctid::Tid,
     row::get,
     session::{Query, Session},
 };
@@ -16,6 +17,12 @@ const PRUNE_LANE: Query = Query {
     action: "prune sent messages",
     sql: include_str!("sql/prune_lane.sql"),
     types: &[Type::INT2, Type::INT8, Type::INT8, Type::FLOAT8, Type::BOOL],
+};
+
+const STILL_THERE: Query = Query {
+    action: "look for sent messages that were not deleted",
+    sql: include_str!("sql/still_there.sql"),
+    types: &[Type::TID_ARRAY, Type::INT8_ARRAY],
 };
 
 /// What one step did.
@@ -72,6 +79,7 @@ pub async fn prune_step(
             stranded: false,
         });
     };
+    proven(session, row).await?;
     let deleted: i64 = get(row, "deleted")?;
     let passed: Option<i64> = get(row, "passed")?;
     let next = passed.map_or(cursor, |id| id.saturating_add(1));
@@ -81,5 +89,25 @@ pub async fn prune_step(
         cursor: next,
         more: full && next > cursor,
         stranded: get(row, "stranded")?,
+    })
+}
+
+/// A trigger can keep a row without an error. A row that somebody has written or deleted meanwhile is not where it was.
+async fn proven(session: &Session, step: &Row) -> Result<(), OutboxError> {
+    let places: Option<Vec<Tid>> = get(step, "kept_places")?;
+    let ids: Option<Vec<i64>> = get(step, "kept_ids")?;
+    let (Some(places), Some(ids)) = (places, ids) else {
+        return Ok(());
+    };
+    let there = session.query(&STILL_THERE, &[&places, &ids]).await?;
+    let Some(first) = there.first() else {
+        return Ok(());
+    };
+    Err(OutboxError::NotWritten {
+        action: PRUNE_LANE.action,
+        table: "message",
+        verb: "DELETEs",
+        messages: there.len(),
+        position: get(first, "id")?,
     })
 }

@@ -6,8 +6,9 @@ use std::{
 };
 
 use outbox_core::{
+    low_water::Mark,
     message::{Lane, Position},
-    settlement::{Cause, Sent, Settlement, Wait},
+    settlement::{Cause, DeadLetter, Sent, Settlement, Wait},
 };
 use tokio_postgres::{Row, types::Type};
 
@@ -68,6 +69,11 @@ const UNFILED: Query = Query {
     sql: include_str!("sql/unfiled.sql"),
     types: &[Type::INT2_ARRAY, Type::INT8_ARRAY],
 };
+const CHANGED: Query = Query {
+    action: "look for corrected messages",
+    sql: include_str!("sql/changed.sql"),
+    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::XID8_ARRAY],
+};
 const WAIT: Query = Query {
     action: "file messages as waiting",
     sql: include_str!("sql/wait.sql"),
@@ -89,6 +95,7 @@ const MARK_DEAD: Query = Query {
     types: &[
         Type::INT2_ARRAY,
         Type::INT8_ARRAY,
+        Type::XID8_ARRAY,
         Type::TEXT_ARRAY,
         Type::INT4_ARRAY,
         Type::TEXT_ARRAY,
@@ -113,26 +120,26 @@ const ADVANCE_LANE: Query = Query {
 
 /// The writes of a settle, each of them proven.
 pub(super) struct Written {
-    /// Sent messages that are not marked, because somebody corrected them meanwhile: what was published is not what they are.
-    pub corrected: usize,
+    /// Messages that somebody corrected meanwhile: their outcome is that of another version. They are due now.
+    pub corrected: Vec<Position>,
     /// Sent messages that somebody deleted or marked meanwhile: nothing was left to mark.
     pub gone: usize,
 }
 
 /// Writes the outcomes and commits. After an error nothing of it is to be trusted: the session rolls back or, when
-/// the COMMIT itself timed out, the outcome is unknown and the messages may be published again. Returns how many sent
-/// messages are not marked, because they were corrected meanwhile.
+/// the COMMIT itself timed out, the outcome is unknown and the messages may be published again. Returns the messages that
+/// did not get their outcome, because they were corrected meanwhile.
 pub async fn settle(
     session: &Session,
     settlement: &Settlement,
     keep: Keep,
     released_at_once: usize,
-) -> Result<usize, OutboxError> {
+) -> Result<Vec<Position>, OutboxError> {
     let written = Box::pin(write(session, settlement, keep, released_at_once)).await?;
-    if written.corrected > 0 {
+    if !written.corrected.is_empty() {
         tracing::warn!(
-            messages = written.corrected,
-            "messages were corrected while they were published; they are published again, as they are now"
+            messages = written.corrected.len(),
+            "messages were corrected while a claim held them; they are published again, as they are now"
         );
     }
     if written.gone > 0 {
@@ -159,24 +166,26 @@ pub(super) async fn write(
 ) -> Result<Written, OutboxError> {
     // Their order matters only between the removals from outbox.waiting and the release; all are one transaction.
     // Boxed: six statements at once are large. Biased: the first one that fails makes the others fail, and is the one to say.
-    let (marked, ..) = Box::pin(async {
+    let (marked, (), waiting, dead, ..) = Box::pin(async {
         tokio::try_join!(
             biased;
             mark_sent(session, &settlement.sent, keep),
             delete_waiting(session, &settlement.delete_waiting),
             wait(session, &settlement.wait),
-            mark_dead(session, settlement),
+            mark_dead(session, &settlement.dead),
             release(session, &settlement.release, released_at_once),
-            advance(session, settlement),
+            advance(session, &settlement.marks),
         )
     })
     .await?;
-    if !marked.corrected.is_empty() {
+    let corrected = [marked.corrected, waiting, dead].concat();
+    if !corrected.is_empty() {
         // The lane's mark may pass them, so they are filed; after `delete_waiting`, which may have taken their old record away.
-        Box::pin(wait(session, &marked.corrected)).await?;
+        let again: Vec<Wait> = corrected.iter().copied().map(again).collect();
+        Box::pin(file(session, &again)).await?;
     }
     Ok(Written {
-        corrected: marked.corrected.len(),
+        corrected,
         gone: marked.gone,
     })
 }
@@ -187,8 +196,7 @@ fn split(positions: &[Position]) -> (Vec<Lane>, Vec<i64>) {
 
 #[derive(Default)]
 struct Marked {
-    /// Filed, to be published again.
-    corrected: Vec<Wait>,
+    corrected: Vec<Position>,
     gone: usize,
 }
 
@@ -218,7 +226,7 @@ async fn mark_sent(session: &Session, sent: &[Sent], keep: Keep) -> Result<Marke
     for row in &session.query(&UNMARKED, &[&lanes, &ids, &writers]).await? {
         let position = position(row)?;
         if get(row, "corrected")? {
-            corrected.push(again(position));
+            corrected.push(position);
         } else {
             unmarked.push(position);
         }
@@ -283,14 +291,16 @@ pub(super) fn proven(
     }
 }
 
+/// It has all its attempts ahead of it, as it is now.
 fn again(position: Position) -> Wait {
     Wait {
         position,
+        tx: 0,
         cause: Cause::Retry,
         delay: Duration::ZERO,
         attempts: 0,
         reason: None,
-        error: Some("corrected while it was published".to_owned()),
+        error: Some("corrected while a claim held it".to_owned()),
         held_for: None,
     }
 }
@@ -310,10 +320,22 @@ async fn delete_waiting(session: &Session, positions: &[Position]) -> Result<(),
     proven(DELETE_WAITING.action, "waiting", "DELETEs", &left)
 }
 
-async fn wait(session: &Session, wait: &[Wait]) -> Result<(), OutboxError> {
+/// Files the messages. Returns those that somebody corrected meanwhile.
+async fn wait(session: &Session, wait: &[Wait]) -> Result<Vec<Position>, OutboxError> {
     if wait.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
+    let (lanes, ids): (Vec<Lane>, Vec<i64>) = wait
+        .iter()
+        .map(|w| (w.position.lane, w.position.id))
+        .unzip();
+    let writers: Vec<Xid> = wait.iter().map(|w| Xid(w.tx)).collect();
+    Box::pin(file(session, wait)).await?;
+    let changed = session.query(&CHANGED, &[&lanes, &ids, &writers]).await?;
+    changed.iter().map(position).collect()
+}
+
+async fn file(session: &Session, wait: &[Wait]) -> Result<(), OutboxError> {
     let positions: Vec<Position> = wait.iter().map(|w| w.position).collect();
     let (lanes, ids) = split(&positions);
     let causes: Vec<&str> = wait.iter().map(|w| w.cause.as_str()).collect();
@@ -359,11 +381,12 @@ async fn wait(session: &Session, wait: &[Wait]) -> Result<(), OutboxError> {
 /// A record that is due earlier would be published again and again; one that counts fewer attempts would never die.
 fn is_filed(row: &Row, wait: &Wait) -> Result<bool, OutboxError> {
     let in_ms: Option<i64> = get(row, "in_ms")?;
-    let due = match wait.cause {
-        Cause::Retry => in_ms.is_some_and(|ms| ms >= millis(wait.delay)),
-        Cause::Scheduled => in_ms.is_some(),
-        Cause::Behind | Cause::Held => in_ms.is_none(),
-    };
+    let due = get(row, "is_own")?
+        && match wait.cause {
+            Cause::Retry => in_ms.is_some_and(|ms| ms >= millis(wait.delay)),
+            Cause::Scheduled => in_ms.is_some(),
+            Cause::Behind | Cause::Held => in_ms.is_none(),
+        };
     Ok(due
         && get::<&str, _>(row, "cause")? == wait.cause.as_str()
         && get::<i32, _>(row, "attempts")? == saturated(wait.attempts))
@@ -391,26 +414,45 @@ async fn filed(
     proven(query.action, table, verb, &there)
 }
 
-async fn mark_dead(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {
-    let dead = &settlement.dead;
+/// Files the messages. Returns those that somebody corrected meanwhile; they are not filed.
+async fn mark_dead(session: &Session, dead: &[DeadLetter]) -> Result<Vec<Position>, OutboxError> {
     if dead.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let positions: Vec<Position> = dead.iter().map(|d| d.position).collect();
     let (lanes, ids) = split(&positions);
+    let writers: Vec<Xid> = dead.iter().map(|d| Xid(d.tx)).collect();
     let reasons: Vec<&str> = dead.iter().map(|d| d.reason.as_str()).collect();
     let attempts: Vec<i32> = dead.iter().map(|d| saturated(d.attempts)).collect();
     let errors: Vec<&str> = dead.iter().map(|d| d.error.as_str()).collect();
     let replays: Vec<bool> = dead.iter().map(|d| d.replay).collect();
-    let params: Params<'_> = &[&lanes, &ids, &reasons, &attempts, &errors, &replays];
+    let params: Params<'_> = &[
+        &lanes, &ids, &writers, &reasons, &attempts, &errors, &replays,
+    ];
     let rows = session.query(&MARK_DEAD, params).await?;
-    if rows.len() == dead.len() {
-        return Ok(());
+    let mut unfiled: HashSet<Position> = positions.into_iter().collect();
+    let mut unwritten = Vec::new();
+    for row in &rows {
+        let position = position(row)?;
+        unfiled.remove(&position);
+        // A record of the message keeps it from being published, whatever else it says. That of an earlier message does not.
+        if !get(row, "is_own")? {
+            unwritten.push(position);
+        }
     }
-    // A record of any content keeps the message from being published.
-    let there: HashSet<Position> = rows.iter().map(position).collect::<Result<_, _>>()?;
-    let left = positions.into_iter().filter(|p| !there.contains(p));
-    filed(session, &MARK_DEAD, "dead", "dead", left.collect()).await
+    proven(MARK_DEAD.action, "dead", "INSERTs and UPDATEs", &unwritten)?;
+    if unfiled.is_empty() {
+        return Ok(Vec::new());
+    }
+    let changed = session.query(&CHANGED, &[&lanes, &ids, &writers]).await?;
+    let changed: Vec<Position> = changed.iter().map(position).collect::<Result<_, _>>()?;
+    let corrected: Vec<Position> = changed
+        .into_iter()
+        .filter(|position| unfiled.remove(position))
+        .collect();
+    let left = unfiled.into_iter().collect();
+    filed(session, &MARK_DEAD, "dead", "dead", left).await?;
+    Ok(corrected)
 }
 
 async fn release(
@@ -446,8 +488,8 @@ pub(super) fn released(rows: &[Row]) -> Result<(i64, i64), OutboxError> {
     }
 }
 
-async fn advance(session: &Session, settlement: &Settlement) -> Result<(), OutboxError> {
-    let marks = &settlement.marks;
+/// Moves the marks of lanes that this session holds.
+async fn advance(session: &Session, marks: &[(Lane, Mark)]) -> Result<(), OutboxError> {
     if marks.is_empty() {
         return Ok(());
     }
@@ -461,10 +503,29 @@ async fn advance(session: &Session, settlement: &Settlement) -> Result<(), Outbo
         .iter()
         .map(|(_, m)| m.candidate.map(|c| c.tx))
         .collect();
-    session
-        .execute(&ADVANCE_LANE, &[&lanes, &low, &candidates, &txs])
-        .await
-        .map(drop)
+    let mut unwritten: Vec<Lane> = lanes.clone();
+    let prove = |row: Row| {
+        let lane: Lane = get(&row, "lane")?;
+        if get(&row, "written")? {
+            unwritten.retain(|other| *other != lane);
+        }
+        Ok(())
+    };
+    let params: Params<'_> = &[&lanes, &low, &candidates, &txs];
+    session.each(&ADVANCE_LANE, params, prove).await?;
+    marks_proven(ADVANCE_LANE.action, &unwritten)
+}
+
+/// An error if a mark is not what the statement wrote. This session holds the lanes, so nobody else changed it.
+pub(super) fn marks_proven(action: &'static str, unwritten: &[Lane]) -> Result<(), OutboxError> {
+    match unwritten.first() {
+        None => Ok(()),
+        Some(lane) => Err(OutboxError::MarkNotWritten {
+            action,
+            lanes: unwritten.len(),
+            lane: *lane,
+        }),
+    }
 }
 
 fn millis(delay: Duration) -> i64 {

@@ -17,7 +17,7 @@ use tokio_postgres::{error::SqlState, types::Type};
 use super::{
     OutboxError,
     claim::{self, LOCK_TABLES},
-    ctid::Tid,
+    ctid::{Tid, Xid},
     row::get,
     session::{Query, Session},
     settle::{self, Keep},
@@ -46,7 +46,9 @@ const HOLD: Query = Query {
 };
 const WAITS: Query = Query {
     action: "look for a message that cannot be read",
-    sql: "SELECT key_hash FROM outbox.waiting WHERE lane = $1 AND id = $2",
+    // The record of an earlier message at this position says nothing about this one.
+    sql: "SELECT w.key_hash, coalesce(w.replay AND w.message_id = m.message_id, false) AS replay FROM outbox.waiting w \
+          LEFT JOIN outbox.message m ON m.lane = w.lane AND m.id = w.id WHERE w.lane = $1 AND w.id = $2",
     types: &[Type::INT2, Type::INT8],
 };
 
@@ -91,6 +93,8 @@ impl OutboxError {
 pub struct First {
     pub position: Position,
     place: Ctid,
+    /// The transaction that wrote it.
+    tx: u64,
 }
 
 /// Finds it. The statement reads no column of the message that may be stored outside of its row. `None`: no message, or another
@@ -117,10 +121,12 @@ async fn first_held(session: &Session, lane: Lane) -> Result<Option<First>, Outb
     };
     let id = get(row, "id")?;
     let place: Option<Tid> = get(row, "place")?;
+    let tx: Option<Xid> = get(row, "tx")?;
     // A record without a message has nothing that could be unreadable.
-    Ok(place.map(|place| First {
+    Ok(place.zip(tx).map(|(place, tx)| First {
         position: Position { lane, id },
         place: place.0,
+        tx: tx.0,
     }))
 }
 
@@ -201,7 +207,8 @@ fn file_in(text: &str) -> Option<(u32, u32)> {
     Some((number(path)?, number(path.split('/').nth(3)?)?))
 }
 
-/// Files the message as dead if it is still the first of its lane. `false`: it is not, or another relay holds the lane.
+/// Files the message as dead if it is still the first of its lane. `false`: it is not, somebody corrected it, or another relay
+/// holds the lane.
 pub async fn mark_dead(session: &Session, first: First, error: &str) -> Result<bool, OutboxError> {
     let position = first.position;
     session.begin_with(LOCK_TABLES).await?;
@@ -212,25 +219,26 @@ pub async fn mark_dead(session: &Session, first: First, error: &str) -> Result<b
     let waits = session
         .query(&WAITS, &[&position.lane, &position.id])
         .await?;
-    let mut written = Settlement {
-        dead: vec![DeadLetter {
-            position,
-            reason: Reason::Unreadable,
-            attempts: 1,
-            error: error.to_owned(),
-            replay: false,
-        }],
-        ..Settlement::default()
+    let mut letter = DeadLetter {
+        position,
+        tx: first.tx,
+        reason: Reason::Unreadable,
+        attempts: 1,
+        error: error.to_owned(),
+        replay: false,
     };
+    let mut written = Settlement::default();
     if let Some(row) = waits.first() {
+        letter.replay = get(row, "replay")?;
         written.delete_waiting.push(position);
         let key: Option<i64> = get(row, "key_hash")?;
         written
             .release
             .extend(key.map(|hash| (position.lane, hash)));
     }
-    settle::settle(session, &written, Keep::Marked, 1000).await?;
-    Ok(true)
+    written.dead.push(letter);
+    let corrected = settle::settle(session, &written, Keep::Marked, 1000).await?;
+    Ok(corrected.is_empty())
 }
 
 #[cfg(test)]

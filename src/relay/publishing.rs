@@ -18,7 +18,7 @@ use crate::{
     broker::{BrokerError, Publisher},
     outbox::{
         OutboxError,
-        rehearsal::{Rehearsal, Subject},
+        rehearsal::{self, Rehearsal, Subject},
         session::Session,
     },
     telemetry::relaying,
@@ -128,6 +128,7 @@ async fn rehearse(
     }
     let rehearsal = Rehearsal {
         session,
+        marks: rehearsal::moved(plan.claim()),
         keep: context.keep,
         released_at_once: context.relay.batch_size,
     };

@@ -225,7 +225,7 @@ async fn tidy(session: &Session) -> Result<Tidied, OutboxError> {
         batch_bytes: u64::MAX,
         max_payload_bytes: 0,
     };
-    let claim = match claim::claim(session, &lanes, limits).await {
+    let claim = match claim::claim(session, &lanes, limits, &[]).await {
         Ok(Some(claim)) => claim,
         Ok(None) => return Ok(Tidied::Held),
         // A person or a migration locks a table (TRUNCATE, CREATE INDEX). Marks can wait.

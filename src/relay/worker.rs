@@ -307,7 +307,8 @@ async fn cycle(
         (_, all) => all,
     };
     let span = info_span!("claim", source, lanes = lanes.len());
-    let claimed = claim::claim(session, lanes, limits(context, messages))
+    let passed_over = context.caution().passed_over(lanes, &mut rand::rng());
+    let claimed = claim::claim(session, lanes, limits(context, messages), &passed_over)
         .instrument(span)
         .await;
     let claimed = match claimed {
@@ -333,13 +334,13 @@ async fn cycle(
     let idle_limit = context.source.database.idle_in_transaction_timeout;
     let deadline = began + idle_limit.mul_f64(0.8);
     let Decided {
-        claim,
+        mut claim,
         lost,
         refused,
     } = publish_claim(context, session, publisher, claim, allowed, deadline)
         .instrument(span)
         .await?;
-    let sent = claim.positions(is_sent).count();
+    let mut sent = claim.positions(is_sent).count();
     let published_in = publishing.elapsed();
     if sent > 0 {
         metrics::confirmed(source, published_in);
@@ -369,16 +370,17 @@ async fn cycle(
                 return Err(WorkError::NotSettled { error, rows });
             }
         };
-        // A corrected message does not prove that marks work: it is not marked.
-        let marked = sent.saturating_sub(corrected);
-        if marked > 0 {
-            context.caution().marked(marked, context.relay.batch_size);
+        // They did not get their outcome, so they prove nothing.
+        claim.forget(&corrected);
+        sent = claim.positions(is_sent).count();
+        if sent > 0 {
+            context.caution().marked(sent, context.relay.batch_size);
         }
         let mut caution = context.caution();
         caution.settled(claim.positions(is_decided));
         caution.settled(claim.orphans.iter().map(|orphan| orphan.position));
         // While messages are set aside, each claim meets them again, and the two states would alternate.
-        let all_marked = marked > 0 && caution.aside() == 0;
+        let all_marked = sent > 0 && caution.aside() == 0;
         drop(caution);
         if all_marked {
             context.health.marked();

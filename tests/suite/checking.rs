@@ -244,6 +244,46 @@ async fn a_relay_starts_without_what_only_producers_need_and_says_so() {
     refused.ends(78, &["key outbox.waiting.waiting_pkey"]);
 }
 
+/// A statement of the relay calls it, and would fail again and again.
+#[tokio::test]
+async fn a_relay_starts_without_a_function_only_if_it_does_not_call_it() {
+    let functions = "SELECT p.proname::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
+                     WHERE n.nspname = 'outbox' ORDER BY 1";
+    let names: Vec<String> = {
+        let world = world().await;
+        let rows = world.client.query(functions, &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    assert!(names.len() >= 11, "{names:?}");
+    for name in names {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        world
+            .sql(&format!("DROP FUNCTION outbox.{name} CASCADE"))
+            .await;
+        let part = match name.as_str() {
+            "key_hash" => "function outbox.key_hash",
+            "measure" => "view outbox.status",
+            "uuid_v7" => "column outbox.message.message_id",
+            _ => "",
+        };
+        if part.is_empty() {
+            let relay = world.relay(&[]);
+            relay.line(&format!("function outbox.{name}"), SOON).await;
+            world.commit_many(10, 3).await;
+            world
+                .insert(Some("1"), "created", "1", "headers = '[]'")
+                .await;
+            consumer.until(10).await;
+            world.until("the dead one", "outbox.dead", 1).await;
+            relay.never_said("backing off");
+        } else {
+            let refused = world.outboxd(&["run"], &[]).await;
+            refused.ends(78, &[part]);
+        }
+    }
+}
+
 /// By default a row can name any exchange except the default exchange, by which it could name any queue.
 #[tokio::test]
 async fn a_producer_does_not_reach_other_people_s_queues_by_the_default_exchange() {

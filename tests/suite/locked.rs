@@ -76,6 +76,58 @@ async fn a_message_whose_record_somebody_has_locked_waits_alone() {
     world.clean(&consumer, 2 * WORKERS * BATCH).await;
 }
 
+/// So many keys in one lane.
+const IN_ONE_LANE: &str = "SELECT i::text AS key FROM generate_series(1000, 30000) i \
+                           WHERE hashtextextended(i::text, hashtextextended('order', 0)) & 63 = 7 ORDER BY i LIMIT 60";
+
+impl World {
+    /// Sixty due records in one lane, the first thirty of them locked.
+    async fn half_locked(&self) -> Client {
+        self.sql(&format!(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+             SELECT 'order', key, 'created', '{{}}' FROM ({IN_ONE_LANE}) keys; \
+             INSERT INTO outbox.waiting (lane, id, message_id, key_hash, cause, due_at, due_since) \
+             SELECT lane, id, message_id, outbox.key_hash(aggregate_type, aggregate_id), 'retry', \
+                    clock_timestamp() - interval '1 hour' + id * interval '1 second', clock_timestamp() FROM outbox.message"
+        ))
+        .await;
+        let lock =
+            "SELECT FROM (SELECT FROM outbox.waiting ORDER BY due_at LIMIT 30 FOR UPDATE) locked";
+        person(self, "a-person", lock).await
+    }
+}
+
+/// The lock time-out is five seconds, and a claim has 48. With this batch a claim could read all sixty.
+#[tokio::test]
+async fn thirty_locked_records_take_no_claim_s_time_and_keep_no_healthy_message() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let person = world.half_locked().await;
+    let (relay, port) = world.watched(&[]);
+    world.commit_many(300, 300).await;
+    named(&relay, port, "a-person").await;
+    let unsent = "outbox.message WHERE sent_at IS NULL";
+    world.until("the others to be sent", unsent, 30).await;
+    person.batch_execute("COMMIT").await.unwrap();
+    world.until("the locked ones", unsent, 0).await;
+    consumer.until(360).await;
+}
+
+/// Half a batch is 25, so no claim reads more than that of what is due.
+#[tokio::test]
+async fn more_locked_records_than_a_claim_reads_keep_no_due_message_of_their_lane() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let person = world.half_locked().await;
+    let (relay, port) = world.watched(&SETTINGS);
+    named(&relay, port, "a-person").await;
+    let unsent = "outbox.message WHERE sent_at IS NULL";
+    world.until("the others to be sent", unsent, 30).await;
+    person.batch_execute("COMMIT").await.unwrap();
+    world.until("the locked ones", unsent, 0).await;
+    consumer.until(60).await;
+}
+
 /// Only the head's own record is free.
 #[tokio::test]
 async fn a_message_waits_while_a_record_behind_it_is_locked() {

@@ -261,26 +261,48 @@ async fn a_damaged_index_kills_no_message_and_is_named_with_its_cure() {
     assert_eq!(consumer.len(), 600, "no duplicate");
 }
 
+/// A redrive must replay it: without `replay` its record would only be removed, because the message has its mark.
+#[tokio::test]
+async fn a_replay_that_cannot_be_read_is_filed_as_a_replay() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    world.sql(&long("7, 7")).await;
+    consumer.until(1).await;
+    world.drained().await;
+    world.sql(DAMAGE).await;
+    let replay = ["replay", "--aggregate-type", "order", "--why", "x"];
+    world.outboxd(&replay, &[]).await.ends(0, &["1 message"]);
+    let dead = "outbox.dead WHERE reason = 'unreadable' AND replay";
+    world.until("its end", dead, 1).await;
+    assert_eq!(world.count("outbox.waiting").await, 0);
+    assert_eq!(consumer.len(), 1);
+}
+
+/// One message of a key each, with a value that is stored outside of its row.
+fn long(keys: &str) -> String {
+    format!(
+        "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, binary_payload) \
+         SELECT 'order', k::text, 'long', \
+                (SELECT string_agg(sha256((k * 1000 + i)::text::bytea), '') FROM generate_series(1, 300) i) \
+         FROM generate_series({keys}) k;"
+    )
+}
+
+/// Removes all such values, and leaves their rows.
+const DAMAGE: &str = "CREATE EXTENSION pg_surgery; \
+                      DO $$ DECLARE stored regclass; places tid[]; BEGIN \
+                          SELECT reltoastrelid INTO stored FROM pg_class WHERE oid = 'outbox.message'::regclass; \
+                          EXECUTE format('SELECT array_agg(ctid) FROM %s', stored) INTO places; \
+                          PERFORM heap_force_kill(stored, places); END $$;";
+
 /// Its long value is gone; those of its neighbours are not.
 #[tokio::test]
 async fn a_row_with_a_damaged_body_is_given_up_alone() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let long = |keys: &str| {
-        format!(
-            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, binary_payload) \
-             SELECT 'order', k::text, 'long', \
-                    (SELECT string_agg(sha256((k * 1000 + i)::text::bytea), '') FROM generate_series(1, 300) i) \
-             FROM generate_series({keys}) k;"
-        )
-    };
-    let damage = "CREATE EXTENSION pg_surgery; \
-                  DO $$ DECLARE stored regclass; places tid[]; BEGIN \
-                      SELECT reltoastrelid INTO stored FROM pg_class WHERE oid = 'outbox.message'::regclass; \
-                      EXECUTE format('SELECT array_agg(ctid) FROM %s', stored) INTO places; \
-                      PERFORM heap_force_kill(stored, places); END $$;";
     world.sql(&long("7, 7")).await;
-    world.sql(damage).await;
+    world.sql(DAMAGE).await;
     world.sql(&long("8, 67")).await;
     let (_relay, port) = world.watched(&[]);
     consumer.until(60).await;

@@ -357,6 +357,94 @@ async fn an_outage_during_a_settle_is_no_failed_mark() {
     world.clean(&consumer, WORKERS * BATCH + 24).await;
 }
 
+/// Each claim would publish its messages, fail at the mark of its lane, and leave no trace.
+#[tokio::test]
+async fn a_mark_of_a_lane_that_does_not_move_stops_the_publishes_and_is_named() {
+    for (body, said) in [
+        ("RAISE ''never moved'';", "never moved"),
+        ("RETURN NULL;", "outbox.lane keeps its rows as they are"),
+        ("RETURN OLD;", "outbox.lane keeps its rows as they are"),
+    ] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        world.sql(&trigger("keeps", "UPDATE", "lane", body)).await;
+        let (relay, port) = world.watched(&SETTINGS);
+        world.commit_many(4000, 400).await;
+        named(&relay, port, said).await;
+        no_flood(&world, &consumer, &relay, WORKERS * BATCH).await;
+        drop_trigger(&world, "keeps", "lane").await;
+        world.clean(&consumer, WORKERS * BATCH + 24).await;
+    }
+}
+
+/// The sequence starts again below the marks. A relay that believes that it took them back would see no new message.
+#[tokio::test]
+async fn a_mark_that_is_not_taken_back_is_named() {
+    for body in ["RETURN NULL;", "RETURN OLD;"] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        world
+            .sql("UPDATE outbox.lane SET low_water = 1000000")
+            .await;
+        world.sql(&trigger("keeps", "UPDATE", "lane", body)).await;
+        world.commit_many(10, 10).await;
+        world
+            .sql("INSERT INTO outbox.waiting (lane, id, message_id, cause, due_at, due_since) \
+                  SELECT lane, id, message_id, 'retry', clock_timestamp(), clock_timestamp() FROM outbox.message WHERE id = 1")
+            .await;
+        let relay = world.relay(&SETTINGS);
+        relay
+            .line("outbox.lane keeps its rows as they are", SOON)
+            .await;
+        drop_trigger(&world, "keeps", "lane").await;
+        consumer.until(10).await;
+    }
+}
+
+/// The record of an earlier message at the same position stays, and looks like the right one.
+#[tokio::test]
+async fn the_record_of_an_earlier_message_does_not_count_as_filed() {
+    for (table, record, event) in [
+        (
+            "dead",
+            "(lane, id, message_id, reason, attempts, last_error) SELECT lane, id, gen_random_uuid(), 'x', 1, 'x'",
+            "created",
+        ),
+        (
+            "waiting",
+            "(lane, id, message_id, cause, attempts, due_at, due_since) \
+             SELECT lane, id, gen_random_uuid(), 'retry', 1, clock_timestamp() + interval '1 hour', clock_timestamp()",
+            "nobody",
+        ),
+    ] {
+        let world = world().await;
+        world.bind("all", "order.good", &[]).await;
+        let headers = match table {
+            "dead" => "headers = '[]'",
+            _ => "",
+        };
+        let id = world.insert(Some("1"), event, "1", headers).await;
+        world
+            .sql(&format!(
+                "INSERT INTO outbox.{table} {record} FROM outbox.message"
+            ))
+            .await;
+        world
+            .sql(&trigger("keeps", "UPDATE", table, "RETURN OLD;"))
+            .await;
+        let (relay, port) = world.watched(&SETTINGS);
+        named(
+            &relay,
+            port,
+            &format!("outbox.{table} keeps its rows as they are"),
+        )
+        .await;
+        drop_trigger(&world, "keeps", table).await;
+        let own = format!("outbox.{table} WHERE message_id = '{id}'");
+        world.until("its own record", &own, 1).await;
+    }
+}
+
 #[tokio::test]
 async fn a_rule_on_the_messages_is_named() {
     let world = world().await;
@@ -433,4 +521,33 @@ async fn a_replay_fails_and_reports_nothing_if_no_message_is_filed() {
     drop_trigger(&world, "drops", "waiting").await;
     world.outboxd(&replay, &[]).await.ends(0, &["10 messages"]);
     consumer.until(20).await;
+}
+
+#[tokio::test]
+async fn retention_reports_only_what_it_deleted() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let mut relay = world.relay(&SETTINGS);
+    world.commit_many(100, 100).await;
+    consumer.until(100).await;
+    world.passed().await;
+    relay.terminate().unwrap();
+    relay.ended(SOON).await.unwrap();
+    world
+        .sql(&trigger("keeps", "DELETE", "message", "RETURN NULL;"))
+        .await;
+    let told = ["outbox.message", "let it pass DELETEs"];
+    let prune = ["prune", "--older-than", "0s"];
+    world.outboxd(&prune, &[]).await.ends(1, &told);
+    let retention = [
+        ("OUTBOXD__RETENTION__SENT", "1s"),
+        ("OUTBOXD__RETENTION__INTERVAL", "1s"),
+    ];
+    let relay = world.relay(&retention);
+    let line = relay.line("a maintenance job failed", SOON).await;
+    assert!(line.contains(told[1]), "{line}");
+    assert_eq!(world.count("outbox.message").await, 100);
+    drop_trigger(&world, "keeps", "message").await;
+    world.until("all to be deleted", "outbox.message", 0).await;
+    relay.line("the maintenance job works again", SOON).await;
 }

@@ -22,7 +22,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::message::Position;
+use rand::{Rng, RngExt};
+
+use crate::message::{Lane, Position};
 
 /// Maximum number of suspects in memory. The oldest are forgotten first: another relay has settled them, or somebody
 /// has deleted them, and this relay will not settle them.
@@ -30,6 +32,9 @@ const MOST: usize = 100_000;
 /// Each claim of its lane meets a message again that was left as it is. A message that none met for so long is settled by
 /// another relay, or deleted.
 const MET_WITHIN: Duration = Duration::from_secs(60);
+
+/// Messages set aside that a claim reads again, at most.
+const READ_AGAIN: usize = 16;
 
 /// Shared by all workers of a source: an obstacle to the settle of one worker affects the others too.
 #[derive(Debug, Default)]
@@ -94,6 +99,22 @@ impl Caution {
         self.aside.len()
     }
 
+    /// Positions of filed messages that a claim of these lanes does not read: most of those that are set aside. They stay
+    /// due, and would keep those that fell due after them from ever being read. The few that no claim met for longest are
+    /// read and rehearsed again; sometimes none, because one may be all that a claim reads.
+    pub fn passed_over(&self, lanes: &[Lane], rng: &mut impl Rng) -> Vec<i64> {
+        if self.aside.is_empty() {
+            return Vec::new();
+        }
+        let of_lanes = self.aside.iter().filter(|(p, _)| lanes.contains(&p.lane));
+        let mut met: Vec<_> = of_lanes
+            .map(|(position, met)| (*met, position.id))
+            .collect();
+        met.sort_unstable();
+        let again = rng.random_range(0..=READ_AGAIN);
+        met.into_iter().skip(again).map(|(_, id)| id).collect()
+    }
+
     /// A claim committed with this number of marked messages.
     pub fn marked(&mut self, messages: usize, batch_size: usize) {
         if let Some(allowed) = self.allowed
@@ -136,6 +157,8 @@ impl Caution {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[expect(
@@ -209,6 +232,37 @@ mod tests {
         caution.settled([at(2)]);
         assert!(!caution.suspects(at(2)));
         assert!(caution.order.is_empty());
+    }
+
+    #[test]
+    fn a_claim_passes_over_most_of_the_messages_of_its_lanes_that_are_set_aside() {
+        let mut caution = Caution::default();
+        let rng = &mut rand::rng();
+        assert!(caution.passed_over(&[0], rng).is_empty());
+        let mut now = now();
+        for id in 0..100 {
+            caution.set_aside(at(id), now);
+        }
+        caution.set_aside(Position { lane: 1, id: 100 }, now);
+        let mut read = HashSet::new();
+        let mut most = 0;
+        for claim in 1..=1000 {
+            now += Duration::from_millis(1);
+            let passed_over: HashSet<i64> = caution.passed_over(&[0], rng).into_iter().collect();
+            assert!(passed_over.iter().all(|id| (0..100).contains(id)));
+            assert!(passed_over.len() >= 100 - READ_AGAIN);
+            most = most.max(passed_over.len());
+            for id in (0..100).filter(|id| !passed_over.contains(id)) {
+                caution.set_aside(at(id), now);
+                read.insert(id);
+            }
+            assert!(
+                claim < 100 || read.len() == 100,
+                "each within 100 claims: {}",
+                read.len()
+            );
+        }
+        assert_eq!(most, 100, "sometimes none is read");
     }
 
     #[test]

@@ -213,6 +213,15 @@ impl Claim {
         }
     }
 
+    /// These messages did not get their outcome.
+    pub fn forget(&mut self, positions: &[Position]) {
+        for item in &mut self.items {
+            if positions.contains(&item.position()) {
+                item.record(Outcome::Untouched);
+            }
+        }
+    }
+
     /// The positions of the messages whose outcome satisfies `of`.
     pub fn positions(&self, of: impl Fn(&Outcome) -> bool) -> impl Iterator<Item = Position> {
         let with = self.items.iter().filter(move |item| of(&item.outcome));

@@ -39,6 +39,8 @@ pub struct Sent {
 #[derive(Debug, PartialEq)]
 pub struct Wait {
     pub position: Position,
+    /// The transaction that wrote the message as the claim read it.
+    pub tx: u64,
     pub cause: Cause,
     pub delay: Duration,
     pub attempts: u32,
@@ -72,6 +74,8 @@ impl Cause {
 #[derive(Debug, PartialEq)]
 pub struct DeadLetter {
     pub position: Position,
+    /// As in [`Wait`].
+    pub tx: u64,
     pub reason: Reason,
     pub attempts: u32,
     pub error: String,
@@ -107,6 +111,7 @@ pub fn settlement(claim: &Claim, stride: i64) -> Settlement {
         let key = candidate.key_hash.map(|hash| (position.lane, hash));
         let wait = |cause, delay, attempts, reason, error| Wait {
             position,
+            tx: candidate.tx,
             cause,
             delay,
             attempts,
@@ -155,6 +160,7 @@ pub fn settlement(claim: &Claim, stride: i64) -> Settlement {
                 error,
             } => s.dead.push(DeadLetter {
                 position,
+                tx: candidate.tx,
                 reason: *reason,
                 attempts: *attempts,
                 error: stored(error),
@@ -437,6 +443,7 @@ mod tests {
                 lane: sample().position.lane,
                 id: 1,
             },
+            tx: 0,
             cause: Cause::Held,
             delay: Duration::ZERO,
             attempts: 2,

@@ -1,12 +1,12 @@
--- Finds the message that a claim of this lane reads first, and its place, without reading its columns. $1 lane, $2 its mark
-SELECT id, place FROM (
-    (SELECT w.id, m.ctid AS place, 0 AS turn
+-- Finds the message that a claim of this lane reads first, and its place, without reading a column that may be stored outside of its row. $1 lane, $2 its mark
+SELECT id, place, tx FROM (
+    (SELECT w.id, m.ctid AS place, m.tx, 0 AS turn
       FROM outbox.waiting w
       LEFT JOIN outbox.message m ON m.lane = w.lane AND m.id = w.id
       WHERE w.lane = $1 AND w.due_at <= statement_timestamp()
       ORDER BY w.due_at LIMIT 1)
     UNION ALL
-    (SELECT m.id, m.ctid AS place, 1 AS turn FROM outbox.message m
+    (SELECT m.id, m.ctid AS place, m.tx, 1 AS turn FROM outbox.message m
       WHERE m.lane = $1 AND m.id > $2 AND m.sent_at IS NULL
         AND NOT EXISTS (SELECT FROM outbox.waiting w
                         WHERE w.lane = m.lane AND w.id = m.id AND w.message_id = m.message_id OFFSET 0)

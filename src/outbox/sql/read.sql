@@ -1,7 +1,8 @@
 -- Reads the next messages of the lanes that this session holds: waiting messages that fell due, then new messages by
 -- position. This statement runs after the locks, because its snapshot must show what the lane's last holder committed.
 -- $1 lanes, $2 their marks, $3 new messages to read of each lane, $4 messages in all, $5 due messages among them,
--- $6 the largest body that the row brings along; bodies.sql fetches larger bodies, up to the limit
+-- $6 the largest body that the row brings along; bodies.sql fetches larger bodies, up to the limit, $7 positions of due messages
+-- to pass over
 -- Every row passes each level of the query once, and no level may materialize it (docs/internals/experiments.md). So there
 -- is no window function, and statement_timestamp() instead of a volatile function.
 -- A record belongs to a message only if its message_id is the row's: after TRUNCATE ... RESTART IDENTITY with triggers off,
@@ -33,6 +34,8 @@ WITH lane AS MATERIALIZED (
         SELECT w.lane, w.id, w.message_id, w.key_hash, w.attempts, w.replay, w.cause, w.reason, w.destination
         FROM outbox.waiting w
         WHERE w.lane = l.lane AND w.due_at <= statement_timestamp()
+          -- PostgreSQL hashes a long list only with = ANY.
+          AND (w.id = ANY ($7::bigint[])) IS NOT TRUE
         ORDER BY w.due_at
         LIMIT $5
     ) w

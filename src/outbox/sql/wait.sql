@@ -1,11 +1,12 @@
 -- Files messages as waiting, or updates the records of messages that wait already. Due times come from the database's clock.
 -- Returns the records as they are now, because a trigger can keep them as they were. statement_timestamp() is the same in both
--- places. in_ms: NULL without a due time.
+-- places. in_ms: NULL without a due time. is_own: the record is not that of an earlier message at this position.
 -- $1 lane, $2 id, $3 cause, $4 delay in ms, $5 attempts, $6 reason, $7 error, $8 destination, $9 its failed probes
 INSERT INTO outbox.waiting AS w
        (lane, id, message_id, key_hash, cause, due_at, due_since, attempts, reason, last_error, destination, failed_probes)
 SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id), s.cause,
-       CASE WHEN s.cause = 'scheduled' THEN m.available_at
+       CASE -- Somebody may have brought it forward since the claim read it.
+            WHEN s.cause = 'scheduled' THEN coalesce(m.available_at, statement_timestamp())
             WHEN s.cause IN ('behind', 'held') THEN NULL
             ELSE statement_timestamp() + s.delay_ms * interval '1 millisecond' END,
        -- A time that lies ahead was written by a clock that was set back since: it would hide the lag.
@@ -29,6 +30,7 @@ SET message_id = excluded.message_id, key_hash = excluded.key_hash,
                       ELSE excluded.last_error END,
     destination = excluded.destination, failed_probes = excluded.failed_probes
 RETURNING w.lane, w.id, w.cause, w.attempts,
+          EXISTS (SELECT FROM outbox.message m WHERE m.lane = w.lane AND m.id = w.id AND m.message_id = w.message_id) AS is_own,
           CASE WHEN isfinite(w.due_at)
                THEN round(extract(epoch FROM w.due_at - statement_timestamp()) * 1000)::bigint
                WHEN w.due_at > statement_timestamp() THEN 9223372036854775807

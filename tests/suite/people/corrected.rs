@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     people::write,
-    world::{SOON, World, world},
+    world::{FAR, FARTHER, Gate, SOON, World, world},
 };
 
 async fn json(world: &World, args: &[&str]) -> (i32, Value, String) {
@@ -218,4 +218,97 @@ async fn a_waiting_message_that_is_marked_as_sent_or_deleted_by_hand_is_not_publ
     consumer.until(18).await;
     world.until("nothing to wait", "outbox.waiting", 0).await;
     assert_eq!(consumer.len(), 18);
+}
+
+const NEVER_AGAIN: [(&str, &str); 2] = [
+    ("OUTBOXD__RELAY__BACKOFF_INITIAL", FAR),
+    ("OUTBOXD__RELAY__BACKOFF_MAX", FARTHER),
+];
+
+/// The relay has tried the old version, and is about to file its outcome.
+#[tokio::test]
+async fn a_message_that_is_corrected_while_a_claim_holds_it_does_not_get_the_outcome_of_its_old_version()
+ {
+    for (attempts, filed) in [("20", "waiting"), ("1", "dead")] {
+        let world = world().await;
+        world.bind("all", "order.good", &[]).await;
+        let consumer = world.consume("all").await;
+        let gate = Gate::new();
+        let failpoint = gate.at("confirm.before_settle");
+        let settings = [
+            NEVER_AGAIN[0],
+            NEVER_AGAIN[1],
+            ("OUTBOXD__RELAY__MAX_ATTEMPTS", attempts),
+            ("OUTBOXD_FAILPOINT", failpoint.as_str()),
+        ];
+        let relay = world.relay(&settings);
+        world.insert(Some("1"), "nobody", "1", "").await;
+        relay.line("failpoint reached", SOON).await;
+        world
+            .sql("UPDATE outbox.message SET event_type = 'good'")
+            .await;
+        gate.open();
+        consumer.until(1).await;
+        world.drained().await;
+        relay.line("they are published again", SOON).await;
+        relay.never_said("given up");
+        assert_eq!(world.count(&format!("outbox.{filed}")).await, 0, "{filed}");
+    }
+}
+
+/// The correction has changed the record too, and the write of the outcome waits for it.
+#[tokio::test]
+async fn a_correction_for_which_the_settle_waits_is_not_overwritten() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    let gate = Gate::new();
+    let failpoint = gate.at("confirm.before_settle@2");
+    let settings = [
+        NEVER_AGAIN[0],
+        NEVER_AGAIN[1],
+        ("OUTBOXD_FAILPOINT", failpoint.as_str()),
+        ("OUTBOXD__DATABASE__LOCK_TIMEOUT", "4m"),
+        ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "5m"),
+    ];
+    let relay = world.relay(&settings);
+    world.insert(Some("1"), "nobody", "1", "").await;
+    world.until("it to wait", "outbox.waiting", 1).await;
+    world
+        .sql("UPDATE outbox.waiting SET due_at = clock_timestamp()")
+        .await;
+    relay.line("failpoint reached", SOON).await;
+    let person = world.postgres().connect(&world.database).await.unwrap();
+    let correct = "BEGIN; UPDATE outbox.message SET event_type = 'good'";
+    person.batch_execute(correct).await.unwrap();
+    gate.open();
+    let waits = "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    world.until("the settle to wait", waits, 1).await;
+    person.batch_execute("COMMIT").await.unwrap();
+    consumer.until(1).await;
+    world.drained().await;
+    world.until("nothing to wait", "outbox.waiting", 0).await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_brought_forward_while_a_claim_holds_it_is_sent_and_its_neighbours_once()
+{
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let gate = Gate::new();
+    let later = "available_at = clock_timestamp() + interval '1 hour'";
+    world.insert(Some("1"), "created", "1", later).await;
+    world.insert(Some("1"), "created", "2", "").await;
+    let failpoint = gate.at("confirm.before_settle");
+    let relay = world.relay(&[("OUTBOXD_FAILPOINT", &failpoint)]);
+    relay.line("failpoint reached", SOON).await;
+    world
+        .sql("UPDATE outbox.message SET available_at = NULL")
+        .await;
+    gate.open();
+    consumer.until(2).await;
+    world.drained().await;
+    world.until("nothing to wait", "outbox.waiting", 0).await;
+    assert_eq!(consumer.len(), 2);
+    relay.never_said("not what was written");
 }

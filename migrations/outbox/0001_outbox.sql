@@ -173,6 +173,9 @@ COMMENT ON COLUMN outbox.waiting.failed_probes IS
     'Failed probes of the destination at the time when the message was held. Later failed probes count as attempts of the message.';
 CREATE INDEX waiting_held ON outbox.waiting (destination, id) WHERE cause = 'held' AND due_at IS NULL;
 COMMENT ON INDEX outbox.waiting_held IS 'Held messages of a destination.';
+CREATE INDEX waiting_spent ON outbox.waiting (destination, (attempts - failed_probes) DESC, id)
+    WHERE cause = 'held' AND due_at IS NULL;
+COMMENT ON INDEX outbox.waiting_spent IS 'Held messages of a destination, those with the most failures first.';
 CREATE INDEX waiting_due ON outbox.waiting (lane, due_at) WHERE due_at IS NOT NULL;
 COMMENT ON INDEX outbox.waiting_due IS 'Due messages of a lane.';
 -- A scheduled message and a replay do not block their key.
@@ -491,19 +494,35 @@ CREATE FUNCTION outbox.measure(
         SELECT least(coalesce(sum(div(back::numeric - front, 64) + 1), 0), 1000000000000000000)::bigint AS n,
                min(created_at) AS oldest
         FROM lanes
+    ), present AS MATERIALIZED (
+        -- clock_timestamp() is volatile, so no index serves a comparison with it.
+        SELECT clock_timestamp() AS at
     ), wait AS (
         SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox.waiting LIMIT 10001) w) AS n,
+               -- Each with a limit of its own: beside a million scheduled messages, those that are due still count.
                (SELECT count(*) FROM (SELECT 1 FROM outbox.waiting
-                                      -- Any other message is due, even if a clock that was set back wrote its time.
-                                      WHERE NOT replay AND due_since > clock_timestamp()
-                                        AND cause = 'scheduled' AND due_at > clock_timestamp() LIMIT 10001) w) AS future,
+                                      WHERE NOT replay AND due_since <= (SELECT at FROM present) LIMIT 10001) w)
+               -- A clock that was set back wrote a time of a message that is due.
+               + (SELECT count(*) FROM (SELECT cause, due_at FROM outbox.waiting
+                                        WHERE NOT replay AND due_since > (SELECT at FROM present)
+                                        ORDER BY due_since LIMIT 10001) w
+                   WHERE cause <> 'scheduled' OR due_at IS NULL OR due_at <= (SELECT at FROM present))
+               -- A replay is due at its own time.
+               + (SELECT count(*) FROM (SELECT near.replay
+                                        FROM lane l
+                                        CROSS JOIN LATERAL (
+                                            SELECT w.replay FROM outbox.waiting w
+                                            WHERE w.lane = l.lane AND w.due_at <= (SELECT at FROM present)
+                                            ORDER BY w.due_at LIMIT 10001
+                                        ) near LIMIT 10001) w
+                   WHERE replay) AS due,
                (SELECT min(due_since) FROM outbox.waiting
-                 WHERE NOT replay AND due_since <= clock_timestamp()) AS oldest
+                 WHERE NOT replay AND due_since <= (SELECT at FROM present)) AS oldest
     ), gone AS (
         SELECT count(*) AS n FROM (SELECT 1 FROM outbox.dead LIMIT 10001) d
     )
     SELECT CASE WHEN hot.n > 10000 THEN greatest(hot.n, spread.n) ELSE hot.n END + wait.n AS pending,
-           CASE WHEN hot.n > 10000 THEN greatest(hot.n, spread.n) ELSE hot.n END + wait.n - wait.future AS due,
+           CASE WHEN hot.n > 10000 THEN greatest(hot.n, spread.n) ELSE hot.n END + least(wait.due, wait.n) AS due,
            wait.n AS waiting,
            gone.n AS dead,
            -- created_at may be "infinity", which has no age yet, or "-infinity", whose age counts from 1970.

@@ -301,7 +301,7 @@ impl Command<'_> {
         if self.args.json.json {
             return Ok(());
         }
-        where_report::key(&open, head, &sent)?;
+        where_report::key(&open, of_key.open_is_cut, head, &sent)?;
         if of_key.open_is_cut {
             output::line(
                 "there may be more that are not sent: the list and the rows it reads are bounded",
@@ -330,11 +330,11 @@ impl Command<'_> {
         }
         if let Some(since) = since {
             let at = find::position_at(&self.session, &lanes, since, self.all).await?;
-            window.first = window.first.max(at.saturating_sub(SLACK));
+            window.first = window.first.max(at.first.saturating_sub(SLACK));
         }
         if let Some(until) = until {
             let at = find::position_at(&self.session, &lanes, until, self.all).await?;
-            window.last = window.last.min(at.saturating_add(SLACK));
+            window.last = window.last.min(at.last.saturating_add(SLACK));
         }
         Ok(window)
     }
@@ -395,7 +395,7 @@ impl Command<'_> {
 
     async fn before(&self, position: Position) -> Result<Before, CliError> {
         let ahead = known::ahead(&self.session, position).await?;
-        let estimate = whereabouts::estimate(ahead.messages, &ahead.sent_ages);
+        let estimate = whereabouts::estimate(&ahead);
         Ok(Before {
             messages: ahead.messages,
             is_about: ahead.is_about,

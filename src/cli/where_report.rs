@@ -381,9 +381,18 @@ pub(super) fn list(messages: &[Found]) -> Result<(), CliError> {
 }
 
 /// The messages of a key: what is not sent, what holds it back, and the last ones that were sent.
-pub(super) fn key(open: &[Found], head: Option<&Found>, sent: &[Found]) -> Result<(), CliError> {
+pub(super) fn key(
+    open: &[Found],
+    open_is_cut: bool,
+    head: Option<&Found>,
+    sent: &[Found],
+) -> Result<(), CliError> {
     if open.is_empty() {
-        output::line("everything of this key is sent")?;
+        output::line(if open_is_cut {
+            "everything of this key that was looked at is sent"
+        } else {
+            "everything of this key is sent"
+        })?;
     } else {
         output::line(&format!("not sent: {}", open.len()))?;
         list(open)?;

@@ -12,7 +12,7 @@ use super::{
     OutboxError,
     operation::{self, Operation},
     row::get,
-    session::{Query, Session},
+    session::{Params, Query, Session},
 };
 
 /// Selects dead messages; an empty filter selects all.
@@ -47,13 +47,20 @@ pub struct DeadMessage {
     place: Place,
 }
 
-/// Where a page ended.
+/// Where a page or a step ended.
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    died_at: SystemTime,
+    /// `None`: before all.
+    died_at: Option<SystemTime>,
     lane: Lane,
     id: i64,
 }
+
+const BEFORE_ALL: Place = Place {
+    died_at: None,
+    lane: -1,
+    id: 0,
+};
 
 const LIST: Query = Query {
     action: "list dead messages",
@@ -83,6 +90,9 @@ const TAKE: Query = Query {
         Type::UUID_ARRAY,
         Type::INT8,
         Type::BOOL,
+        Type::TIMESTAMPTZ,
+        Type::INT2,
+        Type::INT8,
     ],
 };
 const COUNT: Query = Query {
@@ -177,10 +187,7 @@ async fn page(
     rows: i64,
 ) -> Result<Vec<DeadMessage>, OutboxError> {
     let seconds = filter.dead_for.map(|d| d.as_secs_f64());
-    let (died_at, lane, id) = match after {
-        Some(place) => (Some(place.died_at), place.lane, place.id),
-        None => (None, -1, 0),
-    };
+    let Place { died_at, lane, id } = after.unwrap_or(BEFORE_ALL);
     let rows = session
         .query(
             &LIST,
@@ -218,7 +225,7 @@ async fn page(
                 routing_key: get(row, "routing_key")?,
                 body_size: get(row, "body_size")?,
                 place: Place {
-                    died_at: get(row, "died")?,
+                    died_at: Some(get(row, "died")?),
                     lane: get(row, "lane")?,
                     id: position,
                 },
@@ -309,9 +316,10 @@ pub async fn change(
     operation: &Operation,
 ) -> Result<Changed, OutboxError> {
     let mut total = Changed::default();
+    let mut after = BEFORE_ALL;
     loop {
         session.begin().await?;
-        let done = step(session, filter, change, operation).await;
+        let done = step(session, filter, change, after, operation).await;
         let (taken, changed) = match done {
             Ok(done) => done,
             Err(error) => {
@@ -324,9 +332,10 @@ pub async fn change(
         total.messages += changed.messages;
         total.sent += changed.sent;
         total.gone += changed.gone;
-        if taken < STEP {
+        if taken.records < STEP {
             break;
         }
+        after = taken.last;
     }
     if change == Change::Redrive {
         total.gone = count(session, filter, change).await?.gone;
@@ -334,105 +343,131 @@ pub async fn change(
     Ok(total)
 }
 
-/// Returns the number of records that it took, and the changes. A trigger or a rule can let a statement succeed and keep its
-/// rows as they are, so each statement is proven; a difference is an error, and the caller rolls back.
+/// The records that a step took, and where their messages are now.
+struct Taken {
+    records: i64,
+    last: Place,
+    message_ids: Vec<Uuid>,
+    lanes: Vec<Lane>,
+    ids: Vec<i64>,
+    replays: Vec<bool>,
+    /// Lanes of messages that are no longer where they died.
+    moved_to: Vec<Lane>,
+    gone: i64,
+}
+
+/// A trigger or a rule can let a statement succeed and keep its rows as they are, so each statement is proven; a difference is
+/// an error, and the caller rolls back.
 async fn step(
     session: &Session,
     filter: &Filter,
     change: Change,
+    after: Place,
     operation: &Operation,
-) -> Result<(i64, Changed), OutboxError> {
-    let seconds = filter.dead_for.map(|d| d.as_secs_f64());
-    let rows = session
-        .query(
-            &TAKE,
-            &[
-                &filter.reasons,
-                &filter.aggregate_type,
-                &filter.aggregate_id,
-                &filter.event_type,
-                &seconds,
-                &filter.message_ids,
-                &STEP,
-                &(change == Change::Discard),
-            ],
-        )
-        .await?;
-    let taken = i64::try_from(rows.len()).unwrap_or(i64::MAX);
-    if rows.is_empty() {
-        return Ok((0, Changed::default()));
+) -> Result<(Taken, Changed), OutboxError> {
+    let taken = take(session, filter, change, after).await?;
+    if taken.records == 0 {
+        return Ok((taken, Changed::default()));
     }
-    let mut lanes: Vec<Lane> = Vec::with_capacity(rows.len());
-    let mut ids: Vec<i64> = Vec::with_capacity(rows.len());
-    let mut replays: Vec<bool> = Vec::with_capacity(rows.len());
-    let mut message_ids: Vec<Uuid> = Vec::with_capacity(rows.len());
-    let mut moved_to: Vec<Lane> = Vec::new();
-    let mut gone = 0;
-    let mut kept = (0, None);
-    for row in &rows {
-        if !get::<bool, _>(row, "taken")? {
-            kept = (kept.0 + 1, kept.1.or(Some(get(row, "id")?)));
-            continue;
-        }
-        message_ids.push(get(row, "message_id")?);
-        let Some(lane) = get::<Option<Lane>, _>(row, "now_in")? else {
-            gone += 1;
-            continue;
-        };
-        if lane != get::<Lane, _>(row, "lane")? {
-            moved_to.push(lane);
-        }
-        lanes.push(lane);
-        ids.push(get(row, "id")?);
-        replays.push(get(row, "replay")?);
-    }
-    written(TAKE.action, "dead", "DELETEs", kept)?;
-    if !moved_to.is_empty() {
-        session.query(&HOLD, &[&moved_to]).await?;
+    if !taken.moved_to.is_empty() {
+        session.query(&HOLD, &[&taken.moved_to]).await?;
     }
     let changed = match change {
-        Change::Redrive => {
-            let filed = session.query(&REDRIVE, &[&lanes, &ids, &replays]).await?;
-            message_ids = filed
-                .iter()
-                .map(|row| get(row, "message_id"))
-                .collect::<Result<_, _>>()?;
-            let messages = i64::try_from(message_ids.len()).unwrap_or(i64::MAX);
-            let mut sent = 0;
-            if messages < taken {
-                let left = session
-                    .query(&NOT_REDRIVEN, &[&lanes, &ids, &replays])
-                    .await?;
-                if let Some(row) = left.first() {
-                    let unfiled = (get(row, "unfiled")?, get(row, "first")?);
-                    written(REDRIVE.action, "waiting", "INSERTs", unfiled)?;
-                    sent = get(row, "sent")?;
-                }
-            }
-            Changed {
-                messages,
-                sent,
-                gone: 0,
-            }
-        }
-        Change::Discard => {
-            session.execute(&DISCARD, &[&lanes, &ids]).await?;
-            let left = session.query(&NOT_DISCARDED, &[&lanes, &ids]).await?;
-            if let Some(row) = left.first() {
-                let left = (get(row, "unwritten")?, get(row, "first")?);
-                written(DISCARD.action, "message", "DELETEs", left)?;
-            }
-            Changed {
-                messages: taken,
-                sent: 0,
-                gone,
-            }
-        }
+        Change::Redrive => redrive(session, &taken).await?,
+        Change::Discard => discard(session, &taken).await?,
     };
-    if changed.messages > 0 {
-        operation::record(session, operation, changed.messages, &message_ids).await?;
-    }
+    // Also the records that were removed because their messages are sent.
+    operation::record(session, operation, taken.records, &taken.message_ids).await?;
     Ok((taken, changed))
+}
+
+async fn take(
+    session: &Session,
+    filter: &Filter,
+    change: Change,
+    after: Place,
+) -> Result<Taken, OutboxError> {
+    let seconds = filter.dead_for.map(|d| d.as_secs_f64());
+    let params: Params<'_> = &[
+        &filter.reasons,
+        &filter.aggregate_type,
+        &filter.aggregate_id,
+        &filter.event_type,
+        &seconds,
+        &filter.message_ids,
+        &STEP,
+        &(change == Change::Discard),
+        &after.died_at,
+        &after.lane,
+        &after.id,
+    ];
+    let rows = session.query(&TAKE, params).await?;
+    let mut taken = Taken {
+        records: i64::try_from(rows.len()).unwrap_or(i64::MAX),
+        last: after,
+        message_ids: Vec::with_capacity(rows.len()),
+        lanes: Vec::with_capacity(rows.len()),
+        ids: Vec::with_capacity(rows.len()),
+        replays: Vec::with_capacity(rows.len()),
+        moved_to: Vec::new(),
+        gone: 0,
+    };
+    let mut kept = (0, None);
+    for row in &rows {
+        let (lane, id): (Lane, i64) = (get(row, "lane")?, get(row, "id")?);
+        let died_at = get(row, "died_at")?;
+        taken.last = Place { died_at, lane, id };
+        if !get::<bool, _>(row, "taken")? {
+            kept = (kept.0 + 1, kept.1.or(Some(id)));
+            continue;
+        }
+        taken.message_ids.push(get(row, "message_id")?);
+        let Some(now_in) = get::<Option<Lane>, _>(row, "now_in")? else {
+            taken.gone += 1;
+            continue;
+        };
+        if now_in != lane {
+            taken.moved_to.push(now_in);
+        }
+        taken.lanes.push(now_in);
+        taken.ids.push(id);
+        taken.replays.push(get(row, "replay")?);
+    }
+    written(TAKE.action, "dead", "DELETEs", kept)?;
+    Ok(taken)
+}
+
+async fn redrive(session: &Session, taken: &Taken) -> Result<Changed, OutboxError> {
+    let params: Params<'_> = &[&taken.lanes, &taken.ids, &taken.replays];
+    let filed = session.query(&REDRIVE, params).await?;
+    let mut changed = Changed {
+        messages: i64::try_from(filed.len()).unwrap_or(i64::MAX),
+        ..Changed::default()
+    };
+    if changed.messages < taken.records {
+        let left = session.query(&NOT_REDRIVEN, params).await?;
+        if let Some(row) = left.first() {
+            let unfiled = (get(row, "unfiled")?, get(row, "first")?);
+            written(REDRIVE.action, "waiting", "INSERTs", unfiled)?;
+            changed.sent = get(row, "sent")?;
+        }
+    }
+    Ok(changed)
+}
+
+async fn discard(session: &Session, taken: &Taken) -> Result<Changed, OutboxError> {
+    let params: Params<'_> = &[&taken.lanes, &taken.ids];
+    session.execute(&DISCARD, params).await?;
+    let left = session.query(&NOT_DISCARDED, params).await?;
+    if let Some(row) = left.first() {
+        let left = (get(row, "unwritten")?, get(row, "first")?);
+        written(DISCARD.action, "message", "DELETEs", left)?;
+    }
+    Ok(Changed {
+        messages: taken.records,
+        sent: 0,
+        gone: taken.gone,
+    })
 }
 
 /// `rows`: how many rows are not what the statement wrote, and the first of them.

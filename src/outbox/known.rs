@@ -25,7 +25,7 @@ const HOLDERS: Query = Query {
 const AHEAD: Query = Query {
     action: "count the messages before one",
     sql: include_str!("sql/where_ahead.sql"),
-    types: &[Type::INT2, Type::INT8, Type::INT8, Type::INT8],
+    types: &[Type::INT2, Type::INT8, Type::INT8, Type::INT8, Type::INT8],
 };
 const OPERATIONS: Query = Query {
     action: "look for operations on a message",
@@ -45,7 +45,10 @@ const MAY_READ_OPERATIONS: Query = Query {
 const WRITERS: Query = Query {
     action: "count the writing transactions",
     // Every role sees who has a transaction id. A relay's transactions write no messages, and an autovacuum has no user.
-    sql: "SELECT count(DISTINCT l.pid) AS n FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid \
+    // A prepared transaction has no session.
+    sql: "SELECT count(DISTINCT l.pid) \
+                 + (SELECT count(*) FROM pg_prepared_xacts p WHERE p.database = current_database()) AS n \
+          FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid \
           WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted \
             AND a.datname = current_database() AND a.usename IS NOT NULL AND a.pid <> pg_backend_pid() \
             AND coalesce(a.application_name, '') NOT LIKE 'outboxd/%'",
@@ -53,6 +56,8 @@ const WRITERS: Query = Query {
 };
 /// Most rows before a message that are counted.
 const COUNTED_ROWS: i64 = 2_000;
+/// Most rows above the mark that are read to find the first pending one.
+const FRONT_ROWS: i64 = 20_000;
 /// Sent messages of a lane that a rate is measured with.
 const RATE_ROWS: i64 = 500;
 /// Operations that are looked through.
@@ -176,7 +181,10 @@ pub async fn holders(session: &Session, lanes: &[Lane]) -> Result<Vec<Holder>, O
 pub async fn ahead(session: &Session, position: Position) -> Result<Ahead, OutboxError> {
     let Position { lane, id } = position;
     let rows = session
-        .query(&AHEAD, &[&lane, &id, &COUNTED_ROWS, &RATE_ROWS])
+        .query(
+            &AHEAD,
+            &[&lane, &id, &COUNTED_ROWS, &RATE_ROWS, &FRONT_ROWS],
+        )
         .await?;
     let row = rows.first().ok_or(OutboxError::Unusable {
         action: AHEAD.action,
@@ -193,6 +201,7 @@ pub async fn ahead(session: &Session, position: Position) -> Result<Ahead, Outbo
     Ok(Ahead {
         messages,
         is_about,
+        is_far: get(row, "is_far")?,
         sent_ages: get(row, "sent_ages")?,
     })
 }

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, time::SystemTime};
 
 use outbox_core::message::Lane;
-use tokio_postgres::types::Type;
+use tokio_postgres::{Row, types::Type};
 use uuid::Uuid;
 
 use super::{
@@ -118,6 +118,7 @@ pub async fn replay(
     Ok(all)
 }
 
+#[derive(Default)]
 struct Found {
     /// The last position that the step looked at.
     last: Option<i64>,
@@ -139,43 +140,38 @@ async fn step(
     dry_run: bool,
     operation: &Operation,
 ) -> Result<Found, OutboxError> {
-    let params: Params<'_> = &[
-        &lane,
-        &cursor,
-        &ROWS,
-        &filter.since,
-        &filter.until,
-        &filter.aggregate_type,
-        &filter.aggregate_id,
-        &filter.event_type,
-        &filter.message_ids,
-        &first_due_s,
-        &between_s,
-        &dry_run,
-    ];
-    let rows = session.query(&STEP, params).await?;
-    let Some(row) = rows.first() else {
-        return Ok(Found {
-            last: None,
-            looked: 0,
-            messages: 0,
-            message_ids: Vec::new(),
-        });
+    let file = async |ids: &[Uuid], first_due_s: f64| {
+        let params: Params<'_> = &[
+            &lane,
+            &cursor,
+            &ROWS,
+            &filter.since,
+            &filter.until,
+            &filter.aggregate_type,
+            &filter.aggregate_id,
+            &filter.event_type,
+            &ids,
+            &first_due_s,
+            &between_s,
+            &dry_run,
+        ];
+        session.query(&STEP, params).await
     };
-    let chosen: i64 = get(row, "chosen")?;
-    let filed: i64 = get(row, "filed")?;
-    let message_ids: Vec<Uuid> = get(row, "message_ids")?;
-    if filed < chosen && !dry_run {
-        // Another replay may have filed the others since the statement began: then the statement no longer chooses them.
-        // Otherwise a trigger or a rule lets the INSERT succeed and files nothing. The caller rolls back.
-        let rows = session.query(&STEP, params).await?;
-        let left = rows.first().map(|row| get(row, "chosen")).transpose()?;
-        if let Some(messages) = left.filter(|n| *n > 0) {
-            let action = STEP.action;
-            return Err(OutboxError::NotFiled { action, messages });
-        }
+    let rows = file(&filter.message_ids, first_due_s).await?;
+    let Some(row) = rows.first() else {
+        return Ok(Found::default());
+    };
+    let mut messages: i64 = get(row, if dry_run { "chosen" } else { "filed" })?;
+    let mut message_ids: Vec<Uuid> = get(row, "message_ids")?;
+    let unfiled: Vec<Uuid> = get(row, "unfiled")?;
+    if !unfiled.is_empty() {
+        // Another replay may have filed them since the statement began. Then the statement no longer chooses them, or it
+        // files them now: the relay has published them meanwhile.
+        let again = file(&unfiled, first_due_s + messages as f64 * between_s).await?;
+        let (more, ids) = proven(&again)?;
+        messages += more;
+        message_ids.extend(ids);
     }
-    let messages = if dry_run { chosen } else { filed };
     if messages > 0 && !dry_run {
         let listed = &message_ids[..message_ids.len().min(LISTED)];
         operation::record(session, operation, messages, listed).await?;
@@ -189,5 +185,21 @@ async fn step(
         } else {
             message_ids
         },
+    })
+}
+
+/// What a second attempt has filed. What it chose and did not file, a trigger or a rule drops: the INSERT succeeds and files
+/// nothing. The caller rolls back.
+fn proven(rows: &[Row]) -> Result<(i64, Vec<Uuid>), OutboxError> {
+    let Some(row) = rows.first() else {
+        return Ok((0, Vec::new()));
+    };
+    let unfiled: Vec<Uuid> = get(row, "unfiled")?;
+    if unfiled.is_empty() {
+        return Ok((get(row, "filed")?, get(row, "message_ids")?));
+    }
+    Err(OutboxError::NotFiled {
+        action: STEP.action,
+        messages: i64::try_from(unfiled.len()).unwrap_or(i64::MAX),
     })
 }

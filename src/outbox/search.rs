@@ -39,6 +39,11 @@ pub fn time_in(id: Uuid) -> Option<SystemTime> {
 /// database's clock, and a producer's clock may be minutes off.
 const REACH: [i64; 4] = [500, 4_000, 32_000, 256_000];
 
+/// Whether the position at a time is known less exactly than the nearest window reads.
+pub fn has_gap(position: Window) -> bool {
+    position.last.saturating_sub(position.first) > REACH[0]
+}
+
 /// Most positions that one statement reads.
 const PIECE: i64 = 64_000;
 
@@ -56,23 +61,18 @@ pub fn around(at: i64, ends: Window) -> Vec<Window> {
             Some(inner) => {
                 let (mut before, mut after) = (inner.first, inner.last);
                 while before > outer.first || after < outer.last {
-                    let lower = outer.first.max(before.saturating_sub(PIECE));
-                    let upper = outer.last.min(after.saturating_add(PIECE));
-                    windows.push(
-                        Window {
-                            first: lower,
-                            last: before - 1,
-                        }
-                        .within(ends),
-                    );
-                    windows.push(
-                        Window {
-                            first: after + 1,
-                            last: upper,
-                        }
-                        .within(ends),
-                    );
-                    (before, after) = (lower, upper);
+                    if before > outer.first {
+                        let first = outer.first.max(before.saturating_sub(PIECE));
+                        let last = before - 1;
+                        windows.push(Window { first, last }.within(ends));
+                        before = first;
+                    }
+                    if after < outer.last {
+                        let last = outer.last.min(after.saturating_add(PIECE));
+                        let first = after + 1;
+                        windows.push(Window { first, last }.within(ends));
+                        after = last;
+                    }
                 }
             }
         }
@@ -82,21 +82,39 @@ pub fn around(at: i64, ends: Window) -> Vec<Window> {
     windows
 }
 
-/// Rows that one statement of a long search should read.
-const ROWS: i64 = 32_000;
+/// Positions that one statement of a long search reads.
+const WIDTH: i64 = 32_000;
 
-/// Width of the first window of a long search.
-pub const FIRST_WIDTH: i64 = ROWS;
+/// A long search: the windows of a large one, the newest first.
+#[derive(Debug)]
+pub struct Backwards {
+    first: i64,
+    /// The last position that was not read; `None`: all were.
+    last: Option<i64>,
+}
 
-/// Width of the next window, from the rows that the last one held: positions have gaps, where retention or a sequence that was
-/// set has made them.
-pub fn next_width(width: i64, rows: i64) -> i64 {
-    if rows < ROWS / 4 {
-        width.saturating_mul(4)
-    } else if rows > ROWS {
-        (width / 2).max(1)
-    } else {
-        width
+impl Backwards {
+    pub fn new(all: Window) -> Self {
+        Self {
+            first: all.first,
+            last: Some(all.last),
+        }
+    }
+
+    pub fn last(&self) -> Option<i64> {
+        self.last.filter(|last| *last >= self.first)
+    }
+
+    pub fn next(&mut self) -> Option<Window> {
+        let last = self.last()?;
+        let first = self.first.max(last.saturating_sub(WIDTH - 1));
+        self.last = first.checked_sub(1);
+        Some(Window { first, last })
+    }
+
+    /// Positions have gaps, where retention or a sequence that was set has made them. `last`: the next position with a message.
+    pub fn skip_to(&mut self, last: Option<i64>) {
+        self.last = last;
     }
 }
 
@@ -176,12 +194,56 @@ mod tests {
     }
 
     #[test]
-    fn a_long_search_takes_wide_steps_over_gaps_and_narrow_ones_where_rows_are_dense() {
-        assert_eq!(next_width(32_000, 0), 128_000);
-        assert_eq!(next_width(32_000, 31_999), 32_000);
-        assert_eq!(next_width(128_000, 128_000), 64_000);
-        assert_eq!(next_width(1, 40_000), 1);
-        assert_eq!(next_width(i64::MAX, 0), i64::MAX);
+    fn a_long_search_ends_at_any_position_and_skips_gaps() {
+        let all = |first, last| Backwards::new(Window { first, last });
+        assert_eq!(all(1, 0).next(), None);
+        let mut few = all(-5, 31_996);
+        assert_eq!(
+            few.next(),
+            Some(Window {
+                first: -3,
+                last: 31_996
+            })
+        );
+        assert_eq!(
+            few.next(),
+            Some(Window {
+                first: -5,
+                last: -4
+            })
+        );
+        assert_eq!(few.next(), None);
+        let mut most = all(i64::MIN, i64::MAX);
+        let window = most.next().unwrap();
+        assert_eq!((window.first, window.last), (i64::MAX - 31_999, i64::MAX));
+        most.skip_to(Some(i64::MIN));
+        let window = most.next().unwrap();
+        assert_eq!((window.first, window.last), (i64::MIN, i64::MIN));
+        assert_eq!(most.next(), None);
+        let mut gap = all(10, 1_000_000);
+        gap.skip_to(Some(9));
+        assert_eq!(gap.next(), None);
+        gap.skip_to(None);
+        assert_eq!(gap.next(), None);
+    }
+
+    #[test]
+    fn a_search_around_an_extreme_position_reads_each_position_once() {
+        for at in [i64::MIN, i64::MIN + 700, i64::MAX - 700, i64::MAX] {
+            let ends = Window {
+                first: i64::MIN,
+                last: i64::MAX,
+            };
+            let mut windows = around(at, ends);
+            windows.sort_by_key(|w| w.first);
+            assert_eq!(windows[0].first, at.saturating_sub(256_000));
+            assert_eq!(windows[windows.len() - 1].last, at.saturating_add(256_000));
+            assert!(
+                windows
+                    .windows(2)
+                    .all(|pair| pair[0].last + 1 == pair[1].first)
+            );
+        }
     }
 
     proptest! {

@@ -115,6 +115,8 @@ pub struct Ahead {
     pub messages: i64,
     /// More than were counted: derived from the distance between positions.
     pub is_about: bool,
+    /// The first pending message of the lane was not found: too many sent ones are between the mark and it.
+    pub is_far: bool,
     /// Seconds since each of the lane's last messages was sent.
     pub sent_ages: Vec<f64>,
 }
@@ -129,7 +131,7 @@ pub struct Counted {
     pub pending: i64,
     /// Their lowest position.
     pub lowest: i64,
-    /// The first pending position of the lane; the message's own if there is none before it.
+    /// The first pending position of the lane, or one before it; the message's own if there is none before it.
     pub front: i64,
     /// The message's own position.
     pub position: i64,
@@ -148,8 +150,9 @@ pub fn before(counted: Counted) -> (i64, bool) {
     if rows < limit || front >= lowest {
         return (pending, false);
     }
-    let all = (position - front) as f64;
-    let read = (position - lowest).max(1) as f64;
+    // The distance of two positions can be larger than an i64.
+    let all = position as f64 - front as f64;
+    let read = (position as f64 - lowest as f64).max(1.0);
     ((pending as f64 * all / read) as i64, true)
 }
 
@@ -158,9 +161,13 @@ const MEASURED_S: f64 = 60.0;
 
 /// Seconds until so many messages and one more are sent, at the rate of the lane's last minute. The rate counts the messages
 /// since the oldest one, up to now: those of one settle have one time, and a lane that stopped has a rate that falls.
-pub fn estimate(messages: i64, sent_ages: &[f64]) -> Result<f64, &'static str> {
+pub fn estimate(ahead: &Ahead) -> Result<f64, &'static str> {
+    if ahead.is_far {
+        return Err("its lane's mark is far behind, as while a long transaction writes");
+    }
     let last_minute = || {
-        sent_ages
+        ahead
+            .sent_ages
             .iter()
             .copied()
             .filter(|age| (0.0..=MEASURED_S).contains(age))
@@ -172,7 +179,7 @@ pub fn estimate(messages: i64, sent_ages: &[f64]) -> Result<f64, &'static str> {
     if after_it == 0 {
         return Err("too few messages of its lane were sent within the last minute");
     }
-    Ok((messages + 1) as f64 * oldest / after_it as f64)
+    Ok((ahead.messages + 1) as f64 * oldest / after_it as f64)
 }
 
 /// Why no message was found.
@@ -385,6 +392,14 @@ mod tests {
             position: 1_000,
         };
         assert_eq!(before(full), (72, true));
+        // The largest distance.
+        let extreme = Counted {
+            lowest: i64::MAX - 100,
+            front: i64::MIN,
+            position: i64::MAX,
+            ..full
+        };
+        assert!(before(extreme).1);
         // What was read reaches the front.
         assert_eq!(before(Counted { front: 900, ..full }), (8, false));
         assert_eq!(
@@ -401,6 +416,14 @@ mod tests {
 
     #[test]
     fn time_is_estimated_from_the_last_minute_or_not_at_all() {
+        let estimate = |messages, sent_ages: &[f64]| {
+            super::estimate(&Ahead {
+                messages,
+                is_about: false,
+                is_far: false,
+                sent_ages: sent_ages.to_vec(),
+            })
+        };
         assert_eq!(estimate(19, &[2.0, 1.0, 1.0, 0.5, 0.5]), Ok(10.0));
         // What is older than a minute tells nothing.
         assert_eq!(estimate(19, &[90.0, 2.0, 1.0, 1.0, 0.5, 0.5]), Ok(10.0));
@@ -418,6 +441,13 @@ mod tests {
         assert!(estimate(1, &[5.0, 5.0]).unwrap_err().contains("too few"));
         // A clock that was set back.
         assert!(estimate(1, &[-5.0]).is_err());
+        let far = Ahead {
+            messages: 19,
+            is_about: true,
+            is_far: true,
+            sent_ages: vec![2.0, 1.0],
+        };
+        assert!(super::estimate(&far).unwrap_err().contains("far behind"));
     }
 
     #[test]

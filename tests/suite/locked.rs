@@ -186,15 +186,48 @@ async fn two_sessions_that_share_a_lock_are_named() {
     }
 }
 
-/// It has no session, and outlives a restart of the server.
-#[tokio::test]
-async fn a_prepared_transaction_is_named() {
+/// A server of its own that allows prepared transactions. `World::client` ended with the restart.
+pub async fn with_prepared_transactions() -> World {
     let mut world = own_world().await;
     world
         .sql("ALTER SYSTEM SET max_prepared_transactions = 5")
         .await;
     world.own().postgres.stop().await.unwrap();
     world.own().postgres.restart().await.unwrap();
+    world
+}
+
+/// The row names the subtransaction, which no longer has a lock. JDBC's autosave and Django's atomic() work like this.
+#[tokio::test]
+async fn a_session_that_locked_inside_a_released_savepoint_is_named() {
+    for locks in [
+        "SELECT FROM outbox.lane FOR UPDATE",
+        "SELECT FROM outbox.message FOR UPDATE",
+    ] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        world.commit_many(100, 20).await;
+        world
+            .sql("UPDATE outbox.message SET created_at = created_at - interval '1 minute'")
+            .await;
+        let savepoint = format!("SAVEPOINT django; {locks}; RELEASE SAVEPOINT django");
+        let one = person(&world, "a-person", &savepoint).await;
+        // Began later, so it cannot be the one.
+        let other = person(&world, "a-stranger", "SELECT pg_current_xact_id()").await;
+        let (relay, port) = world.watched(&SETTINGS);
+        named(&relay, port, "a-person").await;
+        relay.line("a released savepoint", SOON).await;
+        relay.never_said("a-stranger");
+        one.batch_execute("COMMIT").await.unwrap();
+        drop(other);
+        world.clean(&consumer, WORKERS * BATCH).await;
+    }
+}
+
+/// It has no session, and outlives a restart of the server.
+#[tokio::test]
+async fn a_prepared_transaction_is_named() {
+    let world = with_prepared_transactions().await;
     let client = world.postgres().connect(&world.database).await.unwrap();
     client
         .batch_execute(

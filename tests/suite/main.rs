@@ -8,6 +8,7 @@ mod checking;
 mod commands;
 mod connections;
 mod consuming;
+mod costs;
 mod crashes;
 mod culprits;
 mod delivery;

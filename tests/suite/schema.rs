@@ -241,6 +241,28 @@ async fn the_status_view_is_exact_when_small_and_cheap_when_large() {
     assert!(read < 20_000, "{read} pages");
 }
 
+#[tokio::test]
+async fn what_is_due_is_counted_beside_any_number_of_scheduled_messages() {
+    let world = world().await;
+    world
+        .sql(
+            "INSERT INTO outbox.waiting (lane, id, message_id, cause, replay, due_at, due_since) \
+             SELECT i % 64, i, gen_random_uuid(), cause, replay, now() + due_in * interval '1 hour', \
+                    now() + since * interval '1 hour' \
+             FROM (VALUES (1, 10001, 'scheduled', false, 1, 1), (20001, 25000, 'retry', false, 1, -1), \
+                          (30001, 30007, 'replay', true, -1, -1), (40001, 40009, 'replay', true, 1, -1), \
+                          (50001, 50003, 'retry', false, 1, 0.5)) AS w (first, last, cause, replay, due_in, since), \
+                  generate_series(first, last) i",
+        )
+        .await;
+    let sql = "SELECT due, pending, pending_is_capped FROM outbox.status";
+    let row = world.client.query_one(sql, &[]).await.unwrap();
+    // The last three were written by a clock that was ahead; a replay is due at its own time.
+    assert_eq!(row.get::<_, i64>(0), 5000 + 7 + 3);
+    assert_eq!(row.get::<_, i64>(1), 10_001);
+    assert!(row.get::<_, bool>(2));
+}
+
 /// While no relay sleeps, a commit costs no notification. While a relay sleeps, the commit wakes it.
 #[tokio::test]
 async fn a_sleeping_relay_is_woken_by_a_commit_and_an_awake_one_costs_no_notification() {

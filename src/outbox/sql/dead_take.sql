@@ -1,13 +1,18 @@
 -- Locks and removes the records of up to $7 dead messages, and returns where each message is now; the caller redrives or
 -- discards them. If a message is no longer where it was filed (somebody corrected its key), the statement looks in every
--- lane. If a message no longer exists, its record stays, unless $8 is true.
+-- lane. If a message no longer exists, its record stays, unless $8 is true. $9 died at, $10 lane and $11 position of the
+-- last record of the step before; for the first step NULL, -1, 0. So no step reads again what an earlier one has read.
+-- OFFSET 0: a join of whole tables would begin at their first row in each step.
 -- `taken`: a trigger can keep a record, and its message must then not be redriven or discarded.
 WITH chosen AS (
-    SELECT d.lane, d.id, d.message_id, d.replay, coalesce(m.lane, moved.lane) AS now_in
+    SELECT d.died_at, d.lane, d.id, d.message_id, d.replay, coalesce(m.lane, moved.lane) AS now_in
     FROM outbox.dead d
-    LEFT JOIN outbox.message m ON m.lane = d.lane AND m.id = d.id AND m.message_id = d.message_id
     LEFT JOIN LATERAL (
-        SELECT o.lane, o.message_id, o.aggregate_type, o.aggregate_id, o.event_type
+        SELECT o.lane, o.id, o.aggregate_type, o.aggregate_id, o.event_type FROM outbox.message o
+        WHERE o.lane = d.lane AND o.id = d.id AND o.message_id = d.message_id OFFSET 0
+    ) m ON true
+    LEFT JOIN LATERAL (
+        SELECT o.lane, o.aggregate_type, o.aggregate_id, o.event_type
         FROM generate_series(0, 63) AS every (lane)
         JOIN outbox.message o ON o.lane = every.lane::smallint AND o.id = d.id AND o.message_id = d.message_id
         WHERE m.id IS NULL
@@ -20,7 +25,8 @@ WITH chosen AS (
       AND ($5::double precision IS NULL OR d.died_at <= clock_timestamp() - $5 * interval '1 second')
       AND (cardinality($6::uuid[]) = 0 OR d.message_id = ANY ($6))
       AND ($8::boolean OR coalesce(m.lane, moved.lane) IS NOT NULL)
-    ORDER BY d.id
+      AND (d.died_at, d.lane, d.id) > (coalesce($9::timestamptz, '-infinity'), $10::smallint, $11::bigint)
+    ORDER BY d.died_at, d.lane, d.id
     LIMIT $7
     FOR UPDATE OF d SKIP LOCKED
 ), taken AS (
@@ -29,6 +35,8 @@ WITH chosen AS (
     WHERE d.lane = c.lane AND d.id = c.id
     RETURNING d.lane, d.id
 )
-SELECT c.lane, c.id, c.message_id, c.replay, c.now_in, t.id IS NOT NULL AS taken
+SELECT c.lane, c.id, c.message_id, c.replay, c.now_in, t.id IS NOT NULL AS taken,
+       CASE WHEN isfinite(c.died_at) THEN c.died_at END AS died_at
 FROM chosen c
 LEFT JOIN taken t ON t.lane = c.lane AND t.id = c.id
+ORDER BY c.died_at, c.lane, c.id

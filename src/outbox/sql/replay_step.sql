@@ -41,6 +41,8 @@ SELECT (SELECT max(step.id) FROM step) AS last,
        (SELECT count(*) FROM step) AS looked,
        (SELECT count(*) FROM chosen) AS chosen,
        (SELECT count(*) FROM filed) AS filed,
+       (SELECT coalesce(array_agg(c.message_id), '{}') FROM chosen c
+         WHERE NOT $12::boolean AND c.id NOT IN (SELECT f.id FROM filed f)) AS unfiled,
        (SELECT coalesce(array_agg(c.message_id ORDER BY c.n), '{}') FROM chosen c
          WHERE ($12::boolean OR c.id IN (SELECT f.id FROM filed f)) AND (c.n < 1000 OR cardinality($9::uuid[]) > 0))
            AS message_ids

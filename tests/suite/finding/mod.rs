@@ -2,5 +2,6 @@
 
 mod ask;
 mod asking;
+mod bounds;
 mod search;
 mod states;

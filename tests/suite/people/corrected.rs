@@ -69,6 +69,29 @@ async fn a_redrive_finds_a_dead_message_in_whatever_lane_it_is_now() {
 }
 
 #[tokio::test]
+async fn a_redrive_that_only_removes_records_is_recorded_too() {
+    let world = world().await;
+    let id = world.insert(Some("1"), "created", "1", "").await;
+    world
+        .sql(
+            "INSERT INTO outbox.dead (lane, id, message_id, reason, attempts, last_error) \
+             SELECT lane, id, message_id, 'unroutable', 9, 'x' FROM outbox.message; \
+             UPDATE outbox.message SET sent_at = clock_timestamp()",
+        )
+        .await;
+    let (_, report, _) = json(
+        &world,
+        &["dead", "redrive", "--all", "--why", "x", "--json"],
+    )
+    .await;
+    assert_eq!(report["sent_meanwhile"], 1);
+    assert_eq!(world.count("outbox.dead").await, 0);
+    let recorded =
+        format!("outbox.operation WHERE affected = 1 AND message_ids = ARRAY['{id}'::uuid]");
+    assert_eq!(world.count(&recorded).await, 1);
+}
+
+#[tokio::test]
 async fn a_command_never_reports_what_it_did_not_do() {
     let world = world().await;
     let consumer = world.consumer().await;
@@ -128,7 +151,7 @@ async fn a_command_never_reports_what_it_did_not_do() {
         ),
         (2, 2)
     );
-    let recorded = "outbox.operation WHERE action = 'redrive' AND affected = 2 AND cardinality(message_ids) = 2";
+    let recorded = "outbox.operation WHERE action = 'redrive' AND affected = 3 AND cardinality(message_ids) = 3";
     assert_eq!(world.count(recorded).await, 1);
     // No message is left to redrive: the command fails and names the remedy.
     let (code, report, stderr) = json(

@@ -200,6 +200,28 @@ async fn a_message_of_any_position_is_sent_replayed_and_pruned() {
         )
         .await
         .unwrap();
+    let found = |report: &str| report.matches("\"position\"").count();
+    for id in &ids {
+        for hint in [
+            &[][..],
+            &["--key", "order/1"],
+            &["--since", "1h"],
+            &["--scan"],
+        ] {
+            let args = [&["where", "--json", id.get(0)], hint].concat();
+            assert_eq!(found(&ok(&world, &args).await), 1, "{args:?}");
+        }
+    }
+    let all = ok(&world, &["where", "--json", "--key", "order/1"]).await;
+    assert_eq!(found(&all), positions.len(), "{all}");
+    for args in [
+        &["--correlation-id", "none", "--scan"][..],
+        &["9b1deb4d-3b7d-4bad-9bdd-2b0d7b3dcb6d", "--scan"],
+        &["9b1deb4d-3b7d-4bad-9bdd-2b0d7b3dcb6d", "--key", "order/1"],
+    ] {
+        let nothing = world.outboxd(&[&["where"], args].concat(), &[]).await;
+        nothing.ends(1, &["was found"]);
+    }
     ok(&world, &["replay", "--type", "placed", "--why", "all"]).await;
     consumer.until(2 * positions.len()).await;
     world.drained().await;
@@ -224,6 +246,52 @@ async fn a_message_of_any_position_is_sent_replayed_and_pruned() {
         !lines.iter().any(|line| line.contains("panicked")),
         "{lines:?}"
     );
+}
+
+/// When the second has waited for the first, the relay has published what the first filed, and marked one more message.
+#[tokio::test]
+async fn a_replay_that_meets_another_one_proves_only_what_it_chose() {
+    let world = world().await;
+    world.commit_many(4, 1).await;
+    world
+        .sql(
+            "UPDATE outbox.message SET sent_at = clock_timestamp() WHERE id < 4; \
+             CREATE FUNCTION public.published() RETURNS trigger LANGUAGE plpgsql AS \
+             'BEGIN DELETE FROM outbox.waiting WHERE reason = ''first''; RETURN NULL; END'; \
+             CREATE TRIGGER published AFTER INSERT ON outbox.waiting EXECUTE FUNCTION public.published()",
+        )
+        .await;
+    let first = world.postgres().connect(&world.database).await.unwrap();
+    let files_two = "SET session_replication_role = replica; BEGIN; \
+         INSERT INTO outbox.waiting (lane, id, message_id, key_hash, cause, replay, due_at, due_since, reason) \
+         SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id), 'replay', true, \
+                clock_timestamp(), clock_timestamp(), 'first' \
+         FROM outbox.message m ORDER BY m.lane, m.id LIMIT 2; \
+         UPDATE outbox.message SET sent_at = clock_timestamp() WHERE sent_at IS NULL";
+    first.batch_execute(files_two).await.unwrap();
+    let args = [
+        "replay",
+        "--aggregate-type",
+        "order",
+        "--why",
+        "x",
+        "--json",
+    ];
+    let second = world.outboxd(&args, &[]);
+    let commit = async {
+        let waits =
+            "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        world.until("the second to wait", waits, 1).await;
+        first.batch_execute("COMMIT").await.unwrap();
+    };
+    let (second, ()) = tokio::join!(second, commit);
+    // The two that were published are sent once more, and the fourth is none of this replay's.
+    second.ends(0, &["3"]);
+    assert_eq!(world.count("outbox.waiting WHERE replay").await, 3);
+    let recorded =
+        "SELECT sum(affected)::bigint, sum(cardinality(message_ids))::bigint FROM outbox.operation";
+    let row = world.client.query_one(recorded, &[]).await.unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (3, 3));
 }
 
 /// The first replay has filed two of three messages, and has not committed yet.

@@ -13,7 +13,7 @@ pub use test_support::SOON;
 
 pub use crate::outcome::since;
 use crate::{
-    flow::Flow,
+    flow::{self, Flow},
     logs::Logs,
     row::Result,
     stage::SharedStage,
@@ -25,6 +25,8 @@ use crate::{
 pub const QUEUE: &str = "all";
 /// Of a row on servers of its own.
 pub const DATABASE: &str = "app";
+/// The role that owns the database and the schemas. It may create roles, and is no superuser.
+pub const OWNER: &str = "owner";
 /// More rows than share servers.
 const SHARING: usize = 40;
 
@@ -49,7 +51,7 @@ impl Setup {
     pub fn plan(&self) -> Plan {
         Plan {
             repository: self.repository.clone(),
-            owner: "postgres",
+            owner: OWNER,
             logins: "CREATE ROLE relay LOGIN PASSWORD 'relay' IN ROLE outbox_relay; \
                      CREATE ROLE producer LOGIN PASSWORD 'producer' IN ROLE outbox_producer",
         }
@@ -84,10 +86,11 @@ pub const WINDOW: usize = WORKERS * BATCH;
 const SETTINGS: [(&str, &str); 11] = [
     ("OUTBOXD__RELAY__WORKERS", "2"),
     ("OUTBOXD__RELAY__BATCH_SIZE", "50"),
-    ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "3s"),
+    // Where no fault is about confirms, a busy machine's confirm must not be given up: its batch would come again.
+    ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "30s"),
     ("OUTBOXD__RELAY__BACKOFF_INITIAL", "100ms"),
     ("OUTBOXD__RELAY__BACKOFF_MAX", "1s"),
-    ("OUTBOXD__RELAY__SHUTDOWN_GRACE", "10s"),
+    ("OUTBOXD__RELAY__SHUTDOWN_GRACE", "40s"),
     ("OUTBOXD__BROKER__HEARTBEAT", "5s"),
     ("OUTBOXD__BROKER__CONNECT_TIMEOUT", "2s"),
     ("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "2s"),
@@ -151,6 +154,17 @@ impl<'a> Arena<'a> {
         self.env.push((name.to_owned(), value.to_owned()));
     }
 
+    /// All settings of the relays that are started from now on: those of an earlier moment.
+    pub fn set_all(&mut self, env: Vec<(String, String)>) {
+        self.env = env;
+    }
+
+    /// Confirms are given up soon: the fault is that they do not come.
+    pub fn short_confirms(&mut self) {
+        self.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "3s");
+        self.set("OUTBOXD__RELAY__SHUTDOWN_GRACE", "10s");
+    }
+
     /// No time-out ends a claim or gives up a confirm from now on: a relay must notice a fault in another way.
     pub fn patient(&mut self) {
         self.set("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "20m");
@@ -186,9 +200,18 @@ impl<'a> Arena<'a> {
         logs.start("relay", program, &["run"], &self.env)
     }
 
-    /// As the owner of everything.
+    /// As a superuser: who judges sees everything.
     pub async fn client(&self) -> Result<Client> {
         self.postgres.connect(&self.database).await
+    }
+
+    pub fn owner_url(&self) -> String {
+        self.postgres.url_for(OWNER, OWNER, &self.database)
+    }
+
+    /// As the ordinary role that owns everything.
+    pub async fn owner(&self) -> Result<Client> {
+        flow::connect(&self.owner_url()).await
     }
 
     /// One number from SQL, asked on a connection of its own: the last one may have died with its server.
@@ -218,7 +241,7 @@ impl<'a> Arena<'a> {
     }
 
     pub async fn flow_at(&self, rate: Rate) -> Result<Flow> {
-        let database_url = self.postgres.url(&self.database);
+        let database_url = self.owner_url();
         Ok(self.flow_over(&database_url, &self.broker_url(), rate))
     }
 

@@ -15,7 +15,8 @@ use tokio_postgres::{Client, GenericClient, NoTls};
 use uuid::Uuid;
 
 use crate::{
-    outcome::{Outcome, Result, expect, in_time, since},
+    outcome::{Outcome, Result, expect, since, within},
+    pace,
     timeline::Timeline,
     traffic::Traffic,
 };
@@ -35,6 +36,8 @@ pub struct Flow {
     allowed: usize,
     repeated: usize,
     incidents: usize,
+    /// Messages that the row lets die.
+    dead: usize,
     notes: Vec<String>,
 }
 
@@ -61,6 +64,7 @@ impl Flow {
             allowed: 0,
             repeated: 0,
             incidents: 0,
+            dead: 0,
             notes: Vec::new(),
         }
     }
@@ -134,6 +138,11 @@ impl Flow {
         expect(there, || format!("no delivery within {SOON:?}"))
     }
 
+    /// So many messages are meant to be dead at the end; else there must be none.
+    pub fn lets_die(&mut self, messages: usize) {
+        self.dead = messages;
+    }
+
     pub fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }
@@ -156,9 +165,9 @@ impl Flow {
             )
             .into());
         }
-        in_time(took <= bound.as_secs_f64(), || {
-            format!("recovered after {took:.1} s; {bound:?} are allowed")
-        })
+        let slowness = pace::slowness(over);
+        let took = Duration::from_secs_f64(took);
+        within(took, bound, slowness, || "recovered late".to_owned())
     }
 
     /// The fault ends now: [`Self::recovers`], then [`Self::finish`].
@@ -169,7 +178,7 @@ impl Flow {
     }
 
     /// Ends the producers, waits until the outbox is at rest, and judges: nothing lost, altered, reordered or marked
-    /// without an arrival, and at most so many duplicates.
+    /// without an arrival, dead without a reason, and at most so many duplicates.
     pub async fn finish(mut self, duplicates: usize) -> Result<Outcome> {
         let client = connect(&self.database_url).await?;
         self.traffic.finish(&client).await?;
@@ -177,6 +186,9 @@ impl Flow {
         let outcome = self.judge(&client).await?;
         let report = &outcome.report;
         expect(report.is_clean(), || report.to_string())?;
+        expect(report.dead == self.dead, || {
+            format!("{} are dead; {} are meant to be", report.dead, self.dead)
+        })?;
         expect(report.duplicates <= duplicates, || {
             format!("{} duplicates; {duplicates} are allowed", report.duplicates)
         })?;

@@ -5,6 +5,7 @@
 //! - [`inputs`]: bad configuration, bad rows, bad messages · [`stage`]: the servers that they share
 //! - [`arena`]: the site of one row · [`traffic`]: producers and what they committed
 //! - [`flow`]: traffic through a relay while something breaks, and the judgement
+//! - [`pace`]: how slow the machine is, and how much longer the bounds are
 //! - [`consumer`]: a consumer's process · [`usage`]: what a process uses
 //! - [`timeline`], [`plot`], [`report`], [`logs`]: what a person looks at
 
@@ -14,6 +15,7 @@ mod flow;
 mod inputs;
 mod logs;
 mod outcome;
+mod pace;
 mod plot;
 mod report;
 mod row;
@@ -73,6 +75,12 @@ struct Args {
     /// Only the bad inputs, or only these of them
     #[arg(long, value_delimiter = ',', num_args = 0.., value_name = "NUMBER")]
     inputs: Option<Vec<u32>>,
+    /// A row that cannot be run here has failed
+    #[arg(long)]
+    strict: bool,
+    /// Except for these
+    #[arg(long, value_delimiter = ',', value_name = "ROWS", requires = "strict")]
+    may_skip: Vec<Name>,
     /// Also the rows, and the variants of rows, that take minutes
     #[arg(long)]
     long: bool,
@@ -123,6 +131,7 @@ fn consume(database_url: &str, amqp_url: &str, queue: &str) -> Result<()> {
 }
 
 fn run(args: Args) -> Result<bool> {
+    pace::watch();
     std::fs::create_dir_all(&args.out)?;
     // What failed earlier would be taken for what failed now.
     match std::fs::remove_dir_all(args.out.join("logs")) {
@@ -187,7 +196,8 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
         "\nwritten: {0}/report.json, {0}/timeline.svg",
         args.out.display()
     );
-    Ok(report::summary(&lines))
+    let may_skip = args.strict.then_some(&args.may_skip[..]);
+    Ok(report::summary(&lines, may_skip))
 }
 
 /// Runs a row, with a timeline and logs of its own.
@@ -296,7 +306,7 @@ fn soak(
     report::line(&line);
     let lines = [line];
     written(args, &lines, setup)?;
-    if !report::summary(&lines) {
+    if !report::summary(&lines, None) {
         println!(
             "again: cargo xtask chaos --minutes {minutes} --seed {}",
             plan.seed
@@ -314,11 +324,13 @@ async fn one(name: Name, row: &'static Row, setup: &Setup) -> Line {
     }
     let began = Instant::now();
     let work = std::panic::AssertUnwindSafe((row.run)(setup));
-    let ended = futures_util::FutureExt::catch_unwind(work).await;
+    let (ended, notes) = pace::row(futures_util::FutureExt::catch_unwind(work)).await;
     let ended = ended.unwrap_or_else(|panic| Err(said(&*panic).into()));
     setup.timeline.end();
     let seconds = began.elapsed().as_secs_f64();
-    Line::new(name, row.fault, seconds, ended)
+    let mut line = Line::new(name, row.fault, seconds, ended);
+    line.notes.extend(notes);
+    line
 }
 
 fn said(panic: &(dyn std::any::Any + Send)) -> String {

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::{
-    row::{Line, Result, Verdict},
+    row::{Line, Name, Result, Verdict},
     timeline::{Band, Section, Timeline},
 };
 
@@ -74,14 +74,31 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// The rows that failed, once more, and the closing line; `true` when none did.
-pub fn summary(lines: &[Line]) -> bool {
+/// Rows that were skipped, and must not be; without a list any row may be.
+fn missed<'a>(lines: &'a [Line], may_skip: Option<&[Name]>) -> Vec<&'a Line> {
+    let Some(may_skip) = may_skip else {
+        return Vec::new();
+    };
+    let skipped = lines.iter().filter(|line| line.result == Verdict::Skipped);
+    skipped
+        .filter(|line| !may_skip.contains(&line.name()))
+        .collect()
+}
+
+/// The rows that failed, or were skipped and must not be, once more, and the closing line; `true` when there are none.
+pub fn summary(lines: &[Line], may_skip: Option<&[Name]>) -> bool {
     let failures = lines.iter().filter(|line| line.result == Verdict::Failed);
-    for (n, failure) in failures.enumerate() {
-        if n == 0 {
-            println!("\nfailed:");
+    let missed = missed(lines, may_skip);
+    for (what, lines) in [
+        ("failed", failures.collect()),
+        ("must not be skipped", missed.clone()),
+    ] {
+        for (n, said) in lines.into_iter().enumerate() {
+            if n == 0 {
+                println!("\n{what}:");
+            }
+            line(said);
         }
-        line(failure);
     }
     let of = |verdict| lines.iter().filter(|line| line.result == verdict).count();
     let (passed, failed, skipped) = (
@@ -90,7 +107,7 @@ pub fn summary(lines: &[Line]) -> bool {
         of(Verdict::Skipped),
     );
     println!("\nmatrix: {passed} passed, {failed} failed, {skipped} skipped");
-    failed == 0
+    failed == 0 && missed.is_empty()
 }
 
 #[derive(Serialize)]
@@ -108,4 +125,28 @@ pub fn json(path: &Path, lines: &[Line], timeline: &Timeline) -> Result<()> {
     };
     std::fs::write(path, serde_json::to_string_pretty(&document)?)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::row::{Kind, Outcome};
+
+    #[test]
+    fn a_skipped_row_is_green_only_where_it_may_be_skipped() {
+        let skipped = |number| {
+            let ended = Ok(Outcome::skipped("not here"));
+            Line::new(Name(Kind::Fault, number), "a fault", 0.0, ended)
+        };
+        let lines = [skipped(37), skipped(42)];
+        let names = |may_skip: Option<&[Name]>| {
+            let missed = missed(&lines, may_skip);
+            missed.iter().map(|line| line.row).collect::<Vec<_>>()
+        };
+        assert_eq!(names(None), [0; 0]);
+        assert_eq!(names(Some(&[])), [37, 42]);
+        assert_eq!(names(Some(&[Name(Kind::Fault, 37)])), [42]);
+        assert!(!summary(&lines, Some(&[])));
+        assert!(summary(&lines, None));
+    }
 }

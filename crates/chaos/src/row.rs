@@ -4,7 +4,7 @@ use std::{fmt, future::Future, path::Path, pin::Pin, str::FromStr};
 
 use serde::Serialize;
 
-pub use crate::outcome::{Outcome, Result, expect, in_time};
+pub use crate::outcome::{Outcome, Result, expect, in_time, within};
 use crate::{arena::Setup, logs::Logs, outcome::Late};
 
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<Outcome>> + 'a>>;
@@ -170,9 +170,10 @@ mod tests {
 
     #[test]
     fn only_a_row_that_was_late_is_late() {
+        const MINUTE: std::time::Duration = std::time::Duration::from_secs(60);
         let late = |ended| Line::new(Name(Kind::Fault, 1), "a fault", 0.0, ended).late;
         assert!(late(
-            in_time(false, || "after a minute".to_owned()).map(|()| Outcome::default())
+            within(MINUTE * 2, MINUTE, 1.0, || "it came".to_owned()).map(|()| Outcome::default())
         ));
         assert!(!late(
             expect(false, || "one lost".to_owned()).map(|()| Outcome::default())

@@ -86,6 +86,7 @@ pub async fn run(setup: &Setup, plan: Plan, out: &Path) -> Result<Outcome> {
     for name in ["BATCH_SIZE", "WORKERS"] {
         arena.unset(&format!("OUTBOXD__RELAY__{name}"));
     }
+    arena.short_confirms();
     let network = arena.broker_proxy().await?;
     let (steady, other) = (arena.relay()?, arena.relay()?);
     let per_producer = plan.rate / u32::try_from(PRODUCERS * EVENTS)?;

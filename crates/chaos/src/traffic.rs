@@ -9,7 +9,7 @@ use std::{
 };
 
 use checker::{Committed, sha256};
-use test_support::Commits;
+use test_support::{Commits, SOON};
 use tokio::{
     sync::{OwnedRwLockWriteGuard, RwLock},
     task::JoinSet,
@@ -92,7 +92,11 @@ impl Traffic {
     /// Ends the producers, and asks the database about the commits that nobody answered.
     pub async fn finish(&mut self, client: &Client) -> Result<()> {
         self.closing.store(true, Ordering::Relaxed);
-        while self.producers.join_next().await.is_some() {}
+        let ended = async { while self.producers.join_next().await.is_some() {} };
+        // The database is there: whatever was asked of it comes to an end.
+        timeout(SOON, ended)
+            .await
+            .map_err(|_| format!("a producer's COMMIT is open after {SOON:?}"))?;
         self.ledger.resolve(client).await
     }
 }
@@ -107,39 +111,72 @@ struct Producer {
     generation: Arc<RwLock<Generation>>,
 }
 
+/// A connection, and the process of the server behind it.
+struct Session {
+    client: Client,
+    backend: Backend,
+}
+
+/// Its process id may be given again, but not at the same time.
+#[derive(Debug, Clone)]
+struct Backend {
+    pid: i32,
+    since: String,
+}
+
 impl Producer {
     async fn run(self) {
         let mut ticks = interval(Duration::from_secs(1) / self.rate.per_second.max(1));
         // What a fault held up is not made up for: the rate stays what it is.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut client: Option<Client> = None;
+        let mut session: Option<Session> = None;
+        // Was asked to commit, and has not answered.
+        let mut in_doubt: Option<Backend> = None;
         let mut n = 0_usize;
-        while !self.closing.load(Ordering::Relaxed) {
+        while in_doubt.is_some() || !self.closing.load(Ordering::Relaxed) {
             ticks.tick().await;
-            if self.paused.load(Ordering::Relaxed) {
+            if in_doubt.is_none() && self.paused.load(Ordering::Relaxed) {
                 continue;
             }
-            let Some(connected) = &client else {
-                client = connect(&self.url).await;
-                if client.is_none() {
+            let Some(connected) = &session else {
+                session = connect(&self.url).await;
+                if session.is_none() {
                     sleep(Duration::from_millis(100)).await;
                 }
                 continue;
             };
+            if let Some(old) = &in_doubt {
+                // It may still commit: later events of its key would have been committed before.
+                match gone(&connected.client, old).await {
+                    Some(true) => in_doubt = None,
+                    Some(false) => {}
+                    None => session = None,
+                }
+                continue;
+            }
             n += 1;
             let generation = self.generation.read().await;
-            if timeout(ANSWER, self.transaction(connected, *generation, n))
+            let asked = AtomicBool::new(false);
+            let transaction = self.transaction(&connected.client, *generation, n, &asked);
+            if timeout(ANSWER, transaction)
                 .await
                 .is_ok_and(|ended| ended.is_ok())
             {
                 continue;
             }
-            client = None;
+            in_doubt = asked.into_inner().then(|| connected.backend.clone());
+            session = None;
         }
     }
 
-    /// One transaction of some events, all of one key.
-    async fn transaction(&self, client: &Client, generation: Generation, n: usize) -> Result<()> {
+    /// One transaction of some events, all of one key; `asked` says whether its COMMIT was.
+    async fn transaction(
+        &self,
+        client: &Client,
+        generation: Generation,
+        n: usize,
+        asked: &AtomicBool,
+    ) -> Result<()> {
         let key = format!("{}-{}-{generation}", self.n, n % self.rate.keys);
         client.batch_execute("BEGIN").await?;
         let mut events = Vec::with_capacity(self.rate.events);
@@ -156,15 +193,76 @@ impl Producer {
             });
         }
         self.ledger.asked(&events);
+        asked.store(true, Ordering::Relaxed);
         client.batch_execute("COMMIT").await?;
         self.ledger.answered(events);
         Ok(())
     }
 }
 
-async fn connect(url: &str) -> Option<Client> {
+async fn connect(url: &str) -> Option<Session> {
     let connected = timeout(ANSWER, tokio_postgres::connect(url, NoTls)).await;
     let (client, connection) = connected.ok()?.ok()?;
     tokio::spawn(connection);
-    Some(client)
+    let sql = "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+    let row = timeout(ANSWER, client.query_one(sql, &[])).await;
+    let row = row.ok()?.ok()?;
+    let backend = Backend {
+        pid: row.get(0),
+        since: row.get(1),
+    };
+    Some(Session { client, backend })
+}
+
+/// Whether it has ended, and so whatever it was asked has, too; `None` when the server does not answer. On a server that
+/// took over from its own, it never was.
+async fn gone(client: &Client, old: &Backend) -> Option<bool> {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2";
+    let row = timeout(ANSWER, client.query_one(sql, &[&old.pid, &old.since])).await;
+    let left: i64 = row.ok()?.ok()?.get(0);
+    Some(left == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_support::{Plan, Postgres, eventually};
+
+    /// The first COMMIT takes longer than its producer waits.
+    const SLOW: &str = "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql \
+                        AS 'BEGIN PERFORM pg_sleep(8); RETURN NULL; END'; \
+                        CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON outbox.message DEFERRABLE INITIALLY DEFERRED \
+                        FOR EACH ROW WHEN (NEW.id = 1) EXECUTE FUNCTION public.slow()";
+
+    #[tokio::test]
+    async fn nothing_is_committed_while_an_unanswered_commit_may_still_come() {
+        let plan = Plan {
+            repository: concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into(),
+            owner: "postgres",
+            logins: "",
+        };
+        let postgres = Postgres::start().await.unwrap();
+        plan.prepare(&postgres, "app").await.unwrap();
+        postgres.execute("app", SLOW).await.unwrap();
+        let rate = Rate {
+            producers: 1,
+            keys: 1,
+            ..Rate::default()
+        };
+        let mut traffic = Traffic::start(&postgres.url("app"), rate);
+        let client = postgres.connect("app").await.unwrap();
+        let first: i64 = eventually("the first event to be committed", SOON, async || {
+            let sql = "SELECT min(id) FROM outbox.message";
+            client
+                .query_one(sql, &[])
+                .await
+                .ok()?
+                .get::<_, Option<i64>>(0)
+        })
+        .await;
+        traffic.finish(&client).await.unwrap();
+        assert_eq!(first, 1, "a later one was committed before it");
+        let committed = traffic.ledger.committed();
+        assert!(committed.iter().any(|event| event.position == 1));
+    }
 }

@@ -7,8 +7,9 @@ use tokio::net::TcpStream;
 use tokio_postgres::NoTls;
 
 use crate::{
-    Result, free_port,
+    Result,
     guard::{Account, Guarded},
+    port::Port,
 };
 
 const START: Duration = Duration::from_secs(300);
@@ -18,7 +19,7 @@ const ADMIN: &str = "console";
 pub struct PgBouncer {
     _server: Guarded,
     _folder: TempDir,
-    port: u16,
+    port: Port,
 }
 
 impl PgBouncer {
@@ -36,7 +37,8 @@ impl PgBouncer {
             .map(|(name, password)| format!("\"{name}\" \"{password}\"\n"))
             .collect();
         account.write(&at("users.txt"), &known, 0o600)?;
-        let own = free_port()?;
+        let listens = Port::free()?;
+        let own = listens.number();
         let ini = format!(
             "[databases]\n* = host=127.0.0.1 port={port}\n\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {own}\n\
              unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\nadmin_users = {ADMIN}\n\
@@ -56,17 +58,17 @@ impl PgBouncer {
         Ok(Self {
             _server: server,
             _folder: folder,
-            port: own,
+            port: listens,
         })
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// Runs a command of the console, for example `RECONNECT`.
     pub async fn console(&self, command: &str) -> Result<()> {
-        let port = self.port;
+        let port = self.port();
         let url = format!("postgres://{ADMIN}:{ADMIN}@127.0.0.1:{port}/pgbouncer");
         let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
         tokio::spawn(connection);

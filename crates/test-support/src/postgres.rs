@@ -13,8 +13,9 @@ use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
 use crate::{
-    Result, ServerTls, free_port,
+    Result, ServerTls,
     guard::{Account, Guarded},
+    port::Port,
 };
 
 const PASSWORD: &str = "postgres";
@@ -35,7 +36,8 @@ pub struct Postgres {
     account: Account,
     binaries: PathBuf,
     folder: TempDir,
-    port: u16,
+    /// Its own, also while it is stopped.
+    port: Port,
 }
 
 impl Postgres {
@@ -104,7 +106,7 @@ impl Postgres {
             account,
             binaries,
             folder,
-            port: free_port()?,
+            port: Port::free()?,
         };
         postgres.restart().await?;
         Ok(postgres)
@@ -114,7 +116,7 @@ impl Postgres {
     pub async fn restart(&mut self) -> Result<()> {
         self.server = None;
         let data = self.folder.path().join("data");
-        let (data, port) = (data.display().to_string(), self.port.to_string());
+        let (data, port) = (data.display().to_string(), self.port().to_string());
         // Do not write this to a file of the data directory: a copy of that directory belongs to another server with another
         // folder.
         let sockets = format!("unix_socket_directories={}", self.folder.path().display());
@@ -147,7 +149,7 @@ impl Postgres {
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// URL of a superuser, over TCP.
@@ -158,7 +160,7 @@ impl Postgres {
     pub fn url_for(&self, user: &str, password: &str, database: &str) -> String {
         format!(
             "postgres://{user}:{password}@127.0.0.1:{}/{database}",
-            self.port
+            self.port()
         )
     }
 
@@ -171,7 +173,7 @@ impl Postgres {
         let mut config = tokio_postgres::Config::new();
         config
             .host_path(self.folder.path())
-            .port(self.port)
+            .port(self.port())
             .user("postgres")
             .password(PASSWORD)
             .dbname(database);
@@ -204,7 +206,7 @@ impl Postgres {
         let mut command = Command::new(self.binaries.join(name));
         command
             .env("PGHOST", self.folder.path())
-            .env("PGPORT", self.port.to_string())
+            .env("PGPORT", self.port().to_string())
             .env("PGUSER", "postgres")
             .env("PGPASSWORD", PASSWORD)
             .env("PGDATABASE", database);
@@ -225,7 +227,7 @@ impl Postgres {
                 "-h",
                 "127.0.0.1",
                 "-p",
-                &self.port.to_string(),
+                &self.port().to_string(),
             ])
             .args(["-U", user, "-d", database, "-f", "-"])
             .env("PGPASSWORD", password)

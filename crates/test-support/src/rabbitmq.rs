@@ -13,8 +13,9 @@ use tokio::{
 };
 
 use crate::{
-    Result, ServerTls, eventually, free_port,
+    Result, ServerTls, eventually,
     guard::{Account, Guarded},
+    port::Port,
 };
 
 /// Time limit of a start, which takes seconds, and minutes on a busy machine.
@@ -47,6 +48,8 @@ pub struct RabbitMq {
     shares_epmd: bool,
     port: u16,
     tls_port: Option<u16>,
+    /// Its own, also while it is stopped.
+    _ports: Vec<Port>,
 }
 
 impl RabbitMq {
@@ -63,6 +66,13 @@ impl RabbitMq {
         let account = Account::of("rabbitmq")?;
         let folder = tempfile::Builder::new().prefix("outboxd-mq-").tempdir()?;
         account.own(folder.path())?;
+        let mut ports = Vec::new();
+        let mut free_port = || {
+            let port = Port::free()?;
+            let number = port.number();
+            ports.push(port);
+            Ok::<_, crate::Error>(number)
+        };
         let (port, dist_port) = (free_port()?, free_port()?);
         let epmd_port = match &cluster {
             Some(cluster) => cluster.epmd_port,
@@ -156,6 +166,7 @@ impl RabbitMq {
             shares_epmd: cluster.is_some(),
             port,
             tls_port,
+            _ports: ports,
         };
         broker.restart().await?;
         Ok(broker)

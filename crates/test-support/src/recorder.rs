@@ -216,11 +216,6 @@ impl<T: Record> Recorder<T> {
         }
     }
 
-    /// Whether every id is seen at least once within this time.
-    pub async fn arrive(&self, ids: impl IntoIterator<Item = Uuid>, within: Duration) -> bool {
-        timeout(within, self.missing(ids)).await == Ok(0)
-    }
-
     /// Waits until every id was seen at least once.
     #[track_caller]
     pub fn until_all(&self, ids: &[Uuid]) -> impl Future<Output = ()> + '_ {

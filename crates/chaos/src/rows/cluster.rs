@@ -10,8 +10,9 @@ use std::{
 use test_support::{Daemon, Mode, Proxy, RabbitMq, amqp, eventually, over};
 use tokio::time::sleep;
 
+use super::network::timeouts;
 use crate::{
-    arena::{Arena, DATABASE, QUEUE, SOON, Setup, WINDOW, since},
+    arena::{Arena, BATCH, QUEUE, SOON, Setup, WINDOW, since},
     flow::Flow,
     row::{Outcome, Result, Row, expect, rows},
     traffic::Rate,
@@ -37,6 +38,8 @@ impl<'a> Cluster<'a> {
     /// The queue's leader is on the third node; the relay is led to the first, the consumer to the second.
     async fn start(setup: &'a Setup) -> Result<Self> {
         let mut arena = Arena::start(setup).await?;
+        // A confirm that a lost node owed does not come.
+        arena.short_confirms();
         let first = &arena.rabbitmq;
         let (second, third) = tokio::try_join!(first.member(), first.member())?;
         // Once more, now that there are three nodes to have members on.
@@ -72,7 +75,7 @@ impl<'a> Cluster<'a> {
     async fn flowing(&self) -> Result<(Flow, Daemon)> {
         let relay = self.arena.relay()?;
         let broker = over(&self.arena.broker_url(), self.consumer_way.port());
-        let database = self.arena.postgres.url(DATABASE);
+        let database = self.arena.owner_url();
         // Three brokers share the machine.
         let rate = Rate {
             per_second: 10,
@@ -112,7 +115,7 @@ fn address(node: &RabbitMq) -> SocketAddr {
 
 async fn leader_killed(setup: &Setup) -> Result<Outcome> {
     let mut cluster = Cluster::start(setup).await?;
-    let (mut flow, _relay) = cluster.flowing().await?;
+    let (mut flow, relay) = cluster.flowing().await?;
     let leader = cluster.leader(0).await?;
     expect(leader == 2, || {
         format!("the leader is on node {leader}, with the clients")
@@ -149,7 +152,9 @@ async fn leader_killed(setup: &Setup) -> Result<Outcome> {
     flow.steady(200).await?;
     setup.timeline.over();
     // A crash of a broker repeats what it had not confirmed, and what it had not heard to be taken.
-    flow.finish(4 * WINDOW).await
+    let timeouts = timeouts(&relay);
+    flow.note(format!("{timeouts} time-outs"));
+    flow.finish(4 * WINDOW + timeouts * BATCH).await
 }
 
 async fn majority_lost(setup: &Setup) -> Result<Outcome> {
@@ -177,11 +182,7 @@ async fn majority_lost(setup: &Setup) -> Result<Outcome> {
     let over = setup.timeline.over();
     flow.note(format!("{held} messages were held back"));
     flow.recovers(over, Duration::from_secs(60)).await?;
-    let lines = relay.lines();
-    let timeouts = lines
-        .iter()
-        .filter(|line| line.contains("no answer within"))
-        .count();
+    let timeouts = timeouts(&relay);
     flow.note(format!("{timeouts} time-outs"));
     flow.finish(WINDOW * timeouts.max(1)).await
 }

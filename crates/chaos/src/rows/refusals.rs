@@ -30,7 +30,7 @@ async fn topic_permission(setup: &Setup) -> Result<Outcome> {
     arena.set("AMQP_URL", &url);
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "3");
     let (mut flow, _relay) = arena.flowing().await?;
-    let client = arena.client().await?;
+    let client = arena.owner().await?;
     setup.timeline.fault();
     for percent in [1, 30, 99] {
         let type_ =
@@ -52,6 +52,7 @@ async fn topic_permission(setup: &Setup) -> Result<Outcome> {
         format!("{wrong} messages were taken for what they are not")
     })?;
     flow.note("each of the 390 forbidden is dead, and nothing else");
+    flow.lets_die(390);
     // Each worker learns of it once, by the channel of a wave.
     flow.finish(WINDOW).await
 }
@@ -67,7 +68,7 @@ async fn twins(setup: &Setup) -> Result<Outcome> {
     amqp::bind(&channel, "bound", QUEUE).await?;
     let flow = arena.flow().await?;
     flow.traffic.pause(true);
-    let client = arena.client().await?;
+    let client = arena.owner().await?;
     setup.timeline.fault();
     let sql = "INSERT INTO outbox.message (aggregate_type, event_type, payload, exchange, message_id) \
                SELECT 'row', 'twin', '{}', e, md5(i::text)::uuid \

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use crate::{
-    Result, free_port,
+    Result,
     guard::{Account, Guarded},
+    port::Port,
 };
 
 use super::{PASSWORD, Postgres};
@@ -104,7 +105,7 @@ impl Postgres {
             account,
             binaries: programs::postgres()?,
             folder,
-            port: free_port()?,
+            port: Port::free()?,
         })
     }
 }

@@ -1,6 +1,9 @@
 //! The rows of one case, written and judged.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use checker::sha256;
 use test_support::{Daemon, eventually};
@@ -13,8 +16,9 @@ use super::specimens::{
 };
 use crate::{
     arena::{DATABASE, SOON, Setup},
-    inputs::stage::unharmed,
-    row::{Outcome, Result, expect, in_time},
+    inputs::stage::{harms, unharmed},
+    pace,
+    row::{Outcome, Result, expect, within},
     stage::Stage,
 };
 
@@ -39,6 +43,8 @@ pub struct Table<'a> {
     aggregate_type: &'static str,
     /// With settings of this case; else the stage's relay.
     own_relay: Option<Daemon>,
+    /// Harms of the relay before this case.
+    harmed_before: usize,
     pub written: Vec<Written>,
     healthy: Vec<Uuid>,
 }
@@ -64,6 +70,7 @@ impl<'a> Table<'a> {
             client: stage.postgres.connect(DATABASE).await?,
             aggregate_type,
             own_relay: None,
+            harmed_before: harms(&stage.relay).len(),
             written: Vec::new(),
             healthy: Vec::new(),
         })
@@ -83,6 +90,7 @@ impl<'a> Table<'a> {
         let relay = logs.start("relay", program, &["run"], &env)?;
         relay.line("connected to both servers", SOON).await;
         self.own_relay = Some(relay);
+        self.harmed_before = 0;
         Ok(())
     }
 
@@ -130,19 +138,21 @@ impl<'a> Table<'a> {
     /// Each row came to its end, and nobody else was kept from theirs.
     pub async fn judged(self) -> Result<Outcome> {
         let healthy = self.healthy.iter().copied();
-        let prompt = self.stage.deliveries.arrive(healthy.clone(), PROMPT).await;
+        let began = Instant::now();
         let missing = self.stage.deliveries.missing(healthy).await;
+        let took = began.elapsed();
         expect(missing == 0, || {
             format!("{missing} healthy messages of another key did not arrive")
         })?;
-        in_time(prompt, || {
-            format!("not all healthy messages of another key arrived within {PROMPT:?}")
+        within(took, PROMPT, pace::slowness(began), || {
+            "the healthy messages of another key arrived late".to_owned()
         })?;
         for row in &self.written {
             let ended = self.ended(row).await;
             ended.map_err(|error| format!("{}: {error}", shown(&row.columns)))?;
         }
-        unharmed(self.own_relay.as_ref().unwrap_or(&self.stage.relay))?;
+        let relay = self.own_relay.as_ref().unwrap_or(&self.stage.relay);
+        unharmed(relay, self.harmed_before)?;
         self.outcome()
     }
 

@@ -99,7 +99,7 @@ async fn auditor(scene: &Scene<'_>) -> Result<()> {
         )
         .await;
     scene
-        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%/maintenance'")
+        .superuser("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%/maintenance'")
         .await?;
     let _holder = holding.await??;
     scene
@@ -206,10 +206,7 @@ async fn stranger(setup: &Setup) -> Result<Outcome> {
             &format!("ALTER DATABASE {DATABASE} SET search_path = public, pg_catalog"),
         )
         .await?;
-    let flow_url = format!(
-        "{}?options=-csearch_path%3Dpg_catalog",
-        arena.postgres.url(DATABASE)
-    );
+    let flow_url = format!("{}?options=-csearch_path%3Dpg_catalog", arena.owner_url());
     let mut scene = Scene::by(arena, &flow_url).await?;
     scene.fault();
     let mut tasks = tokio::task::JoinSet::new();
@@ -242,7 +239,7 @@ async fn stranger(setup: &Setup) -> Result<Outcome> {
     tasks.shutdown().await;
     scene.endured(AGAIN, 0).await?;
     let sprung = "SELECT is_called FROM trap.sprung";
-    let sprung: bool = scene.owner.query_one(sprung, &[]).await?.get(0);
+    let sprung: bool = scene.admin.query_one(sprung, &[]).await?.get(0);
     expect(!sprung, || "a stand-in of PostgreSQL's own ran".to_owned())?;
     scene.flow.note(bounded(&scene.relay)?);
     scene.end().await
@@ -383,11 +380,11 @@ async fn other_database(setup: &Setup) -> Result<Outcome> {
     scene.fault();
     // Another team's, on the same server, with roles of its own.
     scene
-        .sql("CREATE ROLE owner LOGIN CREATEROLE PASSWORD 'owner'")
+        .superuser("CREATE ROLE other_owner LOGIN CREATEROLE PASSWORD 'other_owner'")
         .await?;
     let postgres = &scene.arena.postgres;
-    postgres.create_database("other", "owner").await?;
-    let url = postgres.url_for("owner", "owner", "other");
+    postgres.create_database("other", "other_owner").await?;
+    let url = postgres.url_for("other_owner", "other_owner", "other");
     let command = async |args: &[&str]| -> Result<String> {
         let env = [("DATABASE_URL".to_owned(), url.clone())];
         let ran = setup.outboxd(args, env).await?;
@@ -397,7 +394,7 @@ async fn other_database(setup: &Setup) -> Result<Outcome> {
     command(&["migrate"]).await?;
     // Roles are the server's: those of the first database have members there, and are not taken here.
     let usual = command(&["sql", "--roles"]).await?;
-    let refused = postgres.psql("owner", "owner", "other", &usual);
+    let refused = postgres.psql("other_owner", "other_owner", "other", &usual);
     let refused = refused
         .err()
         .map(|error| error.to_string())
@@ -423,7 +420,7 @@ async fn other_database(setup: &Setup) -> Result<Outcome> {
         "other_monitor",
     ];
     let own = command(&own).await?;
-    postgres.psql("owner", "owner", "other", &own)?;
+    postgres.psql("other_owner", "other_owner", "other", &own)?;
     let insert =
         "INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('a', 'b', '{}')";
     let service = connect(&postgres.url_for("other_service", "other_service", "other")).await?;
@@ -452,7 +449,7 @@ async fn other_database(setup: &Setup) -> Result<Outcome> {
     .await?;
     // Roles that are shared on purpose are told of, with who has rights where.
     let shared = format!("SET outboxd.shared_roles = on; {usual}");
-    postgres.psql("owner", "owner", "other", &shared)?;
+    postgres.psql("other_owner", "other_owner", "other", &shared)?;
     let told = scene.command(&["check", "--connect"]).await?;
     expect(
         told.code == 0

@@ -15,6 +15,7 @@ pub const ROWS: &[Row] = rows! { setup;
     66, "marking or filing impossible: privilege revoked, a trigger that raises, swallows or keeps the old row, a publication with a row filter, read-only" => obstructed(setup);
 };
 
+const UNMARKED: &str = "messages cannot be marked";
 const MARKED_AGAIN: &str = "messages are marked as sent again";
 const AGAIN: Duration = Duration::from_secs(15);
 
@@ -47,6 +48,7 @@ async fn locked(setup: &Setup) -> Result<Outcome> {
     let mut scene = impatient(setup).await?;
     for table in ["message", "lane", "waiting", "dead"] {
         let before = failures(&scene);
+        let told = scene.said(UNMARKED);
         let person = person(&scene, &format!("locks-{table}")).await?;
         // The messages are committed when the lock is taken, so the relay finds them pending under the lock.
         scene.sql("BEGIN").await?;
@@ -67,7 +69,7 @@ async fn locked(setup: &Setup) -> Result<Outcome> {
         let (locks, commit) = tokio::join!(locks, commit);
         locks?;
         commit?;
-        scene.logs("messages cannot be marked").await?;
+        scene.logs_again(UNMARKED, told).await?;
         scene.logs(&format!("locks-{table}")).await?;
         several_attempts(&scene, before).await;
         person.batch_execute("COMMIT").await?;
@@ -86,7 +88,7 @@ async fn locked(setup: &Setup) -> Result<Outcome> {
 
 /// Somebody with a name of their own, whom the relay can tell.
 async fn person(scene: &Scene<'_>, name: &str) -> Result<tokio_postgres::Client> {
-    let client = scene.arena.client().await?;
+    let client = scene.arena.owner().await?;
     client
         .batch_execute(&format!("SET application_name = '{name}'"))
         .await?;
@@ -241,12 +243,12 @@ async fn obstructed(setup: &Setup) -> Result<Outcome> {
             continue;
         }
         let before = failures(&scene);
-        let told = scene.said(MARKED_AGAIN);
+        let (told, again) = (scene.said(said), scene.said(MARKED_AGAIN));
         scene.fault();
         scene.sql(obstacle).await?;
         scene.says(503, "cannot_mark").await?;
         scene.shows("outbox_can_mark", |can| can == 0.0).await?;
-        scene.logs(said).await?;
+        scene.logs_again(said, told).await?;
         several_attempts(&scene, before).await;
         scene.flow.duplicates().await?;
         let delivered = scene.flow.deliveries.len();
@@ -260,20 +262,20 @@ async fn obstructed(setup: &Setup) -> Result<Outcome> {
         scene.sql(cure).await?;
         scene.endured(AGAIN, WINDOW).await?;
         scene.ready().await?;
-        scene.logs_again(MARKED_AGAIN, told).await?;
+        scene.logs_again(MARKED_AGAIN, again).await?;
     }
     unfiled(&mut scene).await?;
     // Whatever is written is refused.
     scene.fault();
     scene
-        .sql(
+        .superuser(
             "ALTER ROLE relay SET default_transaction_read_only = on; \
              SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'relay'",
         )
         .await?;
     scene.says(503, "default_transaction_read_only").await?;
     scene
-        .sql("ALTER ROLE relay RESET default_transaction_read_only")
+        .superuser("ALTER ROLE relay RESET default_transaction_read_only")
         .await?;
     scene.endured(AGAIN, WINDOW).await?;
     let lines = scene.relay.lines();

@@ -4,7 +4,7 @@ use test_support::commits::RECORDED;
 use tokio_postgres::Client;
 
 use crate::{
-    arena::{DATABASE, Setup},
+    arena::{DATABASE, OWNER, Setup},
     row::{Outcome, Result, Row, expect, rows},
     rows::scene::{AUDITED, Scene},
 };
@@ -96,7 +96,7 @@ async fn sequence(setup: &Setup) -> Result<Outcome> {
     // Each session draws fifty positions ahead: what an idle one writes later comes below the marks.
     scene.fault();
     let mut generation = scene.flow.traffic.standstill().await;
-    let idle = scene.arena.client().await?;
+    let idle = scene.arena.owner().await?;
     let (alarms, filed) = (scene.said(ALARM), scene.metric(STRANDED).await);
     scene
         .sql("ALTER SEQUENCE outbox.message_id_seq CACHE 50")
@@ -172,12 +172,7 @@ async fn below(setup: &Setup) -> Result<Outcome> {
     scene.flow.writes(&scene.owner, "passes-", 200).await?;
     scene.passed().await;
     scene.flow.traffic.pause(false);
-    let psql = |sql: &str| {
-        scene
-            .arena
-            .postgres
-            .psql("postgres", "postgres", DATABASE, sql)
-    };
+    let psql = |sql: &str| scene.arena.postgres.psql(OWNER, OWNER, DATABASE, sql);
     let copied = psql("COPY public.copied TO STDOUT")?;
     psql(&format!(
         "COPY outbox.message ({COLUMNS}) FROM STDIN;\n{copied}\\.\n"

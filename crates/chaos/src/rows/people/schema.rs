@@ -5,7 +5,7 @@ use std::time::Duration;
 use test_support::{Ran, eventually};
 
 use crate::{
-    arena::{DATABASE, SOON, Setup},
+    arena::{OWNER, SOON, Setup},
     row::{Outcome, Result, Row, expect, rows},
     rows::scene::Scene,
 };
@@ -25,7 +25,7 @@ impl<'s, 'a> Place<'s, 'a> {
         scene
             .arena
             .postgres
-            .create_database(database, "owner")
+            .create_database(database, OWNER)
             .await?;
         Ok(Self { scene, database })
     }
@@ -35,7 +35,7 @@ impl<'s, 'a> Place<'s, 'a> {
             .scene
             .arena
             .postgres
-            .psql("owner", "owner", self.database, sql);
+            .psql(OWNER, OWNER, self.database, sql);
         run.map(drop)
     }
 
@@ -44,7 +44,7 @@ impl<'s, 'a> Place<'s, 'a> {
             .scene
             .arena
             .postgres
-            .url_for("owner", "owner", self.database);
+            .url_for(OWNER, OWNER, self.database);
         let env = [("DATABASE_URL".to_owned(), url)];
         self.scene.arena.setup.outboxd(&["migrate"], env).await
     }
@@ -145,9 +145,7 @@ const EDITS: [(&str, &str, &str, bool); 6] = [
 
 async fn migrated(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
-    scene
-        .sql("CREATE ROLE owner LOGIN CREATEROLE PASSWORD 'owner'; CREATE ROLE dba LOGIN PASSWORD 'dba'")
-        .await?;
+    scene.sql("CREATE ROLE dba LOGIN PASSWORD 'dba'").await?;
     scene.fault();
 
     let half = Place::new(&scene, "half").await?;
@@ -264,7 +262,7 @@ async fn at_once(scene: &Scene<'_>) -> Result<()> {
 
 /// Beside a relay at work: nothing to do, twice at once; and a version of tomorrow: who is there says so, who starts is refused.
 async fn at_work(scene: &mut Scene<'_>) -> Result<()> {
-    let url = scene.arena.postgres.url(DATABASE);
+    let url = scene.arena.owner_url();
     let setup = scene.arena.setup;
     let env = || [("DATABASE_URL".to_owned(), url.clone())];
     let (one, two) = tokio::join!(

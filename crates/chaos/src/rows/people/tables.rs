@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lapin::types::AMQPValue;
+use lapin::{Channel, types::AMQPValue};
 use test_support::amqp;
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -107,15 +107,17 @@ async fn under_records(scene: &mut Scene<'_>) -> Result<()> {
     scene.until("half to die", "outbox.dead", 50).await;
     scene.until("half to wait", "outbox.waiting", 50).await;
     let said = scene.said(BEGIN_AGAIN);
+    // As a tool does that restores a backup.
+    let restores = &scene.admin;
     scene
-        .sql(
+        .superuser(
             "UPDATE outbox.waiting SET cause = 'retry' WHERE id % 3 = 0; \
              SET session_replication_role = replica; BEGIN; TRUNCATE outbox.message RESTART IDENTITY",
         )
         .await?;
-    scene.flow.writes(&scene.owner, "again-", 150).await?;
+    scene.flow.writes(restores, "again-", 150).await?;
     scene
-        .sql("COMMIT; SET session_replication_role = origin")
+        .superuser("COMMIT; SET session_replication_role = origin")
         .await?;
     *generation += 1;
     drop(generation);
@@ -271,7 +273,7 @@ async fn migration(scene: &mut Scene<'_>) -> Result<()> {
     scene.says(503, CURE).await?;
     scene.shows("outbox_schema_ok", |ok| ok == 0.0).await?;
     scene
-        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'relay'")
+        .superuser("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'relay'")
         .await?;
     // None of its sessions of before can send these.
     let new = scene
@@ -289,7 +291,7 @@ async fn migration(scene: &mut Scene<'_>) -> Result<()> {
             format!("{command:?}: {} {}", refused.code, refused.said())
         })?;
     }
-    let url = scene.arena.postgres.url(crate::arena::DATABASE);
+    let url = scene.arena.owner_url();
     let migrated = scene
         .command(&["migrate", "--set", &format!("database.url={url}")])
         .await?;
@@ -326,7 +328,7 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
         let generation = scene.flow.traffic.standstill().await;
         scene.drained().await;
         // No claim begins beside it; what is committed meanwhile is pending, and nobody has read it.
-        let unread = scene.arena.client().await?;
+        let unread = scene.arena.owner().await?;
         if exists.is_none() {
             unread
                 .batch_execute("BEGIN; LOCK TABLE outbox.lane IN SHARE MODE")
@@ -394,7 +396,36 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
         scene.until("nothing to wait", "outbox.waiting", 0).await;
         scene.shows("outbox_dead_messages", |n| n == 0.0).await?;
     }
+    rerouted(&mut scene, &channel).await?;
     scene.end().await
+}
+
+/// Of one that waits the event type alone is corrected, of another one the routing key alone: where they go now they go at
+/// once, and do not wait for the back-off of where they went before.
+async fn rerouted(scene: &mut Scene<'_>, channel: &Channel) -> Result<()> {
+    scene.fault();
+    amqp::exchange(channel, "choosy").await?;
+    for key in ["row.right", "right"] {
+        amqp::bind_key(channel, "choosy", QUEUE, key).await?;
+    }
+    let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange, routing_key) \
+                  VALUES ('row', 'of-a-type', 'wrong', '{}', 'choosy', NULL), ('row', 'of-a-key', 'x', '{}', 'choosy', 'wrong')";
+    scene.sql(insert).await?;
+    let wait = "outbox.waiting WHERE reason = 'unroutable'";
+    scene.until("both to wait", wait, 2).await;
+    scene
+        .sql("UPDATE outbox.waiting SET due_at = now() + interval '20 minutes'")
+        .await?;
+    for (key, mend) in [
+        ("of-a-type", "event_type = 'right'"),
+        ("of-a-key", "routing_key = 'right'"),
+    ] {
+        let sql = format!("UPDATE outbox.message SET {mend} WHERE aggregate_id = '{key}'");
+        let mended = scene.flow.commits(&scene.owner, &sql).await?;
+        let missing = scene.flow.deliveries.missing(mended).await;
+        expect(missing == 0, || format!("{mend} alone, and it still waits"))?;
+    }
+    scene.endured(SOON_SENT, 0).await
 }
 
 /// Fifteen came, each as it was mended, and none of those that were deleted.

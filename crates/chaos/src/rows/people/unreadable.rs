@@ -1,11 +1,12 @@
 //! Rows that cannot be read. Row 70.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
     arena::{self, Arena, Setup, WINDOW},
     flow::connect,
-    row::{Outcome, Result, Row, expect, rows},
+    pace,
+    row::{Outcome, Result, Row, expect, rows, within},
     traffic::Rate,
 };
 
@@ -66,7 +67,12 @@ async fn unreadable(setup: &Setup) -> Result<Outcome> {
         .map_err(|error| format!("{error:?}"))?;
     owner.batch_execute("COMMIT").await?;
     let neighbours = flow.writes(&owner, "neighbour-", 300).await?;
-    let prompt = flow.deliveries.arrive(neighbours, NEIGHBOURS).await;
+    let began = Instant::now();
+    let missing = flow.deliveries.missing(neighbours).await;
+    let took = began.elapsed();
+    expect(missing == 0, || {
+        format!("{missing} neighbours did not arrive")
+    })?;
     test_support::eventually("the four to be dead", arena::SOON, async || {
         let dead = "SELECT count(*) FROM outbox.dead WHERE reason = 'unreadable'";
         let dead: i64 = owner.query_one(dead, &[]).await.ok()?.get(0);
@@ -74,8 +80,8 @@ async fn unreadable(setup: &Setup) -> Result<Outcome> {
     })
     .await;
     let over = setup.timeline.over();
-    crate::row::in_time(prompt, || {
-        format!("not all neighbours arrived within {NEIGHBOURS:?}")
+    within(took, NEIGHBOURS, pace::slowness(began), || {
+        "the neighbours arrived late".to_owned()
     })?;
     flow.endured(over, Duration::from_secs(15), WINDOW).await?;
     let healthy = "SELECT count(*) FROM outbox.dead WHERE reason <> 'unreadable'";

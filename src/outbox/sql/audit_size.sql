@@ -12,6 +12,9 @@ SELECT greatest(pg_relation_size('outbox.message'),
        (SELECT coalesce(sum(pg_stat_get_tuples_inserted(t.relid) + pg_stat_get_tuples_updated(t.relid)
                             + pg_stat_get_tuples_deleted(t.relid)), 0)::bigint
         FROM (VALUES ('outbox.message'), ('outbox.lane'), ('outbox.waiting'), ('outbox.dead')) AS part (name)
+        -- pg_partition_tree has no row for a table that is not partitioned.
         CROSS JOIN LATERAL (
-            SELECT p.relid FROM pg_partition_tree(part.name::regclass) p
+            SELECT part.name::regclass AS relid
+            UNION
+            SELECT p.relid::regclass FROM pg_partition_tree(part.name::regclass) p
         ) t) AS writes

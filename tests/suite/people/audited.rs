@@ -1,6 +1,7 @@
 //! The audit goes on, whatever somebody else does.
 
 use nix::sys::signal::Signal;
+use test_support::eventually;
 
 use crate::{
     people::write,
@@ -114,5 +115,29 @@ async fn stranded_messages_whose_records_are_refused_are_counted_and_filed_after
         consumer.until(3).await;
         world.drained().await;
         until(port, "outbox_stranded_messages", |v| v == 0.0).await;
+    }
+}
+
+/// While that number stands, a whole audit is repeated once a minute and no sooner.
+#[tokio::test]
+async fn each_write_to_the_outbox_moves_the_number_of_writes_that_the_audit_reads() {
+    let world = world().await;
+    let sql = include_str!("../../../src/outbox/sql/audit_size.sql");
+    let writes = async || {
+        let row = world.client.query_one(sql, &[]).await.unwrap();
+        row.get::<_, i64>("writes")
+    };
+    let insert = "INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('order', 'x', '1')";
+    for write in [
+        insert,
+        "UPDATE outbox.lane SET low_water = low_water WHERE lane = 0",
+        "DELETE FROM outbox.message",
+    ] {
+        let before = writes().await;
+        world.sql(write).await;
+        eventually(&format!("{write} to be counted"), SOON, async || {
+            (writes().await > before).then_some(())
+        })
+        .await;
     }
 }

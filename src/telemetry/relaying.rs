@@ -35,6 +35,16 @@ pub fn nothing_published(source: &str, worker: usize, failures: u32, why: &str) 
     );
 }
 
+/// `waited`: since the claim's last statement.
+pub fn deadline_missed(source: &str, messages: usize, waited: Duration) {
+    tracing::warn!(
+        source,
+        messages,
+        waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+        "nothing of a claim was published: the relay stood still, and PostgreSQL ends the claim before the broker answers"
+    );
+}
+
 pub fn unreadable_claim(source: &str, error: &dyn Display) {
     tracing::warn!(source, error = %error, "a claim cannot be read; reading one message at a time to find the unreadable one");
 }

@@ -11,6 +11,7 @@ mod consuming;
 mod costs;
 mod crashes;
 mod culprits;
+mod deadline;
 mod delivery;
 mod finding;
 mod floods;

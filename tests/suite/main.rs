@@ -32,6 +32,7 @@ mod seeing;
 mod session;
 mod signals;
 mod surroundings;
+mod starting;
 mod tls;
 mod typed;
 mod unwritten;

@@ -15,6 +15,7 @@ mod deadline;
 mod delivery;
 mod finding;
 mod floods;
+mod halves;
 mod locked;
 mod maintenance;
 mod migrating;

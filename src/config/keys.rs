@@ -401,7 +401,7 @@ pub const KEYS: &[Key] = &[
         Some("\"info\""),
         Takes::Text(1, 1000),
         "error, warn, info, debug, trace, or a tracing filter",
-        "For example `info,outboxd::relay=debug`. SIGHUP applies a change without a restart.",
+        "For example `info,outboxd::relay=debug`. Lines of libraries are never logged, because they may hold payloads. SIGHUP applies a change without a restart.",
     ),
 ];
 

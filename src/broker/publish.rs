@@ -390,6 +390,8 @@ impl Publisher {
             return Ok(Vec::new());
         }
         let mut state = self.state.clone();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let patience = left.min(self.confirm_timeout);
         let answered = answers(channel, wave);
         tokio::select! {
             biased;
@@ -398,9 +400,9 @@ impl Publisher {
             // 2. No claim stays open during an alarm.
             why = blocked(&mut state) => Err(Unanswered::Lost(BrokerError::Blocked(why))),
             // 3. Confirms may never arrive: the queue was deleted, or the network lost them.
-            () = tokio::time::sleep_until(deadline.min(Instant::now() + self.confirm_timeout)) => Err(Unanswered::Lost(BrokerError::Timeout {
+            () = tokio::time::sleep(patience) => Err(Unanswered::Lost(BrokerError::Timeout {
                 action: "await confirms",
-                after: self.confirm_timeout,
+                after: patience,
             })),
         }
     }

@@ -1,9 +1,16 @@
 //! What the commands that act on a database have in common.
 
+use std::io;
+
+use futures_util::future;
+use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
 use super::{CliError, output};
-use crate::{config::Source, outbox::session::Session};
+use crate::{
+    config::Source,
+    outbox::{OutboxError, session::Session},
+};
 
 /// Connects for one command.
 pub(super) async fn session(source: &Source) -> Result<Session, CliError> {
@@ -19,6 +26,36 @@ pub(super) fn operator(by: Option<&String>) -> String {
             (!name.is_empty()).then_some(name)
         })
         .unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Runs a change in many steps. A signal ends it as an error does, so that the command still says what it did.
+pub(super) async fn whole(
+    change: impl Future<Output = Result<(), OutboxError>>,
+) -> Result<(), CliError> {
+    let stops = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ];
+    let mut stops = stops
+        .into_iter()
+        .map(signal)
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(|e| CliError::Failure(format!("cannot handle signals: {e}")))?;
+    let stopped = future::select_all(stops.iter_mut().map(|stop| Box::pin(stop.recv())));
+    tokio::select! {
+        biased;
+        changed = change => Ok(changed?),
+        _ = stopped => Err(CliError::Failure("interrupted by a signal".to_owned())),
+    }
+}
+
+/// Says how much of a change took place before it ended early. The last step may have been committed without an answer.
+pub(super) fn half(messages: u64, done: &str) {
+    output::note(&format!(
+        "it ended early: at least {messages} messages were {done} before; outbox.operation has the exact number. Run the \
+         command again for the others"
+    ));
 }
 
 /// Ids that were typed and not found are told one by one, and the command fails: a script must not take them for done.

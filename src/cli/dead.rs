@@ -324,7 +324,13 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
             why: args.why.clone().unwrap_or_default(),
             selection: args.filter.text(),
         };
-        dead::change(&session, &filter, change, &operation).await?
+        let mut done = Changed::default();
+        let changing = dead::change(&session, &filter, change, &operation, &mut done);
+        if let Err(error) = database::whole(changing).await {
+            database::half(done.messages.unsigned_abs(), verb);
+            return Err(error);
+        }
+        done
     };
     let Changed {
         messages,

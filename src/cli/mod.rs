@@ -13,6 +13,7 @@ mod reload;
 mod replay;
 mod run;
 mod signals;
+mod start;
 mod status;
 mod values;
 mod where_;

@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-use outbox_core::message::Lane;
-
 use super::{CliError, database, output, values};
 use crate::{
     config::{Retention, Source},
     outbox::{
         migrate,
-        operation::{self, Operation},
-        retention::{self, Reach},
+        operation::Operation,
+        retention::{self, Pruned},
     },
 };
 
@@ -34,40 +32,23 @@ pub(super) async fn prune(
     let session = database::session(source).await?;
     migrate::require_known(&session).await?;
     let kept_for = args.older_than.unwrap_or(config.sent);
-    let mut deleted: u64 = 0;
-    let mut stranded = false;
-    for lane in 0..64 as Lane {
-        let mut cursor = retention::FIRST;
-        loop {
-            let rows = config.step_rows;
-            let step =
-                retention::prune_step(&session, lane, cursor, rows, kept_for, Reach::All).await?;
-            deleted += step.deleted;
-            stranded |= step.stranded;
-            cursor = step.cursor;
-            if !step.more {
-                break;
-            }
-        }
-    }
     let selection = format!(
         "sent more than {} ago",
         humantime::format_duration(kept_for)
     );
-    if deleted > 0 {
-        let operation = Operation {
-            action: "prune",
-            by: database::operator(args.by.as_ref()),
-            why: "outboxd prune".to_owned(),
-            selection: selection.clone(),
-        };
-        operation::record(
-            &session,
-            &operation,
-            i64::try_from(deleted).unwrap_or(i64::MAX),
-            &[],
-        )
-        .await?;
+    let operation = Operation {
+        action: "prune",
+        by: database::operator(args.by.as_ref()),
+        why: "outboxd prune".to_owned(),
+        selection: selection.clone(),
+    };
+    let mut done = Pruned::default();
+    let pruning = retention::prune(&session, config.step_rows, kept_for, &operation, &mut done);
+    let pruned = database::whole(pruning).await;
+    let Pruned { deleted, stranded } = done;
+    if let Err(error) = pruned {
+        database::half(deleted, "deleted");
+        return Err(error);
     }
     if stranded {
         output::note(

@@ -13,7 +13,7 @@ use crate::{
     outbox::{
         migrate,
         operation::Operation,
-        replay::{self, Filter},
+        replay::{self, Filter, Replayed},
     },
 };
 
@@ -117,7 +117,15 @@ pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError>
         why: args.why.clone().unwrap_or_default(),
         selection: selection.clone(),
     };
-    let done = replay::replay(&session, &filter, args.rate, args.dry_run, &operation).await?;
+    let mut done = Replayed::default();
+    let (rate, dry_run) = (args.rate, args.dry_run);
+    let replaying = replay::replay(&session, &filter, rate, dry_run, &operation, &mut done);
+    if let Err(error) = database::whole(replaying).await {
+        if !dry_run {
+            database::half(done.messages.unsigned_abs(), "filed for replay");
+        }
+        return Err(error);
+    }
     let count = done.messages;
     let missing: Vec<Uuid> = asked.difference(&done.found).copied().collect();
     if args.json.json {

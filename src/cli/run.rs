@@ -7,16 +7,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError, check,
+    CliError,
     reload::Reload,
     signals::{Asked, Signals},
+    start,
 };
 use crate::{
     admin,
     config::{Config, LoadOptions},
-    descriptors,
-    outbox::session::Session,
-    relay,
+    descriptors, relay,
     telemetry::{logs, metrics},
 };
 
@@ -85,12 +84,7 @@ async fn relay(
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
 
-    // A stop also ends checks that wait for a server.
-    tokio::select! {
-        biased;
-        () = stops.next() => return Ok(()),
-        ready = preflight(&config) => ready?,
-    }
+    // The port comes before the first connection: a relay that waits for a server is alive, and not ready.
     if let Some((address, metrics)) = admin {
         let most = admin_connections(&config);
         let listener = admin::bind(address)
@@ -103,6 +97,12 @@ async fn relay(
             .collect();
         // The server runs until the process ends, so that a drain can be watched.
         tokio::spawn(admin::serve(listener, metrics, asks, most));
+    }
+    // A stop also ends checks that wait for a server.
+    tokio::select! {
+        biased;
+        () = stops.next() => return Ok(()),
+        ready = start::ready(&config) => ready?,
     }
     for source in sources {
         tasks.spawn(source.run(stop.clone()));
@@ -149,25 +149,4 @@ fn admin_connections(config: &Config) -> usize {
         );
     }
     most
-}
-
-/// Ends the start for faults that waiting does not cure: a missing schema or grant. The relay itself waits for an unavailable
-/// server.
-async fn preflight(config: &Config) -> Result<(), CliError> {
-    for source in &config.sources {
-        check::require_direct(source).await?;
-        match Session::connect(&source.database, "outboxd/start").await {
-            Ok(session) => check::require_ready(&session).await?,
-            Err(error) if outcome_is_final(&error) => return Err(error.into()),
-            Err(error) => {
-                tracing::warn!(source = source.name, error = %error, "PostgreSQL is unavailable; waiting for it")
-            }
-        }
-    }
-    Ok(())
-}
-
-fn outcome_is_final(error: &crate::outbox::OutboxError) -> bool {
-    use crate::outbox::OutboxError;
-    matches!(error, OutboxError::Config(_) | OutboxError::Tls(_)) || error.is_schema()
 }

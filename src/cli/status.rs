@@ -17,8 +17,8 @@ struct Report {
     status: Status,
     /// Seconds since a running relay last audited all messages.
     audited_seconds_ago: Option<f64>,
-    /// Stranded messages that are known and not yet filed.
-    stranded: i64,
+    /// Stranded messages that are known and not yet filed; `None` if no running relay has looked.
+    stranded: Option<i64>,
     relays: Vec<RelaySeen>,
 }
 
@@ -33,7 +33,11 @@ pub(super) async fn status(json: output::Json, source: &Source) -> Result<(), Cl
             .iter()
             .filter_map(|r| r.audited_seconds_ago)
             .reduce(f64::min),
-        stranded: relays.iter().map(|r| r.stranded).max().unwrap_or(0),
+        stranded: relays
+            .iter()
+            .filter(|r| r.audited_seconds_ago.is_some() || r.stranded > 0)
+            .map(|r| r.stranded)
+            .max(),
         relays,
     };
     if json.json {
@@ -52,14 +56,14 @@ pub(super) async fn status(json: output::Json, source: &Source) -> Result<(), Cl
         "pending  {pending}{about}\ndue      {due}{about}\nwaiting  {waiting}\ndead     {dead}"
     ))?;
     output::line(&format!("lag      {oldest_due_age_seconds:.1} s"))?;
-    output::line(&format!(
-        "audit    {}, {} stranded and not yet filed",
-        report.audited_seconds_ago.map_or_else(
-            || "not yet completed by a running relay".to_owned(),
-            |s| format!("completed {s:.0} s ago")
-        ),
-        report.stranded
-    ))?;
+    let audited = report.audited_seconds_ago.map_or_else(
+        || "not yet completed by a running relay".to_owned(),
+        |s| format!("completed {s:.0} s ago"),
+    );
+    let stranded = report
+        .stranded
+        .map_or_else(String::new, |n| format!(", {n} stranded and not yet filed"));
+    output::line(&format!("audit    {audited}{stranded}"))?;
     if report.relays.is_empty() {
         return Ok(output::line(
             "relays   none reported within the last minute",

@@ -153,7 +153,7 @@ pub const KEYS: &[Key] = &[
         "database.idle_in_transaction_timeout",
         Some("\"60s\""),
         time(SECOND, HOUR),
-        "above relay.confirm_timeout",
+        "above five fourths of relay.confirm_timeout",
         "The server ends a claim that is silent for this time, so a stalled relay cannot hold its lanes.",
     ),
     key(
@@ -276,7 +276,7 @@ pub const KEYS: &[Key] = &[
         "relay.confirm_timeout",
         Some("\"30s\""),
         time(100, 30 * MINUTE),
-        "below database.idle_in_transaction_timeout",
+        "below four fifths of database.idle_in_transaction_timeout",
         "Maximum time to wait for the broker's answer. After it the relay discards the connection, and the batch stays pending.",
     ),
     key(
@@ -401,7 +401,7 @@ pub const KEYS: &[Key] = &[
         Some("\"info\""),
         Takes::Text(1, 1000),
         "error, warn, info, debug, trace, or a tracing filter",
-        "For example `info,outboxd::relay=debug`. SIGHUP applies a change without a restart.",
+        "For example `info,outboxd::relay=debug`. Lines of libraries are never logged, because they may hold payloads. SIGHUP applies a change without a restart.",
     ),
 ];
 

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, net::IpAddr, path::PathBuf};
 
 use outbox_core::{
+    deadline::publishing_time,
     plan::Ordering,
     route::{Router, RoutingRules, Rule},
 };
@@ -123,15 +124,15 @@ fn sources(reader: &mut Reader, relay: &Relay, needs: Needs) -> Vec<Source> {
 
 fn source(reader: &mut Reader, name: String, scope: &Scope, relay: &Relay, needs: Needs) -> Source {
     let database = database(reader, scope, needs.database);
-    if relay.confirm_timeout >= database.idle_in_transaction_timeout
-        && !database.idle_in_transaction_timeout.is_zero()
-    {
+    let most = publishing_time(database.idle_in_transaction_timeout);
+    if relay.confirm_timeout >= most && !most.is_zero() {
         let limit = reader.found_as(scope, "database.idle_in_transaction_timeout");
         reader.problem(
             "relay.confirm_timeout",
             format!(
-                "{} must be below {limit} ({}), or PostgreSQL ends the claim before the broker answers",
+                "{} must be below four fifths of {limit} ({} of {}), or PostgreSQL ends the claim before the broker answers",
                 humantime::format_duration(relay.confirm_timeout),
+                humantime::format_duration(most),
                 humantime::format_duration(database.idle_in_transaction_timeout)
             ),
         );

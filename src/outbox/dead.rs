@@ -308,14 +308,15 @@ pub enum Change {
     Discard,
 }
 
-/// Changes every dead message that fits the filter, in bounded transactions.
+/// Changes every dead message that fits the filter, in bounded transactions. `total` holds the committed ones, also after an
+/// error.
 pub async fn change(
     session: &Session,
     filter: &Filter,
     change: Change,
     operation: &Operation,
-) -> Result<Changed, OutboxError> {
-    let mut total = Changed::default();
+    total: &mut Changed,
+) -> Result<(), OutboxError> {
     let mut after = BEFORE_ALL;
     loop {
         session.begin().await?;
@@ -340,7 +341,7 @@ pub async fn change(
     if change == Change::Redrive {
         total.gone = count(session, filter, change).await?.gone;
     }
-    Ok(total)
+    Ok(())
 }
 
 /// The records that a step took, and where their messages are now.

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, time::SystemTime};
 
-use outbox_core::message::Lane;
+use outbox_core::{message::Lane, scheduling::LANES};
 use tokio_postgres::{Row, types::Type};
 use uuid::Uuid;
 
@@ -68,21 +68,22 @@ pub struct Replayed {
 
 /// Rows that one transaction reads.
 const ROWS: i64 = 5000;
-const LANES: Lane = 64;
 /// Most message ids in one record.
 const LISTED: usize = 1000;
 
-/// Files the messages; with `dry_run` it only counts them. At most `per_second` of them fall due in a second.
+/// Files the messages; with `dry_run` it only counts them. At most `per_second` of them fall due in a second. `all` holds
+/// the committed steps, also after an error.
 pub async fn replay(
     session: &Session,
     filter: &Filter,
     per_second: f64,
     dry_run: bool,
     operation: &Operation,
-) -> Result<Replayed, OutboxError> {
+    all: &mut Replayed,
+) -> Result<(), OutboxError> {
     let between = 1.0 / per_second;
-    let mut all = Replayed::default();
     for lane in 0..LANES {
+        let lane = Lane::try_from(lane).unwrap_or(Lane::MAX);
         // People can insert rows of any position.
         let mut cursor = i64::MIN;
         loop {
@@ -115,7 +116,7 @@ pub async fn replay(
             }
         }
     }
-    Ok(all)
+    Ok(())
 }
 
 #[derive(Default)]

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use outbox_core::message::Lane;
+use outbox_core::{message::Lane, scheduling::LANES};
 use tokio_postgres::{Row, types::Type};
 
 use super::{
     OutboxError,
     ctid::Tid,
+    operation::{self, Operation},
     row::get,
     session::{Query, Session},
 };
@@ -110,4 +111,61 @@ async fn proven(session: &Session, step: &Row) -> Result<(), OutboxError> {
         messages: there.len(),
         position: get(first, "id")?,
     })
+}
+
+/// What a run of `outboxd prune` has done so far.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Pruned {
+    pub deleted: u64,
+    pub stranded: bool,
+}
+
+/// Deletes all sent messages that are old enough. The transaction of each step records it, so that a run that is cut off has
+/// recorded what it deleted. `done` holds the committed steps, also after an error.
+pub async fn prune(
+    session: &Session,
+    rows: u32,
+    kept_for: Duration,
+    operation: &Operation,
+    done: &mut Pruned,
+) -> Result<(), OutboxError> {
+    for lane in 0..LANES {
+        let lane = Lane::try_from(lane).unwrap_or(Lane::MAX);
+        let mut cursor = FIRST;
+        loop {
+            session.begin().await?;
+            let step = match recorded_step(session, lane, cursor, rows, kept_for, operation).await {
+                Ok(step) => step,
+                Err(error) => {
+                    // The first error is the one to report; a lost connection rolls back by itself.
+                    let _ = session.rollback().await;
+                    return Err(error);
+                }
+            };
+            session.commit().await?;
+            done.deleted += step.deleted;
+            done.stranded |= step.stranded;
+            cursor = step.cursor;
+            if !step.more {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn recorded_step(
+    session: &Session,
+    lane: Lane,
+    cursor: i64,
+    rows: u32,
+    kept_for: Duration,
+    operation: &Operation,
+) -> Result<Step, OutboxError> {
+    let step = prune_step(session, lane, cursor, rows, kept_for, Reach::All).await?;
+    if step.deleted > 0 {
+        let affected = i64::try_from(step.deleted).unwrap_or(i64::MAX);
+        operation::record(session, operation, affected, &[]).await?;
+    }
+    Ok(step)
 }

@@ -24,6 +24,7 @@ use tokio_postgres::{
     types::Type,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     OutboxError,
@@ -152,7 +153,7 @@ impl Session {
 
         let closed = CancellationToken::new();
         let on_close = closed.clone().drop_guard();
-        let driver = tokio::spawn(async move {
+        let driving = async move {
             let _on_close = on_close;
             loop {
                 match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
@@ -170,8 +171,8 @@ impl Session {
                     None => return,
                 }
             }
-        })
-        .abort_handle();
+        };
+        let driver = tokio::spawn(driving.in_current_span()).abort_handle();
         let session = Self {
             client,
             driver,

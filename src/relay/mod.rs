@@ -36,11 +36,12 @@ use outbox_core::{
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, error_span};
 
 use crate::{
     config::{Config, Retention},
     outbox::settle::Keep,
-    telemetry::metrics,
+    telemetry::{metrics, panics},
 };
 
 use context::Context;
@@ -206,19 +207,22 @@ where
     let mut restarts: u32 = 0;
     while !stop.is_cancelled() {
         let mut run = JoinSet::new();
-        run.spawn(start());
+        let source = health.source();
+        // Each line of the task names its source, also one that is written where nobody knows the source.
+        run.spawn(start().instrument(error_span!("task", source)));
         match run.join_next().await {
             Some(Err(error)) if error.is_panic() => {
                 restarts = restarts.saturating_add(1);
-                metrics::worker_restarted(health.source());
+                metrics::worker_restarted(source);
                 if let Task::Worker(number) = task {
                     // Its connections are closed.
                     health.link(number, LinkReport::Connecting);
                 }
                 tracing::error!(
-                    source = health.source(),
+                    source,
                     task = task.as_str(),
                     restarts,
+                    text = panics::text(&*error.into_panic()),
                     "panicked; starting it again"
                 );
             }

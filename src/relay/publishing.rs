@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use outbox_core::{
     caution::Caution,
     claim::{Claim, Ctid, Item},
+    deadline::Deadline,
     outcome::{Answer, Outcome},
     plan::Plan,
     reason::Reason,
@@ -24,9 +25,6 @@ use crate::{
     telemetry::relaying,
 };
 
-/// After this time a claim publishes no further wave: a long chain of one key must not keep the lane.
-const WAVES_FOR: Duration = Duration::from_secs(1);
-
 /// A claim whose items have their outcomes.
 pub(super) struct Decided {
     pub claim: Claim,
@@ -36,36 +34,47 @@ pub(super) struct Decided {
     pub refused: bool,
 }
 
-/// `allowed`: publishes at most this number, and only messages that were settled in a rehearsal.
+/// `allowed`: publishes at most this number, and only messages that were settled in a rehearsal. `read_at`: the end of the
+/// claim's last statement.
 pub(super) async fn publish_claim(
     context: &Context,
     session: &Session,
     publisher: &mut Publisher,
     claim: Claim,
     allowed: Option<usize>,
-    deadline: Instant,
+    read_at: Instant,
 ) -> Result<Decided, OutboxError> {
     let mut plan = Plan::new(claim, context.relay.ordering);
     prepare(context, publisher.frame_max(), &mut plan);
-    let refused = Box::pin(rehearse(context, session, &mut plan, allowed)).await?;
+    let rehearsed = Box::pin(rehearse(context, session, &mut plan, allowed)).await?;
+    let last_statement = rehearsed.map_or(read_at, |rehearsed| rehearsed.at);
+    let refused = rehearsed.is_some_and(|rehearsed| rehearsed.refused);
 
-    let began = Instant::now();
+    let mut deadline = Deadline::new(
+        last_statement.into_std(),
+        context.source.database.idle_in_transaction_timeout,
+        context.relay.confirm_timeout,
+    );
     let mut lost = None;
     loop {
         let wave = plan.next_wave();
-        if wave.is_empty() || lost.is_some() || Instant::now() >= deadline {
+        if wave.is_empty() || lost.is_some() {
+            break;
+        }
+        if !deadline.begins(Instant::now().into_std()) {
+            if deadline.was_missed() {
+                let waited = last_statement.elapsed();
+                relaying::deadline_missed(context.health.source(), wave.len(), waited);
+            }
             break;
         }
         let outgoing = admit(context, wave);
         if outgoing.is_empty() {
             continue;
         }
-        let published = publisher.publish(outgoing, deadline).await;
+        let published = publisher.publish(outgoing, deadline.at().into()).await;
         lost = published.lost;
         decide(context, published.answered, lost.as_ref());
-        if began.elapsed() > WAVES_FOR {
-            break;
-        }
     }
     let claim = plan.into_claim();
     Ok(Decided {
@@ -114,17 +123,26 @@ fn decide(
     }
 }
 
+/// A rehearsal that took place.
+#[derive(Clone, Copy)]
+struct Rehearsed {
+    /// The end of its last statement.
+    at: Instant,
+    /// A message was refused.
+    refused: bool,
+}
+
 /// Settles the messages before they are published, and takes that back. A message that cannot be settled waits, and is not
-/// published. If it cannot be filed either, this claim leaves it as it is. Returns whether a message was refused.
+/// published. If it cannot be filed either, this claim leaves it as it is. `None`: it sent no statement.
 async fn rehearse(
     context: &Context,
     session: &Session,
     plan: &mut Plan,
     allowed: Option<usize>,
-) -> Result<bool, OutboxError> {
+) -> Result<Option<Rehearsed>, OutboxError> {
     let subjects = subjects(&context.caution(), plan.claim(), allowed.is_some());
     if subjects.is_empty() {
-        return Ok(false);
+        return Ok(None);
     }
     let rehearsal = Rehearsal {
         session,
@@ -134,6 +152,7 @@ async fn rehearse(
     };
     let room = allowed.unwrap_or(usize::MAX);
     let rehearsed = rehearsal.run(&subjects, room).await?;
+    let at = Instant::now();
     let mut left = HashSet::new();
     for subject in &subjects {
         let position = subject.position;
@@ -173,7 +192,8 @@ async fn rehearse(
         }
     }
     plan.leave(&left);
-    Ok(!rehearsed.refused.is_empty())
+    let refused = !rehearsed.refused.is_empty();
+    Ok(Some(Rehearsed { at, refused }))
 }
 
 fn retry_in(item: &Item) -> Duration {

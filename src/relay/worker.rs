@@ -311,6 +311,7 @@ async fn cycle(
     let claimed = claim::claim(session, lanes, limits(context, messages), &passed_over)
         .instrument(span)
         .await;
+    let read_at = Instant::now();
     let claimed = match claimed {
         Err(error) if error.is_statement_refused() => {
             let judged = reading::refused(context, session, limit, taken, error);
@@ -331,13 +332,11 @@ async fn cycle(
 
     let publishing = Instant::now();
     let span = info_span!("publish", source, messages = claim.items.len());
-    let idle_limit = context.source.database.idle_in_transaction_timeout;
-    let deadline = began + idle_limit.mul_f64(0.8);
     let Decided {
         mut claim,
         lost,
         refused,
-    } = publish_claim(context, session, publisher, claim, allowed, deadline)
+    } = publish_claim(context, session, publisher, claim, allowed, read_at)
         .instrument(span)
         .await?;
     let mut sent = claim.positions(is_sent).count();

@@ -3,9 +3,11 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::{
-    EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    EnvFilter, Registry, filter::filter_fn, fmt, layer::SubscriberExt, reload,
+    util::SubscriberInitExt,
 };
 
+use super::panics;
 use crate::config::{Log, LogError, LogFormat, log_filter};
 
 /// Changes the log level while the program runs.
@@ -19,7 +21,18 @@ impl Level {
     }
 }
 
-/// Starts logging to standard error.
+/// The crates of this workspace that are part of the relay.
+const OWN: [&str; 3] = ["outboxd", "outbox_core", "amqp_guard"];
+
+/// Only the relay's own lines are logged, whatever `log.level` says. Libraries log payloads and parameters: lapin a returned
+/// message at WARN, tokio-postgres the parameters of a statement at DEBUG. A list of what may be logged stays right when a
+/// library gets a new line; and a directive of `log.level` could be more specific than one that silences a library.
+fn is_own(target: &str) -> bool {
+    let crate_name = target.split("::").next();
+    crate_name.is_some_and(|name| OWN.contains(&name))
+}
+
+/// Starts logging to standard error, panics included.
 pub fn start(log: &Log) -> Result<Level, LogError> {
     let (filter, level) = reload::Layer::new(log_filter(&log.level)?);
     let json = match log.format {
@@ -27,7 +40,8 @@ pub fn start(log: &Log) -> Result<Level, LogError> {
         LogFormat::Human => false,
         LogFormat::Auto => !std::io::stderr().is_terminal(),
     };
-    let registry = tracing_subscriber::registry().with(filter);
+    let own = filter_fn(|metadata| is_own(metadata.target()));
+    let registry = tracing_subscriber::registry().with(filter).with(own);
     // An existing subscriber belongs to a test.
     let _ = if json {
         registry
@@ -50,6 +64,7 @@ pub fn start(log: &Log) -> Result<Level, LogError> {
             )
             .try_init()
     };
+    panics::log(flush);
     Ok(Level(level))
 }
 
@@ -217,7 +232,23 @@ mod sink {
 mod tests {
     use std::io::{self, Write};
 
-    use super::sink::Lines;
+    use super::{is_own, sink::Lines};
+
+    #[test]
+    fn only_own_lines_are_logged() {
+        for own in ["outboxd", "outboxd::relay::worker", "outbox_core::wave"] {
+            assert!(is_own(own), "{own}");
+        }
+        for other in [
+            "",
+            "log",
+            "lapin",
+            "lapin::returned_messages",
+            "outboxd_x::y",
+        ] {
+            assert!(!is_own(other), "{other}");
+        }
+    }
 
     /// A disk with room for this number of bytes.
     struct Disk {

@@ -35,6 +35,16 @@ pub fn nothing_published(source: &str, worker: usize, failures: u32, why: &str) 
     );
 }
 
+/// `waited`: since the claim's last statement.
+pub fn deadline_missed(source: &str, messages: usize, waited: Duration) {
+    tracing::warn!(
+        source,
+        messages,
+        waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+        "nothing of a claim was published: the relay stood still, and PostgreSQL ends the claim before the broker answers"
+    );
+}
+
 pub fn unreadable_claim(source: &str, error: &dyn Display) {
     tracing::warn!(source, error = %error, "a claim cannot be read; reading one message at a time to find the unreadable one");
 }
@@ -114,6 +124,13 @@ pub fn destinations(source: &str, changes: &Changes) {
             "the destination takes messages again: its held messages are released"
         );
     }
+    if changes.closed_earlier > 0 {
+        tracing::info!(
+            source,
+            destinations = changes.closed_earlier,
+            "messages were delivered by a new route: the others that are held for an earlier destination are released"
+        );
+    }
     metrics::failing_destinations(source, changes.failing);
 }
 
@@ -132,10 +149,13 @@ pub fn settled(source: &str, claim: &Claim, confirmed_after: Duration) {
     let mut latencies = Vec::new();
     // One line for all failures with the same reason: a lost binding must not write a line for each message of a
     // backlog.
-    let mut alike: BTreeMap<Reason, usize> = BTreeMap::new();
+    let mut retried: BTreeMap<Reason, usize> = BTreeMap::new();
+    let mut given_up: BTreeMap<Reason, usize> = BTreeMap::new();
     for item in &claim.items {
-        if let Outcome::Retry { reason, .. } = item.outcome() {
-            *alike.entry(*reason).or_default() += 1;
+        match item.outcome() {
+            Outcome::Retry { reason, .. } => *retried.entry(*reason).or_default() += 1,
+            Outcome::Dead { reason, .. } => *given_up.entry(*reason).or_default() += 1,
+            _ => {}
         }
     }
     for item in &claim.items {
@@ -155,7 +175,7 @@ pub fn settled(source: &str, claim: &Claim, confirmed_after: Duration) {
             } => {
                 metrics::retried(source, reason.as_str());
                 // `outbox.waiting` holds the details of the other messages.
-                if let Some(messages) = alike.remove(reason) {
+                if let Some(messages) = retried.remove(reason) {
                     tracing::warn!(
                         source, message_id = %id, position, reason = reason.as_str(), attempts,
                         delay_ms = delay.as_millis() as u64, error = %error.escape_debug(), messages,
@@ -169,11 +189,14 @@ pub fn settled(source: &str, claim: &Claim, confirmed_after: Duration) {
                 error,
             } => {
                 metrics::dead_lettered(source, reason.as_str());
-                tracing::error!(
-                    source, message_id = %id, position, reason = reason.as_str(), attempts,
-                    error = %error.escape_debug(),
-                    "given up; see `outboxd dead show`"
-                );
+                // `outbox.dead` holds the details of the other messages.
+                if let Some(messages) = given_up.remove(reason) {
+                    tracing::error!(
+                        source, message_id = %id, position, reason = reason.as_str(), attempts,
+                        error = %error.escape_debug(), messages,
+                        "given up; see `outboxd dead show`"
+                    );
+                }
             }
             Outcome::Held { held, .. } => metrics::retried(source, held.why.reason.as_str()),
             Outcome::Behind | Outcome::Untouched => {}

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, io::Write, path::Path, time::Duration};
 
-use outbox_core::route::{Router, RoutingRules};
+use outbox_core::{
+    deadline::publishing_time,
+    route::{Router, RoutingRules},
+};
 use outboxd::config::{Config, ConfigErrors, LoadOptions, Needs, keys};
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use serde::{Deserialize, Serialize};
@@ -291,7 +294,8 @@ fn accepted(config: &Config) -> TestCaseResult {
         prop_assert!(source.broker.heartbeat >= Duration::from_secs(5));
         let database = source.database.current();
         database.map_err(|e| TestCaseError::fail(e.to_string()))?;
-        prop_assert!(config.relay.confirm_timeout < source.database.idle_in_transaction_timeout);
+        let most = publishing_time(source.database.idle_in_transaction_timeout);
+        prop_assert!(config.relay.confirm_timeout < most);
     }
     let relay = &config.relay;
     prop_assert!(

@@ -453,12 +453,9 @@ async fn prune_deletes_now() {
     relay.ended(SOON).await.unwrap();
     ok(&world, &["prune", "--older-than", "0s", "--by", "ada"]).await;
     assert_eq!(world.count("outbox.message").await, 0);
-    assert_eq!(
-        world
-            .count("outbox.operation WHERE action = 'prune' AND affected = 200 AND by_whom = 'ada'")
-            .await,
-        1
-    );
+    let recorded = "(SELECT sum(affected) AS n FROM outbox.operation WHERE action = 'prune' AND by_whom = 'ada') AS o \
+                    WHERE o.n = 200";
+    assert_eq!(world.count(recorded).await, 1);
 }
 
 #[tokio::test]

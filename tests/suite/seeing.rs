@@ -291,8 +291,11 @@ async fn no_secret_and_no_payload_reaches_the_logs() {
     let port = world.postgres().port();
     let (database, broker) = (world.database_url(), world.broker_url());
     let canary = "canary-password";
+    let level = |level: &str| vec![("OUTBOXD__LOG__LEVEL", level.to_owned())];
     let settings: Vec<Vec<(&str, String)>> = vec![
         vec![],
+        level("info,lapin::returned_messages=warn"),
+        level("info,lapin=trace,tokio_postgres=trace,[{source}]=trace"),
         vec![(
             "DATABASE_URL",
             database.replace("relay-canary-password", "wrong-canary-password"),
@@ -336,7 +339,9 @@ async fn no_secret_and_no_payload_reaches_the_logs() {
         .await;
     for setting in settings {
         let mut more: Vec<(&str, &str)> = setting.iter().map(|(k, v)| (*k, v.as_str())).collect();
-        more.push(("OUTBOXD__LOG__LEVEL", "trace"));
+        if more.iter().all(|(name, _)| *name != "OUTBOXD__LOG__LEVEL") {
+            more.push(("OUTBOXD__LOG__LEVEL", "trace"));
+        }
         more.push(("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "1s"));
         more.push(("OUTBOXD__BROKER__CONNECT_TIMEOUT", "1s"));
         let mut relay = world.relay(&more);
@@ -353,8 +358,11 @@ async fn no_secret_and_no_payload_reaches_the_logs() {
         .await;
         relay.kill().await.unwrap();
         for line in relay.lines() {
-            // At this level lapin logs returned messages with their payloads.
-            assert!(!line.contains(r#""target":"lapin"#), "{line}");
+            // Libraries log payloads: lapin those of returned messages.
+            if let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) {
+                let target = event["target"].as_str().unwrap_or_default();
+                assert!(target.starts_with("outboxd"), "{line}");
+            }
             for secret in ["canary-password", "payload-canary", "header-canary"] {
                 assert!(!line.contains(secret), "{setting:?}: {line}");
             }
@@ -373,6 +381,91 @@ async fn logs_are_json_lines_where_nobody_watches() {
         (&"INFO".into(), &"relay started".into())
     );
     assert_eq!(event["workers"], 2);
+}
+
+/// Whether the line, or its span, says of which source it is.
+fn names_a_source(line: &str) -> bool {
+    let event: serde_json::Value = serde_json::from_str(line).unwrap();
+    event["source"] == "default" || event["span"]["source"] == "default"
+}
+
+/// A level above `info` has no spans of claims.
+#[tokio::test]
+async fn each_line_of_the_relay_names_its_source_at_every_level() {
+    let world = world().await;
+    let _consumer = world.consumer().await;
+    for level in ["warn", "trace"] {
+        let mut relay = world.relay(&[("OUTBOXD__LOG__LEVEL", level)]);
+        world.commit_many(100, 100).await;
+        world.passed().await;
+        relay.terminate().unwrap();
+        relay.ended(SOON).await.unwrap();
+        world
+            .sql("DELETE FROM outbox.message; ALTER SEQUENCE outbox.message_id_seq RESTART")
+            .await;
+        // So few that the sequence stays below the marks.
+        let relay = world.relay(&[("OUTBOXD__LOG__LEVEL", level)]);
+        world.commit_many(10, 10).await;
+        relay
+            .line("stands below positions that were settled", SOON)
+            .await;
+        let rooms = ["relay", "broker", "outbox", "telemetry::relaying"];
+        for line in relay.lines() {
+            let of = |room: &&str| line.contains(&format!(r#""target":"outboxd::{room}"#));
+            assert!(!rooms.iter().any(of) || names_a_source(&line), "{line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_a_line_of_the_log_with_its_place_and_its_source() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[("OUTBOXD_FAILPOINT", "claim.after=panic")]);
+    world.commit(&[(Some("1"), "created", "{}")]).await;
+    let line = relay.line("a panic: this is a bug", SOON).await;
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(event["text"], "failpoint reached: claim.after", "{line}");
+    let location = event["location"].as_str().unwrap();
+    assert!(location.contains("src/failpoint.rs:"), "{line}");
+    assert!(names_a_source(&line), "{line}");
+    let restarted = relay.line("panicked; starting it again", SOON).await;
+    assert!(
+        restarted.contains("failpoint reached: claim.after"),
+        "{restarted}"
+    );
+    consumer.until(1).await;
+    for line in relay.lines() {
+        assert!(
+            serde_json::from_str::<serde_json::Value>(&line).is_ok(),
+            "{line}"
+        );
+    }
+}
+
+/// Thousands of lines at once would push others out of the log.
+#[tokio::test]
+async fn messages_given_up_for_one_reason_are_one_line_for_a_claim() {
+    let world = world().await;
+    world.declare_exchange("events").await;
+    // One key: one claim reads all.
+    world
+        .sql(
+            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, headers) \
+             SELECT 'order', '1', 'created', '1', '[]' FROM generate_series(1, 50)",
+        )
+        .await;
+    let relay = world.relay(&[]);
+    world.until("all to be dead", "outbox.dead", 50).await;
+    let line = relay.line("given up", SOON).await;
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(event["messages"], 50, "{line}");
+    let lines = relay.lines();
+    let said = lines
+        .iter()
+        .filter(|line| line.contains("given up"))
+        .count();
+    assert_eq!(said, 1);
 }
 
 /// Memory does not grow with the backlog.

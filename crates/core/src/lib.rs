@@ -20,6 +20,7 @@ pub mod caution;
 pub mod circuit;
 pub mod claim;
 pub mod culprits;
+pub mod deadline;
 pub mod envelope;
 pub mod header;
 pub mod limits;

@@ -118,16 +118,20 @@ pub fn decide(answered: &mut [(Outgoing<'_>, Answer)], policy: &RetryPolicy, rng
 pub struct Changes {
     pub opened: Vec<(Name, Why)>,
     pub closed: Vec<Name>,
+    /// Closed destinations of earlier routes: only their hash is known, and no message of the wave has their name.
+    pub closed_earlier: usize,
     /// Number of failing destinations.
     pub failing: usize,
 }
 
 impl Changes {
-    fn note(&mut self, was_open: bool, held: Option<&Held>, name: impl FnOnce() -> Name) {
-        match (held, was_open) {
-            (Some(held), false) => self.opened.push((name(), held.why.clone())),
-            (None, true) => self.closed.push(name()),
-            (Some(_), true) | (None, false) => {}
+    /// `name`: `None` for the destination of an earlier route. A destination opens only by answers of its own messages.
+    fn note(&mut self, was_open: bool, held: Option<&Held>, name: Option<Name>) {
+        match (held, was_open, name) {
+            (Some(held), false, Some(name)) => self.opened.push((name, held.why.clone())),
+            (None, true, Some(name)) => self.closed.push(name),
+            (None, true, None) => self.closed_earlier += 1,
+            (Some(_), ..) | (None, false, _) => {}
         }
     }
 }
@@ -178,7 +182,7 @@ pub fn watch(
     for (destination, (tally, envelope)) in tallies(answered, &to) {
         let was_open = circuits.is_open(destination);
         let held = circuits.report(destination, &tally, now, rng);
-        changes.note(was_open, held.as_ref(), || Name::of(envelope));
+        changes.note(was_open, held.as_ref(), envelope.map(Name::of));
         open.extend(held.map(|held| (destination, held)));
     }
     changes.failing = circuits.open();
@@ -214,18 +218,19 @@ fn watch_exchanges(
     for (exchange, (spread, envelope)) in spreads {
         let was_open = circuits.is_open(exchange);
         let held = circuits.report_exchange(&spread, now, rng);
-        changes.note(was_open, held.as_ref(), || Name::of_exchange(envelope));
+        let name = Some(Name::of_exchange(envelope));
+        changes.note(was_open, held.as_ref(), name);
         open.extend(held.map(|held| (exchange, held)));
     }
     open
 }
 
-/// The answers for each destination.
+/// The answers for each destination, and an envelope to it, if the wave has one.
 fn tallies<'a>(
     answered: &'a [(Outgoing<'_>, Answer)],
     to: &[Target],
-) -> BTreeMap<Destination, (Tally, &'a Envelope)> {
-    let mut tallies: BTreeMap<Destination, (Tally, &Envelope)> = BTreeMap::new();
+) -> BTreeMap<Destination, (Tally, Option<&'a Envelope>)> {
+    let mut tallies: BTreeMap<Destination, (Tally, Option<&Envelope>)> = BTreeMap::new();
     for ((outgoing, answer), to) in answered.iter().zip(to) {
         let before = outgoing.held_for();
         if *answer == Answer::Delivered {
@@ -234,17 +239,17 @@ fn tallies<'a>(
             let own = [to.destination, to.exchange, to.untried];
             let elsewhere = before.filter(|before| !own.contains(before));
             for destination in [Some(to.destination), elsewhere].into_iter().flatten() {
-                let (tally, _) = tallies
-                    .entry(destination)
-                    .or_insert_with(|| (Tally::default(), &outgoing.envelope));
+                let (tally, envelope) = tallies.entry(destination).or_default();
+                if destination == to.destination {
+                    *envelope = Some(&outgoing.envelope);
+                }
                 tally.delivered += 1;
                 tally.had_been_held |= before == Some(destination);
             }
         } else if let Some(why) = destination_fails(answer) {
             let position = outgoing.item.position();
-            let (tally, _) = tallies
-                .entry(to.destination)
-                .or_insert_with(|| (Tally::default(), &outgoing.envelope));
+            let (tally, envelope) = tallies.entry(to.destination).or_default();
+            *envelope = Some(&outgoing.envelope);
             tally.failed = match tally.failed.take() {
                 Some((n, first, why)) => Some((n + 1, first, why)),
                 None => Some((1, position, why)),

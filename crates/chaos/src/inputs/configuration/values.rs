@@ -89,28 +89,28 @@ async fn out_of_range(setup: &Setup) -> Result<Outcome> {
 async fn confirm_timeout(setup: &Setup) -> Result<Outcome> {
     let mut judge = Judge::new(setup);
     let grace = ("relay.shutdown_grace", "10m");
-    for timeout in ["60s", "61s", "5m"] {
+    for timeout in ["48s", "55s", "60s", "5m"] {
         let settings = [("relay.confirm_timeout", timeout), grace];
         let says = [
             "relay.confirm_timeout: ",
-            "must be below database.idle_in_transaction_timeout (1m)",
+            "must be below four fifths of database.idle_in_transaction_timeout (48s of 1m)",
         ];
         judge.refuses(&settings, &says).await?;
     }
     judge
         .refuses(
             &[("database.idle_in_transaction_timeout", "30s")],
-            &["must be below database.idle_in_transaction_timeout (30s)"],
+            &["must be below four fifths of database.idle_in_transaction_timeout (24s of 30s)"],
         )
         .await?;
     judge
         .refuses_file(
             "[[source]]\nname = \"a\"\ndatabase.idle_in_transaction_timeout = \"10s\"\n",
-            &["must be below source.0.database.idle_in_transaction_timeout (10s)"],
+            &["must be below four fifths of source.0.database.idle_in_transaction_timeout (8s of 10s)"],
         )
         .await?;
     judge
-        .takes(&[("relay.confirm_timeout", "59s"), grace])
+        .takes(&[("relay.confirm_timeout", "47s"), grace])
         .await?;
     Ok(judge.outcome())
 }

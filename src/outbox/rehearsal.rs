@@ -17,7 +17,7 @@ use outbox_core::{
     low_water::{Candidate, Mark},
     message::{Lane, Position},
     reason::Reason,
-    settlement::{Cause, DeadLetter, Sent, Settlement, Wait},
+    settlement::{Cause, DeadLetter, ERROR_CHARS, Sent, Settlement, Wait},
 };
 use rand::{Rng, RngExt};
 use tokio_postgres::types::Type;
@@ -54,6 +54,8 @@ pub struct Subject {
     pub replay: bool,
     /// It has a record in `outbox.waiting`.
     pub filed: bool,
+    /// It was refused before, and could not be filed.
+    pub aside: bool,
     /// It may be published, so it may be sent.
     pub publishes: bool,
     /// Its record is removed, and its key is released.
@@ -322,22 +324,29 @@ fn publishes(subjects: &[Subject]) -> usize {
 }
 
 /// Only some are rehearsed, and those that are refused come again with the next claim. So waiting messages and new ones are the
-/// first by turns, and each of the waiting ones. New ones keep their order: a message that is passed by holds its key back.
+/// first by turns, and each of the waiting ones. New ones keep their order: a message that is passed by holds its key back. Those
+/// that were set aside come last.
 fn in_turn(subjects: Vec<Subject>, rng: &mut impl Rng) -> Vec<Subject> {
-    let (mut waiting, new): (Vec<_>, Vec<_>) = subjects.into_iter().partition(|s| s.filed);
+    let (aside, others): (Vec<_>, Vec<_>) = subjects.into_iter().partition(|s| s.aside);
+    let (mut waiting, new): (Vec<_>, Vec<_>) = others.into_iter().partition(|s| s.filed);
     if !waiting.is_empty() {
         let first = rng.random_range(0..waiting.len());
         waiting.rotate_left(first);
     }
     match rng.random() {
-        true => [waiting, new].concat(),
-        false => [new, waiting].concat(),
+        true => [waiting, new, aside].concat(),
+        false => [new, waiting, aside].concat(),
     }
 }
 
 /// The key that its settle releases.
 fn released(subject: &Subject) -> Option<i64> {
     subject.key_hash.filter(|_| subject.filed)
+}
+
+/// Somebody may have given the column a limit.
+fn longest_error() -> String {
+    "x".repeat(ERROR_CHARS)
 }
 
 /// What a claim of these messages would settle if all of them had this outcome. `marks`: of the claim's lanes; each settle may
@@ -359,7 +368,7 @@ fn settlement(fate: Fate, subjects: &[Subject], marks: &[(Lane, Mark)]) -> Settl
                 delay: Duration::from_secs(1),
                 attempts: subject.attempts.saturating_add(1),
                 reason: Some(Reason::Unmarkable),
-                error: None,
+                error: Some(longest_error()),
                 held_for: None,
             }),
             Fate::Dies => settlement.dead.push(DeadLetter {
@@ -367,7 +376,7 @@ fn settlement(fate: Fate, subjects: &[Subject], marks: &[(Lane, Mark)]) -> Settl
                 tx: subject.tx,
                 reason: Reason::Unmarkable,
                 attempts: subject.attempts.saturating_add(1),
-                error: String::new(),
+                error: longest_error(),
                 replay: subject.replay,
             }),
             Fate::Sent => {
@@ -404,6 +413,7 @@ mod tests {
             attempts: 0,
             replay: false,
             filed: false,
+            aside: false,
             publishes,
             removes: false,
             waits: false,

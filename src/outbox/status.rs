@@ -46,7 +46,7 @@ const RELAYS: Query = Query {
                  left(state, 50) AS state, \
                  extract(epoch FROM clock_timestamp() - seen_at)::double precision AS age, \
                  extract(epoch FROM clock_timestamp() - audited_at)::double precision AS audited, stranded \
-          FROM outbox.relay WHERE seen_at > clock_timestamp() - interval '1 minute' ORDER BY instance",
+          FROM outbox.relay WHERE seen_at > clock_timestamp() - interval '1 minute' AND isfinite(seen_at) ORDER BY instance",
     types: &[],
 };
 const BEAT: Query = Query {

@@ -1,8 +1,6 @@
 //! From a claim to its outcomes: prepares the messages, rehearses settles if necessary, and publishes wave by wave.
 //! `outbox_core::wave` decides the outcome of each message from its answer.
 
-use std::collections::HashSet;
-
 use outbox_core::{
     caution::Caution,
     claim::{Claim, Ctid, Item},
@@ -140,8 +138,21 @@ async fn rehearse(
     plan: &mut Plan,
     allowed: Option<usize>,
 ) -> Result<Option<Rehearsed>, OutboxError> {
-    let subjects = subjects(&context.caution(), plan.claim(), allowed.is_some());
+    let now = Instant::now().into_std();
+    let (subjects, mut left) = {
+        let mut caution = context.caution();
+        let new = plan
+            .claim()
+            .items
+            .iter()
+            .filter(|item| !item.candidate.filed);
+        let left = caution.left_again(new.map(Item::position), now, &mut rand::rng());
+        let mut subjects = subjects(&caution, plan.claim(), allowed.is_some());
+        subjects.retain(|subject| !left.contains(&subject.position));
+        (subjects, left)
+    };
     if subjects.is_empty() {
+        plan.leave(&left);
         return Ok(None);
     }
     let rehearsal = Rehearsal {
@@ -153,7 +164,6 @@ async fn rehearse(
     let room = allowed.unwrap_or(usize::MAX);
     let rehearsed = rehearsal.run(&subjects, room).await?;
     let at = Instant::now();
-    let mut left = HashSet::new();
     for subject in &subjects {
         let position = subject.position;
         if rehearsed.passed.contains(&position) {
@@ -178,7 +188,6 @@ async fn rehearse(
         } else {
             left.insert(position);
             health.fails(Obstacle::Marks, &refusal.why);
-            let now = Instant::now().into_std();
             let news = context.caution().set_aside(position, now);
             if news {
                 relaying::set_aside(health.source(), position, &refusal.why);
@@ -220,6 +229,7 @@ fn subjects(caution: &Caution, claim: &Claim, cautious: bool) -> Vec<Subject> {
         attempts: 0,
         replay: false,
         filed: true,
+        aside: caution.is_aside(orphan.position),
         publishes: false,
         removes: true,
         waits: false,
@@ -227,17 +237,20 @@ fn subjects(caution: &Caution, claim: &Claim, cautious: bool) -> Vec<Subject> {
     });
     let items = claim.items.iter().filter(|item| {
         let candidate = &item.candidate;
-        candidate.waited.unmarkable || candidate.filed && beside || suspect(item.position())
+        let position = item.position();
+        let beside = candidate.filed && beside || caution.is_aside(position);
+        candidate.waited.unmarkable || beside || suspect(position)
     });
     let items = items.map(|item| {
-        let filing = item.candidate.waited.unmarkable || caution.needs_filing(item.position());
-        subject(item, filing)
+        let position = item.position();
+        let filing = item.candidate.waited.unmarkable || caution.needs_filing(position);
+        subject(item, filing, caution.is_aside(position))
     });
     orphans.chain(items).collect()
 }
 
 /// `filing`: its last outcome could not be filed.
-fn subject(item: &Item, filing: bool) -> Subject {
+fn subject(item: &Item, filing: bool, aside: bool) -> Subject {
     let candidate = &item.candidate;
     let outcome = item.outcome();
     let publishes = !candidate.scheduled && *outcome == Outcome::Untouched;
@@ -250,6 +263,7 @@ fn subject(item: &Item, filing: bool) -> Subject {
         attempts: candidate.message.attempts,
         replay: candidate.message.replay,
         filed: candidate.filed,
+        aside,
         publishes,
         removes: candidate.filed && (publishes || dead),
         waits: filing && publishes || !publishes && !dead,

@@ -287,6 +287,31 @@ async fn a_revoked_delete_on_the_waiting_stops_no_new_message() {
     world.clean(&consumer, 3 * WORKERS * BATCH).await;
 }
 
+/// Their records are refused, and each claim meets them again. All other messages flow.
+#[tokio::test]
+async fn thirty_messages_that_cannot_be_filed_keep_no_other_message() {
+    for obstacle in [
+        "REVOKE INSERT ON outbox.waiting FROM outbox_relay",
+        "ALTER TABLE outbox.waiting ALTER last_error TYPE varchar(20)",
+    ] {
+        let world = world().await;
+        let consumer = world.consumer().await;
+        let (relay, port) = world.watched(&SETTINGS);
+        world.commit_many(20, 20).await;
+        consumer.until(20).await;
+        world.sql(obstacle).await;
+        let bad = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
+                   SELECT 'order', 'bad-' || i, 'x', '1', 'nowhere' FROM generate_series(1, 30) i";
+        world.sql(bad).await;
+        named(&relay, port, "waiting").await;
+        for _ in 0..5 {
+            world.commit_many(200, 20).await;
+        }
+        consumer.until(1020).await;
+        no_flood(&world, &consumer, &relay, 2 * WORKERS * BATCH).await;
+    }
+}
+
 #[tokio::test]
 async fn held_messages_are_released_only_if_they_are_due() {
     let world = world().await;

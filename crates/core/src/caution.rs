@@ -18,11 +18,11 @@
 //! leaves the message as it is, and settles the others.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     time::{Duration, Instant},
 };
 
-use rand::{Rng, RngExt};
+use rand::{Rng, RngExt, seq::SliceRandom};
 
 use crate::message::{Lane, Position};
 
@@ -115,6 +115,29 @@ impl Caution {
         met.into_iter().skip(again).map(|(_, id)| id).collect()
     }
 
+    /// Of the new messages that a claim read, those that it leaves without another rehearsal: most of those that are set aside.
+    pub fn left_again(
+        &mut self,
+        read: impl IntoIterator<Item = Position>,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> HashSet<Position> {
+        let mut met = Vec::new();
+        for position in read {
+            if let Some(at) = self.aside.get_mut(&position) {
+                *at = now;
+                met.push(position);
+            }
+        }
+        let again = rng.random_range(0..=READ_AGAIN);
+        let (_, left) = met.partial_shuffle(rng, again);
+        left.iter().copied().collect()
+    }
+
+    pub fn is_aside(&self, position: Position) -> bool {
+        self.aside.contains_key(&position)
+    }
+
     /// A claim committed with this number of marked messages.
     pub fn marked(&mut self, messages: usize, batch_size: usize) {
         if let Some(allowed) = self.allowed
@@ -157,8 +180,6 @@ impl Caution {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[expect(
@@ -277,6 +298,27 @@ mod tests {
         assert!(caution.needs_filing(at(2)));
         caution.settled([at(1), at(2)]);
         assert!(!caution.suspects(at(1)) && !caution.needs_filing(at(2)));
+    }
+
+    #[test]
+    fn a_claim_leaves_most_of_the_new_messages_that_are_set_aside_and_forgets_none() {
+        let mut caution = Caution::default();
+        let rng = &mut rand::rng();
+        let mut now = now();
+        let read = || (0..100).map(at);
+        assert!(caution.left_again(read(), now, rng).is_empty());
+        for id in 0..50 {
+            caution.set_aside(at(id), now);
+        }
+        let mut again = HashSet::new();
+        for _ in 0..1000 {
+            now += MET_WITHIN / 2;
+            let left = caution.left_again(read(), now, rng);
+            assert!(left.iter().all(|p| p.id < 50) && left.len() >= 50 - READ_AGAIN);
+            again.extend((0..50).filter(|id| !left.contains(&at(*id))));
+            caution.forget(now);
+        }
+        assert_eq!((again.len(), caution.aside()), (50, 50), "each in turn");
     }
 
     #[test]

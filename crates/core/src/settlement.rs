@@ -282,9 +282,13 @@ pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Ma
         .collect()
 }
 
+/// Characters of an error that a record keeps.
+pub const ERROR_CHARS: usize = 1000;
+
 /// Removes NUL, which PostgreSQL's `text` does not take, and limits the length.
 fn stored(error: &str) -> String {
-    error.chars().filter(|c| *c != '\0').take(1000).collect()
+    let kept = error.chars().filter(|c| *c != '\0');
+    kept.take(ERROR_CHARS).collect()
 }
 
 #[cfg(test)]

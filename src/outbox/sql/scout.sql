@@ -15,7 +15,9 @@ SELECT l.lane,
        ) OR greatest(l.low_water, l.candidate) > (
            SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END FROM outbox.message_id_seq s
        ) AS fresh,
-       (SELECT ceil(extract(epoch FROM min(w.due_at) - clock_timestamp()) * 1000)::bigint
-        FROM outbox.waiting w WHERE w.lane = l.lane AND w.due_at IS NOT NULL AND w.due_at < 'infinity') AS due_in_ms
+       -- An infinite time has no distance: -infinity is long past, and infinity never comes.
+       (SELECT ceil(extract(epoch FROM greatest(w.due_at, '1970-01-01 UTC'::timestamptz) - clock_timestamp()) * 1000)::bigint
+        FROM outbox.waiting w WHERE w.lane = l.lane AND w.due_at IS NOT NULL AND w.due_at < 'infinity'
+        ORDER BY w.due_at LIMIT 1) AS due_in_ms
 FROM outbox.lane l
 WHERE l.lane = ANY ($1::smallint[])

@@ -154,3 +154,28 @@ impl World {
         self.until("their records to go", "outbox.waiting", n).await;
     }
 }
+
+/// No distance can be computed from an infinite time, and the search for work reads the times of all lanes.
+#[tokio::test]
+async fn a_time_of_minus_infinity_is_past_and_keeps_no_other_message() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    let later = "available_at = clock_timestamp() + interval '1 day'";
+    let scheduled = world.insert(Some("1"), "created", "1", later).await;
+    world.until("it to wait", "outbox.waiting", 1).await;
+    for time in ["'-infinity'", "'4713-01-01 BC'", "'294276-12-31'"] {
+        // The record of a scheduled message follows the message again.
+        world
+            .sql(&format!("UPDATE outbox.waiting SET due_at = {time}"))
+            .await;
+        let other = world.insert(Some("2"), "created", "2", "").await;
+        consumer.until_all(&[other]).await;
+    }
+    world
+        .sql("UPDATE outbox.message SET available_at = '-infinity' WHERE aggregate_id = '1'")
+        .await;
+    let other = world.insert(Some("2"), "created", "3", "").await;
+    consumer.until_all(&[scheduled, other]).await;
+    world.drained().await;
+}

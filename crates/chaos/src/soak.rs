@@ -106,7 +106,7 @@ pub async fn run(setup: &Setup, plan: Plan, out: &Path) -> Result<Outcome> {
         other,
     };
     let watch = Watch::start(stage.steady.pid());
-    let ended = stage.break_things(&flow, plan, &mut random).await;
+    let ended = stage.break_things(plan, &mut random).await;
     let flat = watch.flat();
     watch.write(&out.join("usage.csv"))?;
     match ended {
@@ -117,7 +117,7 @@ pub async fn run(setup: &Setup, plan: Plan, out: &Path) -> Result<Outcome> {
 
 async fn finish(mut flow: Flow, note: String, flat: Result<String>) -> Result<Outcome> {
     flow.note(note);
-    let over = flow.timeline.over();
+    let over = Instant::now();
     flow.recovers(over, Duration::from_secs(90)).await?;
     // Bounded row by row in the matrix; here they are counted.
     let mut outcome = flow.finish(usize::MAX).await?;
@@ -129,21 +129,14 @@ async fn finish(mut flow: Flow, note: String, flat: Result<String>) -> Result<Ou
 }
 
 impl Stage<'_> {
-    async fn break_things(
-        &mut self,
-        flow: &Flow,
-        plan: Plan,
-        random: &mut StdRng,
-    ) -> Result<String> {
+    async fn break_things(&mut self, plan: Plan, random: &mut StdRng) -> Result<String> {
         let began = Instant::now();
         let mut faults = 0;
         while began.elapsed() < plan.duration {
             sleep(Duration::from_millis(random.random_range(4_000..15_000))).await;
             let fault = draw(random);
             println!("{:>7.1}s  {fault:?}", since(began));
-            flow.timeline.fault();
             self.inject(fault, random).await?;
-            flow.timeline.over();
             faults += 1;
         }
         Ok(format!(

@@ -36,7 +36,6 @@ pub const ROWS: &[Row] = rows! { setup;
 async fn restarted(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     let (flow, _relay) = arena.flowing().await?;
-    setup.timeline.fault();
     arena.rabbitmq.stop().await?;
     sleep(Duration::from_secs(3)).await;
     arena.rabbitmq.restart().await?;
@@ -47,7 +46,6 @@ async fn killed(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.rabbitmq.remember().await?;
     let (flow, _relay) = arena.flowing().await?;
-    setup.timeline.fault();
     arena.rabbitmq.kill().await;
     sleep(Duration::from_secs(3)).await;
     arena.rabbitmq.restart().await?;
@@ -59,10 +57,9 @@ async fn frozen(setup: &Setup) -> Result<Outcome> {
     // Only the heartbeats tell.
     arena.patient();
     let (mut flow, relay) = arena.flowing().await?;
-    setup.timeline.fault();
     let noticed = nothing_is_marked(&arena, &flow, &relay, || arena.rabbitmq.pause()).await;
     arena.rabbitmq.resume()?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.note(format!("noticed after {:.1} s", noticed?.as_secs_f64()));
     flow.recovers(over, Duration::from_secs(30)).await?;
     // Each worker may have had one more batch on its way whenever it tried.
@@ -125,7 +122,6 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
         ),
     ];
     for (raise, clear) in alarms {
-        setup.timeline.fault();
         arena.rabbitmq.ctl(&raise).await?;
         eventually("readiness to say blocked", SOON, async || {
             let (status, body) = probe::get(port, "/readyz").await?;
@@ -143,7 +139,7 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
         let old = format!("xact_start < clock_timestamp() - make_interval(secs => {seconds})");
         let held = arena.count(&format!("{open} AND {old}")).await?;
         arena.rabbitmq.ctl(&clear).await?;
-        let over = setup.timeline.over();
+        let over = Instant::now();
         expect(held == 0, || {
             format!("{held} claims were held open through the alarm")
         })?;
@@ -171,14 +167,13 @@ async fn exchange_missing(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
     let (mut flow, _relay) = arena.flowing().await?;
-    setup.timeline.fault();
     twenty(&arena, &flow, "missing").await?;
     arena.until_refused("the twenty to wait", |n| n == 20).await;
     // Everybody else flows meanwhile.
     flow.steady(300).await?;
     let channel = amqp::channel(&arena.broker_url()).await?;
     amqp::bind(&channel, "missing", QUEUE).await?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.recovers(over, Duration::from_secs(15)).await?;
     // A refused channel takes its neighbours' batch with it, once each time.
     flow.finish(20 * WINDOW).await
@@ -190,14 +185,12 @@ async fn unroutable(setup: &Setup) -> Result<Outcome> {
     let channel = amqp::channel(&arena.broker_url()).await?;
     amqp::exchange(&channel, "unbound").await?;
     let (mut flow, _relay) = arena.flowing().await?;
-    setup.timeline.fault();
     twenty(&arena, &flow, "unbound").await?;
     let dead =
         "outbox.dead WHERE reason = 'unroutable' AND attempts = 3 AND last_error LIKE '%NO_ROUTE%'";
     arena
         .until_count("the twenty to be dead", dead, |n| n == 20)
         .await;
-    setup.timeline.over();
     let marked = "outbox.message WHERE exchange = 'unbound' AND sent_at IS NOT NULL";
     let marked = arena.count(marked).await?;
     expect(marked == 0, || {
@@ -216,14 +209,12 @@ async fn mixed(setup: &Setup) -> Result<Outcome> {
     let mut flow = arena.flow().await?;
     flow.traffic.pause(true);
     let client = arena.owner().await?;
-    setup.timeline.fault();
     let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
                   SELECT 'row', (i % 500)::text, 'mixed', '{}', CASE WHEN i % 10 = 3 THEN 'unbound' END \
                   FROM generate_series(1, 5000) i";
     flow.commits(&client, insert).await?;
     let _relay = arena.relay()?;
     drained(&client).await;
-    setup.timeline.over();
     let wrong = "outbox.message m FULL JOIN outbox.dead d ON d.lane = m.lane AND d.id = m.id \
                  WHERE m.event_type = 'mixed' AND ((m.exchange = 'unbound') IS TRUE) <> (d.id IS NOT NULL) \
                     OR d.id IS NOT NULL AND d.reason <> 'unroutable'";
@@ -238,7 +229,6 @@ async fn mixed(setup: &Setup) -> Result<Outcome> {
 async fn queue_full(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
     let (mut flow, _relay) = arena.flowing().await?;
-    setup.timeline.fault();
     flow.deliveries.pause(true);
     let full = r#"{"max-length":50,"overflow":"reject-publish"}"#;
     arena
@@ -250,7 +240,7 @@ async fn queue_full(setup: &Setup) -> Result<Outcome> {
         .await;
     sleep(Duration::from_secs(5)).await;
     flow.deliveries.pause(false);
-    let over = setup.timeline.over();
+    let over = Instant::now();
     arena.rabbitmq.ctl(&["clear_policy", "full"]).await?;
     flow.recovers(over, Duration::from_secs(30)).await?;
     flow.finish(WINDOW).await
@@ -267,9 +257,8 @@ async fn queue_deleted(setup: &Setup) -> Result<Outcome> {
     // Every worker has a full batch on its way, and goes on to the next.
     let many = flow.writes(&arena.owner().await?, "many-", 5000).await?;
     flow.steady(300).await?;
-    setup.timeline.fault();
     amqp::delete(&channel, "gone").await?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     let arrived = flow.deliveries.seen();
     let arrived: HashSet<_> = arrived.iter().map(|seen| seen.message_id).collect();
     let left = many.iter().filter(|id| !arrived.contains(id)).count();
@@ -293,7 +282,6 @@ async fn permission_revoked(setup: &Setup) -> Result<Outcome> {
     arena.set("AMQP_URL", &url);
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
     let (mut flow, relay) = arena.flowing().await?;
-    setup.timeline.fault();
     arena.rabbitmq.ctl(&may_write("events")).await?;
     twenty(&arena, &flow, "other").await?;
     let refused = "outbox.waiting WHERE reason = 'access_refused'";
@@ -302,7 +290,7 @@ async fn permission_revoked(setup: &Setup) -> Result<Outcome> {
         .await;
     flow.steady(300).await?;
     arena.rabbitmq.ctl(&may_write(".*")).await?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.recovers(over, Duration::from_secs(15)).await?;
     expect(std::fs::exists(format!("/proc/{}", relay.pid()))?, || {
         "the relay ended".into()
@@ -333,7 +321,6 @@ async fn rotated(setup: &Setup) -> Result<Outcome> {
     arena.set("DATABASE_URL", &url);
     let (mut flow, relay) = arena.flowing().await?;
 
-    setup.timeline.fault();
     arena
         .rabbitmq
         .ctl(&["change_password", "relay", "second"])
@@ -344,16 +331,15 @@ async fn rotated(setup: &Setup) -> Result<Outcome> {
         .await?;
     relay.line("ACCESS_REFUSED", SOON).await;
     secret(&of_broker, "second")?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.endured(over, Duration::from_secs(15), WINDOW).await?;
 
-    setup.timeline.fault();
     let second = "ALTER ROLE relay PASSWORD 'second'; \
                   SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'relay'";
     client.batch_execute(second).await?;
     relay.line("SQLSTATE 28P01", SOON).await;
     secret(&of_database, "second")?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.endured(over, Duration::from_secs(15), WINDOW).await?;
     flow.end().await
 }
@@ -367,7 +353,6 @@ fn secret(path: &Path, text: &str) -> Result<()> {
 async fn connection_limit(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
     let (flow, relay) = arena.flowing().await?;
-    setup.timeline.fault();
     let none = r#"{"max-connections": 0}"#;
     arena
         .rabbitmq
@@ -388,7 +373,6 @@ async fn connection_limit(setup: &Setup) -> Result<Outcome> {
 async fn force_closed(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
     let (flow, _relay) = arena.flowing().await?;
-    setup.timeline.fault();
     arena
         .rabbitmq
         .ctl(&["close_all_connections", "maintenance"])

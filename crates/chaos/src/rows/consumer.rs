@@ -1,6 +1,6 @@
 //! The consumer's side. Rows 51 to 53, 55 to 57.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use test_support::{Daemon, Mode, Proxy, amqp, eventually, over};
@@ -82,8 +82,8 @@ impl<'a> Stage<'a> {
     }
 
     /// Everything is applied that was committed, and each once.
-    pub async fn applied_once(mut self, setup: &Setup) -> Result<Outcome> {
-        let over = setup.timeline.over();
+    pub async fn applied_once(mut self) -> Result<Outcome> {
+        let over = Instant::now();
         self.flow.recovers(over, Duration::from_secs(30)).await?;
         self.flow.traffic.pause(true);
         let messages = "outbox.message";
@@ -107,7 +107,6 @@ impl<'a> Stage<'a> {
 async fn killed_before_ack(setup: &Setup) -> Result<Outcome> {
     let stage = Stage::set(setup).await?;
     let network = Proxy::start(([127, 0, 0, 1], stage.direct()).into()).await?;
-    setup.timeline.fault();
     let mut unacknowledged = 0;
     for _ in 0..5 {
         let before = stage.count("public.applied").await?;
@@ -137,7 +136,7 @@ async fn killed_before_ack(setup: &Setup) -> Result<Outcome> {
         network.set(Mode::Forward);
     }
     let _consumer = stage.consumer(stage.direct())?;
-    let mut outcome = stage.applied_once(setup).await?;
+    let mut outcome = stage.applied_once().await?;
     outcome.notes.push(format!(
         "5 kills, {unacknowledged} commits whose acknowledgement never left"
     ));
@@ -150,7 +149,6 @@ async fn raced(setup: &Setup) -> Result<Outcome> {
         stage.consumer(stage.direct())?,
         stage.consumer(stage.direct())?,
     ];
-    setup.timeline.fault();
     // Each message four more times, as somebody's replay would.
     for n in 0..200 {
         for _ in 0..5 {
@@ -167,7 +165,7 @@ async fn raced(setup: &Setup) -> Result<Outcome> {
     expect(applied == 200, || {
         format!("200 messages, five times each, were applied {applied} times")
     })?;
-    stage.applied_once(setup).await
+    stage.applied_once().await
 }
 
 /// Nothing is left in the consumers' queue, acknowledged or not. Its statistics are some seconds old.
@@ -202,7 +200,6 @@ async fn pruned(setup: &Setup) -> Result<Outcome> {
             |n| n == 2,
         )
         .await;
-    setup.timeline.fault();
     // 13 days old is inside of the retention of 14, 15 days is not.
     let age = "UPDATE inbox.message m SET claimed_at = claimed_at - by_days, recorded_at = recorded_at - by_days \
                FROM (VALUES ('late', interval '13 days'), ('older', interval '15 days')) a (idempotency_key, by_days) \
@@ -231,13 +228,12 @@ async fn pruned(setup: &Setup) -> Result<Outcome> {
         .client
         .batch_execute("DELETE FROM public.applied WHERE message_id = 'older'")
         .await?;
-    stage.applied_once(setup).await
+    stage.applied_once().await
 }
 
 async fn half_way(setup: &Setup) -> Result<Outcome> {
     let stage = Stage::set(setup).await?;
     let _consumer = stage.consumer(stage.direct())?;
-    setup.timeline.fault();
     for n in 0..10 {
         stage.publish(&format!("half-{n}"), "fails", "{}").await?;
     }
@@ -254,7 +250,7 @@ async fn half_way(setup: &Setup) -> Result<Outcome> {
             || format!("a dead letter says {letter:?}"),
         )?;
     }
-    stage.applied_once(setup).await
+    stage.applied_once().await
 }
 
 /// So many messages from the dead-letter queue, with what their headers say.
@@ -265,7 +261,6 @@ pub(super) async fn dead_letters(stage: &Stage<'_>, n: usize) -> Result<Vec<amqp
 async fn conflict(setup: &Setup) -> Result<Outcome> {
     let stage = Stage::set(setup).await?;
     let _consumer = stage.consumer(stage.direct())?;
-    setup.timeline.fault();
     stage.publish("one", "x", "{}").await?;
     stage
         .arena
@@ -280,12 +275,11 @@ async fn conflict(setup: &Setup) -> Result<Outcome> {
     expect(dead[0].reason == "conflict", || {
         format!("the dead letter says {:?}", dead[0])
     })?;
-    stage.applied_once(setup).await
+    stage.applied_once().await
 }
 
 async fn in_doubt(setup: &Setup) -> Result<Outcome> {
     let stage = Stage::set(setup).await?;
-    setup.timeline.fault();
     let mut consumer = stage.consumer(stage.direct())?;
     stage.publish("charge-1", "charge", "{}").await?;
     let ended = consumer.ended(SOON).await?;
@@ -303,5 +297,5 @@ async fn in_doubt(setup: &Setup) -> Result<Outcome> {
         .count("inbox.in_doubt WHERE idempotency_key = 'charge-1'")
         .await?;
     expect(doubts == 1, || "inbox.in_doubt does not list it".into())?;
-    stage.applied_once(setup).await
+    stage.applied_once().await
 }

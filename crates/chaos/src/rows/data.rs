@@ -35,7 +35,6 @@ async fn poison_head(setup: &Setup) -> Result<Outcome> {
     let _relay = arena.relay()?;
     let mut flow = arena.flow().await?;
     let client = arena.owner().await?;
-    setup.timeline.fault();
     let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
                SELECT 'row', 'poisoned', 'x', '{}', CASE WHEN i = 1 THEN 'unbound' END \
                FROM generate_series(1, 50) i";
@@ -52,7 +51,7 @@ async fn poison_head(setup: &Setup) -> Result<Outcome> {
         .filter(|id| early.iter().any(|seen| seen.message_id == **id))
         .count();
     amqp::bind(&channel, "unbound", QUEUE).await?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     expect(overtook == 0, || {
         format!("{overtook} messages overtook the poison at the head of their key")
     })?;
@@ -72,7 +71,6 @@ async fn all_poison(setup: &Setup) -> Result<Outcome> {
     let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange, routing_key) \
                SELECT 'row', 'p' || i, 'x', '{}', 'unbound', 'p' || i FROM generate_series(1, 10000) i";
     client.execute(sql, &[]).await?;
-    setup.timeline.fault();
     let relay = arena.relay()?;
     arena
         .until_refused("all of the poison to wait", |n| n >= 9_900)
@@ -97,7 +95,6 @@ async fn all_poison(setup: &Setup) -> Result<Outcome> {
         share * 100.0
     ));
     amqp::bind(&channel, "unbound", QUEUE).await?;
-    setup.timeline.over();
     // A share of each second: on a machine that is twice as slow the same work is twice the share.
     let bound = Duration::from_millis(600);
     let took = Duration::from_secs_f64(share);
@@ -128,7 +125,6 @@ async fn huge_backlog(setup: &Setup) -> Result<Outcome> {
         ])
         .await?;
     let client = arena.owner().await?;
-    setup.timeline.fault();
     for _ in 0..MESSAGES / 500_000 {
         let sql = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
                    SELECT 'row', (i % 10000)::text, 'x', json_build_object('i', i, 'pad', repeat('x', 100)) \
@@ -159,7 +155,6 @@ async fn huge_backlog(setup: &Setup) -> Result<Outcome> {
         claims.push((sum, count));
         memory.push(probe::resident_kib(relay.pid())?);
     }
-    setup.timeline.over();
     drop(channel);
     drained(&client).await;
     let of = |a: (f64, f64), b: (f64, f64)| (b.0 - a.0) / (b.1 - a.1).max(1.0) * 1000.0;
@@ -183,7 +178,6 @@ async fn log_blocked(setup: &Setup) -> Result<Outcome> {
     let port = test_support::free_port()?;
     arena.set("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
     arena.set("OUTBOXD__LOG__LEVEL", "trace");
-    setup.timeline.fault();
     // A pipe that nobody reads; it is full after 64 KiB.
     let mut relay = tokio::process::Command::new(&setup.outboxd)
         .arg("run")

@@ -31,7 +31,6 @@ async fn topic_permission(setup: &Setup) -> Result<Outcome> {
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "3");
     let (mut flow, _relay) = arena.flowing().await?;
     let client = arena.owner().await?;
-    setup.timeline.fault();
     for percent in [1, 30, 99] {
         let type_ =
             format!("CASE WHEN i * 37 % 100 < {percent} THEN 'bad' || i ELSE 'good' || i % 5 END");
@@ -44,7 +43,6 @@ async fn topic_permission(setup: &Setup) -> Result<Outcome> {
         flow.commits(&client, &insert).await?;
         drained(&client).await;
     }
-    setup.timeline.over();
     let wrong = "outbox.message m LEFT JOIN outbox.dead d USING (lane, id) \
                  WHERE (m.event_type LIKE 'bad%') <> (d.id IS NOT NULL) OR d.reason <> 'access_refused'";
     let wrong = arena.count(wrong).await?;
@@ -69,14 +67,12 @@ async fn twins(setup: &Setup) -> Result<Outcome> {
     let flow = arena.flow().await?;
     flow.traffic.pause(true);
     let client = arena.owner().await?;
-    setup.timeline.fault();
     let sql = "INSERT INTO outbox.message (aggregate_type, event_type, payload, exchange, message_id) \
                SELECT 'row', 'twin', '{}', e, md5(i::text)::uuid \
                FROM generate_series(1, 1000) i, unnest(ARRAY['unbound', 'bound']) e";
     client.batch_execute(sql).await?;
     let _relay = arena.relay()?;
     drained(&client).await;
-    setup.timeline.over();
     let wrong = "outbox.message m LEFT JOIN outbox.dead d USING (lane, id) \
                  WHERE m.event_type = 'twin' AND (m.exchange = 'unbound') <> (d.id IS NOT NULL)";
     let wrong = arena.count(wrong).await?;

@@ -74,7 +74,6 @@ async fn admin_port(setup: &Setup) -> Result<Outcome> {
         "GET /metrics HTTP/1.1\r\nHost: x\r\nX-Slow: ",
         "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
     ] {
-        scene.fault();
         let pid = scene.relay.pid();
         let (clients, open) = most_open(pid, crowd(scene.port, head, CLIENTS)).await?;
         eventually("/livez", SOON, async || {
@@ -156,7 +155,6 @@ async fn secret_files(setup: &Setup) -> Result<Outcome> {
     arena.set("OUTBOXD__DATABASE__PASSWORD_FILE", &password);
     let mut scene = Scene::of(arena).await?;
     for (trap, says) in TRAPS {
-        scene.fault();
         std::fs::rename(at("password"), at("kept"))?;
         std::fs::rename(at(trap), at("password"))?;
         database.sever(SOON).await;
@@ -258,7 +256,6 @@ async fn spellings(setup: &Setup) -> Result<Outcome> {
             .url_for("payments", "payments", DATABASE),
     )
     .await?;
-    scene.fault();
     let asked = async |path: &str, account: &str, key: &str, body: &str| {
         // Told that it runs already, a client comes again.
         eventually("an answer", SOON, async || {

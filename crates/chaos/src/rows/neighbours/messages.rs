@@ -59,7 +59,6 @@ async fn publisher(setup: &Setup) -> Result<Outcome> {
         .arena
         .until_count("it to work", first, |n| n == 1)
         .await;
-    setup.timeline.fault();
     let connected = connected(&stage).await?;
     let mut bad = Vec::new();
     // By the byte: what no library writes.
@@ -164,7 +163,7 @@ async fn publisher(setup: &Setup) -> Result<Outcome> {
     expect(memory < MEMORY_KIB, || {
         format!("the consumer took {memory} KiB")
     })?;
-    let mut outcome = stage.applied_once(setup).await?;
+    let mut outcome = stage.applied_once().await?;
     outcome.notes.push(format!(
         "{} dead letters with their reasons; the consumer took at most {} MiB",
         bad.len(),
@@ -182,7 +181,6 @@ async fn liars(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::of(arena).await?;
     for limit in [0, u32::MAX] {
         let liar = Liar::start(liar::start(), liar::tune(limit)).await?;
-        scene.fault();
         instead(&broker, liar.address()).await;
         let agreed = eventually("an agreement", SOON, async || {
             liar.agreed().first().copied()
@@ -201,13 +199,11 @@ async fn liars(setup: &Setup) -> Result<Outcome> {
         (endless, "131072 were agreed on"),
     ] {
         let liar = Liar::start(start, liar::tune(131_072)).await?;
-        scene.fault();
         instead(&broker, liar.address()).await;
         scene.logs(said).await?;
         instead(&broker, honest[1]).await;
         scene.endured(AGAIN, WINDOW).await?;
     }
-    scene.fault();
     let (liar, serving) = liar::endless_postgres(ENDLESS).await?;
     instead(&database, liar).await;
     // So that whatever it takes is taken.

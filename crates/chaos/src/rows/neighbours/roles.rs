@@ -118,7 +118,6 @@ async fn producer(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
     let producer = login(&scene.arena, "producer").await?;
     let locker = login(&scene.arena, "producer").await?;
-    scene.fault();
     // It waits for one that a relay has, and then has none of those behind it; the first it gets.
     let locks = format!("SET statement_timeout = '5s'; {LOCKS}");
     drop(locker.batch_execute(&locks).await);
@@ -208,7 +207,6 @@ async fn stranger(setup: &Setup) -> Result<Outcome> {
         .await?;
     let flow_url = format!("{}?options=-csearch_path%3Dpg_catalog", arena.owner_url());
     let mut scene = Scene::by(arena, &flow_url).await?;
-    scene.fault();
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..2 {
         let url = scene
@@ -280,7 +278,6 @@ async fn insiders(setup: &Setup) -> Result<Outcome> {
         login(&scene.arena, "monitor").await?,
     );
     let producer = login(&scene.arena, "producer").await?;
-    scene.fault();
     let operation = "INSERT INTO outbox.operation (by_whom, action, why, selection, affected";
     let forged = [
         format!("{operation}, by_role) VALUES ('me', 'discard', 'because', 'all', 1, 'somebody')"),
@@ -377,7 +374,6 @@ async fn insiders(setup: &Setup) -> Result<Outcome> {
 
 async fn other_database(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
-    scene.fault();
     // Another team's, on the same server, with roles of its own.
     scene
         .superuser("CREATE ROLE other_owner LOGIN CREATEROLE PASSWORD 'other_owner'")

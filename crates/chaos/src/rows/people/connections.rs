@@ -33,7 +33,6 @@ async fn few(setup: &Setup) -> Result<Outcome> {
         &[4, 2]
     };
     for limit in limits {
-        scene.fault();
         // It wants seven. As all of them end, it gets no more than this.
         scene
             .superuser(&format!(
@@ -47,7 +46,6 @@ async fn few(setup: &Setup) -> Result<Outcome> {
     }
     // And few to RabbitMQ for four workers: who has the one must be who has the other.
     for (limit, brokers) in [(2, 1), (-1, 1), (-1, 2)] {
-        scene.fault();
         scene.stop().await?;
         let sql = format!("ALTER ROLE relay CONNECTION LIMIT {limit}");
         scene.superuser(&sql).await?;
@@ -59,7 +57,6 @@ async fn few(setup: &Setup) -> Result<Outcome> {
         scene.endured(AGAIN, 0).await?;
     }
     // With one to PostgreSQL there is nobody to publish, and that is said.
-    scene.fault();
     scene.stop().await?;
     scene
         .superuser("ALTER ROLE relay CONNECTION LIMIT 1")
@@ -102,7 +99,6 @@ async fn silent(setup: &Setup) -> Result<Outcome> {
         if !at_work {
             scene.drained().await;
         }
-        scene.fault();
         let began = Instant::now();
         database.forget();
         if at_work {

@@ -146,7 +146,6 @@ const EDITS: [(&str, &str, &str, bool); 6] = [
 async fn migrated(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
     scene.sql("CREATE ROLE dba LOGIN PASSWORD 'dba'").await?;
-    scene.fault();
 
     let half = Place::new(&scene, "half").await?;
     half.sql(

@@ -1,4 +1,4 @@
-//! RabbitMQ restarts, dies, stands still, refuses. Rows 10 to 12, 18 to 23, 26 to 29.
+//! RabbitMQ restarts, dies, stands still, refuses. Rows 10 to 12, 18, 20, 21, 23, 26 to 29.
 
 use std::{
     collections::HashSet,
@@ -22,10 +22,8 @@ pub const ROWS: &[Row] = rows! { setup;
     11, "broker SIGKILL and restart" => killed(setup);
     12, "broker SIGSTOP" => frozen(setup);
     18, "memory alarm, then disk alarm" => alarms(setup);
-    19, "exchange missing" => exchange_missing(setup);
     20, "binding missing (unroutable)" => unroutable(setup);
     21, "10 % unroutable, pipelined with good ones, 100 batches" => mixed(setup);
-    22, "queue full with reject-publish" => queue_full(setup);
     23, "queue deleted mid-window" => queue_deleted(setup);
     26, "write permission revoked, then granted" => permission_revoked(setup);
     27, "credentials rotated in the secret file" => rotated(setup);
@@ -163,22 +161,6 @@ async fn twenty(arena: &Arena<'_>, flow: &Flow, exchange: &str) -> Result<()> {
     Ok(())
 }
 
-async fn exchange_missing(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::shared(setup).await?;
-    arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
-    let (mut flow, _relay) = arena.flowing().await?;
-    twenty(&arena, &flow, "missing").await?;
-    arena.until_refused("the twenty to wait", |n| n == 20).await;
-    // Everybody else flows meanwhile.
-    flow.steady(300).await?;
-    let channel = amqp::channel(&arena.broker_url()).await?;
-    amqp::bind(&channel, "missing", QUEUE).await?;
-    let over = Instant::now();
-    flow.recovers(over, Duration::from_secs(15)).await?;
-    // A refused channel takes its neighbours' batch with it, once each time.
-    flow.finish(20 * WINDOW).await
-}
-
 async fn unroutable(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::shared(setup).await?;
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "3");
@@ -224,26 +206,6 @@ async fn mixed(setup: &Setup) -> Result<Outcome> {
     })?;
     flow.lets_die(500);
     flow.finish(0).await
-}
-
-async fn queue_full(setup: &Setup) -> Result<Outcome> {
-    let arena = Arena::start(setup).await?;
-    let (mut flow, _relay) = arena.flowing().await?;
-    flow.deliveries.pause(true);
-    let full = r#"{"max-length":50,"overflow":"reject-publish"}"#;
-    arena
-        .rabbitmq
-        .ctl(&["set_policy", "full", QUEUE, full, "--apply-to", "queues"])
-        .await?;
-    arena
-        .until_refused("messages to be refused", |n| n > 0)
-        .await;
-    sleep(Duration::from_secs(5)).await;
-    flow.deliveries.pause(false);
-    let over = Instant::now();
-    arena.rabbitmq.ctl(&["clear_policy", "full"]).await?;
-    flow.recovers(over, Duration::from_secs(30)).await?;
-    flow.finish(WINDOW).await
 }
 
 async fn queue_deleted(setup: &Setup) -> Result<Outcome> {

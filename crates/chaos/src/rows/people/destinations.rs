@@ -1,4 +1,4 @@
-//! A destination that fails for all that goes there. Row 67; see also 68 and 69.
+//! A destination that fails for all that goes there. Row 67.
 
 use std::time::{Duration, Instant};
 

@@ -69,8 +69,6 @@ impl Handler for Applier {
         let sql = "INSERT INTO public.applied (message_id) VALUES ($1)";
         transaction.execute(sql, &[&id]).await?;
         match message.type_() {
-            // The business write is done, and then something goes wrong.
-            "fails" => Err(Failure::Retry("half-way".to_owned())),
             "charge" => self.charge(id).await,
             _ => Ok(Reply::none()),
         }

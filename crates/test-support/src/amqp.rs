@@ -172,45 +172,20 @@ pub async fn take(url: &str, queue: &str, n: usize, within: Duration) -> Result<
     Ok(found)
 }
 
-/// What a consumer wrote beside a message that it gave up.
-#[derive(Debug)]
-pub struct DeadLetter {
-    pub reason: String,
-    pub attempts: Option<i64>,
-    pub error: String,
-    /// The names of the headers that did not fit.
-    pub left_out: Option<String>,
-    pub body: Vec<u8>,
-}
-
-/// Takes exactly this many messages from a dead-letter queue.
+/// Takes exactly this many messages from a dead-letter queue; returns why each was given up.
 pub async fn dead_letters(
     url: &str,
     queue: &str,
     n: usize,
     within: Duration,
-) -> Result<Vec<DeadLetter>> {
+) -> Result<Vec<String>> {
     let letters = take(url, queue, n, within).await?;
-    let text = |value: Option<&AMQPValue>| match value {
-        Some(AMQPValue::LongString(text)) => Some(text.to_string()),
-        _ => None,
-    };
-    let read = |delivery: &Delivery| {
+    let reason = |delivery: &Delivery| {
         let headers = delivery.properties.headers().clone().unwrap_or_default();
-        DeadLetter {
-            reason: match headers.inner().get("outbox-dead-reason") {
-                Some(AMQPValue::LongString(text)) => text.to_string(),
-                other => format!("{other:?}"),
-            },
-            attempts: match headers.inner().get("outbox-dead-attempts") {
-                Some(AMQPValue::LongInt(attempts)) => Some(i64::from(*attempts)),
-                Some(AMQPValue::LongLongInt(attempts)) => Some(*attempts),
-                _ => None,
-            },
-            error: text(headers.inner().get("outbox-dead-error")).unwrap_or_default(),
-            left_out: text(headers.inner().get("outbox-dead-removed")),
-            body: delivery.data.clone(),
+        match headers.inner().get("outbox-dead-reason") {
+            Some(AMQPValue::LongString(text)) => text.to_string(),
+            other => format!("{other:?}"),
         }
     };
-    Ok(letters.iter().map(read).collect())
+    Ok(letters.iter().map(reason).collect())
 }

@@ -1,9 +1,6 @@
 //! Random faults at a steady rate, for as long as asked. The seed decides everything but the machine's timing.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
@@ -79,7 +76,7 @@ struct Stage<'a> {
     other: Daemon,
 }
 
-pub async fn run(setup: &Setup, plan: Plan, out: &Path) -> Result<Outcome> {
+pub async fn run(setup: &Setup, plan: Plan) -> Result<Outcome> {
     let mut random = StdRng::seed_from_u64(plan.seed);
     let mut arena = Arena::start(setup).await?;
     arena.rabbitmq.remember().await?;
@@ -108,7 +105,6 @@ pub async fn run(setup: &Setup, plan: Plan, out: &Path) -> Result<Outcome> {
     let watch = Watch::start(stage.steady.pid());
     let ended = stage.break_things(plan, &mut random).await;
     let flat = watch.flat();
-    watch.write(&out.join("usage.csv"))?;
     match ended {
         Ok(note) => finish(flow, note, flat).await,
         Err(error) => Err(error),

@@ -142,10 +142,11 @@ async fn a_producer_that_holds_the_lock_of_a_sleeping_relay_hides_no_event() {
         producer.batch_execute(lock).await.map(|()| producer)
     });
     // The relay lets go of it as it wakes.
-    let held = format!("{SLEEPERS} AND l.mode = 'ExclusiveLock'");
+    let held = "pg_locks l JOIN pg_stat_activity a USING (pid) WHERE a.usename = 'producer' AND l.granted \
+                AND a.datname = current_database() AND l.locktype = 'advisory' AND l.classid = 28533";
     eventually("the lock to be the producer's", SOON, async || {
         world.commit_many(1, 1).await;
-        (world.count(&held).await == 1).then_some(())
+        (world.count(held).await == 1).then_some(())
     })
     .await;
     let _producer = holding.await.unwrap().unwrap();

@@ -6,7 +6,7 @@
 //! - [`arena`]: the site of one row · [`traffic`]: producers and what they committed
 //! - [`flow`]: traffic through a relay while something breaks, and the judgement
 //! - [`pace`]: how slow the machine is, and how much longer the bounds are
-//! - [`consumer`]: a consumer's process · [`usage`]: what a process uses
+//! - [`consumer`]: a consumer with an inbox · [`usage`]: what a process uses
 //! - [`report`], [`logs`]: what a person looks at
 
 mod arena;
@@ -40,25 +40,6 @@ use crate::{
 };
 
 #[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    role: Option<Role>,
-    #[command(flatten)]
-    matrix: Args,
-}
-
-#[derive(clap::Subcommand)]
-enum Role {
-    /// A consumer that a row starts and kills
-    #[command(hide = true)]
-    Consume {
-        database_url: String,
-        amqp_url: String,
-        queue: String,
-    },
-}
-
-#[derive(clap::Args)]
 struct Args {
     /// The relay, built with its failpoints
     #[arg(long, default_value = "target/debug/outboxd")]
@@ -99,16 +80,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let ended = match cli.role {
-        Some(Role::Consume {
-            database_url,
-            amqp_url,
-            queue,
-        }) => consume(&database_url, &amqp_url, &queue).map(|()| true),
-        None => run(cli.matrix),
-    };
-    match ended {
+    match run(Args::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -121,10 +93,6 @@ fn main() -> ExitCode {
 fn runtime() -> Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     Ok(builder.enable_all().build()?)
-}
-
-fn consume(database_url: &str, amqp_url: &str, queue: &str) -> Result<()> {
-    runtime()?.block_on(consumer::run(database_url, amqp_url, queue))
 }
 
 fn run(args: Args) -> Result<bool> {
@@ -281,7 +249,7 @@ fn soak(
         plan.seed, plan.rate
     );
     let began = Instant::now();
-    let work = std::panic::AssertUnwindSafe(soak::run(setup, plan, &args.out));
+    let work = std::panic::AssertUnwindSafe(soak::run(setup, plan));
     let ended = runtime.block_on(futures_util::FutureExt::catch_unwind(work));
     let ended = ended.unwrap_or_else(|panic| Err(said(&*panic).into()));
     let seconds = began.elapsed().as_secs_f64();

@@ -171,21 +171,3 @@ pub async fn take(url: &str, queue: &str, n: usize, within: Duration) -> Result<
     }
     Ok(found)
 }
-
-/// Takes exactly this many messages from a dead-letter queue; returns why each was given up.
-pub async fn dead_letters(
-    url: &str,
-    queue: &str,
-    n: usize,
-    within: Duration,
-) -> Result<Vec<String>> {
-    let letters = take(url, queue, n, within).await?;
-    let reason = |delivery: &Delivery| {
-        let headers = delivery.properties.headers().clone().unwrap_or_default();
-        match headers.inner().get("outbox-dead-reason") {
-            Some(AMQPValue::LongString(text)) => text.to_string(),
-            other => format!("{other:?}"),
-        }
-    };
-    Ok(letters.iter().map(reason).collect())
-}

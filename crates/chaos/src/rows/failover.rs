@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     arena::{Arena, DATABASE, OWNER, SOON, Setup, WINDOW, since},
-    consumer::TABLES,
+    consumer::{self, TABLES},
     flow::Flow,
     row::{Outcome, Result, Row, expect, in_time, rows},
     traffic::{Rate, Traffic},
@@ -282,9 +282,7 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
     }
     amqp::bind(&channel, "events", WORK).await?;
     let own = consumers.url_for("consumer", "consumer", DATABASE);
-    let words = ["consume", &own, &arena.broker_url(), WORK];
-    let program = std::env::current_exe()?;
-    let _consumer = setup.logs.start("consumer", &program, &words, &[])?;
+    let consumer = tokio::spawn(consumer::run(own, arena.broker_url(), WORK));
 
     let (mut flow, mut relay) = arena.flowing().await?;
     let backup = arena.postgres.folder().join("backup");
@@ -350,6 +348,7 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
     let sql = "SELECT count(*) - count(DISTINCT message_id) FROM public.applied";
     let twice: i64 = inbox.query_one(sql, &[]).await?.get(0);
     expect(twice == 0, || format!("{twice} effects happened twice"))?;
+    consumer.abort();
     flow.note(format!(
         "{forgotten} events forgotten, {reused} positions drawn again under new message ids, {again} sent again"
     ));

@@ -2,7 +2,6 @@
 
 mod broker;
 mod cluster;
-mod consumer;
 mod data;
 mod database;
 mod failover;
@@ -25,7 +24,6 @@ pub fn all() -> Vec<&'static Row> {
         database::ROWS,
         failover::ROWS,
         data::ROWS,
-        consumer::ROWS,
         surroundings::ROWS,
     ];
     let people = people::ROWS.iter().copied();

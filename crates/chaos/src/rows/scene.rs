@@ -17,6 +17,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// The whole of a small table is audited again every few seconds.
 pub const AUDITED: Duration = Duration::from_secs(30);
 
+/// A second relay, beside the one that has the admin port.
+pub const BESIDE: &[&str] = &["run", "--set", "admin.listen=off"];
+
 async fn done(client: &Client, sql: &str) -> Result<()> {
     let done = client.batch_execute(sql).await;
     done.map_err(|error| format!("{sql}: {error:?}").into())

@@ -7,7 +7,7 @@ use test_support::eventually;
 use crate::{
     arena::{OWNER, SOON, Setup},
     row::{Outcome, Result, Row, expect, rows},
-    rows::scene::Scene,
+    rows::scene::{BESIDE, Scene},
 };
 
 pub const ROWS: &[Row] = rows! { setup;
@@ -74,7 +74,7 @@ async fn at_work(scene: &mut Scene<'_>) -> Result<()> {
         .await?;
     scene.says(503, "schema version 99").await?;
     scene.shows("outbox_schema_ok", |ok| ok == 0.0).await?;
-    for command in [&["check", "--connect"][..], &["run"]] {
+    for command in [&["check", "--connect"][..], BESIDE] {
         let refused = scene.command(command).await?;
         let said = refused.code == 78 && refused.stderr.contains("schema version 99");
         expect(said, || {

@@ -11,7 +11,7 @@ use crate::{
     arena::{Arena, QUEUE, SOON, Setup, WINDOW},
     flow::Flow,
     row::{Outcome, Result, Row, expect, rows},
-    rows::scene::{AUDITED, Scene},
+    rows::scene::{AUDITED, BESIDE, Scene},
 };
 
 pub const ROWS: &[Row] = rows! { setup;
@@ -278,7 +278,7 @@ async fn migration(scene: &mut Scene<'_>) -> Result<()> {
         format!("{missing} of 20 did not arrive from a relay that had to connect again")
     })?;
     scene.says(503, CURE).await?;
-    for command in [&["check", "--connect"][..], &["run"], &["dead", "list"]] {
+    for command in [&["check", "--connect"][..], BESIDE, &["dead", "list"]] {
         let refused = scene.command(command).await?;
         expect(refused.code == 78 && refused.stderr.contains(CURE), || {
             format!("{command:?}: {} {}", refused.code, refused.said())

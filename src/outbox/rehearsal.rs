@@ -19,6 +19,7 @@ use outbox_core::{
     reason::Reason,
     settlement::{Cause, DeadLetter, Sent, Settlement, Wait},
 };
+use rand::{Rng, RngExt};
 use tokio_postgres::types::Type;
 
 use super::{
@@ -135,6 +136,7 @@ impl Rehearsal<'_> {
                 }
             }
         }
+        let free = in_turn(free, &mut rand::rng());
         let mut free = free.as_slice();
         let mut refusals = 0;
         while room > 0 && refusals < REFUSALS && !free.is_empty() {
@@ -319,6 +321,20 @@ fn publishes(subjects: &[Subject]) -> usize {
     subjects.iter().filter(|s| s.publishes).count()
 }
 
+/// Only some are rehearsed, and those that are refused come again with the next claim. So waiting messages and new ones are the
+/// first by turns, and each of the waiting ones. New ones keep their order: a message that is passed by holds its key back.
+fn in_turn(subjects: Vec<Subject>, rng: &mut impl Rng) -> Vec<Subject> {
+    let (mut waiting, new): (Vec<_>, Vec<_>) = subjects.into_iter().partition(|s| s.filed);
+    if !waiting.is_empty() {
+        let first = rng.random_range(0..waiting.len());
+        waiting.rotate_left(first);
+    }
+    match rng.random() {
+        true => [waiting, new].concat(),
+        false => [new, waiting].concat(),
+    }
+}
+
 /// The key that its settle releases.
 fn released(subject: &Subject) -> Option<i64> {
     subject.key_hash.filter(|_| subject.filed)
@@ -429,6 +445,32 @@ mod tests {
         };
         let sent = settlement(Fate::Sent, &[replay], &[]);
         assert!(sent.sent.is_empty() && sent.delete_waiting.len() == 1);
+    }
+
+    #[test]
+    fn no_message_is_always_rehearsed_after_others_and_new_ones_keep_their_order() {
+        let of = |subject: Subject, id| Subject {
+            position: Position { lane: 0, id },
+            ..subject
+        };
+        let waiting = |id| Subject {
+            filed: true,
+            ..of(subject(1, true), id)
+        };
+        let all = || {
+            (1..=3)
+                .map(waiting)
+                .chain((4..=6).map(|id| of(subject(1, true), id)))
+        };
+        let mut firsts = HashSet::new();
+        for _ in 0..1000 {
+            let turn = in_turn(all().collect(), &mut rand::rng());
+            let ids: Vec<i64> = turn.iter().map(|s| s.position.id).collect();
+            let new: Vec<i64> = ids.iter().copied().filter(|id| *id > 3).collect();
+            assert_eq!((ids.len(), new), (6, vec![4, 5, 6]));
+            firsts.insert(ids[0]);
+        }
+        assert_eq!(firsts, HashSet::from([1, 2, 3, 4]));
     }
 
     /// A trigger on the lanes would refuse the settle, whatever the outcomes.

@@ -33,6 +33,10 @@ use crate::{
     telemetry::{metrics, relaying},
 };
 
+/// Messages that a cautious claim reads at least, even if it may publish one: those whose rehearsal fails are due again and
+/// again, and must not be all that it reads.
+const CAUTIOUS_READ: usize = 16;
+
 #[derive(Debug, thiserror::Error)]
 enum WorkError {
     #[error(transparent)]
@@ -300,7 +304,9 @@ async fn cycle(
         caution.forget(began.into_std());
         (caution.limit(), caution.aside())
     };
-    let messages = allowed.map_or(limit.get(), |n| n.saturating_add(aside).min(limit.get()));
+    let messages = allowed.map_or(limit.get(), |n| {
+        n.max(CAUTIOUS_READ).saturating_add(aside).min(limit.get())
+    });
     // A read failed. The next claim reads one message, to find the one that cannot be read.
     let lanes = match (limit.is_collapsed(), taken.lanes()) {
         (true, [first, ..]) => std::slice::from_ref(first),

@@ -113,14 +113,21 @@ mod tests {
         ] {
             assert!(broker(url).current().is_ok(), "{url}");
         }
-        let mut remote = broker("amqp://u:hunter2@mq.example");
-        let error = remote.current().unwrap_err().to_string();
-        assert!(
-            error.contains("broker.allow_plaintext") && !error.contains("hunter2"),
-            "{error}"
-        );
-        remote.allow_plaintext = true;
-        assert!(remote.current().is_ok());
+        for host in [
+            "mq.example",
+            "192.0.2.1",
+            "[2001:db8::1]",
+            "localhost.example",
+        ] {
+            let mut remote = broker(&format!("amqp://u:hunter2@{host}"));
+            let error = remote.current().unwrap_err().to_string();
+            assert!(
+                error.contains("broker.allow_plaintext") && !error.contains("hunter2"),
+                "{error}"
+            );
+            remote.allow_plaintext = true;
+            assert!(remote.current().is_ok());
+        }
     }
 
     #[test]
@@ -129,6 +136,8 @@ mod tests {
             "amqp://localhost",
             "amqp://u@localhost",
             "amqp://:p@localhost",
+            "amqp://u:@localhost",
+            "amqp://:@localhost",
         ] {
             let error = broker(url).current().unwrap_err().to_string();
             assert!(

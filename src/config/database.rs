@@ -196,8 +196,15 @@ mod tests {
         ] {
             assert_eq!(mode(url).unwrap(), expected, "{url}");
         }
-        for mode in ["disable", "prefer"] {
-            let mut remote = database(&format!("postgres://u:p@db.example/db?sslmode={mode}"));
+        for url in [
+            "postgres://u:p@db.example/db?sslmode=disable",
+            "postgres://u:p@db.example/db?sslmode=prefer",
+            "postgres://u:p@192.0.2.1/db?sslmode=disable",
+            "postgres://u:p@127.0.0.1,db.example/db?sslmode=disable",
+            "postgres://u:p@127.0.0.1,db.example/db?sslmode=prefer",
+            "host=db.example user=u password=p sslmode=prefer",
+        ] {
+            let mut remote = database(url);
             let error = remote.current().unwrap_err().to_string();
             assert!(
                 error.starts_with("database.url: sslmode=") && error.contains("allow_plaintext"),

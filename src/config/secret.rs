@@ -72,7 +72,12 @@ mod tests {
     #[test]
     fn an_empty_missing_or_open_file_is_refused_without_being_quoted() {
         let problem = |file: &tempfile::NamedTempFile| read_file(file.path()).unwrap_err();
-        assert!(problem(&file("\n", 0o600)).ends_with("is empty"));
+        for nothing in ["", "\n"] {
+            assert!(problem(&file(nothing, 0o600)).ends_with("is empty"));
+        }
+        let binary = file("", 0o600);
+        std::fs::write(binary.path(), b"hunter2\xff").unwrap();
+        assert!(problem(&binary).ends_with("is not UTF-8 text"));
         let group = problem(&file("hunter2", 0o660));
         assert!(
             group.contains("can be changed by its group (mode 660); chmod g-w"),

@@ -352,6 +352,30 @@ fn a_source_takes_what_it_leaves_out_from_the_common_sections() {
 }
 
 #[test]
+fn the_admin_port_is_on_this_host_unless_allowed() {
+    let listens = |address: &str, allowed: &str| {
+        let set = [
+            ("admin.listen", address),
+            ("admin.allow_non_loopback", allowed),
+        ];
+        load(Some(&fixture("valid/empty.toml")), &URLS, &set).is_ok()
+    };
+    for (address, here) in [
+        ("127.0.0.1:9464", true),
+        ("[::1]:9464", true),
+        ("127.9.9.9:9464", true),
+        ("0.0.0.0:9464", false),
+        ("[::]:9464", false),
+        ("192.0.2.1:9464", false),
+        ("[2001:db8::1]:9464", false),
+        ("[::ffff:192.0.2.1]:9464", false),
+    ] {
+        assert_eq!(listens(address, "false"), here, "{address}");
+        assert!(listens(address, "true"), "{address}");
+    }
+}
+
+#[test]
 fn debug_of_the_whole_configuration_shows_no_secret() {
     let config = load(Some(&fixture("valid/empty.toml")), &URLS, &[]).unwrap();
     assert!(!format!("{config:?}").contains("hunter2"));
@@ -375,6 +399,7 @@ fn a_certificate_that_expired_or_belongs_to_another_key_is_refused() {
     let one = write("one.key", one.serialize_pem());
     let other = write("other.key", other.serialize_pem());
 
+    let text = write("text.pem", "hunter2\n".to_owned());
     let refused = |set: &[(&str, &str)]| {
         let amqps = [("AMQP_URL", "amqps://relay:p@localhost"), URLS[0]];
         load(Some(&fixture("valid/empty.toml")), &amqps, set)
@@ -393,6 +418,24 @@ fn a_certificate_that_expired_or_belongs_to_another_key_is_refused() {
     );
     let expired = refused(&[("broker.cert_file", &old), ("broker.key_file", &one)]);
     assert!(expired.contains("expired on"), "{expired}");
+    for section in ["broker", "database"] {
+        let [ca, cert, key] = ["ca", "cert", "key"].map(|part| format!("{section}.{part}_file"));
+        for (set, key) in [
+            (&[(ca.as_str(), text.as_str())][..], &ca),
+            (&[(&ca, &one)], &ca),
+            (&[(&cert, &one), (&key, &one)], &cert),
+        ] {
+            let refused = refused(set);
+            let says =
+                refused.contains(&format!("{key}: ")) && refused.contains("no PEM certificate");
+            assert!(says && !refused.contains("hunter2"), "{refused}");
+        }
+        let refused = refused(&[(&cert, &good), (&key, &text)]);
+        assert!(
+            refused.contains(&cert) && refused.contains(&text),
+            "{refused}"
+        );
+    }
     let authority = refused(&[("broker.ca_file", &old)]);
     assert!(
         authority.contains("broker.ca_file: ") && authority.contains("expired on"),

@@ -231,8 +231,6 @@ fn decoded(text: &str, part: &'static str) -> Result<String, UriError> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn endpoint(uri: &str) -> BrokerEndpoint {
@@ -268,12 +266,21 @@ mod tests {
             ("amqp://u:p@", UriError::NoHost),
             ("amqp://u:p@a,b", UriError::SeveralHosts),
             ("amqp://u:p@::1", UriError::BadHost),
+            ("amqp://u:p@h:5672,[::1]:5672", UriError::SeveralHosts),
             ("amqp://u:p@127.1", UriError::BadHost),
+            ("amqp://u:p@[::1", UriError::BadHost),
+            ("amqp://u:p@[::1]x", UriError::BadHost),
+            ("amqp://u:p@[localhost]", UriError::BadHost),
             ("amqp://u:p@h:0", UriError::BadPort),
             ("amqp://u:p@h:99999", UriError::BadPort),
             ("amqp://u:p@h/", UriError::EmptyVhost),
             ("amqp://u:p@h//", UriError::SlashInVhost),
             ("amqp://u:p%zz@h", UriError::PercentEncoding("password")),
+            ("amqp://u:p%2@h", UriError::PercentEncoding("password")),
+            ("amqp://u:p%ff@h", UriError::PercentEncoding("password")),
+            ("amqp://u%g1:p@h", UriError::PercentEncoding("user name")),
+            ("amqp://u:p@h/%2", UriError::PercentEncoding("virtual host")),
+            ("amqp://u:p@h/%2f?", UriError::Parameter(String::new())),
             (
                 "amqp://u:p@h/%ff",
                 UriError::PercentEncoding("virtual host"),
@@ -288,28 +295,6 @@ mod tests {
             ("amqp://u:p%00q@h", UriError::ControlCharacter("password")),
         ] {
             assert_eq!(BrokerEndpoint::parse(uri), Err(expected), "{uri}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_string_panics(text in ".*") {
-            let _ = BrokerEndpoint::parse(&text);
-            let _ = BrokerEndpoint::parse(&format!("amqp://{text}"));
-        }
-
-        #[test]
-        fn a_password_never_shows(password in "canary[a-z0-9%]{4,12}", host in "[a-z0-9:,./?]{0,8}") {
-            match BrokerEndpoint::parse(&format!("amqp://u:{password}@{host}")) {
-                Ok(endpoint) => {
-                    let shown = format!("{endpoint:?}");
-                    prop_assert!(!shown.contains("canary"), "{}", shown);
-                }
-                Err(error) => {
-                    let shown = format!("{error} {error:?}");
-                    prop_assert!(!shown.contains("canary"), "{}", shown);
-                }
-            }
         }
     }
 }

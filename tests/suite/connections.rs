@@ -1,17 +1,14 @@
-//! Connections: too few, flooded, and silently dead.
+//! The connection for notifications. Rows 71 and 72 of the fault matrix have too few connections, and dead ones.
 
 use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::Instant,
 };
 
-use test_support::{
-    Proxy, eventually,
-    probe::{self, get},
-};
+use test_support::{eventually, probe};
 use tokio_postgres::NoTls;
 
 use crate::world::{SOON, World, own_world, world};
@@ -89,12 +86,6 @@ async fn a_flood_of_notifications_delays_nothing_and_costs_little() {
     world.clean(&consumer, 0).await;
 }
 
-/// The time of a log line.
-fn written(line: &str) -> SystemTime {
-    let line: serde_json::Value = serde_json::from_str(line).unwrap();
-    humantime::parse_rfc3339(line["timestamp"].as_str().unwrap()).unwrap()
-}
-
 /// The session that holds the lock of a sleeping relay; the upper half of the key distinguishes it from the audit's lock.
 const SLEEPERS: &str = "pg_locks l JOIN pg_database d ON d.oid = l.database \
                         WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.granted \
@@ -134,99 +125,33 @@ async fn while_the_notification_queue_fills_up_the_relay_stays_awake_so_that_pro
     world.clean(&consumer, 0).await;
 }
 
+/// Advisory locks are anybody's who may connect: a producer takes the one by which a sleeping relay asks to be woken.
 #[tokio::test]
-async fn with_fewer_connections_than_it_wants_the_relay_delivers_down_to_two() {
+async fn a_producer_that_holds_the_lock_of_a_sleeping_relay_hides_no_event() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let role = format!("few_{}", world.database);
-    let sql = format!("CREATE ROLE {role} LOGIN PASSWORD 'few' IN ROLE outbox_relay");
-    world.sql(&sql).await;
-    let url = world.postgres().url_for(&role, "few", &world.database);
-    let port = test_support::free_port().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let settings = [
-        ("DATABASE_URL", url.as_str()),
-        ("OUTBOXD__RELAY__WORKERS", "4"),
-        ("OUTBOXD__ADMIN__LISTEN", &listen),
-    ];
-    let mut committed = 0;
-    for limit in (2..=7).rev() {
-        let sql = format!("ALTER ROLE {role} CONNECTION LIMIT {limit}");
-        world.sql(&sql).await;
-        let _relay = world.relay(&settings);
-        for _ in 0..3 {
-            world.commit_many(100, 10).await;
-            committed += 100;
-            consumer.until(committed).await;
-        }
-        eventually("to be ready", SOON, async || {
-            (get(port, "/readyz").await?.0 == 200).then_some(())
-        })
-        .await;
-        if limit > 2 {
-            eventually("the gauges", SOON, async || {
-                let (_, text) = get(port, "/metrics").await?;
-                text.contains("\noutbox_pending_messages 0").then_some(())
-            })
-            .await;
-        }
-        // A relay that is killed before it has settled repeats.
-        world.clean(&consumer, 0).await;
-    }
-    // The limit is set while the relay runs, and the server ends all its connections.
-    let sql = format!("ALTER ROLE {role} CONNECTION LIMIT -1");
-    world.sql(&sql).await;
-    let relay = world.relay(&settings);
-    relay.line("connected to both servers", SOON).await;
-    let sessions = format!("pg_stat_activity WHERE usename = '{role}'");
-    world.until("all connections", &sessions, 7).await;
-    let sql = format!(
-        "ALTER ROLE {role} CONNECTION LIMIT 2; SELECT pg_terminate_backend(pid) FROM {sessions}"
-    );
-    world.sql(&sql).await;
-    world.commit_many(100, 10).await;
-    consumer.until(committed + 100).await;
-    world.drained().await;
-    drop(relay);
-    // With one connection no worker can publish, and the relay says so.
-    let sql = format!("ALTER ROLE {role} CONNECTION LIMIT 1");
-    world.sql(&sql).await;
-    let relay = world.relay(&settings);
-    relay.line("SQLSTATE 53300", SOON).await;
-    eventually("/readyz to say it", SOON, async || {
-        let (code, body) = get(port, "/readyz").await?;
-        (code == 503 && body.contains("CONNECTION LIMIT")).then_some(())
+    let _relay = world.relay(&[]);
+    world.until("the relay to sleep", SLEEPERS, 1).await;
+    let url = world
+        .postgres()
+        .url_for("producer", "producer", &world.database);
+    let (producer, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let holding = tokio::spawn(async move {
+        let lock = "SELECT pg_advisory_lock(122550254464888)";
+        producer.batch_execute(lock).await.map(|()| producer)
+    });
+    // The relay lets go of it as it wakes.
+    let held = "pg_locks l JOIN pg_stat_activity a USING (pid) WHERE a.usename = 'producer' AND l.granted \
+                AND a.datname = current_database() AND l.locktype = 'advisory' AND l.classid = 28533";
+    eventually("the lock to be the producer's", SOON, async || {
+        world.commit_many(1, 1).await;
+        (world.count(held).await == 1).then_some(())
     })
     .await;
-}
-
-#[tokio::test]
-async fn sessions_that_all_fall_silent_at_once_are_replaced_together() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let (proxy, url) = Proxy::before(&world.database_url()).await.unwrap();
-    let relay = world.relay(&[
-        ("DATABASE_URL", &url),
-        ("OUTBOXD__RELAY__WORKERS", "8"),
-        ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "20s"),
-        ("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "2s"),
-    ]);
-    relay.line("connected to both servers", SOON).await;
-    world.commit_many(500, 50).await;
-    consumer.until(500).await;
+    let _producer = holding.await.unwrap().unwrap();
     world.drained().await;
-    world.until("the relay to sleep", SLEEPERS, 1).await;
-    proxy.forget();
-    world.commit_many(100, 10).await;
-    consumer.until(600).await;
-    // The relay gives a statement up after 25 s. Connections that are found together are given up together; connections that are
-    // found one after the other would be 25 s apart.
-    relay.line("no answer within 25s", SOON).await;
-    let lines = relay.lines();
-    let given_up = lines.iter().filter(|l| l.contains("no answer within 25s"));
-    let times: Vec<_> = given_up.map(|line| written(line)).collect();
-    let [first, last] = [times.iter().min(), times.iter().max()].map(Option::unwrap);
-    let apart = last.duration_since(*first).unwrap();
-    assert!(apart < Duration::from_secs(24), "{apart:?}: {times:?}");
+    // Nobody is woken any more.
+    world.commit_many(1, 1).await;
     world.clean(&consumer, 0).await;
 }

@@ -81,44 +81,6 @@ async fn a_rolled_back_event_never_arrives() {
 }
 
 #[tokio::test]
-async fn any_bytes_reach_the_broker_as_they_were_written() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let _relay = world.relay(&[]);
-    let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
-    let bodies = [
-        r#"{"a":1e400,"a":1,"b":12345678901234567890123}"#,
-        r#""\u0000""#,
-        " [ 1 ,2 ] ",
-        &deep,
-        "{}",
-    ];
-    for body in bodies {
-        world.insert(None, "odd", body, "").await;
-    }
-    let binary: &[u8] = b"\xff\x00\xfe not UTF-8";
-    for bytes in [binary, b""] {
-        world
-            .client
-            .execute(
-                "INSERT INTO outbox.message (aggregate_type, event_type, binary_payload, content_type) \
-                 VALUES ('order', 'binary', $1, 'application/octet-stream')",
-                &[&bytes],
-            )
-            .await
-            .unwrap();
-    }
-    let seen = consumer.until(bodies.len() + 2).await;
-    for body in bodies.map(str::as_bytes).into_iter().chain([binary, b""]) {
-        assert!(
-            seen.iter().any(|m| m.body == body),
-            "{:?} is missing",
-            String::from_utf8_lossy(body)
-        );
-    }
-}
-
-#[tokio::test]
 async fn cloudevents_attributes_come_with_the_format() {
     let world = world().await;
     let consumer = world.consumer().await;

@@ -3,29 +3,12 @@
 use std::time::Instant;
 
 use lapin::{BasicProperties, options::BasicPublishOptions, types::AMQPValue};
-use test_support::{Daemon, eventually};
+use test_support::eventually;
 
-use crate::world::{SOON, World, plan, world};
-
-const WORKERS: usize = 2;
-const BATCH: usize = 50;
-
-fn settings<'s>(more: &[(&'s str, &'s str)]) -> Vec<(&'s str, &'s str)> {
-    let mut all = vec![
-        ("OUTBOXD__RELAY__BATCH_SIZE", "50"),
-        ("OUTBOXD__DATABASE__LOCK_TIMEOUT", "200ms"),
-    ];
-    all.extend(more);
-    all
-}
-
-async fn several_attempts(relay: &Daemon, n: usize) {
-    eventually("attempts", SOON, async || {
-        let lines = relay.lines();
-        (lines.iter().filter(|l| l.contains("backing off")).count() >= n).then_some(())
-    })
-    .await;
-}
+use crate::{
+    kit::{BATCH, SETTINGS, WORKERS, several_attempts},
+    world::{SOON, World, plan, world},
+};
 
 /// Later requests queue behind a session that waits for a lock, so that session blocks them as much as the holder does.
 #[tokio::test]
@@ -41,7 +24,7 @@ async fn a_table_lock_that_is_only_asked_for_is_named() {
     let asking = tokio::spawn(async move { person.batch_execute(lock).await });
     let asked = "pg_locks WHERE NOT granted AND mode = 'ShareLock' AND relation = 'outbox.message'::regclass";
     world.until("the lock to be asked for", asked, 1).await;
-    let relay = world.relay(&settings(&[]));
+    let relay = world.relay(&SETTINGS);
     relay.line("index-builder", SOON).await;
     assert_eq!(consumer.len(), 0);
     asking.abort();
@@ -57,7 +40,7 @@ async fn a_serializable_database_costs_no_duplicate() {
         format!("ALTER DATABASE {database} SET default_transaction_isolation = serializable");
     world.sql(&serializable).await;
     let consumer = world.consumer().await;
-    let _relays = [world.relay(&settings(&[])), world.relay(&settings(&[]))];
+    let _relays = [world.relay(&SETTINGS), world.relay(&SETTINGS)];
     for _ in 0..10 {
         world.commit_many(200, 40).await;
     }
@@ -68,7 +51,7 @@ async fn a_serializable_database_costs_no_duplicate() {
 async fn refused_by_a_publication(obstacle: &str, cure: &str, said: &str) {
     let world = world().await;
     let consumer = world.consumer().await;
-    let relay = world.relay(&settings(&[]));
+    let relay = world.relay(&SETTINGS);
     world.commit_many(200, 20).await;
     world.drained().await;
     let owner = world.postgres().connect(&world.database).await.unwrap();
@@ -76,7 +59,7 @@ async fn refused_by_a_publication(obstacle: &str, cure: &str, said: &str) {
     world.commit_many(400, 40).await;
     relay.line("messages cannot be marked", SOON).await;
     relay.line(said, SOON).await;
-    several_attempts(&relay, 8).await;
+    several_attempts(&relay).await;
     owner.batch_execute(cure).await.unwrap();
     world.clean(&consumer, WORKERS * BATCH + 24).await;
 }
@@ -114,7 +97,7 @@ async fn a_published_table_without_a_replica_identity_bounds_the_duplicates() {
 async fn a_trigger_that_refuses_one_row_costs_its_neighbours_nothing() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let _relay = world.relay(&settings(&[]));
+    let _relay = world.relay(&SETTINGS);
     world.sql("CREATE FUNCTION picky() RETURNS trigger LANGUAGE plpgsql AS \
              'BEGIN IF OLD.aggregate_id = ''13'' THEN RAISE ''not this one''; END IF; RETURN NEW; END'; \
              CREATE TRIGGER picky BEFORE UPDATE ON outbox.message FOR EACH ROW EXECUTE FUNCTION picky()").await;
@@ -161,42 +144,13 @@ fn probes(began: Instant) -> usize {
     60 + 16 * usize::try_from(began.elapsed().as_secs()).unwrap()
 }
 
-#[tokio::test]
-async fn a_full_queue_beside_a_healthy_one_is_probed_also_with_a_routing_key_for_each_aggregate() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    full_queue(&world, "full", "#").await;
-    let relay = world.relay(&settings(A_KEY_FOR_EACH_AGGREGATE));
-    let began = Instant::now();
-    world.commit_many(1000, 500).await;
-    relay
-        .line(
-            "many destinations of this exchange fail in the same way",
-            SOON,
-        )
-        .await;
-    let unfiled = "outbox.message m LEFT JOIN outbox.waiting w USING (lane, id) WHERE w.id IS NULL";
-    world.until("all of them to wait", unfiled, 0).await;
-    eventually("a few probes", SOON, async || {
-        (world.count("outbox.waiting WHERE failed_probes >= 3").await > 0).then_some(())
-    })
-    .await;
-    let copies = consumer.len();
-    let allowed = 2 * WORKERS * BATCH + probes(began);
-    assert!(copies <= allowed, "{copies} copies");
-    let _drain = world.consume("full").await;
-    world.drained().await;
-    let report = world.judge(&consumer).await;
-    assert!(report.lost.is_empty() && report.is_clean(), "{report}");
-}
-
 /// The queue of the orders is full; the payments have another one.
 #[tokio::test]
 async fn a_full_queue_of_some_routing_keys_stops_no_other_and_copies_each_message_about_once() {
     let world = world().await;
     let consumer = world.consumer().await;
     full_queue(&world, "full", "order.*").await;
-    let relay = world.relay(&settings(A_KEY_FOR_EACH_AGGREGATE));
+    let relay = world.relay(&[&SETTINGS[..], A_KEY_FOR_EACH_AGGREGATE].concat());
     let began = Instant::now();
     world.commit_many(400, 400).await;
     relay
@@ -228,7 +182,7 @@ async fn a_full_queue_of_some_routing_keys_stops_no_other_and_copies_each_messag
 async fn held_messages_of_a_relay_that_died_are_sent_by_the_next() {
     let world = world().await;
     world.declare_exchange("events").await;
-    let mut relay = world.relay(&settings(&[]));
+    let mut relay = world.relay(&SETTINGS);
     world.commit_many(100, 50).await;
     world
         .until(
@@ -239,7 +193,7 @@ async fn held_messages_of_a_relay_that_died_are_sent_by_the_next() {
         .await;
     relay.kill().await.unwrap();
     let consumer = world.consumer().await;
-    let _relay = world.relay(&settings(&[]));
+    let _relay = world.relay(&SETTINGS);
     world.clean(&consumer, 0).await;
 }
 
@@ -247,7 +201,7 @@ async fn held_messages_of_a_relay_that_died_are_sent_by_the_next() {
 async fn a_destination_that_never_works_is_given_up_after_max_attempts() {
     let world = world().await;
     world.declare_exchange("events").await;
-    let _relay = world.relay(&settings(&[("OUTBOXD__RELAY__MAX_ATTEMPTS", "5")]));
+    let _relay = world.relay(&[&SETTINGS[..], &[("OUTBOXD__RELAY__MAX_ATTEMPTS", "5")]].concat());
     world.commit_many(200, 50).await;
     world
         .until(
@@ -271,7 +225,7 @@ async fn small_rows_that_decompress_to_much_hold_nobody_up() {
                FROM generate_series(1, 12) i";
     world.sql(sql).await;
     world.commit_many(100, 20).await;
-    let _relay = world.relay(&settings(&[]));
+    let _relay = world.relay(&SETTINGS);
     consumer.until_all(&world.ledger.ids()).await;
     world.drained().await;
     let dead = "outbox.dead WHERE reason IN ('payload_too_large', 'headers_too_large')";
@@ -315,7 +269,7 @@ async fn a_row_that_cannot_be_read_is_given_up_and_its_neighbours_flow() {
     .concat();
     client.batch_execute(&sql).await.unwrap();
     let url = postgres.url_for("relay", "relay-canary-password", &name);
-    let _relay = world.relay(&settings(&[("DATABASE_URL", &url)]));
+    let _relay = world.relay(&[&SETTINGS[..], &[("DATABASE_URL", &url)]].concat());
     consumer.until(180).await;
     eventually("the three are dead", SOON, async || {
         let sql = "SELECT count(*) FROM outbox.dead WHERE reason = 'unreadable'";
@@ -346,13 +300,13 @@ async fn a_read_that_fails_for_no_row_s_fault_gives_no_message_up() {
         .await
         .unwrap()
         .get(0);
-    let relay = world.relay(&settings(&[]));
+    let relay = world.relay(&SETTINGS);
     world.commit_many(50, 10).await;
     consumer.until(50).await;
     world.sql("CREATE OR REPLACE FUNCTION outbox.key_hash(aggregate_type text, aggregate_id text) RETURNS bigint \
              LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS 'BEGIN RAISE ''changed''; END'").await;
     world.commit_many(100, 20).await;
-    several_attempts(&relay, 8).await;
+    several_attempts(&relay).await;
     assert_eq!(world.count("outbox.dead").await, 0);
     world.sql(&original).await;
     world.clean(&consumer, 0).await;
@@ -370,7 +324,7 @@ async fn a_row_whose_read_never_ends_is_given_up_while_all_others_flow() {
                    END $$";
     world.sql(endless).await;
     let timeout = ("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s");
-    let _relay = world.relay(&settings(&[timeout]));
+    let _relay = world.relay(&[&SETTINGS[..], &[timeout]].concat());
     world.insert(Some("endless"), "created", "1", "").await;
     let mut rounds = 0;
     while world.count("outbox.dead").await == 0 {

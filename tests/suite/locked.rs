@@ -1,18 +1,12 @@
 //! Rows that another transaction has locked: their messages wait alone, and the transaction is named. See also row 65 of the fault
 //! matrix.
 
-use test_support::{Daemon, eventually, probe};
 use tokio_postgres::Client;
 
-use crate::world::{SOON, World, own_world, world};
-
-const WORKERS: usize = 2;
-const BATCH: usize = 50;
-
-const SETTINGS: [(&str, &str); 2] = [
-    ("OUTBOXD__RELAY__BATCH_SIZE", "50"),
-    ("OUTBOXD__DATABASE__LOCK_TIMEOUT", "200ms"),
-];
+use crate::{
+    kit::{BATCH, SETTINGS, WORKERS, named},
+    world::{SOON, World, own_world, world},
+};
 
 /// Somebody who holds these locks.
 async fn person(world: &World, name: &str, locks: &str) -> Client {
@@ -20,60 +14,6 @@ async fn person(world: &World, name: &str, locks: &str) -> Client {
     let sql = format!("SET application_name = '{name}'; BEGIN; {locks}");
     client.batch_execute(&sql).await.unwrap();
     client
-}
-
-async fn named(relay: &Daemon, port: u16, said: &str) {
-    relay.line(said, SOON).await;
-    eventually("/readyz to name it", SOON, async || {
-        let (code, body) = probe::get(port, "/readyz").await?;
-        (code == 503 && body.contains("cannot_mark")).then_some(())
-    })
-    .await;
-}
-
-impl World {
-    /// So many messages have records in outbox.waiting that are far from due.
-    pub async fn waiting(&self, n: i64) {
-        for n in 0..n {
-            let later = "available_at = clock_timestamp() + interval '1 hour'";
-            self.insert(Some(&format!("later-{n}")), "created", "1", later)
-                .await;
-        }
-        self.until("them to wait", "outbox.waiting", n).await;
-    }
-
-    pub async fn due(&self) {
-        self.sql(
-            "UPDATE outbox.message SET available_at = NULL; \
-             UPDATE outbox.waiting SET due_at = clock_timestamp()",
-        )
-        .await;
-    }
-}
-
-#[tokio::test]
-async fn a_message_whose_record_somebody_has_locked_waits_alone() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let mut relay = world.relay(&SETTINGS);
-    world.waiting(20).await;
-    relay.terminate().unwrap();
-    relay.ended(SOON).await.unwrap();
-    world.due().await;
-    let person = person(&world, "a-person", "SELECT FROM outbox.waiting FOR UPDATE").await;
-    let (relay, port) = world.watched(&SETTINGS);
-    named(&relay, port, "a-person").await;
-    relay.line("in outbox.waiting", SOON).await;
-    // Its neighbours of the claim and of the lane flow, and so do later ones.
-    let unsent = "outbox.message WHERE sent_at IS NULL AND aggregate_id NOT LIKE 'later-%'";
-    for _ in 0..10 {
-        world.commit_many(50, 50).await;
-        world.until("the others to be sent", unsent, 0).await;
-    }
-    let duplicates = world.ledger.duplicates(&consumer).await.unwrap();
-    assert!(duplicates <= WORKERS * BATCH, "{duplicates} duplicates");
-    person.batch_execute("COMMIT").await.unwrap();
-    world.clean(&consumer, 2 * WORKERS * BATCH).await;
 }
 
 /// So many keys in one lane.
@@ -105,7 +45,7 @@ async fn thirty_locked_records_take_no_claim_s_time_and_keep_no_healthy_message(
     let person = world.half_locked().await;
     let (relay, port) = world.watched(&[]);
     world.commit_many(300, 300).await;
-    named(&relay, port, "a-person").await;
+    named(&relay, port, "a-person", &[]).await;
     let unsent = "outbox.message WHERE sent_at IS NULL";
     world.until("the others to be sent", unsent, 30).await;
     person.batch_execute("COMMIT").await.unwrap();
@@ -120,7 +60,7 @@ async fn more_locked_records_than_a_claim_reads_keep_no_due_message_of_their_lan
     let consumer = world.consumer().await;
     let person = world.half_locked().await;
     let (relay, port) = world.watched(&SETTINGS);
-    named(&relay, port, "a-person").await;
+    named(&relay, port, "a-person", &[]).await;
     let unsent = "outbox.message WHERE sent_at IS NULL";
     world.until("the others to be sent", unsent, 30).await;
     person.batch_execute("COMMIT").await.unwrap();
@@ -150,7 +90,7 @@ async fn a_message_waits_while_a_record_behind_it_is_locked() {
     let lock = "SELECT FROM outbox.waiting WHERE cause = 'behind' FOR UPDATE";
     let person = person(&world, "a-person", lock).await;
     world.bind("all", "order.nobody", &[]).await;
-    named(&relay, port, "a-person").await;
+    named(&relay, port, "a-person", &[]).await;
     world.commit(&[(Some("other"), "good", "1")]).await;
     let other = "outbox.message WHERE sent_at IS NOT NULL AND aggregate_id = 'other'";
     world.until("another key", other, 1).await;
@@ -178,7 +118,7 @@ async fn two_sessions_that_share_a_lock_are_named() {
         let one = person(&world, "a-person", locks).await;
         let other = person(&world, "another-person", locks).await;
         let (relay, port) = world.watched(&SETTINGS);
-        named(&relay, port, "a-person").await;
+        named(&relay, port, "a-person", &[]).await;
         relay.line("another-person", SOON).await;
         one.batch_execute("COMMIT").await.unwrap();
         other.batch_execute("COMMIT").await.unwrap();
@@ -215,7 +155,7 @@ async fn a_session_that_locked_inside_a_released_savepoint_is_named() {
         // Began later, so it cannot be the one.
         let other = person(&world, "a-stranger", "SELECT pg_current_xact_id()").await;
         let (relay, port) = world.watched(&SETTINGS);
-        named(&relay, port, "a-person").await;
+        named(&relay, port, "a-person", &[]).await;
         relay.line("a released savepoint", SOON).await;
         relay.never_said("a-stranger");
         one.batch_execute("COMMIT").await.unwrap();
@@ -246,7 +186,7 @@ async fn a_prepared_transaction_is_named() {
         let prepare = format!("BEGIN; {locks}; PREPARE TRANSACTION 'left-behind'");
         client.batch_execute(&prepare).await.unwrap();
         let (relay, port) = world.watched(&SETTINGS);
-        named(&relay, port, "the prepared transaction 'left-behind'").await;
+        named(&relay, port, "the prepared transaction 'left-behind'", &[]).await;
         relay.line("ROLLBACK PREPARED", SOON).await;
         assert_eq!(consumer.len(), 0);
         client

@@ -8,7 +8,7 @@ use std::{
 use test_support::{Daemon, eventually};
 
 use crate::{
-    seeing::{get, scrape, until},
+    seeing::{answers, scrape, until},
     world::{FAR, SOON, World, own_world, world},
 };
 
@@ -24,16 +24,6 @@ fn said(relay: &Daemon, text: &str) -> usize {
         .iter()
         .filter(|line| line.contains(text))
         .count()
-}
-
-/// Waits until `/readyz` answers with this status, and each of the texts in its body.
-async fn answers(port: u16, status: u16, texts: &[&str]) {
-    let what = format!("{status} with {texts:?}");
-    eventually(&what, SOON, async || {
-        let (found, body) = get(port, "/readyz").await?;
-        (found == status && texts.iter().all(|text| body.contains(text))).then_some(())
-    })
-    .await;
 }
 
 const RETENTION: [(&str, &str); 2] = [

@@ -46,7 +46,11 @@ async fn a_relay_cannot_forge_or_change_the_record_of_an_operation() {
              VALUES ('me', 'discard', 'because', 'all', 1, ARRAY[gen_random_uuid()]{values})"
         )
     };
-    as_relay(&insert("", "")).unwrap();
+    // Whatever role it takes on.
+    let deputy = format!("deputy_{}", world.database);
+    let sql = format!("CREATE ROLE {deputy} IN ROLE outbox_relay; GRANT {deputy} TO relay");
+    world.sql(&sql).await;
+    as_relay(&format!("SET ROLE {deputy}; {}", insert("", ""))).unwrap();
     let row = world
         .client
         .query_one(
@@ -106,13 +110,21 @@ async fn a_service_of_one_database_does_not_get_into_another_one_s_outbox() {
     };
     let insert =
         "INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('a', 'b', '{}')";
-    let refused = |user: &str, database: &str| {
-        let refused = postgres
-            .psql(user, user, database, insert)
-            .unwrap_err()
-            .to_string();
-        assert!(refused.contains("permission denied"), "{refused}");
+    let denied = |user: &str, password: &str, database: &str, statements: &[&str]| {
+        for sql in statements {
+            let refused = postgres.psql(user, password, database, sql).unwrap_err();
+            let refused = refused.to_string();
+            assert!(refused.contains("permission denied"), "{sql}: {refused}");
+        }
     };
+    let all = [
+        insert,
+        "SELECT * FROM outbox.message",
+        "SELECT * FROM outbox.status",
+        "SELECT outbox.enqueue('a', 'b', 'c', '{}')",
+        "TRUNCATE outbox.message",
+        "SELECT * FROM inbox.message",
+    ];
     // `outbox_producer` has members in the first database already.
     let usual = postgres
         .psql("owner", "owner", &other, &roles(&[]).await)
@@ -123,7 +135,13 @@ async fn a_service_of_one_database_does_not_get_into_another_one_s_outbox() {
             && usual.contains("--producer NAME"),
         "{usual}"
     );
-    refused("producer", &other);
+    denied("producer", "producer", &other, &[insert]);
+    let of_a_relay = [
+        "SELECT * FROM outbox.message",
+        "DELETE FROM outbox.message",
+        "UPDATE outbox.lane SET low_water = 1000000",
+    ];
+    denied("relay", "relay-canary-password", &other, &of_a_relay);
 
     // Roles with other names, and grants to a login role directly.
     let n = &world.database;
@@ -147,7 +165,7 @@ async fn a_service_of_one_database_does_not_get_into_another_one_s_outbox() {
         postgres.psql("owner", "owner", &other, &own).unwrap();
     }
     postgres.psql(&service, &service, &other, insert).unwrap();
-    refused(&service, &world.database);
+    denied(&service, &service, &world.database, &all);
     let relay_may = format!("SELECT has_table_privilege('{relay}', 'outbox.message', 'DELETE')");
     assert_eq!(
         postgres
@@ -160,6 +178,10 @@ async fn a_service_of_one_database_does_not_get_into_another_one_s_outbox() {
     // If shared roles are meant, `check` reports them.
     let shared = format!("SET outboxd.shared_roles = on; {}", roles(&[]).await);
     postgres.psql("owner", "owner", &other, &shared).unwrap();
+    postgres
+        .psql("producer", "producer", &other, insert)
+        .unwrap();
+    denied(&service, &service, &world.database, &all);
     world.declare_exchange("events").await;
     let url = postgres.url_for("relay", "relay-canary-password", &other);
     let check = world

@@ -21,6 +21,16 @@ pub async fn scrape(port: u16) -> Option<HashMap<String, f64>> {
     )
 }
 
+/// Waits until `/readyz` answers with this status, and each of the texts in its body.
+pub async fn answers(port: u16, status: u16, texts: &[&str]) {
+    let what = format!("{status} with {texts:?}");
+    eventually(&what, SOON, async || {
+        let (found, body) = get(port, "/readyz").await?;
+        (found == status && texts.iter().all(|text| body.contains(text))).then_some(())
+    })
+    .await;
+}
+
 pub async fn until(port: u16, series: &str, test: impl Fn(f64) -> bool) {
     eventually(series, SOON, async || {
         scrape(port)

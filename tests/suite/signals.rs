@@ -1,14 +1,11 @@
-//! Effects of the process's environment: signals, a changed configuration, a full disk under the log.
+//! Effects of the process's environment: signals, a changed configuration.
 
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use test_support::{Daemon, eventually};
+use test_support::Daemon;
 
-use crate::{
-    seeing::get,
-    world::{SOON, binary, world},
-};
+use crate::world::{SOON, binary, world};
 
 #[tokio::test]
 async fn sighup_changes_the_level_names_what_waits_for_a_restart_and_refuses_what_is_not_usable() {
@@ -102,38 +99,12 @@ async fn sighup_during_a_drain_does_not_cut_it_short() {
     relay.ended(SOON).await.unwrap();
 }
 
-/// The disk of the log is full from the start: no message is repeated, nothing waits, and the dropped lines are counted.
+/// A command cannot print its error, so its exit code reports it. Row 73 of the fault matrix has a relay that logs there.
 #[tokio::test]
-async fn a_full_disk_under_the_log_costs_log_lines_and_nothing_else() {
+async fn a_command_whose_error_cannot_be_printed_ends_with_its_code() {
     let world = world().await;
-    let consumer = world.consumer().await;
-    let port = test_support::free_port().unwrap();
-    let env = world.env(&[
-        ("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}")),
-        ("OUTBOXD__LOG__LEVEL", "debug"),
-    ]);
     let binary = binary().display().to_string();
-    let script = ["-c", "exec \"$0\" run 2>/dev/full", &binary];
-    let mut relay = Daemon::start(Path::new("sh"), &script, &env).unwrap();
-    world.commit_many(2000, 50).await;
-    consumer.until(1000).await;
-    relay.signal(Signal::SIGHUP).unwrap();
-    consumer.until(2000).await;
-    world.drained().await;
-    eventually("the lines that are missing", SOON, async || {
-        let (_, text) = get(port, "/metrics").await?;
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("outbox_log_lines_dropped_total "))?;
-        (!line.ends_with(" 0")).then_some(())
-    })
-    .await;
-    world.clean(&consumer, 0).await;
-    relay.terminate().unwrap();
-    assert_eq!(relay.ended(SOON).await.unwrap().code(), Some(0));
-
-    // A command cannot print its error, so its exit code reports it.
     let script = ["-c", "exec \"$0\" check --set nope=1 2>/dev/full", &binary];
-    let mut check = Daemon::start(Path::new("sh"), &script, &env).unwrap();
+    let mut check = Daemon::start(Path::new("sh"), &script, &world.env(&[])).unwrap();
     assert_eq!(check.ended(SOON).await.unwrap().code(), Some(78));
 }

@@ -2,17 +2,12 @@
 //! not report what did not happen. See also row 66 of the fault matrix.
 
 use lapin::types::AMQPValue;
-use test_support::{Daemon, amqp, eventually, probe};
+use test_support::{Daemon, amqp, probe};
 
-use crate::world::{Consumer, SOON, World, world};
-
-const WORKERS: usize = 2;
-const BATCH: usize = 50;
-
-const SETTINGS: [(&str, &str); 2] = [
-    ("OUTBOXD__RELAY__BATCH_SIZE", "50"),
-    ("OUTBOXD__DATABASE__LOCK_TIMEOUT", "200ms"),
-];
+use crate::{
+    kit::{self, BATCH, SETTINGS, WORKERS, several_attempts},
+    world::{Consumer, SOON, World, world},
+};
 
 /// A trigger of a person on this table.
 fn trigger(name: &str, event: &str, table: &str, body: &str) -> String {
@@ -30,31 +25,9 @@ async fn drop_trigger(world: &World, name: &str, table: &str) {
         .await;
 }
 
-fn attempts(relay: &Daemon) -> usize {
-    let lines = relay.lines();
-    lines.iter().filter(|l| l.contains("backing off")).count()
-}
-
-async fn several_attempts(relay: &Daemon) {
-    let before = attempts(relay);
-    eventually("attempts", SOON, async || {
-        (attempts(relay) >= before + 8).then_some(())
-    })
-    .await;
-}
-
-/// `/readyz` says 503 and names the obstacle, and the log does.
+/// `/readyz` names the obstacle, too.
 async fn named(relay: &Daemon, port: u16, said: &str) {
-    relay.line(said, SOON).await;
-    eventually("/readyz to name it", SOON, async || {
-        let (code, body) = probe::get(port, "/readyz").await?;
-        (code == 503 && body.contains("cannot_mark") && body.contains(said)).then_some(())
-    })
-    .await;
-    eventually("the metric", SOON, async || {
-        (probe::metric(port, "outbox_can_mark").await? == 0.0).then_some(())
-    })
-    .await;
+    kit::named(relay, port, said, &[said]).await;
 }
 
 /// While the relay repeats its attempts it publishes nothing more.

@@ -9,17 +9,17 @@
 //! type.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
     path::{Path, PathBuf},
 };
 
+use proc_macro2::TokenStream;
 use programs::Result;
-use syn::ext::IdentExt;
 
 use crate::{
     files,
-    syntax::{self, Name, Named, module_of},
+    syntax::{self, Named, module_of},
 };
 
 pub fn found() -> Result<Vec<String>> {
@@ -46,40 +46,16 @@ fn places() -> Result<Vec<PathBuf>> {
 /// A file of a crate.
 struct File {
     path: String,
-    names: Vec<Name>,
-    /// Imported names, and the paths that they refer to.
-    imports: HashMap<String, Vec<String>>,
-    /// Names of the items that the file defines.
-    items: BTreeSet<String>,
+    named: Named,
 }
 
 impl File {
-    fn new(path: &Path, module: &[String], file: &syn::File) -> Self {
-        let Named { names, imports } = syntax::read(module, file);
+    fn new(path: &Path, module: &[String], file: TokenStream) -> Self {
         Self {
             path: path.display().to_string(),
-            names,
-            imports,
-            items: file.items.iter().filter_map(defined).collect(),
+            named: syntax::read(module, file),
         }
     }
-}
-
-fn defined(item: &syn::Item) -> Option<String> {
-    let ident = match item {
-        syn::Item::Const(item) => &item.ident,
-        syn::Item::Enum(item) => &item.ident,
-        syn::Item::Fn(item) => &item.sig.ident,
-        syn::Item::Macro(item) => item.ident.as_ref()?,
-        syn::Item::Mod(item) => &item.ident,
-        syn::Item::Static(item) => &item.ident,
-        syn::Item::Struct(item) => &item.ident,
-        syn::Item::Trait(item) => &item.ident,
-        syn::Item::Type(item) => &item.ident,
-        syn::Item::Union(item) => &item.ident,
-        _ => return None,
-    };
-    Some(ident.unraw().to_string())
 }
 
 /// The files of a crate, by module.
@@ -101,7 +77,7 @@ impl Crate {
                 continue;
             }
             let module = module_of(&path);
-            let file = File::new(&path, &module, &syntax::parse(&path)?);
+            let file = File::new(&path, &module, syntax::parse(&path)?);
             files.insert(module, file);
         }
         Ok(Self(files))
@@ -110,7 +86,7 @@ impl Crate {
     fn uses(&self) -> Uses {
         let mut uses = Uses::default();
         for (module, file) in &self.0 {
-            for name in &file.names {
+            for name in &file.named.names {
                 let Some(path) = self.whole_path(module, &name.module, &name.path) else {
                     continue;
                 };
@@ -158,8 +134,8 @@ impl Crate {
             }
             module.pop();
             let file = self.0.get(&module)?;
-            let stands_for = match file.imports.get(word) {
-                _ if far == 0 || file.items.contains(word) => None,
+            let stands_for = match file.named.imports.get(word) {
+                _ if far == 0 || file.named.items.contains(word) => None,
                 Some(path) => Some(self.whole_path(&module, &module, path)?),
                 None => self.through_a_glob(&module, file, word),
             };
@@ -174,6 +150,7 @@ impl Crate {
 
     fn through_a_glob(&self, module: &[String], file: &File, word: &String) -> Option<Vec<String>> {
         let globs = file
+            .named
             .names
             .iter()
             .filter(|name| name.glob && name.module == module);
@@ -181,7 +158,9 @@ impl Crate {
             .filter_map(|glob| self.whole_path(module, module, &glob.path))
             .find(|around| {
                 let there = self.0.get(around);
-                there.is_some_and(|f| f.items.contains(word) || f.imports.contains_key(word))
+                there.is_some_and(|f| {
+                    f.named.items.contains(word) || f.named.imports.contains_key(word)
+                })
             })
             .map(|mut around| {
                 around.push(word.clone());
@@ -270,8 +249,8 @@ mod tests {
     fn uses(files: &[(&str, &str)]) -> Uses {
         let parsed = files.iter().map(|(path, text)| {
             let module = module_of(Path::new(path));
-            let file = syn::parse_file(text).unwrap();
-            (module.clone(), File::new(Path::new(path), &module, &file))
+            let file = text.parse().unwrap();
+            (module.clone(), File::new(Path::new(path), &module, file))
         });
         Crate(parsed.collect()).uses()
     }

@@ -1,18 +1,17 @@
-//! Finds the paths that a file names, from its syntax tree.
+//! Finds the paths that a file names, in its tokens.
 //!
 //! The form of a name does not matter: in a group, renamed, through a glob, by `super`, in an attribute, or inside of a
 //! macro call. Two kinds of names are not seen: those that another macro assembles, and those that a third module
 //! exports under a new name.
 
-use std::{collections::HashMap, fs, path::Path};
-
-use proc_macro2::{Span, TokenStream, TokenTree};
-use programs::Result;
-use syn::{
-    Attribute, Block, Ident, ItemExternCrate, ItemMod, ItemUse, Macro, UseTree,
-    ext::IdentExt,
-    visit::{self, Visit},
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::Path,
 };
+
+use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
+use programs::Result;
 
 /// The path of a file's module within its crate: `src/relay/worker.rs` is `crate::relay::worker`.
 pub fn module_of(file: &Path) -> Vec<String> {
@@ -44,48 +43,46 @@ pub struct Name {
 }
 
 /// The names in a file.
+#[derive(Default)]
 pub struct Named {
     pub names: Vec<Name>,
     /// The names that `use` brings into the file's own scope, each with its path.
     pub imports: HashMap<String, Vec<String>>,
+    /// Names of the items that the file defines.
+    pub items: BTreeSet<String>,
 }
 
-pub fn parse(file: &Path) -> Result<syn::File> {
+pub fn parse(file: &Path) -> Result<TokenStream> {
     let said = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
     let text = fs::read_to_string(file).map_err(|e| said(&e))?;
-    Ok(syn::parse_file(&text).map_err(|e| said(&e))?)
+    Ok(text.parse().map_err(|e| said(&e))?)
 }
 
-pub fn read(module: &[String], file: &syn::File) -> Named {
+pub fn read(module: &[String], file: TokenStream) -> Named {
     let mut names = Names {
         module: module.to_vec(),
-        imported: vec![HashMap::new()],
-        found: Vec::new(),
+        imported: Vec::new(),
+        named: Named::default(),
     };
-    names.import_all(&file.items);
-    names.visit_file(file);
-    Named {
-        names: names.found,
-        imports: names.imported.swap_remove(0),
-    }
+    names.named.imports = names.scope(file);
+    names.named
 }
 
-/// Collects every path of a file.
 struct Names {
-    /// The module that is being visited.
+    /// The module that is being read.
     module: Vec<String>,
     /// Names that `use` has brought into the open scopes, the innermost scope last.
     imported: Vec<HashMap<String, Vec<String>>>,
-    found: Vec<Name>,
+    named: Named,
 }
+
+/// A leaf of a `use` tree: its path, the name that it binds, and its line. A glob binds no name of its own.
+type Leaf = (Vec<String>, Option<String>, usize);
 
 impl Names {
     /// Returns the path from the crate on, with `self`, `super` and imported names resolved.
     fn resolved(&self, path: &[String]) -> Vec<String> {
-        let Some(first) = path.first() else {
-            return Vec::new();
-        };
-        let mut base = match first.as_str() {
+        let mut base = match path[0].as_str() {
             "self" => self.module.clone(),
             "super" => self.module[..self.module.len().saturating_sub(1)].to_vec(),
             name => match self.imported.iter().rev().find_map(|scope| scope.get(name)) {
@@ -103,189 +100,164 @@ impl Names {
         base
     }
 
-    fn add(&mut self, path: &[String], glob: bool, span: Span) {
-        let path = self.resolved(path);
-        self.found.push(Name {
-            path,
+    fn add(&mut self, path: &[String], glob: bool, line: usize) {
+        self.named.names.push(Name {
+            path: self.resolved(path),
             glob,
-            line: span.start().line,
+            line,
             module: self.module.clone(),
         });
     }
 
-    /// Runs before the items of a scope are visited, because a name may be used above its `use`.
-    fn import_all<'a>(&mut self, items: impl IntoIterator<Item = &'a syn::Item>) {
-        for item in items {
-            match item {
-                syn::Item::Use(item) => {
-                    for leaf in leaves(&item.tree) {
-                        let stands_for = self.resolved(&leaf.path);
-                        // `use tokio;` stands for itself.
-                        if let Some(name) = leaf.binds.filter(|name| stands_for != [name.clone()]) {
-                            self.bind(name, stands_for);
-                        }
-                    }
-                }
-                syn::Item::ExternCrate(item) => {
-                    if let Some((_, name)) = &item.rename {
-                        let stands_for = self.resolved(&[item.ident.unraw().to_string()]);
-                        self.bind(name.unraw().to_string(), stands_for);
-                    }
-                }
-                _ => {}
+    /// A file, or what is in brackets. Returns the names that `use` brought into it.
+    fn scope(&mut self, tokens: TokenStream) -> HashMap<String, Vec<String>> {
+        let tokens = Vec::from_iter(tokens);
+        let is_file = self.imported.is_empty();
+        self.imported.push(HashMap::new());
+        // A name may be used above its `use`.
+        for (path, binds, _) in (0..tokens.len()).flat_map(|at| uses(&tokens[at..])) {
+            let stands_for = self.resolved(&path);
+            // `use tokio;` stands for itself.
+            if let Some(name) = binds.filter(|name| stands_for != [name.clone()]) {
+                let scope = self.imported.len() - 1;
+                self.imported[scope].insert(name, stands_for);
             }
         }
-    }
-
-    fn bind(&mut self, name: String, stands_for: Vec<String>) {
-        if let Some(scope) = self.imported.last_mut() {
-            scope.insert(name, stands_for);
-        }
-    }
-
-    /// Paths in the words of a macro's call: what they mean to the macro is not known, but they are names all the same.
-    fn in_tokens(&mut self, tokens: TokenStream) {
-        let mut path: Vec<String> = Vec::new();
-        let mut at = Span::call_site();
-        let mut colons = 0;
-        for token in tokens {
-            match token {
-                TokenTree::Ident(ident) => {
-                    if colons != 2 {
-                        self.end(&mut path, at);
-                        at = ident.span();
-                    }
-                    path.push(ident.unraw().to_string());
-                    colons = 0;
+        let mut at = 0;
+        while let Some(token) = tokens.get(at) {
+            let leaves = uses(&tokens[at..]);
+            if !leaves.is_empty() {
+                for (path, binds, line) in leaves {
+                    self.add(&path, binds.is_none(), line);
                 }
-                TokenTree::Punct(punct) if punct.as_char() == ':' => colons += 1,
-                TokenTree::Punct(_) | TokenTree::Literal(_) => {
-                    self.end(&mut path, at);
-                    colons = 0;
-                }
-                TokenTree::Group(group) => {
-                    self.end(&mut path, at);
-                    colons = 0;
-                    self.in_tokens(group.stream());
-                }
+                at += tokens[at..].iter().position(|t| is(t, ';')).unwrap_or(0) + 1;
+                continue;
             }
+            if is_file && let Some(item) = item(&tokens[at..]) {
+                self.named.items.insert(item);
+            }
+            if let TokenTree::Group(group) = token {
+                let keyword = at.checked_sub(2).and_then(|i| word(&tokens[i]));
+                let is_module = keyword.is_some_and(|keyword| keyword == "mod")
+                    && group.delimiter() == Delimiter::Brace;
+                match word_before(&tokens, at).filter(|_| is_module) {
+                    Some(name) => {
+                        // A module does not inherit the names of the module around it.
+                        let around = std::mem::replace(&mut self.imported, vec![HashMap::new()]);
+                        self.module.push(name);
+                        self.scope(group.stream());
+                        self.module.pop();
+                        self.imported = around;
+                    }
+                    None => drop(self.scope(group.stream())),
+                }
+                at += 1;
+                continue;
+            }
+            let (path, after) = path(&tokens, at);
+            // A single word is a local name, or an imported name that is resolved elsewhere.
+            if path.len() > 1 {
+                self.add(&path, false, token.span().start().line);
+            }
+            at = after.max(at + 1);
         }
-        self.end(&mut path, at);
-    }
-
-    fn end(&mut self, path: &mut Vec<String>, at: Span) {
-        if path.len() > 1 {
-            self.add(path, false, at);
-        }
-        path.clear();
+        self.imported.pop().unwrap_or_default()
     }
 }
 
-/// A leaf of a `use` tree: its path, and the name that it binds. `a::{self}` is `a`; a glob binds no name of its own.
-struct Leaf {
-    path: Vec<String>,
-    binds: Option<String>,
-    at: Span,
+fn word(token: &TokenTree) -> Option<String> {
+    match token {
+        TokenTree::Ident(ident) => Some(ident.to_string().trim_start_matches("r#").to_owned()),
+        _ => None,
+    }
 }
 
-fn leaves(tree: &UseTree) -> Vec<Leaf> {
-    fn walk(prefix: &[String], tree: &UseTree, found: &mut Vec<Leaf>) {
-        let below = |ident: &Ident| [prefix, &[ident.unraw().to_string()]].concat();
-        let leaf = |ident: &Ident| match prefix {
-            [_, ..] if ident == "self" => prefix.to_vec(),
-            _ => below(ident),
-        };
-        match tree {
-            UseTree::Path(path) => walk(&below(&path.ident), &path.tree, found),
-            UseTree::Group(group) => {
-                for tree in &group.items {
-                    walk(prefix, tree, found);
-                }
-            }
-            UseTree::Name(name) => {
-                let path = leaf(&name.ident);
-                found.push(Leaf {
-                    binds: path.last().cloned(),
-                    path,
-                    at: name.ident.span(),
-                });
-            }
-            UseTree::Rename(name) => found.push(Leaf {
-                path: leaf(&name.ident),
-                binds: Some(name.rename.unraw().to_string()),
-                at: name.ident.span(),
-            }),
-            UseTree::Glob(glob) => found.push(Leaf {
-                path: prefix.to_vec(),
-                binds: None,
-                at: glob.star_token.spans[0],
-            }),
+fn word_before(tokens: &[TokenTree], at: usize) -> Option<String> {
+    word(&tokens[at.checked_sub(1)?])
+}
+
+fn is(token: &TokenTree, punct: char) -> bool {
+    matches!(token, TokenTree::Punct(p) if p.as_char() == punct)
+}
+
+/// Whether `::` is there.
+fn colons(tokens: &[TokenTree], at: usize) -> bool {
+    let joint = |t: &TokenTree| matches!(t, TokenTree::Punct(p) if p.spacing() == Spacing::Joint);
+    tokens.get(at).is_some_and(|t| is(t, ':') && joint(t))
+        && tokens.get(at + 1).is_some_and(|t| is(t, ':'))
+}
+
+/// The words from here on that `::` joins, and where they end.
+fn path(tokens: &[TokenTree], mut at: usize) -> (Vec<String>, usize) {
+    let mut path = Vec::new();
+    while let Some(word) = tokens.get(at).and_then(word) {
+        path.push(word);
+        at += 1;
+        if !colons(tokens, at) || tokens.get(at + 2).and_then(self::word).is_none() {
+            break;
         }
+        at += 2;
     }
+    (path, at)
+}
+
+/// The leaves of the `use` or `extern crate` that begins here, if one does.
+fn uses(tokens: &[TokenTree]) -> Vec<Leaf> {
+    let first = |at: usize| tokens.get(at).and_then(word);
+    let skipped = match (first(0).as_deref(), first(1).as_deref()) {
+        (Some("use"), _) => 1,
+        (Some("extern"), Some("crate")) => 2,
+        _ => return Vec::new(),
+    };
+    let end = tokens.iter().position(|t| is(t, ';'));
     let mut found = Vec::new();
-    walk(&[], tree, &mut found);
+    if let Some(end) = end {
+        leaves(&[], &tokens[skipped..end], &mut found);
+    }
     found
 }
 
-impl<'ast> Visit<'ast> for Names {
-    fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        for leaf in leaves(&item.tree) {
-            self.add(&leaf.path, leaf.binds.is_none(), leaf.at);
+/// `a::{self}` is `a`.
+fn leaves(prefix: &[String], tree: &[TokenTree], found: &mut Vec<Leaf>) {
+    let start = if colons(tree, 0) { 2 } else { 0 };
+    let (words, mut at) = path(tree, start);
+    let mut whole = [prefix, &words].concat();
+    if colons(tree, at) {
+        at += 2;
+    }
+    match tree.get(at) {
+        Some(TokenTree::Group(group)) => {
+            let trees = Vec::from_iter(group.stream());
+            for tree in trees.split(|token| is(token, ',')) {
+                leaves(&whole, tree, found);
+            }
         }
-    }
-
-    fn visit_item_extern_crate(&mut self, item: &'ast ItemExternCrate) {
-        self.add(&[item.ident.unraw().to_string()], false, item.ident.span());
-    }
-
-    fn visit_path(&mut self, path: &'ast syn::Path) {
-        let words: Vec<String> = path
-            .segments
-            .iter()
-            .map(|segment| segment.ident.unraw().to_string())
-            .collect();
-        // A single word is a local name, or an imported name that is resolved elsewhere.
-        if words.len() > 1 {
-            let span = path.segments[0].ident.span();
-            self.add(&words, false, span);
+        Some(token) if is(token, '*') => found.push((whole, None, token.span().start().line)),
+        renamed if !words.is_empty() => {
+            if whole.len() > 1 && whole.last().is_some_and(|last| last == "self") {
+                whole.pop();
+            }
+            let name = match renamed {
+                Some(_) => tree.last().and_then(word),
+                None => whole.last().cloned(),
+            };
+            found.push((whole, name, tree[start].span().start().line));
         }
-        visit::visit_path(self, path);
+        _ => {}
     }
+}
 
-    fn visit_macro(&mut self, call: &'ast Macro) {
-        visit::visit_macro(self, call);
-        self.in_tokens(call.tokens.clone());
-    }
-
-    fn visit_attribute(&mut self, attribute: &'ast Attribute) {
-        visit::visit_attribute(self, attribute);
-        if let syn::Meta::List(list) = &attribute.meta {
-            self.in_tokens(list.tokens.clone());
-        }
-    }
-
-    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
-        self.module.push(item.ident.unraw().to_string());
-        // A module does not inherit the names of the module around it.
-        let around = std::mem::replace(&mut self.imported, vec![HashMap::new()]);
-        if let Some((_, items)) = &item.content {
-            self.import_all(items);
-        }
-        visit::visit_item_mod(self, item);
-        self.imported = around;
-        self.module.pop();
-    }
-
-    fn visit_block(&mut self, block: &'ast Block) {
-        self.imported.push(HashMap::new());
-        let items = block.stmts.iter().filter_map(|statement| match statement {
-            syn::Stmt::Item(item) => Some(item),
-            _ => None,
-        });
-        self.import_all(items);
-        visit::visit_block(self, block);
-        self.imported.pop();
-    }
+/// The name of the item whose keyword is here.
+fn item(tokens: &[TokenTree]) -> Option<String> {
+    const KEYWORDS: &[&str] = &[
+        "const", "enum", "fn", "mod", "static", "struct", "trait", "type", "union",
+    ];
+    let name = match word(tokens.first()?)?.as_str() {
+        "macro_rules" => tokens.get(2)?,
+        keyword if KEYWORDS.contains(&keyword) => tokens.get(1)?,
+        _ => return None,
+    };
+    word(name)
 }
 
 #[cfg(test)]

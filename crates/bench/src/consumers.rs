@@ -20,7 +20,7 @@ use outbox::{
     consumer::{self, ConsumerOptions, Failure, Handler, Message, Reply},
     inbox::{Inbox, Operation, OperationError},
 };
-use test_support::Result;
+use test_support::{Result, probe::cpu_seconds};
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinSet,
@@ -30,7 +30,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     load::Load,
-    process::cpu_seconds,
     stage::{QUEUE, SOON, Stage},
 };
 
@@ -332,18 +331,12 @@ async fn apply_all(
 }
 
 impl Stage {
-    /// Waits until the queue holds nothing, delivered or not: all of it was acknowledged. It asks the queue's own state
-    /// machine; the statistics of a quorum queue are up to five seconds old.
+    /// Waits until the queue holds nothing, delivered or not: all of it was acknowledged.
     async fn acknowledged(&self) -> Result<()> {
-        let total = format!(
-            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{QUEUE}\">>)), \
-             {{ok, N, _}} = ra:consistent_query(amqqueue:get_pid(Q), {{rabbit_fifo, query_messages_total, []}}), N."
-        );
         let deadline = Instant::now() + SOON;
         loop {
-            let left = self.rabbitmq.ctl(&["eval", &total]).await?;
-            match left.trim() {
-                "0" => return Ok(()),
+            match self.rabbitmq.unacknowledged("/", QUEUE).await? {
+                0 => return Ok(()),
                 left if Instant::now() > deadline => {
                     return Err(format!("{left} messages were not acknowledged").into());
                 }

@@ -139,7 +139,7 @@ impl LongLife<'_> {
                 let began = Instant::now();
                 let output = stage.command(&self.large, &["status", "--json"]).await?;
                 commands.push(began.elapsed().as_secs_f64() * 1e3);
-                let report: serde_json::Value = serde_json::from_slice(&output)
+                let report: serde_json::Value = serde_json::from_str(&output)
                     .map_err(|e| format!("`outboxd status --json`: {e}"))?;
                 let pending = report["pending"].as_f64().unwrap_or(0.0);
                 // Derived above 10,000: about.

@@ -7,11 +7,6 @@ use test_support::Result;
 /// Clock ticks a second on every Linux that matters.
 const TICKS: f64 = 100.0;
 
-/// User and system time of a process, in seconds.
-pub fn cpu_seconds(pid: u32) -> Result<f64> {
-    Ok(Stat::of(pid)?.own())
-}
-
 /// The same of a process and all below it, those that have ended included.
 pub fn tree_cpu_seconds(root: u32) -> Result<f64> {
     let mut children: HashMap<u32, Vec<(u32, Stat)>> = HashMap::new();
@@ -49,17 +44,6 @@ pub fn idle_seconds() -> Result<f64> {
     }
 }
 
-/// Most memory that a process has held, in bytes.
-pub fn peak_memory(pid: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .ok_or("no VmHWM")?;
-    let kilobytes: f64 = line.split_whitespace().nth(1).ok_or("no VmHWM")?.parse()?;
-    Ok(kilobytes * 1024.0)
-}
-
 /// What follows the name in /proc/PID/stat.
 struct Stat(Vec<f64>);
 
@@ -75,13 +59,8 @@ impl Stat {
         self.0.get(n).copied().unwrap_or(0.0)
     }
 
-    /// Of the process alone.
-    fn own(&self) -> f64 {
-        (self.field(11) + self.field(12)) / TICKS
-    }
-
-    /// And of its children that have ended.
+    /// Of the process, and of its children that have ended.
     fn all(&self) -> f64 {
-        self.own() + (self.field(13) + self.field(14)) / TICKS
+        (11..=14).map(|n| self.field(n)).sum::<f64>() / TICKS
     }
 }

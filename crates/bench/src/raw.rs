@@ -8,13 +8,12 @@ use lapin::{
     options::BasicPublishOptions,
     types::{AMQPValue, FieldTable, ShortString},
 };
-use test_support::Result;
+use test_support::{Result, probe::cpu_seconds};
 use tokio::task::JoinSet;
 
 use crate::{
     budget::{Budget, Meter},
     outbox,
-    process::cpu_seconds,
     stage::{Queue, Stage},
 };
 

@@ -1,16 +1,9 @@
 //! The released program on the stage: a relay that is measured, and commands.
 
-use std::process::Stdio;
-
-use test_support::{Daemon, Result};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use test_support::{Daemon, Result, probe};
 
 use crate::{
     outbox::Outbox,
-    process,
     stage::{SOON, Stage},
 };
 
@@ -49,23 +42,14 @@ impl Stage {
     }
 
     /// What a command of the released program prints.
-    pub async fn command(&self, outbox: &Outbox, args: &[&str]) -> Result<Vec<u8>> {
-        let command = tokio::process::Command::new(test_support::outboxd()?)
-            .args(args)
-            .envs(self.environment(outbox))
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let name = args.join(" ");
-        let output = tokio::time::timeout(SOON, command)
-            .await
-            .map_err(|_| format!("`outboxd {name}` did not end within {SOON:?}"))??;
-        if output.status.success() {
-            Ok(output.stdout)
-        } else {
-            let said = String::from_utf8_lossy(&output.stderr);
-            Err(format!("`outboxd {name}` ended with {}: {said}", output.status).into())
+    pub async fn command(&self, outbox: &Outbox, args: &[&str]) -> Result<String> {
+        let program = test_support::outboxd()?;
+        let ran = test_support::run(&program, args, self.environment(outbox)).await?;
+        if ran.code == 0 {
+            return Ok(ran.stdout);
         }
+        let name = args.join(" ");
+        Err(format!("`outboxd {name}` ended with {}: {}", ran.code, ran.stderr).into())
     }
 }
 
@@ -77,23 +61,18 @@ pub struct Relay {
 impl Relay {
     /// User and system time so far, in seconds.
     pub fn cpu_seconds(&self) -> Result<f64> {
-        process::cpu_seconds(self.daemon.pid())
+        probe::cpu_seconds(self.daemon.pid())
     }
 
     /// Most memory that it has held, in bytes.
     pub fn peak_memory(&self) -> Result<f64> {
-        process::peak_memory(self.daemon.pid())
+        Ok(probe::peak_kib(self.daemon.pid())? as f64 * 1024.0)
     }
 
     pub async fn scrape(&self) -> Result<Scrape> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
-        if text.starts_with("HTTP/1.0 200") || text.starts_with("HTTP/1.1 200") {
-            Ok(Scrape(text))
-        } else {
-            Err(format!("/metrics answered {:?}", text.lines().next()).into())
+        match probe::get(self.port, "/metrics").await {
+            Some((200, text)) => Ok(Scrape(text)),
+            other => Err(format!("/metrics answered {other:?}").into()),
         }
     }
 

@@ -17,7 +17,6 @@ use crate::{
     logs::Logs,
     row::Result,
     stage::SharedStage,
-    timeline::Timeline,
     traffic::{Rate, Traffic},
 };
 
@@ -37,7 +36,6 @@ pub struct Setup {
     pub outboxd: PathBuf,
     /// Where migrations and grants are.
     pub repository: PathBuf,
-    pub timeline: Arc<Timeline>,
     pub logs: Arc<Logs>,
     /// Also what takes minutes.
     pub long: bool,
@@ -259,7 +257,6 @@ impl<'a> Arena<'a> {
             Traffic::start(database_url, rate),
             Recorder::start(broker_url, QUEUE),
             database_url.to_owned(),
-            Arc::clone(&self.setup.timeline),
         )
     }
 }

@@ -1,23 +1,16 @@
 //! Traffic through a relay while something breaks, and the judgement at the end.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use checker::Delivered;
 use test_support::{Recorder, SOON, commits::pending, drained};
-use tokio::{
-    task::AbortHandle,
-    time::{sleep, timeout},
-};
+use tokio::time::timeout;
 use tokio_postgres::{Client, GenericClient, NoTls};
 use uuid::Uuid;
 
 use crate::{
     outcome::{Outcome, Result, expect, since, within},
     pace,
-    timeline::Timeline,
     traffic::Traffic,
 };
 
@@ -26,11 +19,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 pub struct Flow {
     pub traffic: Traffic,
-    pub deliveries: Arc<Recorder<Delivered>>,
+    pub deliveries: Recorder<Delivered>,
     /// As the owner.
     pub database_url: String,
-    pub timeline: Arc<Timeline>,
-    sampler: AbortHandle,
     recovery: Option<f64>,
     /// Duplicates that the incidents so far were allowed, and those that they brought.
     allowed: usize,
@@ -42,24 +33,11 @@ pub struct Flow {
 }
 
 impl Flow {
-    pub fn new(
-        traffic: Traffic,
-        deliveries: Recorder<Delivered>,
-        database_url: String,
-        timeline: Arc<Timeline>,
-    ) -> Self {
-        let deliveries = Arc::new(deliveries);
-        let sampler = tokio::spawn(sample(
-            Arc::clone(&deliveries),
-            database_url.clone(),
-            Arc::clone(&timeline),
-        ));
+    pub fn new(traffic: Traffic, deliveries: Recorder<Delivered>, database_url: String) -> Self {
         Self {
             traffic,
             deliveries,
             database_url,
-            timeline,
-            sampler: sampler.abort_handle(),
             recovery: None,
             allowed: 0,
             repeated: 0,
@@ -172,7 +150,7 @@ impl Flow {
 
     /// The fault ends now: [`Self::recovers`], then [`Self::finish`].
     pub async fn heals(mut self, bound: Duration, duplicates: usize) -> Result<Outcome> {
-        let over = self.timeline.over();
+        let over = Instant::now();
         self.recovers(over, bound).await?;
         self.finish(duplicates).await
     }
@@ -207,36 +185,8 @@ impl Flow {
     }
 }
 
-impl Drop for Flow {
-    fn drop(&mut self) {
-        self.sampler.abort();
-    }
-}
-
 pub async fn connect(url: &str) -> Result<Client> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
-}
-
-/// Deliveries and lag, for the plot. A database that is away leaves a gap.
-async fn sample(deliveries: Arc<Recorder<Delivered>>, url: String, timeline: Arc<Timeline>) {
-    let mut client = None;
-    loop {
-        if client.as_ref().is_none_or(Client::is_closed) {
-            client = connect(&url).await.ok();
-        }
-        let lag = match &client {
-            Some(client) => {
-                let sql = "SELECT oldest_due_age_seconds FROM outbox.status";
-                let row = tokio::time::timeout(Duration::from_secs(1), client.query_one(sql, &[]));
-                row.await
-                    .ok()
-                    .and_then(|row| row.ok()?.try_get::<_, f64>(0).ok())
-            }
-            None => None,
-        };
-        timeline.sample(deliveries.len(), lag);
-        sleep(Duration::from_millis(250)).await;
-    }
 }

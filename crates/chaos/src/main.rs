@@ -6,8 +6,8 @@
 //! - [`arena`]: the site of one row · [`traffic`]: producers and what they committed
 //! - [`flow`]: traffic through a relay while something breaks, and the judgement
 //! - [`pace`]: how slow the machine is, and how much longer the bounds are
-//! - [`consumer`]: a consumer's process · [`usage`]: what a process uses
-//! - [`timeline`], [`plot`], [`report`], [`logs`]: what a person looks at
+//! - [`consumer`]: a consumer with an inbox · [`usage`]: what a process uses
+//! - [`report`], [`logs`]: what a person looks at
 
 mod arena;
 mod consumer;
@@ -16,13 +16,11 @@ mod inputs;
 mod logs;
 mod outcome;
 mod pace;
-mod plot;
 mod report;
 mod row;
 mod rows;
 mod soak;
 mod stage;
-mod timeline;
 mod traffic;
 mod usage;
 
@@ -39,29 +37,9 @@ use clap::Parser;
 use crate::{
     arena::Setup,
     row::{Kind, Line, Name, Result, Row},
-    timeline::Timeline,
 };
 
 #[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    role: Option<Role>,
-    #[command(flatten)]
-    matrix: Args,
-}
-
-#[derive(clap::Subcommand)]
-enum Role {
-    /// A consumer that a row starts and kills
-    #[command(hide = true)]
-    Consume {
-        database_url: String,
-        amqp_url: String,
-        queue: String,
-    },
-}
-
-#[derive(clap::Args)]
 struct Args {
     /// The relay, built with its failpoints
     #[arg(long, default_value = "target/debug/outboxd")]
@@ -96,22 +74,13 @@ struct Args {
     /// Messages a second, while there are random faults
     #[arg(long, default_value_t = 2000, requires = "minutes")]
     rate: u32,
-    /// Where report.json and timeline.svg are written
+    /// Where report.json is written
     #[arg(long, default_value = "target/chaos")]
     out: PathBuf,
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let ended = match cli.role {
-        Some(Role::Consume {
-            database_url,
-            amqp_url,
-            queue,
-        }) => consume(&database_url, &amqp_url, &queue).map(|()| true),
-        None => run(cli.matrix),
-    };
-    match ended {
+    match run(Args::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -126,10 +95,6 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(builder.enable_all().build()?)
 }
 
-fn consume(database_url: &str, amqp_url: &str, queue: &str) -> Result<()> {
-    runtime()?.block_on(consumer::run(database_url, amqp_url, queue))
-}
-
 fn run(args: Args) -> Result<bool> {
     pace::watch();
     std::fs::create_dir_all(&args.out)?;
@@ -141,7 +106,6 @@ fn run(args: Args) -> Result<bool> {
     let setup = Setup {
         outboxd: args.outboxd.canonicalize()?,
         repository: args.repository.canonicalize()?,
-        timeline: Arc::new(Timeline::since(Instant::now())),
         logs: Arc::default(),
         long: args.long,
         stage: Arc::default(),
@@ -175,13 +139,12 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
             }));
         }
         drop(ended);
-        for (line, timeline) in lines_of_rows {
+        for line in lines_of_rows {
             report::line(&line);
             lines.push(line);
-            setup.timeline.absorb(&timeline);
             lines.sort_by_key(Line::name);
             // After each row: a run that is cut off has left what it saw.
-            written(args, &lines, setup)?;
+            written(args, &lines)?;
         }
         for thread in threads {
             thread.join().map_err(|panic| said(&*panic))??;
@@ -190,26 +153,22 @@ fn matrix(args: &Args, setup: &Setup) -> Result<bool> {
     })?;
     if args.jobs > 1 {
         late_ones_alone(args, setup, &mut lines)?;
-        written(args, &lines, setup)?;
+        written(args, &lines)?;
     }
-    println!(
-        "\nwritten: {0}/report.json, {0}/timeline.svg",
-        args.out.display()
-    );
+    println!("\nwritten: {}/report.json", args.out.display());
     let may_skip = args.strict.then_some(&args.may_skip[..]);
     Ok(report::summary(&lines, may_skip))
 }
 
-/// Runs a row, with a timeline and logs of its own.
+/// Runs a row, with logs of its own.
 fn attempt(
     args: &Args,
     setup: &Setup,
     name: Name,
     row: &'static Row,
     runtime: &tokio::runtime::Runtime,
-) -> Result<(Line, Arc<Timeline>)> {
+) -> Result<Line> {
     let setup = Setup {
-        timeline: Arc::new(setup.timeline.beside()),
         logs: Arc::default(),
         ..setup.clone()
     };
@@ -220,8 +179,7 @@ fn attempt(
     } else {
         runtime.block_on(one(name, row, &setup))
     };
-    let line = line.with_logs(&setup.logs, &args.out)?;
-    Ok((line, setup.timeline))
+    line.with_logs(&setup.logs, &args.out)
 }
 
 /// What was late while other rows kept the machine busy is run once more, and what comes of that counts.
@@ -237,12 +195,10 @@ fn late_ones_alone(args: &Args, setup: &Setup, lines: &mut [Line]) -> Result<()>
             continue;
         };
         let late = line.notes.join("\n");
-        let (again, timeline) = attempt(args, &setup, *name, row, &runtime()?)?;
-        *line = again;
+        *line = attempt(args, &setup, *name, row, &runtime()?)?;
         let notes = &mut line.notes;
         notes.push(format!("this was run alone; beside other rows: {late}"));
         report::line(line);
-        setup.timeline.absorb(&timeline);
     }
     Ok(())
 }
@@ -273,9 +229,8 @@ fn asked_for(args: &Args) -> Result<VecDeque<(Name, &'static Row)>> {
     Ok(all)
 }
 
-fn written(args: &Args, lines: &[Line], setup: &Setup) -> Result<()> {
-    report::json(&args.out.join("report.json"), lines, &setup.timeline)?;
-    plot::write(&args.out.join("timeline.svg"), &setup.timeline)
+fn written(args: &Args, lines: &[Line]) -> Result<()> {
+    report::json(&args.out.join("report.json"), lines)
 }
 
 fn soak(
@@ -293,19 +248,17 @@ fn soak(
         "soak: seed {}, {minutes} minutes, {} messages a second",
         plan.seed, plan.rate
     );
-    setup.timeline.begin("0", "random faults");
     let began = Instant::now();
-    let work = std::panic::AssertUnwindSafe(soak::run(setup, plan, &args.out));
+    let work = std::panic::AssertUnwindSafe(soak::run(setup, plan));
     let ended = runtime.block_on(futures_util::FutureExt::catch_unwind(work));
     let ended = ended.unwrap_or_else(|panic| Err(said(&*panic).into()));
-    setup.timeline.end();
     let seconds = began.elapsed().as_secs_f64();
     let line = Line::new(Name(Kind::Fault, 0), "random faults", seconds, ended);
     let line = line.with_logs(&setup.logs, &args.out)?;
     report::header();
     report::line(&line);
     let lines = [line];
-    written(args, &lines, setup)?;
+    written(args, &lines)?;
     if !report::summary(&lines, None) {
         println!(
             "again: cargo xtask chaos --minutes {minutes} --seed {}",
@@ -318,15 +271,10 @@ fn soak(
 
 /// A panic of a row (a wait that ran out) is its failure, and nobody else's.
 async fn one(name: Name, row: &'static Row, setup: &Setup) -> Line {
-    // Nothing flows while a bad input is tried: there is nothing to draw.
-    if name.0 != Kind::Input {
-        setup.timeline.begin(&name.to_string(), row.fault);
-    }
     let began = Instant::now();
     let work = std::panic::AssertUnwindSafe((row.run)(setup));
     let (ended, notes) = pace::row(futures_util::FutureExt::catch_unwind(work)).await;
     let ended = ended.unwrap_or_else(|panic| Err(said(&*panic).into()));
-    setup.timeline.end();
     let seconds = began.elapsed().as_secs_f64();
     let mut line = Line::new(name, row.fault, seconds, ended);
     line.notes.extend(notes);

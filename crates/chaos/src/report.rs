@@ -4,10 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::{
-    row::{Line, Name, Result, Verdict},
-    timeline::{Band, Section, Timeline},
-};
+use crate::row::{Line, Name, Result, Verdict};
 
 /// Columns of a fault's text; what is longer goes on in the next line.
 const FAULT: usize = 58;
@@ -113,16 +110,10 @@ pub fn summary(lines: &[Line], may_skip: Option<&[Name]>) -> bool {
 #[derive(Serialize)]
 struct Document<'a> {
     rows: &'a [Line],
-    sections: Vec<Section>,
-    faults: Vec<Band>,
 }
 
-pub fn json(path: &Path, lines: &[Line], timeline: &Timeline) -> Result<()> {
-    let document = Document {
-        rows: lines,
-        sections: timeline.sections(),
-        faults: timeline.bands(),
-    };
+pub fn json(path: &Path, lines: &[Line]) -> Result<()> {
+    let document = Document { rows: lines };
     std::fs::write(path, serde_json::to_string_pretty(&document)?)?;
     Ok(())
 }

@@ -13,7 +13,7 @@ pub struct Stage {
     /// Everything that was delivered, to anybody.
     pub deliveries: Recorder<Delivered>,
     pub postgres: Held<Postgres>,
-    pub rabbitmq: Held<RabbitMq>,
+    pub _rabbitmq: Held<RabbitMq>,
     /// The relay's settings.
     pub env: Vec<(String, String)>,
     /// When it is dropped, the thread ends that started them.

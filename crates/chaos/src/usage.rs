@@ -1,10 +1,8 @@
 //! What a process uses over time: memory, threads, file descriptors; and whether it uses more and more.
 
 use std::{
-    fmt::Write,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use test_support::probe;
@@ -46,7 +44,7 @@ impl Usage {
 
 /// Looks at a process every second until it is dropped.
 pub struct Watch {
-    samples: Arc<Mutex<Vec<(f64, Usage)>>>,
+    samples: Arc<Mutex<Vec<Usage>>>,
     task: AbortHandle,
 }
 
@@ -60,15 +58,13 @@ impl Watch {
     pub fn start(pid: u32) -> Self {
         let samples = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&samples);
-        let began = Instant::now();
         let task = tokio::spawn(async move {
             let mut next = tokio::time::interval(EVERY);
             loop {
                 next.tick().await;
                 let Ok(usage) = Usage::of(pid) else { return };
-                let at = began.elapsed().as_secs_f64();
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-                seen.push((at, usage));
+                seen.push(usage);
             }
         });
         Self {
@@ -77,28 +73,9 @@ impl Watch {
         }
     }
 
-    fn samples(&self) -> Vec<(f64, Usage)> {
-        let samples = self.samples.lock();
-        samples.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The whole course, for a person to look at.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        let mut csv = String::from("second,resident_kib,threads,files\n");
-        for (at, usage) in self.samples() {
-            let Usage {
-                resident_kib,
-                threads,
-                files,
-            } = usage;
-            writeln!(csv, "{at:.0},{resident_kib},{threads},{files}")?;
-        }
-        Ok(std::fs::write(path, csv)?)
-    }
-
     /// The most of either half of the time; an error when the second half needed more.
     pub fn flat(&self) -> Result<String> {
-        let samples: Vec<Usage> = self.samples().into_iter().map(|(_, usage)| usage).collect();
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let (early, late) = halves(&samples);
         expect(is_flat(early, late), || {
             format!(

@@ -22,13 +22,6 @@ impl Authority {
         Self::from(name, CertificateParams::new(Vec::<String>::new())?)
     }
 
-    /// An authority whose own certificate has expired.
-    pub fn expired(name: &str) -> Result<Self> {
-        let mut params = CertificateParams::new(Vec::<String>::new())?;
-        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
-        Self::from(name, params)
-    }
-
     fn from(name: &str, mut params: CertificateParams) -> Result<Self> {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -56,12 +49,6 @@ impl Authority {
 
     pub fn client(&self, common_name: &str) -> Result<Certificate> {
         let params = CertificateParams::new(Vec::<String>::new())?;
-        self.signed(params, common_name, ExtendedKeyUsagePurpose::ClientAuth)
-    }
-
-    pub fn expired_client(&self, common_name: &str) -> Result<Certificate> {
-        let mut params = CertificateParams::new(Vec::<String>::new())?;
-        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
         self.signed(params, common_name, ExtendedKeyUsagePurpose::ClientAuth)
     }
 

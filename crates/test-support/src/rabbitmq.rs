@@ -266,6 +266,16 @@ impl RabbitMq {
         self.server.as_ref().map(Guarded::pid)
     }
 
+    /// The number of unacknowledged messages of a quorum queue. It asks the queue's state machine, because the numbers of
+    /// `list_queues` are up to five seconds old.
+    pub async fn unacknowledged(&self, vhost: &str, queue: &str) -> Result<usize> {
+        let total = format!(
+            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{vhost}\">>, queue, <<\"{queue}\">>)), \
+             {{ok, N, _}} = ra:consistent_query(amqqueue:get_pid(Q), {{rabbit_fifo, query_messages_total, []}}), N."
+        );
+        Ok(self.ctl(&["eval", &total]).await?.trim().parse()?)
+    }
+
     /// Runs rabbitmqctl against this node. This takes a second or two, and many more on a busy machine.
     pub async fn ctl(&self, args: &[&str]) -> Result<String> {
         let mut command =

@@ -172,6 +172,18 @@ async fn headers_of_a_relay_that_no_relay_wrote_are_dead_lettered() {
         good(&world, n).await;
         bad.push(id);
     }
+    // What a dead letter says of itself is the runner's.
+    let says = [
+        "outbox-dead-reason",
+        "outbox-dead-error",
+        "outbox-dead-removed",
+    ];
+    let says = says.map(|name| (name, string("forged")));
+    pays("says", "says")
+        .of("wrong")
+        .with(&says)
+        .to(&world)
+        .await;
     // Headers that the runner does not read may have any value, and so may the broker's own history of a message.
     for (n, (name, value)) in [
         ("x-death", string("many")),
@@ -192,7 +204,12 @@ async fn headers_of_a_relay_that_no_relay_wrote_are_dead_lettered() {
     let bad: Vec<_> = bad
         .iter()
         .map(|id| (id.as_str(), "headers_invalid"))
+        .chain([("says", "rejected")])
         .collect();
-    assert_survived(&world, &failures, forged.len() + 5, &bad).await;
+    let dead = assert_survived(&world, &failures, forged.len() + 5, &bad).await;
+    for letter in dead {
+        let why = letter.text_header("outbox-dead-error").unwrap();
+        assert!(!why.contains("forged"), "{why}");
+    }
     running.stopped().await;
 }

@@ -287,17 +287,10 @@ async fn until_empty(world: &World) {
     until_holds(world, QUEUE, 0).await;
 }
 
-/// The number of unacknowledged messages. It asks the queue's state machine, because the numbers of `list_queues` for a quorum
-/// queue are up to five seconds old.
 async fn until_holds(world: &World, queue: &str, messages: usize) {
-    let total = format!(
-        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{queue}\">>)), \
-         {{ok, N, _}} = ra:consistent_query(amqqueue:get_pid(Q), {{rabbit_fifo, query_messages_total, []}}), N.",
-        world.vhost
-    );
     eventually("a queue of that length", SOON, async || {
-        let total = world.rabbitmq().ctl(&["eval", &total]).await.ok()?;
-        (total.trim() == messages.to_string()).then_some(())
+        let left = world.rabbitmq().unacknowledged(&world.vhost, queue).await;
+        (left.ok()? == messages).then_some(())
     })
     .await;
 }

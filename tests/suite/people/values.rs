@@ -2,22 +2,6 @@
 
 use crate::world::{World, world};
 
-/// psycopg, Hibernate and Go write JSON null for "none".
-#[tokio::test]
-async fn headers_that_are_a_json_null_are_no_headers() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let _relay = world.relay(&[]);
-    world
-        .insert(Some("1"), "created", "1", "headers = 'null'")
-        .await;
-    world
-        .insert(None, "created", "2", "headers = E' null\\n'")
-        .await;
-    world.all_arrived(&consumer).await;
-    assert_eq!(world.count("outbox.dead").await, 0);
-}
-
 /// No time that PostgreSQL allows stops a worker, the gauges or a command.
 #[tokio::test]
 async fn a_message_of_any_time_is_sent_and_no_gauge_fails_on_it() {

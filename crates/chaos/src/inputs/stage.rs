@@ -5,7 +5,6 @@ use tokio::sync::oneshot;
 
 use crate::{
     arena::{Arena, QUEUE, SOON, Setup},
-    consumer::TABLES,
     row::{Result, expect},
     stage::{SharedStage, Stage},
 };
@@ -55,7 +54,6 @@ impl Stage {
         let channel = amqp::channel(&arena.broker_url()).await?;
         amqp::bind(&channel, "audit", QUEUE).await?;
         amqp::exchange(&channel, "unbound").await?;
-        arena.client().await?.batch_execute(TABLES).await?;
         let relay = arena.relay()?;
         relay.line("connected to both servers", SOON).await;
         let deliveries = Recorder::start(&arena.broker_url(), QUEUE);
@@ -67,7 +65,7 @@ impl Stage {
             relay,
             deliveries,
             postgres,
-            rabbitmq,
+            _rabbitmq: rabbitmq,
             env,
             _ended: ended,
         })

@@ -121,14 +121,12 @@ async fn leader_killed(setup: &Setup) -> Result<Outcome> {
         format!("the leader is on node {leader}, with the clients")
     })?;
     // Nobody is connected to it. It stays dead meanwhile: the others elect a leader, and that is the recovery.
-    setup.timeline.fault();
     let killed = Instant::now();
     cluster.node_mut(leader).kill().await;
     flow.recovers(killed, Duration::from_secs(30)).await?;
     flow.note(format!("{:.1} s with the clients elsewhere", since(killed)));
     cluster.node_mut(leader).restart().await?;
     cluster.online(NODES).await;
-    setup.timeline.over();
 
     // And now the relay's own node: the switch leads it to another one. Whoever is there before the new leader may be
     // nacked on that channel for good; the relay opens another one then.
@@ -141,7 +139,6 @@ async fn leader_killed(setup: &Setup) -> Result<Outcome> {
     .await;
     cluster.relay_way.set(Mode::Forward);
     flow.steady(200).await?;
-    setup.timeline.fault();
     let killed = Instant::now();
     cluster.node_mut(leader).kill().await;
     let alive = address(cluster.node(2));
@@ -150,7 +147,6 @@ async fn leader_killed(setup: &Setup) -> Result<Outcome> {
     flow.recovers(killed, Duration::from_secs(30)).await?;
     flow.note(format!("{:.1} s with the relay on it", since(killed)));
     flow.steady(200).await?;
-    setup.timeline.over();
     // A crash of a broker repeats what it had not confirmed, and what it had not heard to be taken.
     let timeouts = timeouts(&relay);
     flow.note(format!("{timeouts} time-outs"));
@@ -161,7 +157,6 @@ async fn majority_lost(setup: &Setup) -> Result<Outcome> {
     let mut cluster = Cluster::start(setup).await?;
     cluster.consumer_way.retarget(address(cluster.node(0)));
     let (mut flow, relay) = cluster.flowing().await?;
-    setup.timeline.fault();
     let [second, third] = &mut cluster.others;
     tokio::join!(second.kill(), third.kill());
     // What was confirmed before may still be marked, once its neighbours' time-out of three seconds is over.
@@ -179,7 +174,7 @@ async fn majority_lost(setup: &Setup) -> Result<Outcome> {
     let held = cluster.arena.count(pending).await?;
     let [second, third] = &mut cluster.others;
     tokio::try_join!(second.restart(), third.restart())?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.note(format!("{held} messages were held back"));
     flow.recovers(over, Duration::from_secs(60)).await?;
     let timeouts = timeouts(&relay);

@@ -1,6 +1,6 @@
 //! PostgreSQL restarts, dies, stalls, refuses, runs full. Rows 30 to 33, 37 to 41, 43.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -36,11 +36,10 @@ async fn restarted(setup: &Setup) -> Result<Outcome> {
     arena
         .until_count("the relay to be idle", pending, |n| n == 0)
         .await;
-    setup.timeline.fault();
     arena.postgres.stop().await?;
     relay.line("PostgreSQL failed", SOON).await;
     arena.postgres.restart().await?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.traffic.pause(false);
     flow.steady(1).await?;
     flow.recovers(over, Duration::from_secs(10)).await?;
@@ -56,11 +55,10 @@ async fn killed(setup: &Setup) -> Result<Outcome> {
     let relay = arena.relay()?;
     let mut flow = arena.flow().await?;
     relay.line("failpoint reached", SOON).await;
-    setup.timeline.fault();
     arena.postgres.kill().await;
     std::fs::write(gate, "")?;
     arena.postgres.restart().await?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.recovers(over, Duration::from_secs(15)).await?;
     let outcome = flow.finish(WINDOW).await?;
     expect(outcome.report.duplicates > 0, || {
@@ -87,14 +85,13 @@ async fn backend_stopped(setup: &Setup) -> Result<Outcome> {
     arena.set("OUTBOXD__RELAY__WORKERS", "3");
     let (mut flow, relay) = arena.flowing().await?;
     let client = arena.client().await?;
-    setup.timeline.fault();
     let backend = worker_backend(&client).await;
     kill(backend, Signal::SIGSTOP)?;
     // Given up on the client's side, and the other workers go on.
     let noticed = tokio::time::timeout(SOON, relay.line("PostgreSQL failed", SOON)).await;
     let others = flow.steady(100).await;
     kill(backend, Signal::SIGCONT)?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     noticed?;
     others?;
     flow.recovers(over, Duration::from_secs(15)).await?;
@@ -109,13 +106,12 @@ async fn half_open(setup: &Setup) -> Result<Outcome> {
     arena.set("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "1s");
     arena.set("OUTBOXD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT", "4s");
     let (mut flow, relay) = arena.flowing().await?;
-    setup.timeline.fault();
     proxy.set(Mode::Stall);
     relay.line("PostgreSQL failed", SOON).await;
     // A peer on a good network, with the usual time-outs, gets the lanes once the server has freed them.
     arena.set_all(usual);
     let _peer = arena.relay()?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.recovers(over, Duration::from_secs(20)).await?;
     proxy.set(Mode::Forward);
     flow.steady(200).await?;
@@ -135,7 +131,6 @@ async fn disk_full(setup: &Setup) -> Result<Outcome> {
     };
     let mut arena = Arena::start_with(setup, options, RabbitMqOptions::default()).await?;
     let (mut flow, _relay) = arena.flowing().await?;
-    setup.timeline.fault();
     let ballast = small.fill()?;
     let client = arena.client().await;
     // Whatever the server does now: refuse to extend a table, or panic for want of a log and come back.
@@ -151,7 +146,7 @@ async fn disk_full(setup: &Setup) -> Result<Outcome> {
     if arena.client().await.is_err() {
         arena.postgres.restart().await?;
     }
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.recovers(over, Duration::from_secs(30)).await?;
     flow.note("a growing lag alerts: OutboxLagWarning, OutboxDatabaseLagWarning");
     flow.finish(10 * WINDOW).await
@@ -211,7 +206,6 @@ async fn no_connections(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start_with(setup, options, RabbitMqOptions::default()).await?;
     let (mut flow, relay) = arena.flowing().await?;
     let client = arena.client().await?;
-    setup.timeline.fault();
     let url = arena
         .postgres
         .url_for("producer", "producer", crate::arena::DATABASE);
@@ -237,7 +231,6 @@ async fn settle_fails(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
     let (flow, _relay) = arena.flowing().await?;
     let client = arena.owner().await?;
-    setup.timeline.fault();
     // A number drawn from a sequence is not rolled back: the failures end.
     client
         .batch_execute(
@@ -266,7 +259,6 @@ async fn locked(setup: &Setup) -> Result<Outcome> {
     let (flow, relay) = arena.flowing().await?;
     let mut migrating = arena.owner().await?;
     let migration = migrating.transaction().await?;
-    setup.timeline.fault();
     migration
         .batch_execute("LOCK TABLE outbox.message, outbox.lane IN ACCESS EXCLUSIVE MODE")
         .await?;
@@ -287,14 +279,13 @@ async fn not_notified(setup: &Setup) -> Result<Outcome> {
     arena
         .until_count("the relay to be idle", pending, |n| n == 0)
         .await;
-    setup.timeline.fault();
     let silent = "ALTER TABLE outbox.message DISABLE TRIGGER wake; \
                   SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'relay' AND query ILIKE 'LISTEN%'";
     client.batch_execute(silent).await?;
     // Whoever listens again hears nothing: the trigger is off.
     sleep(Duration::from_secs(3)).await;
     flow.writes(&client, "quiet-", 1).await?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     // The poll interval, and a moment.
     flow.recovers(over, Duration::from_secs(3)).await?;
     flow.finish(0).await
@@ -310,7 +301,6 @@ async fn late_commit(setup: &Setup) -> Result<Outcome> {
     flow.commits(&late, insert).await?;
     let position = "SELECT max(id) FROM outbox.message WHERE aggregate_id = 'late'";
     let position: i64 = late.query_one(position, &[]).await?.get(0);
-    setup.timeline.fault();
     // Enough for the low-water mark of each lane to want to pass it.
     flow.traffic.pause(true);
     let other = arena.owner().await?;
@@ -326,7 +316,7 @@ async fn late_commit(setup: &Setup) -> Result<Outcome> {
     let marks = format!("outbox.lane WHERE low_water >= {position}");
     let passed = arena.count(&marks).await?;
     late.commit().await?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     expect(passed == 0, || {
         format!("{passed} low-water marks passed a position that can still appear")
     })?;

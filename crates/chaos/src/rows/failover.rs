@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     arena::{Arena, DATABASE, OWNER, SOON, Setup, WINDOW, since},
-    consumer::TABLES,
+    consumer::{self, TABLES},
     flow::Flow,
     row::{Outcome, Result, Row, expect, in_time, rows},
     traffic::{Rate, Traffic},
@@ -104,7 +104,7 @@ impl<'a> Pair<'a> {
     async fn promote(&mut self) -> Result<Instant> {
         self.standby.promote().await?;
         std::mem::swap(&mut *self.arena.postgres, &mut self.standby);
-        Ok(self.arena.setup.timeline.over())
+        Ok(Instant::now())
     }
 }
 
@@ -123,7 +123,6 @@ async fn alter(server: &Postgres, setting: &str) -> Result<()> {
 async fn synchronous(setup: &Setup) -> Result<Outcome> {
     let mut pair = Pair::start(setup, Commits::Wait).await?;
     let (mut flow, _relay) = pair.flowing().await?;
-    setup.timeline.fault();
     pair.arena.postgres.kill().await;
     let over = pair.promote().await?;
     flow.recovers(over, Duration::from_secs(15)).await?;
@@ -142,7 +141,6 @@ async fn asynchronous(setup: &Setup) -> Result<Outcome> {
     let (mut flow, _relay) = pair.flowing().await?;
     let known: HashSet<Uuid> = ids(&flow.traffic.ledger.committed());
     pair.caught_up().await?;
-    setup.timeline.fault();
     pair.replication.set(Mode::Cut);
     flow.steady(300).await?;
     pair.arena.postgres.kill().await;
@@ -230,7 +228,6 @@ async fn asynchronous(setup: &Setup) -> Result<Outcome> {
 async fn read_only(setup: &Setup) -> Result<Outcome> {
     let mut pair = Pair::start(setup, Commits::Wait).await?;
     let (mut flow, relay) = pair.flowing().await?;
-    setup.timeline.fault();
     // Demoted where it stands: every connection stays, and no transaction that begins now may write.
     alter(&pair.arena.postgres, "default_transaction_read_only = on").await?;
     relay.line("SQLSTATE 25006", SOON).await;
@@ -285,9 +282,7 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
     }
     amqp::bind(&channel, "events", WORK).await?;
     let own = consumers.url_for("consumer", "consumer", DATABASE);
-    let words = ["consume", &own, &arena.broker_url(), WORK];
-    let program = std::env::current_exe()?;
-    let _consumer = setup.logs.start("consumer", &program, &words, &[])?;
+    let consumer = tokio::spawn(consumer::run(own, arena.broker_url(), WORK));
 
     let (mut flow, mut relay) = arena.flowing().await?;
     let backup = arena.postgres.folder().join("backup");
@@ -308,12 +303,11 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
         .collect();
     let last = before.keys().max().copied().unwrap_or_default();
 
-    setup.timeline.fault();
     arena.postgres.stop().await?;
     arena.postgres.restore(&backup).await?;
     let again = arena.count("outbox.message WHERE sent_at IS NULL").await?;
     let forgotten = before.len() - usize::try_from(arena.count("outbox.message").await?)?;
-    let over = setup.timeline.over();
+    let over = Instant::now();
     let _relay = arena.relay()?;
     let mut producers = Traffic::start(&arena.owner_url(), Rate::default());
     // Until every position of before has been drawn again.
@@ -354,6 +348,7 @@ async fn restored(setup: &Setup) -> Result<Outcome> {
     let sql = "SELECT count(*) - count(DISTINCT message_id) FROM public.applied";
     let twice: i64 = inbox.query_one(sql, &[]).await?.get(0);
     expect(twice == 0, || format!("{twice} effects happened twice"))?;
+    consumer.abort();
     flow.note(format!(
         "{forgotten} events forgotten, {reused} positions drawn again under new message ids, {again} sent again"
     ));

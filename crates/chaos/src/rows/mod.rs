@@ -2,21 +2,19 @@
 
 mod broker;
 mod cluster;
-mod consumer;
 mod data;
 mod database;
 mod failover;
 mod neighbours;
 mod network;
 mod people;
-mod refusals;
 mod relay;
 mod scene;
 mod surroundings;
 
 use crate::row::Row;
 
-/// In the matrix's order.
+/// In the matrix's order. The number of a row that went is not given again.
 pub fn all() -> Vec<&'static Row> {
     let groups = [
         relay::ROWS,
@@ -26,9 +24,7 @@ pub fn all() -> Vec<&'static Row> {
         database::ROWS,
         failover::ROWS,
         data::ROWS,
-        consumer::ROWS,
         surroundings::ROWS,
-        refusals::ROWS,
     ];
     let people = people::ROWS.iter().copied();
     in_order(groups.into_iter().chain(people))
@@ -55,7 +51,8 @@ mod tests {
 
     #[test]
     fn every_row_of_the_matrix_is_there_once() {
-        assert_eq!(numbers(all()), (1..=74).collect::<Vec<_>>());
-        assert_eq!(numbers(neighbours()), (1..=9).collect::<Vec<_>>());
+        for rows in [numbers(all()), numbers(neighbours())] {
+            assert!(rows.is_sorted_by(|one, next| one < next), "{rows:?}");
+        }
     }
 }

@@ -31,14 +31,13 @@ async fn flowing(arena: &mut Arena<'_>) -> Result<(Proxy, Flow, Daemon)> {
 async fn dropped(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     let (proxy, mut flow, relay) = flowing(&mut arena).await?;
-    setup.timeline.fault();
     let silence = || {
         proxy.set(Mode::Stall);
         Ok(())
     };
     let noticed = nothing_is_marked(&arena, &flow, &relay, silence).await;
     proxy.set(Mode::Forward);
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.note(format!("noticed after {:.1} s", noticed?.as_secs_f64()));
     flow.recovers(over, Duration::from_secs(30)).await?;
     flow.finish(2 * WINDOW).await
@@ -57,14 +56,13 @@ async fn confirms_dropped(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::shared(setup).await?;
     arena.short_confirms();
     let (proxy, mut flow, relay) = flowing(&mut arena).await?;
-    setup.timeline.fault();
     let silence = || {
         proxy.set(Mode::StallAnswers);
         Ok(())
     };
     let noticed = nothing_is_marked(&arena, &flow, &relay, silence).await;
     proxy.set(Mode::Forward);
-    let over = setup.timeline.over();
+    let over = Instant::now();
     noticed?;
     flow.recovers(over, Duration::from_secs(15)).await?;
     let timeouts = timeouts(&relay);
@@ -76,7 +74,6 @@ async fn confirms_dropped(setup: &Setup) -> Result<Outcome> {
 async fn reset(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     let (proxy, flow, _relay) = flowing(&mut arena).await?;
-    setup.timeline.fault();
     for _ in 0..20 {
         let bytes = rand::rng().random_range(100..20_000);
         proxy.set(Mode::ResetAfter(bytes));
@@ -95,11 +92,10 @@ async fn slow(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.short_confirms();
     let (proxy, mut flow, relay) = flowing(&mut arena).await?;
-    setup.timeline.fault();
     proxy.set(Mode::Delay(Duration::from_secs(4)));
     sleep(Duration::from_secs(20)).await;
     proxy.set(Mode::Forward);
-    let over = setup.timeline.over();
+    let over = Instant::now();
     flow.recovers(over, Duration::from_secs(30)).await?;
     let timeouts = timeouts(&relay);
     flow.note(format!("{timeouts} time-outs in 20 s"));
@@ -126,7 +122,6 @@ async fn silent(setup: &Setup) -> Result<Outcome> {
     let mut relay = arena.relay()?;
     let flow = arena.flow().await?;
     flow.traffic.pause(true);
-    setup.timeline.fault();
     sleep(Duration::from_secs(60)).await;
     let (threads, memory) = (
         probe::threads(relay.pid())?,
@@ -147,7 +142,6 @@ async fn silent(setup: &Setup) -> Result<Outcome> {
     expect(more_files <= 4, || {
         format!("{more_files} more open files after ten minutes")
     })?;
-    setup.timeline.over();
     relay.kill().await?;
     accepting.abort();
     arena.set("AMQP_URL", &good);

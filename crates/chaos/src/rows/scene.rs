@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use test_support::{Daemon, Ran, drained, eventually, free_port, probe};
 use tokio_postgres::Client;
-use uuid::Uuid;
 
 use crate::{
     arena::{Arena, SOON, Setup},
@@ -17,6 +16,9 @@ use crate::{
 const MINUTE: Duration = Duration::from_secs(60);
 /// The whole of a small table is audited again every few seconds.
 pub const AUDITED: Duration = Duration::from_secs(30);
+
+/// A second relay, beside the one that has the admin port.
+pub const BESIDE: &[&str] = &["run", "--set", "admin.listen=off"];
 
 async fn done(client: &Client, sql: &str) -> Result<()> {
     let done = client.batch_execute(sql).await;
@@ -72,12 +74,8 @@ impl<'a> Scene<'a> {
         done(&self.admin, sql).await
     }
 
-    pub fn fault(&self) {
-        self.arena.setup.timeline.fault();
-    }
-
     pub fn over(&self) -> Instant {
-        self.arena.setup.timeline.over()
+        Instant::now()
     }
 
     /// The incident is over: see [`Flow::endured`].
@@ -191,35 +189,9 @@ impl<'a> Scene<'a> {
     /// All is sent, and the marks have passed it: from here on nobody looks there. Producers must stand still.
     pub async fn passed(&self) {
         self.drained().await;
-        self.behind_the_marks().await;
-    }
-
-    async fn behind_the_marks(&self) {
         let above = "outbox.message m LEFT JOIN outbox.lane l USING (lane) WHERE m.id > coalesce(l.low_water, -1)";
         self.until("the marks to pass what was sent", above, 0)
             .await;
-    }
-
-    /// Messages that lie where no claim looks, and are filed no more: somebody has deleted what waited. No sign of it is left.
-    /// Producers must stand still.
-    pub async fn strands(&self, keys: &str, n: usize) -> Result<Vec<Uuid>> {
-        let insert = format!(
-            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, available_at) \
-             SELECT 'row', '{keys}' || i, 'written', '{{}}', now() + interval '1 day' FROM generate_series(1, {n}) i"
-        );
-        let stranded = self.flow.commits(&self.owner, &insert).await?;
-        self.arena
-            .until_count("all of it to be filed", "outbox.waiting", |filed| {
-                usize::try_from(filed) == Ok(n)
-            })
-            .await;
-        self.behind_the_marks().await;
-        self.sql(&format!(
-            "BEGIN; UPDATE outbox.message SET available_at = NULL WHERE aggregate_id LIKE '{keys}%'; \
-             DELETE FROM outbox.waiting; COMMIT"
-        ))
-        .await?;
-        Ok(stranded)
     }
 
     /// A command beside the relay, with its settings.

@@ -110,7 +110,11 @@ mod tests {
             key(&"k".repeat(256)),
             Err(OperationError::KeyTooLong { bytes: 256 })
         );
-        assert_eq!(key("a\nb"), Err(OperationError::ControlCharacter));
+        let bytes = "é".repeat(128);
+        assert_eq!(key(&bytes), Err(OperationError::KeyTooLong { bytes: 256 }));
+        for text in ["a\nb", "a\r\nb", "\0", "a\u{7f}", "\u{85}"] {
+            assert_eq!(key(text), Err(OperationError::ControlCharacter), "{text:?}");
+        }
         assert_eq!(key(&"k".repeat(255)).unwrap().len(), 255);
     }
 }

@@ -81,6 +81,10 @@ async fn two_spellings_of_one_path_are_one_command() {
             let answer = service.post(path, key).await;
             assert_eq!((answer.status, answer.replayed), (201, n > 0), "{path}");
         }
+        for path in spellings {
+            let other = request(path, key).body(Body::from("another body")).unwrap();
+            assert_eq!(service.send(other).await.status, 422, "{path}");
+        }
         applied += 1;
         assert_eq!(service.payments().await, applied);
     }

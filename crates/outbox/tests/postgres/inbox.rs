@@ -8,7 +8,7 @@ use tokio::{
     sync::{Barrier, OnceCell},
     task::JoinSet,
 };
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, NoTls, error::SqlState};
 
 use crate::{read, server};
 
@@ -138,6 +138,18 @@ async fn the_same_key_with_another_body_is_a_conflict() {
         );
     }
     assert_eq!(cents(&client, "conflict").await, 1);
+}
+
+#[tokio::test]
+async fn a_key_that_the_crate_refuses_is_refused_by_the_schema_too() {
+    let client = consumer().await;
+    for (bytes, taken) in [(255, true), (256, false)] {
+        let sql = "SELECT inbox.claim('overlong', $1, sha256('x'))";
+        let claimed = client.query_one(sql, &[&"k".repeat(bytes)]).await;
+        let code = claimed.err().and_then(|error| error.code().cloned());
+        let check = SqlState::CHECK_VIOLATION;
+        assert_eq!(code, (!taken).then_some(check), "{bytes} bytes");
+    }
 }
 
 /// A service that is rewritten in another language finds its own history again.

@@ -1,6 +1,6 @@
 //! Runs the program with a bad setting, and judges what it says.
 
-use std::{io::Write, os::unix::fs::PermissionsExt, path::Path};
+use std::{os::unix::fs::PermissionsExt, path::Path};
 
 use test_support::Ran;
 
@@ -18,8 +18,7 @@ pub const ENOUGH: [(&str, &str); 3] = [
     ("AMQP_URL", "amqp://relay:hunter2@127.0.0.1:1"),
     ("OUTBOXD__ADMIN__LISTEN", "off"),
 ];
-/// The first of which is set when the second is not: a variable that is empty counts as unset.
-pub const NO_DATABASE_URL: (&str, &str) = ("DATABASE_URL", "");
+/// A variable that is empty counts as unset.
 pub const NO_BROKER_URL: (&str, &str) = ("AMQP_URL", "");
 
 /// Keys (`relay.workers`) or variables (`AMQP_URL`) and their values.
@@ -51,21 +50,36 @@ impl<'a> Judge<'a> {
         settings: Settings<'_>,
         says: &[&str],
     ) -> Result<()> {
+        self.refuses_in(args, environment(settings), says).await
+    }
+
+    /// A file of tests/config/invalid, whose first line says what is to be said.
+    pub async fn refuses_fixture(&mut self, path: &Path) -> Result<()> {
+        let text = std::fs::read_to_string(path)?;
+        let says = text
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix("# says: "));
+        let says = says.ok_or_else(|| format!("{} says nothing", path.display()))?;
+        let config = path.display().to_string();
+        self.refuses_in(&["--config", &config], Vec::new(), &[says.trim_end()])
+            .await
+    }
+
+    async fn refuses_in(
+        &mut self,
+        args: &[&str],
+        env: Vec<(String, String)>,
+        says: &[&str],
+    ) -> Result<()> {
         for command in ["run", "check"] {
             let args = [&[command], args].concat();
-            let ran = self.setup.outboxd(&args, environment(settings)).await;
+            let ran = self.setup.outboxd(&args, env.iter().cloned()).await;
             let judged = ran.and_then(|ran| refused(&ran, says));
-            judged.map_err(|error| format!("{args:?} with {settings:?}: {error}"))?;
+            judged.map_err(|error| format!("{args:?} with {env:?}: {error}"))?;
         }
         self.refused += 1;
         Ok(())
-    }
-
-    pub async fn refuses_file(&mut self, text: &str, says: &[&str]) -> Result<()> {
-        let mut file = tempfile::Builder::new().suffix(".toml").tempfile()?;
-        file.write_all(text.as_bytes())?;
-        let path = file.path().display().to_string();
-        self.refuses_with(&["--config", &path], &[], says).await
     }
 
     pub async fn takes(&mut self, settings: Settings<'_>) -> Result<()> {

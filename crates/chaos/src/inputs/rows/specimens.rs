@@ -119,6 +119,7 @@ pub const STRANGE_JSON: &[Variant] = &[
         r#"payload = (repeat('{"a":', 5000) || '1' || repeat('}', 5000))::json"#,
         Delivered,
     ),
+    ("payload = ' [ 1 ,2 ] '", Delivered),
     // Not what a parser would write again.
     (
         r#"payload = E' {\n\t"a" : 1.0,  "b":1E+2 , "\\u0041":"\\/" } '"#,
@@ -155,6 +156,7 @@ pub const HEADERS: &[Variant] = &[
     ("headers = '1'", Dead("headers_invalid")),
     ("headers = 'true'", Dead("headers_invalid")),
     ("headers = 'null'", Delivered),
+    (r"headers = E' null\n'", Delivered),
     (
         r#"headers = '{"a":{"b":{"c":{"d":{}}}}}'"#,
         Dead("headers_invalid"),

@@ -5,7 +5,7 @@ use test_support::{Daemon, probe};
 use crate::row::{Result, expect};
 
 /// What a relay takes in these rows at most: 64 MiB, four times the bodies of its batches, and room.
-pub const MEMORY_KIB: u64 = 400 * 1024;
+const MEMORY_KIB: u64 = 400 * 1024;
 const DESCRIPTORS: usize = 128;
 
 /// It has never taken more than it may; says how much.

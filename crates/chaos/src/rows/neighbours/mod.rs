@@ -1,5 +1,5 @@
 //! Hostile neighbours: a role, a client or a server with some access attacks. The others' work goes on, memory and
-//! descriptors are bounded, and a role reads, writes and runs only what it may. H1 to H9.
+//! descriptors are bounded.
 
 mod bounds;
 mod clients;

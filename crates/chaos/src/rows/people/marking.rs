@@ -56,7 +56,6 @@ async fn locked(setup: &Setup) -> Result<Outcome> {
             .flow
             .writes(&scene.owner, &format!("{table}-"), 300)
             .await?;
-        scene.fault();
         let lock = format!("BEGIN; LOCK TABLE outbox.{table} IN SHARE MODE");
         let locks = person.batch_execute(&lock);
         let commit = async {
@@ -96,7 +95,6 @@ async fn person(scene: &Scene<'_>, name: &str) -> Result<tokio_postgres::Client>
 }
 
 async fn one_row(scene: &mut Scene<'_>) -> Result<()> {
-    scene.fault();
     let person = person(scene, "locks-a-row").await?;
     let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, available_at) \
                   VALUES ('row', 'locked', 'x', '{}', clock_timestamp() + interval '1 s')";
@@ -114,7 +112,6 @@ async fn one_row(scene: &mut Scene<'_>) -> Result<()> {
 
 /// Its record in outbox.waiting, which the settle removes.
 async fn one_record(scene: &mut Scene<'_>) -> Result<()> {
-    scene.fault();
     let person = person(scene, "locks-a-record").await?;
     let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, available_at) \
                   VALUES ('row', 'recorded', 'x', '{}', clock_timestamp() + interval '10 s')";
@@ -131,7 +128,6 @@ async fn one_record(scene: &mut Scene<'_>) -> Result<()> {
 }
 
 async fn all_lanes(scene: &mut Scene<'_>) -> Result<()> {
-    scene.fault();
     let person = person(scene, "locks-the-lanes").await?;
     person
         .batch_execute("BEGIN; SELECT FROM outbox.lane ORDER BY lane FOR UPDATE")
@@ -211,7 +207,6 @@ const UNFILED: &[(&str, &str, &str)] = &[
 async fn unfiled(scene: &mut Scene<'_>) -> Result<()> {
     for (obstacle, cure, said) in UNFILED {
         let told = scene.said(said);
-        scene.fault();
         scene.sql(obstacle).await?;
         let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
                       VALUES ('row', 'unfiled', 'x', '{}', 'nowhere')";
@@ -244,7 +239,6 @@ async fn obstructed(setup: &Setup) -> Result<Outcome> {
         }
         let before = failures(&scene);
         let (told, again) = (scene.said(said), scene.said(MARKED_AGAIN));
-        scene.fault();
         scene.sql(obstacle).await?;
         scene.says(503, "cannot_mark").await?;
         scene.shows("outbox_can_mark", |can| can == 0.0).await?;
@@ -266,7 +260,6 @@ async fn obstructed(setup: &Setup) -> Result<Outcome> {
     }
     unfiled(&mut scene).await?;
     // Whatever is written is refused.
-    scene.fault();
     scene
         .superuser(
             "ALTER ROLE relay SET default_transaction_read_only = on; \

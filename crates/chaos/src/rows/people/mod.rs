@@ -1,4 +1,4 @@
-//! What people and their tools do to the outbox, the servers and the process. Rows 58 to 67, 70 to 74.
+//! What people and their tools do to the outbox, the servers and the process. Rows 58 to 67, 71 to 74.
 
 mod connections;
 mod destinations;
@@ -8,7 +8,6 @@ mod process;
 mod schema;
 mod settings;
 mod tables;
-mod unreadable;
 
 use crate::row::Row;
 
@@ -18,7 +17,6 @@ pub const ROWS: &[&[Row]] = &[
     settings::ROWS,
     marking::ROWS,
     destinations::ROWS,
-    unreadable::ROWS,
     connections::ROWS,
     process::ROWS,
     schema::ROWS,

@@ -20,7 +20,6 @@ const STRANDED: &str = "outbox_stranded_messages_total";
 
 async fn sequence(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
-    scene.fault();
     for (round, (set, is_back)) in [
         ("SELECT setval('outbox.message_id_seq', 1000000)", false),
         ("SELECT setval('outbox.message_id_seq', 5000)", true),
@@ -64,7 +63,6 @@ async fn sequence(setup: &Setup) -> Result<Outcome> {
     scene.endured(AUDITED, 0).await?;
 
     // Back, and where it was, before anybody looks: no sign of it is left, but what lies below the marks.
-    scene.fault();
     let mut generation = scene.flow.traffic.standstill().await;
     scene.passed().await;
     // Then nobody claims a lane, and sees it on the way.
@@ -94,7 +92,6 @@ async fn sequence(setup: &Setup) -> Result<Outcome> {
     scene.endured(AUDITED, 0).await?;
 
     // Each session draws fifty positions ahead: what an idle one writes later comes below the marks.
-    scene.fault();
     let mut generation = scene.flow.traffic.standstill().await;
     let idle = scene.arena.owner().await?;
     let (alarms, filed) = (scene.said(ALARM), scene.metric(STRANDED).await);
@@ -159,7 +156,6 @@ async fn refused(owner: &Client, sql: &str) -> Result<()> {
 
 async fn below(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
-    scene.fault();
     let insert = "INSERT INTO outbox.message (id, aggregate_type, event_type, payload) VALUES (7, 'a', 'b', '1')";
     refused(&scene.owner, insert).await?;
     refused(&scene.owner, "UPDATE outbox.message SET id = 7").await?;

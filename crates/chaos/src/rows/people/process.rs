@@ -32,7 +32,6 @@ const SIGNALS: [Signal; 11] = [
 
 async fn signalled(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
-    scene.fault();
     for signal in SIGNALS {
         scene.relay.signal(signal)?;
         scene.flow.steady(30).await?;

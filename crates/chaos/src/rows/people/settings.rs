@@ -33,7 +33,6 @@ const POLICIES: [(&str, &str); 9] = [
 async fn policies(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
     for (table, policy) in POLICIES {
-        scene.fault();
         let made = match policy {
             "" => String::new(),
             policy => format!("CREATE POLICY tenant ON outbox.{table} {policy};"),
@@ -122,7 +121,6 @@ async fn settings(setup: &Setup) -> Result<Outcome> {
         (2, &role, true),
         (3, &database, false),
     ] {
-        scene.fault();
         tried += under(&mut scene, round, place, transactions).await?;
         let status = scene.command(&["status", "--json"]).await?;
         expect(status.code == 0, || status.said())?;
@@ -134,7 +132,6 @@ async fn settings(setup: &Setup) -> Result<Outcome> {
         .flow
         .note(format!("{tried} settings of a role or a database"));
     // A relay that may not read them sets those that it knows.
-    scene.fault();
     let blind = "REVOKE SELECT ON pg_settings FROM PUBLIC";
     scene.superuser(blind).await?;
     for transactions in [false, true] {
@@ -157,7 +154,6 @@ fn nothing_failed(scene: &Scene<'_>) -> Result<()> {
 
 /// While it works, and when it connects.
 async fn server(scene: &mut Scene<'_>) -> Result<()> {
-    scene.fault();
     // Between two transactions, a session that is not the relay's own has the server's time-outs.
     restarted(scene, false).await?;
     for timeout in [

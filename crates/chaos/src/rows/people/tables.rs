@@ -11,7 +11,7 @@ use crate::{
     arena::{Arena, QUEUE, SOON, Setup, WINDOW},
     flow::Flow,
     row::{Outcome, Result, Row, expect, rows},
-    rows::scene::{AUDITED, Scene},
+    rows::scene::{AUDITED, BESIDE, Scene},
 };
 
 pub const ROWS: &[Row] = rows! { setup;
@@ -57,7 +57,6 @@ pub const ASLEEP: &str = "pg_locks WHERE locktype = 'advisory' AND mode = 'Exclu
 
 async fn refilled(setup: &Setup) -> Result<Outcome> {
     let mut scene = Scene::start(setup).await?;
-    scene.fault();
     let mut unsent = 0;
     for round in 0..10 {
         let (gone, new) = refill(&scene.flow, &scene.owner, &format!("at-work-{round}")).await?;
@@ -72,14 +71,12 @@ async fn refilled(setup: &Setup) -> Result<Outcome> {
         "at work, {unsent} went with the table before they were sent"
     ));
 
-    scene.fault();
     scene.flow.traffic.pause(true);
     scene.passed().await;
     scene.until("the relay to sleep", ASLEEP, 1).await;
     refill(&scene.flow, &scene.owner, "asleep").await?;
     scene.endured(SOON_SENT, 0).await?;
 
-    scene.fault();
     scene.passed().await;
     scene.stop().await?;
     refill(&scene.flow, &scene.owner, "stopped").await?;
@@ -93,7 +90,6 @@ async fn refilled(setup: &Setup) -> Result<Outcome> {
 /// Where no trigger runs, the records of old messages stay, dead and waiting, at the positions of new messages with the same
 /// keys.
 async fn under_records(scene: &mut Scene<'_>) -> Result<()> {
-    scene.fault();
     let mut generation = scene.flow.traffic.standstill().await;
     scene.drained().await;
     scene
@@ -185,7 +181,6 @@ async fn emptied(setup: &Setup) -> Result<Outcome> {
             scene.until("the marks to pass them", above, 0).await;
         }
         let filed = scene.metric(STRANDED).await;
-        scene.fault();
         // The way is there now: what is found is sent, and what is still filed is asked for.
         amqp::bind(&channel, &format!("unbound-{name}"), QUEUE).await?;
         scene
@@ -250,7 +245,6 @@ async fn lanes(scene: &mut Scene<'_>) -> Result<()> {
         ("TRUNCATE outbox.lane", 64.0),
     ] {
         let said = scene.said(SAID);
-        scene.fault();
         scene.sql(emptied).await?;
         scene.flow.steady(100).await?;
         scene
@@ -268,7 +262,6 @@ async fn lanes(scene: &mut Scene<'_>) -> Result<()> {
 /// refused with the cure.
 async fn migration(scene: &mut Scene<'_>) -> Result<()> {
     const CURE: &str = "outboxd migrate";
-    scene.fault();
     scene.sql("TRUNCATE outbox.migration").await?;
     scene.says(503, CURE).await?;
     scene.shows("outbox_schema_ok", |ok| ok == 0.0).await?;
@@ -285,7 +278,7 @@ async fn migration(scene: &mut Scene<'_>) -> Result<()> {
         format!("{missing} of 20 did not arrive from a relay that had to connect again")
     })?;
     scene.says(503, CURE).await?;
-    for command in [&["check", "--connect"][..], &["run"], &["dead", "list"]] {
+    for command in [&["check", "--connect"][..], BESIDE, &["dead", "list"]] {
         let refused = scene.command(command).await?;
         expect(refused.code == 78 && refused.stderr.contains(CURE), || {
             format!("{command:?}: {} {}", refused.code, refused.said())
@@ -324,7 +317,6 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
         ("waiting", Some("outbox.waiting")),
         ("dead", Some("outbox.dead")),
     ] {
-        scene.fault();
         let generation = scene.flow.traffic.standstill().await;
         scene.drained().await;
         // No claim begins beside it; what is committed meanwhile is pending, and nobody has read it.
@@ -403,7 +395,6 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
 /// Of one that waits the event type alone is corrected, of another one the routing key alone: where they go now they go at
 /// once, and do not wait for the back-off of where they went before.
 async fn rerouted(scene: &mut Scene<'_>, channel: &Channel) -> Result<()> {
-    scene.fault();
     amqp::exchange(channel, "choosy").await?;
     for key in ["row.right", "right"] {
         amqp::bind_key(channel, "choosy", QUEUE, key).await?;

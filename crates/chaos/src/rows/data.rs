@@ -103,11 +103,16 @@ async fn all_poison(setup: &Setup) -> Result<Outcome> {
     flow.finish(WINDOW).await
 }
 
+/// The log's queue holds 4,096 lines.
+const DYING: usize = 6000;
+
 async fn log_blocked(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     let port = test_support::free_port()?;
     arena.set("OUTBOXD__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
     arena.set("OUTBOXD__LOG__LEVEL", "trace");
+    // A line for each message that dies.
+    arena.set("OUTBOXD__RELAY__BATCH_SIZE", "1");
     // A pipe that nobody reads; it is full after 64 KiB.
     let mut relay = tokio::process::Command::new(&setup.outboxd)
         .arg("run")
@@ -117,16 +122,22 @@ async fn log_blocked(setup: &Setup) -> Result<Outcome> {
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    let flow = arena.flow().await?;
-    // Far more is said of these than the pipe and the queue before it hold.
-    flow.writes(&arena.owner().await?, "logged-", 3000).await?;
+    let mut flow = arena.flow().await?;
+    // More lines than the pipe and the queue before it hold.
+    let dying = format!(
+        "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, headers) \
+         SELECT 'row', 'dying-' || i, 'x', '{{}}', '[]' FROM generate_series(1, {DYING}) i"
+    );
+    flow.commits(&arena.owner().await?, &dying).await?;
+    flow.lets_die(DYING);
     eventually("lines that nobody can write", SOON, async || {
         let dropped = probe::metric(port, "outbox_log_lines_dropped_total").await?;
         (dropped > 0.0).then_some(())
     })
     .await;
     // Nobody waits for the log.
-    let outcome = flow.heals(Duration::from_secs(15), 0).await;
+    flow.steady(200).await?;
+    let outcome = flow.finish(0).await;
     relay.kill().await?;
     tokio::time::timeout(SOON, relay.wait()).await??;
     outcome

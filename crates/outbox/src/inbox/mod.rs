@@ -39,7 +39,7 @@ mod upkeep;
 pub use claim::Claimed;
 pub use consumer::Inbox;
 pub use effect::{Begun, Doubt};
-#[cfg(feature = "consumer")]
+#[cfg(any(feature = "consumer", feature = "http"))]
 pub(crate) use error::described;
 pub(crate) use error::within_cap;
 pub use error::{InboxError, MAX_RESULT};

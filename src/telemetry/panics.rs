@@ -21,7 +21,7 @@ pub(super) fn log(flush: fn()) {
             location,
             text = text(panicked.payload()),
             backtrace,
-            "a panic: this is a bug"
+            "panicked: this is a bug"
         );
         // A panic of the main thread ends the process, and the log's own thread with it.
         if thread::current().name() == Some("main") {

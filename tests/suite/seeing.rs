@@ -433,7 +433,7 @@ async fn a_panic_is_a_line_of_the_log_with_its_place_and_its_source() {
     let consumer = world.consumer().await;
     let relay = world.relay(&[("OUTBOXD_FAILPOINT", "claim.after=panic")]);
     world.commit(&[(Some("1"), "created", "{}")]).await;
-    let line = relay.line("a panic: this is a bug", SOON).await;
+    let line = relay.line("panicked: this is a bug", SOON).await;
     let event: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(event["text"], "failpoint reached: claim.after", "{line}");
     let location = event["location"].as_str().unwrap();

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use outbox_core::message::{Lane, Position};
+use outbox_core::{
+    message::{Lane, Position},
+    scheduling::all_lanes,
+};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -205,7 +208,7 @@ impl Command<'_> {
         lane: Option<Lane>,
         at: SystemTime,
     ) -> Result<(Hits, String), CliError> {
-        let lanes = lane.map_or_else(find::all_lanes, |lane| vec![lane]);
+        let lanes = lane.map_or_else(|| all_lanes().collect(), |lane| vec![lane]);
         let mut hits = find::around(&self.session, id, &lanes, at, self.all).await?;
         if hits.positions.is_empty() {
             hits.positions = find::filed(&self.session, id).await?;
@@ -323,7 +326,7 @@ impl Command<'_> {
         since: Option<SystemTime>,
         until: Option<SystemTime>,
     ) -> Result<Window, CliError> {
-        let lanes = find::all_lanes();
+        let lanes: Vec<Lane> = all_lanes().collect();
         let mut window = self.all;
         if window.is_empty() {
             return Ok(window);

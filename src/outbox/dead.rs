@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use outbox_core::message::Lane;
 use serde::Serialize;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use super::{
@@ -24,6 +24,24 @@ pub struct Filter {
     pub event_type: Option<String>,
     pub dead_for: Option<Duration>,
     pub message_ids: Vec<Uuid>,
+}
+
+impl Filter {
+    fn seconds(&self) -> Option<f64> {
+        self.dead_for.map(|d| d.as_secs_f64())
+    }
+
+    /// The parameters $1 to $6 of each statement that selects dead messages. `seconds`: of [`Self::seconds`].
+    fn params<'a>(&'a self, seconds: &'a Option<f64>) -> [&'a (dyn ToSql + Sync); 6] {
+        [
+            &self.reasons,
+            &self.aggregate_type,
+            &self.aggregate_id,
+            &self.event_type,
+            seconds,
+            &self.message_ids,
+        ]
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -186,25 +204,11 @@ async fn page(
     after: Option<Place>,
     rows: i64,
 ) -> Result<Vec<DeadMessage>, OutboxError> {
-    let seconds = filter.dead_for.map(|d| d.as_secs_f64());
+    let seconds = filter.seconds();
     let Place { died_at, lane, id } = after.unwrap_or(BEFORE_ALL);
-    let rows = session
-        .query(
-            &LIST,
-            &[
-                &filter.reasons,
-                &filter.aggregate_type,
-                &filter.aggregate_id,
-                &filter.event_type,
-                &seconds,
-                &filter.message_ids,
-                &rows,
-                &died_at,
-                &lane,
-                &id,
-            ],
-        )
-        .await?;
+    let place: Params<'_> = &[&rows, &died_at, &lane, &id];
+    let params = [&filter.params(&seconds), place].concat();
+    let rows = session.query(&LIST, &params).await?;
     rows.iter()
         .map(|row| {
             let position = get(row, "position")?;
@@ -267,20 +271,8 @@ pub async fn count(
     filter: &Filter,
     change: Change,
 ) -> Result<Changed, OutboxError> {
-    let seconds = filter.dead_for.map(|d| d.as_secs_f64());
-    let rows = session
-        .query(
-            &COUNT,
-            &[
-                &filter.reasons,
-                &filter.aggregate_type,
-                &filter.aggregate_id,
-                &filter.event_type,
-                &seconds,
-                &filter.message_ids,
-            ],
-        )
-        .await?;
+    let seconds = filter.seconds();
+    let rows = session.query(&COUNT, &filter.params(&seconds)).await?;
     let Some(row) = rows.first() else {
         return Ok(Changed::default());
     };
@@ -319,17 +311,8 @@ pub async fn change(
 ) -> Result<(), OutboxError> {
     let mut after = BEFORE_ALL;
     loop {
-        session.begin().await?;
-        let done = step(session, filter, change, after, operation).await;
-        let (taken, changed) = match done {
-            Ok(done) => done,
-            Err(error) => {
-                // The first error is the one to report; a lost connection rolls back by itself.
-                let _ = session.rollback().await;
-                return Err(error);
-            }
-        };
-        session.commit().await?;
+        let changing = step(session, filter, change, after, operation);
+        let (taken, changed) = session.commits(changing).await?;
         total.messages += changed.messages;
         total.sent += changed.sent;
         total.gone += changed.gone;
@@ -388,21 +371,11 @@ async fn take(
     change: Change,
     after: Place,
 ) -> Result<Taken, OutboxError> {
-    let seconds = filter.dead_for.map(|d| d.as_secs_f64());
-    let params: Params<'_> = &[
-        &filter.reasons,
-        &filter.aggregate_type,
-        &filter.aggregate_id,
-        &filter.event_type,
-        &seconds,
-        &filter.message_ids,
-        &STEP,
-        &(change == Change::Discard),
-        &after.died_at,
-        &after.lane,
-        &after.id,
-    ];
-    let rows = session.query(&TAKE, params).await?;
+    let seconds = filter.seconds();
+    let also_gone = change == Change::Discard;
+    let step: Params<'_> = &[&STEP, &also_gone, &after.died_at, &after.lane, &after.id];
+    let params = [&filter.params(&seconds), step].concat();
+    let rows = session.query(&TAKE, &params).await?;
     let mut taken = Taken {
         records: i64::try_from(rows.len()).unwrap_or(i64::MAX),
         last: after,

@@ -2,7 +2,10 @@
 
 use std::time::SystemTime;
 
-use outbox_core::message::{Lane, Position};
+use outbox_core::{
+    message::{Lane, Position},
+    scheduling::all_lanes,
+};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
@@ -12,8 +15,6 @@ use super::{
     search::{self, Backwards, Window},
     session::{Query, Session},
 };
-
-const LANES: Lane = 64;
 
 const ENDS: Query = Query {
     action: "look at the ends of outbox.message",
@@ -94,10 +95,6 @@ pub async fn ends(session: &Session) -> Result<Option<Window>, OutboxError> {
     };
     let (first, last): (Option<i64>, Option<i64>) = (get(row, "first")?, get(row, "last")?);
     Ok(first.zip(last).map(|(first, last)| Window { first, last }))
-}
-
-pub fn all_lanes() -> Vec<Lane> {
-    (0..LANES).collect()
 }
 
 /// The position at a time, in these lanes: a message of that time is in this window, but for clocks. The window is large only where
@@ -196,7 +193,7 @@ async fn search_window(
     budget: Option<i64>,
     hits: &mut Hits,
 ) -> Result<(), OutboxError> {
-    let lanes = all_lanes();
+    let lanes: Vec<Lane> = all_lanes().collect();
     let mut windows = Backwards::new(window);
     while let Some(window) = windows.next() {
         let rows = look(session, id, &lanes, window, hits).await?;

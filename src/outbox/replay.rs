@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, time::SystemTime};
 
-use outbox_core::{message::Lane, scheduling::LANES};
+use outbox_core::{message::Lane, scheduling::all_lanes};
 use tokio_postgres::{Row, types::Type};
 use uuid::Uuid;
 
@@ -82,13 +82,11 @@ pub async fn replay(
     all: &mut Replayed,
 ) -> Result<(), OutboxError> {
     let between = 1.0 / per_second;
-    for lane in 0..LANES {
-        let lane = Lane::try_from(lane).unwrap_or(Lane::MAX);
+    for lane in all_lanes() {
         // People can insert rows of any position.
         let mut cursor = i64::MIN;
         loop {
-            session.begin().await?;
-            let done = step(
+            let found = step(
                 session,
                 filter,
                 lane,
@@ -97,17 +95,8 @@ pub async fn replay(
                 between,
                 dry_run,
                 operation,
-            )
-            .await;
-            let found = match done {
-                Ok(found) => found,
-                Err(error) => {
-                    // The first error is the one to report; a lost connection rolls back by itself.
-                    let _ = session.rollback().await;
-                    return Err(error);
-                }
-            };
-            session.commit().await?;
+            );
+            let found = session.commits(found).await?;
             all.messages += found.messages;
             all.found.extend(found.message_ids);
             match found.last {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use outbox_core::{message::Lane, scheduling::LANES};
+use outbox_core::{message::Lane, scheduling::all_lanes};
 use tokio_postgres::{Row, types::Type};
 
 use super::{
@@ -129,20 +129,11 @@ pub async fn prune(
     operation: &Operation,
     done: &mut Pruned,
 ) -> Result<(), OutboxError> {
-    for lane in 0..LANES {
-        let lane = Lane::try_from(lane).unwrap_or(Lane::MAX);
+    for lane in all_lanes() {
         let mut cursor = FIRST;
         loop {
-            session.begin().await?;
-            let step = match recorded_step(session, lane, cursor, rows, kept_for, operation).await {
-                Ok(step) => step,
-                Err(error) => {
-                    // The first error is the one to report; a lost connection rolls back by itself.
-                    let _ = session.rollback().await;
-                    return Err(error);
-                }
-            };
-            session.commit().await?;
+            let step = recorded_step(session, lane, cursor, rows, kept_for, operation);
+            let step = session.commits(step).await?;
             done.deleted += step.deleted;
             done.stranded |= step.stranded;
             cursor = step.cursor;

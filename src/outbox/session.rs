@@ -280,6 +280,25 @@ impl Session {
         self.batch("begin", &sql).await
     }
 
+    /// Does the work in a transaction, and commits it. After an error it rolls back; the first error is the one to report, and a
+    /// lost connection rolls back by itself.
+    pub async fn commits<T>(
+        &self,
+        work: impl Future<Output = Result<T, OutboxError>>,
+    ) -> Result<T, OutboxError> {
+        self.begin().await?;
+        match work.await {
+            Ok(done) => {
+                self.commit().await?;
+                Ok(done)
+            }
+            Err(error) => {
+                let _ = self.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
     /// Call this only if no statement of the transaction failed: COMMIT of a failed transaction answers ROLLBACK, without an
     /// error.
     pub async fn commit(&self) -> Result<(), OutboxError> {

@@ -29,8 +29,8 @@ use crate::message::{Lane, Position};
 /// Maximum number of suspects in memory. The oldest are forgotten first: another relay has settled them, or somebody
 /// has deleted them, and this relay will not settle them.
 const MOST: usize = 100_000;
-/// Each claim of its lane meets a message again that was left as it is. A message that none met for so long is settled by
-/// another relay, or deleted.
+/// Claims meet a message again that was left as it is: a new one each time, a filed one in its turn. A message that none met
+/// for so long is settled by another relay, or deleted.
 const MET_WITHIN: Duration = Duration::from_secs(60);
 
 /// Messages set aside that a claim reads again, at most.
@@ -45,7 +45,7 @@ pub struct Caution {
     suspects: HashMap<Position, bool>,
     /// In the order in which they became suspects; may contain positions that are no longer suspects.
     order: VecDeque<Position>,
-    /// Neither published nor filed, because both are refused; and when a claim last met them.
+    /// Messages that can be neither published nor filed, each with the time when a claim last met it.
     aside: HashMap<Position, Instant>,
 }
 

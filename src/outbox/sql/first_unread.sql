@@ -1,4 +1,5 @@
--- Finds the message that a claim of this lane reads first, and its place, without reading a column that may be stored outside of its row. $1 lane, $2 its mark
+-- Finds the message that a claim of this lane reads first, and its place. It reads no column that may be stored outside of
+-- its row. $1 lane, $2 its mark
 SELECT id, place, tx FROM (
     (SELECT w.id, m.ctid AS place, m.tx, 0 AS turn
       FROM outbox.waiting w

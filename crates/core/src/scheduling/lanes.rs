@@ -11,6 +11,10 @@ use crate::message::Lane;
 /// Rows of `outbox.lane`.
 pub const LANES: usize = 64;
 
+pub fn all_lanes() -> impl Iterator<Item = Lane> {
+    (0..).take(LANES)
+}
+
 /// What a worker says about a lane that it releases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LaneResult {
@@ -224,7 +228,7 @@ impl LaneSchedule {
             .map(|(lane, _)| lane)
             .collect();
         if unknown.is_empty() && !workers_busy && !self.another_relay_works(now) {
-            return (0..).take(LANES).collect();
+            return all_lanes().collect();
         }
         unknown
     }

@@ -17,7 +17,7 @@ mod share;
 mod tuning;
 
 pub use batch::BatchLimit;
-pub use lanes::{LANES, LaneResult, LaneSchedule, Next};
+pub use lanes::{LANES, LaneResult, LaneSchedule, Next, all_lanes};
 pub use polling::{Pause, Polling, Tidied};
 pub use share::shares;
 pub use tuning::Tuning;

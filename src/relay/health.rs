@@ -42,7 +42,7 @@ pub enum Obstacle {
 
 impl Obstacle {
     const ALL: [Self; 4] = [Self::Marks, Self::Lanes, Self::Held, Self::Reads];
-    /// Those for which nothing is marked.
+    /// What `/readyz` and the metric call `cannot_mark`: messages that are not published for it.
     const OF_MARKS: [Self; 3] = [Self::Marks, Self::Lanes, Self::Held];
 
     fn text(self) -> &'static str {
@@ -124,7 +124,7 @@ pub struct Readiness {
     pub schema: String,
     pub broker: String,
     pub blocked: bool,
-    /// Why messages cannot be marked as sent; nothing is published then.
+    /// Why messages cannot be marked as sent, or not be released; those messages are not published then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cannot_mark: Option<String>,
     /// Why messages cannot be read, for no message's fault.

@@ -1,7 +1,7 @@
 //! Ports for servers.
 //!
-//! A server that is stopped or not yet started does not listen on its port, and another test could take it meanwhile. So
-//! each port in use is a byte of one file for all processes of a user, and whoever has the port holds a lock on its byte. The
+//! A server that is stopped or not yet started does not listen on its port, and another test could take it meanwhile. So the
+//! owner of a port holds a lock on one byte of a file, which all processes of a user share: the byte at the port's number. The
 //! kernel frees the locks of a process that has ended.
 
 use std::{
@@ -20,7 +20,7 @@ use crate::Result;
 
 /// Below the ports that Linux gives to outgoing connections (32768 and above): one of them could take the port first.
 const LOWEST: u16 = 10_000;
-const PORTS: u64 = 22_000;
+const PORTS: u16 = 22_000;
 
 /// A port of 127.0.0.1 that no other test gets, until this is dropped.
 #[derive(Debug)]
@@ -32,10 +32,8 @@ static OURS: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 impl Port {
     /// A port that nobody has, and nobody listens on.
     pub fn free() -> Result<Self> {
-        use std::hash::{BuildHasher, Hasher, RandomState};
         for _ in 0..1000 {
-            let random = RandomState::new().build_hasher().finish();
-            let number = LOWEST + u16::try_from(random % PORTS)?;
+            let number = LOWEST + rand::random_range(0..PORTS);
             if let Some(port) = Self::take(number)?
                 && TcpListener::bind(("127.0.0.1", number)).is_ok()
             {

@@ -1,9 +1,9 @@
 //! Consumers as separate processes, which messages end.
 
-use std::{os::unix::process::ExitStatusExt, path::PathBuf};
+use std::{os::unix::process::ExitStatusExt, path::PathBuf, sync::LazyLock};
 
 use test_support::Daemon;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::*;
 
@@ -55,8 +55,8 @@ async fn consume(
         .unwrap();
 }
 
-/// Number of messages of the type `slow` that handlers work on.
-static SLOW: AtomicUsize = AtomicUsize::new(0);
+/// Number of messages of the types `slow` and `held` that handlers work on.
+static SLOW: LazyLock<watch::Sender<usize>> = LazyLock::new(watch::Sender::default);
 /// The file that a message of the type `held` waits for.
 static RELEASED: Notify = Notify::const_new();
 /// How long a message waits for a `slow` message before it ends the process.
@@ -80,21 +80,19 @@ impl Handler for Mortal {
         match message.type_() {
             // By then every other handler that may run is at work.
             "aborts" => {
-                let company = async {
-                    while SLOW.load(Ordering::SeqCst) < 3 {
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                    }
-                };
+                let mut slow = SLOW.subscribe();
+                let company = slow.wait_for(|slow| *slow >= 3);
                 let _ = tokio::time::timeout(COMPANY, company).await;
                 std::process::abort();
             }
             "slow" => {
-                SLOW.fetch_add(1, Ordering::SeqCst);
+                SLOW.send_modify(|slow| *slow += 1);
+                // Its work: the crash beside it must come before its end.
                 tokio::time::sleep(COMPANY * 2).await;
-                SLOW.fetch_sub(1, Ordering::SeqCst);
+                SLOW.send_modify(|slow| *slow -= 1);
             }
             "held" => {
-                SLOW.fetch_add(1, Ordering::SeqCst);
+                SLOW.send_modify(|slow| *slow += 1);
                 RELEASED.notified().await;
             }
             // If two messages of a key were handled at the same time, their order would break.
@@ -363,7 +361,7 @@ async fn a_copy_that_stops_hands_its_messages_over_in_order() {
     messages.extend((1..10).map(|n| message(n, "pays", "k")));
     stage.send(&messages).await;
     eventually("the held one to be in work", SOON, async || {
-        (SLOW.load(Ordering::SeqCst) == 1).then_some(())
+        (*SLOW.borrow() == 1).then_some(())
     })
     .await;
     let second = stage.start();

@@ -43,6 +43,16 @@ pub async fn json(world: &World, args: &[&str], code: i32) -> Value {
     serde_json::from_str(&run.stdout).unwrap_or_else(|e| panic!("{e}: {}", run.stdout))
 }
 
+/// The messages that a search by correlation id finds have these keys.
+pub async fn correlated(world: &World, id: &str, expected: &[&str]) -> Value {
+    let report = json(world, &["--correlation-id", id], 0).await;
+    let found = report["found"].as_array().unwrap().iter();
+    let keys = found.map(|m| m["aggregate_id"].as_str().unwrap());
+    let keys: std::collections::BTreeSet<&str> = keys.collect();
+    assert_eq!(Vec::from_iter(keys), expected, "{report:#}");
+    report
+}
+
 pub async fn text(world: &World, args: &[&str]) -> String {
     ok(world, &[&["where"], args].concat()).await
 }

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::ask::{found, history, json, refusal, text};
+use super::ask::{correlated, found, history, json, refusal, text};
 use crate::{locked::with_prepared_transactions, world::world};
 
 #[tokio::test]
@@ -96,14 +96,8 @@ async fn a_correlation_id_is_found_in_the_spelling_of_any_json_writer() {
         let headers =
             format!(r#"{{ "n": {{"correlation_id": "\u0041"}}, "correlation_id" : "{spelled}"}}"#);
         let headers = headers.replace('\'', "''");
-        world
-            .insert(
-                Some(key),
-                "created",
-                "{}",
-                &format!("headers = '{headers}'"),
-            )
-            .await;
+        let set = format!("headers = '{headers}'");
+        world.insert(Some(key), "created", "{}", &set).await;
     }
     // More than one statement returns, and each with an escape.
     world
@@ -113,15 +107,7 @@ async fn a_correlation_id_is_found_in_the_spelling_of_any_json_writer() {
              FROM generate_series(1, 300)",
         )
         .await;
-    let report = json(&world, &["--correlation-id", id], 0).await;
-    let mut keys: Vec<&str> = report["found"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|m| m["aggregate_id"].as_str().unwrap())
-        .collect();
-    keys.sort_unstable();
-    assert_eq!(keys, ["dotnet", "go", "nested", "php", "python"]);
+    let report = correlated(&world, id, &["dotnet", "go", "nested", "php", "python"]).await;
     assert_eq!(report["searched"]["is_cut"], false);
 }
 

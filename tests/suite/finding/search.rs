@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::ask::{any_id, found, history, id_ago, id_of, json, refusal, text};
+use super::ask::{any_id, correlated, found, history, id_ago, id_of, json, refusal, text};
 use crate::world::world;
 
 #[tokio::test]
@@ -262,24 +262,10 @@ async fn a_correlation_id_is_found_however_it_is_spelled_and_no_header_stops_the
         ("list", r#"["correlation_id","req-7/é"]"#),
         ("none", "null"),
     ] {
-        world
-            .insert(
-                Some(key),
-                "created",
-                "{}",
-                &format!("headers = '{headers}'"),
-            )
-            .await;
+        let set = format!("headers = '{headers}'");
+        world.insert(Some(key), "created", "{}", &set).await;
     }
-    let report = json(&world, &["--correlation-id", "req-7/é"], 0).await;
-    let mut keys: Vec<&str> = report["found"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|m| m["aggregate_id"].as_str().unwrap())
-        .collect();
-    keys.sort_unstable();
-    assert_eq!(keys, ["escaped", "plain"]);
+    correlated(&world, "req-7/é", &["escaped", "plain"]).await;
     let said = text(&world, &["--correlation-id", "req-7/é"]).await;
     assert!(
         said.contains("Searched the newest first: ") && said.contains("7 rows"),

@@ -36,7 +36,7 @@ async fn three_dead(world: &World) {
 
 const MEND: &str = "UPDATE outbox.message SET aggregate_id = translate(aggregate_id, E'\\x01', '-') WHERE aggregate_id LIKE 'bad%'";
 
-fn mend_the_ledger(world: &World) {
+fn correct_the_ledger(world: &World) {
     world.ledger.correct(|event| {
         event.key = event.key.as_ref().map(|key| key.replace('\u{1}', "-"));
     });
@@ -54,7 +54,7 @@ async fn a_redrive_finds_a_dead_message_in_whatever_lane_it_is_now() {
     world
         .sql(&format!("SET session_replication_role = replica; {MEND}"))
         .await;
-    mend_the_ledger(&world);
+    correct_the_ledger(&world);
     let homeless = "outbox.dead d LEFT JOIN outbox.message m USING (lane, id) WHERE m.id IS NULL";
     assert!(world.count(homeless).await > 0, "nothing moved");
     let (code, report, stderr) = json(

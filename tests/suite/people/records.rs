@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     commands::ok,
     people::write,
-    world::{SOON, World, repository, world},
+    world::{Run, SOON, World, repository, world},
 };
 
 /// A dead message, and records of each kind that waits, one key each, at the positions 1 to 5.
@@ -248,6 +248,27 @@ async fn a_message_of_any_position_is_sent_replayed_and_pruned() {
     );
 }
 
+/// A replay that waits for the first, which commits then.
+async fn replay_behind(world: &World, first: &tokio_postgres::Client) -> Run {
+    let args = [
+        "replay",
+        "--aggregate-type",
+        "order",
+        "--why",
+        "x",
+        "--json",
+    ];
+    let second = world.outboxd(&args, &[]);
+    let commit = async {
+        let waits =
+            "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        world.until("the second to wait", waits, 1).await;
+        first.batch_execute("COMMIT").await.unwrap();
+    };
+    let (second, ()) = tokio::join!(second, commit);
+    second
+}
+
 /// When the second has waited for the first, the relay has published what the first filed, and marked one more message.
 #[tokio::test]
 async fn a_replay_that_meets_another_one_proves_only_what_it_chose() {
@@ -269,22 +290,7 @@ async fn a_replay_that_meets_another_one_proves_only_what_it_chose() {
          FROM outbox.message m ORDER BY m.lane, m.id LIMIT 2; \
          UPDATE outbox.message SET sent_at = clock_timestamp() WHERE sent_at IS NULL";
     first.batch_execute(files_two).await.unwrap();
-    let args = [
-        "replay",
-        "--aggregate-type",
-        "order",
-        "--why",
-        "x",
-        "--json",
-    ];
-    let second = world.outboxd(&args, &[]);
-    let commit = async {
-        let waits =
-            "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-        world.until("the second to wait", waits, 1).await;
-        first.batch_execute("COMMIT").await.unwrap();
-    };
-    let (second, ()) = tokio::join!(second, commit);
+    let second = replay_behind(&world, &first).await;
     // The two that were published are sent once more, and the fourth is none of this replay's.
     second.ends(0, &["3"]);
     assert_eq!(world.count("outbox.waiting WHERE replay").await, 3);
@@ -309,22 +315,7 @@ async fn two_replays_at_once_file_each_message_once_and_report_what_they_filed()
                 clock_timestamp(), clock_timestamp() \
          FROM outbox.message m ORDER BY m.lane, m.id LIMIT 2";
     first.batch_execute(files_two).await.unwrap();
-    let args = [
-        "replay",
-        "--aggregate-type",
-        "order",
-        "--why",
-        "x",
-        "--json",
-    ];
-    let second = world.outboxd(&args, &[]);
-    let commit = async {
-        let waits =
-            "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-        world.until("the second to wait", waits, 1).await;
-        first.batch_execute("COMMIT").await.unwrap();
-    };
-    let (second, ()) = tokio::join!(second, commit);
+    let second = replay_behind(&world, &first).await;
     assert_eq!(second.code, 0, "{}", second.stderr);
     let report: Value = serde_json::from_str(&second.stdout).unwrap();
     assert_eq!(report["messages"], 1, "{report}");

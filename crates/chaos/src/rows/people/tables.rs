@@ -17,7 +17,7 @@ use crate::{
 pub const ROWS: &[Row] = rows! { setup;
     58, "TRUNCATE ... RESTART IDENTITY and a refill in one transaction, at work, asleep, stopped, ten times in a row" => refilled(setup);
     62, "outbox.lane, waiting, dead, migration emptied, one row or all" => emptied(setup);
-    63, "key, route, headers or body corrected, rows deleted by hand, while pending, waiting, dead" => mended(setup);
+    63, "key, route, headers or body corrected, rows deleted by hand, while pending, waiting, dead" => corrected(setup);
 };
 
 const BEGIN_AGAIN: &str = "positions of the outbox begin again";
@@ -209,7 +209,7 @@ async fn emptied(setup: &Setup) -> Result<Outcome> {
             .sql("UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'")
             .await?;
         if dead > 0 {
-            let redrive = ["dead", "redrive", "--all", "--why", "mended", "--json"];
+            let redrive = ["dead", "redrive", "--all", "--why", "corrected", "--json"];
             let redriven = scene.command(&redrive).await?;
             expect(redriven.code == 0, || redriven.said())?;
             let said: serde_json::Value = serde_json::from_str(&redriven.stdout)?;
@@ -299,7 +299,7 @@ async fn migration(scene: &mut Scene<'_>) -> Result<()> {
 const BY_HAND: &str = "by-hand";
 
 /// In each state, five of each kind. While they are pending nobody reads them.
-async fn mended(setup: &Setup) -> Result<Outcome> {
+async fn corrected(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     arena.set("OUTBOXD__RELAY__BACKOFF_INITIAL", "20m");
     arena.set("OUTBOXD__RELAY__BACKOFF_MAX", "20m");
@@ -360,13 +360,13 @@ async fn mended(setup: &Setup) -> Result<Outcome> {
             })?;
         }
         // By hand; what is committed is what they are from now on.
-        for (key, mend) in [
-            ("key", "aggregate_id = 'mended-' || id, exchange = NULL"),
+        for (key, correction) in [
+            ("key", "aggregate_id = 'corrected-' || id, exchange = NULL"),
             ("headers", "headers = '{\"a\":1}', exchange = NULL"),
-            ("body", "payload = '{\"mended\":true}', exchange = NULL"),
+            ("body", "payload = '{\"corrected\":true}', exchange = NULL"),
         ] {
             let sql = format!(
-                "UPDATE outbox.message SET {mend} WHERE event_type = '{state}' AND aggregate_id LIKE '{key}-%'"
+                "UPDATE outbox.message SET {correction} WHERE event_type = '{state}' AND aggregate_id LIKE '{key}-%'"
             );
             scene.flow.commits(&scene.owner, &sql).await?;
         }
@@ -407,19 +407,21 @@ async fn rerouted(scene: &mut Scene<'_>, channel: &Channel) -> Result<()> {
     scene
         .sql("UPDATE outbox.waiting SET due_at = now() + interval '20 minutes'")
         .await?;
-    for (key, mend) in [
+    for (key, correction) in [
         ("of-a-type", "event_type = 'right'"),
         ("of-a-key", "routing_key = 'right'"),
     ] {
-        let sql = format!("UPDATE outbox.message SET {mend} WHERE aggregate_id = '{key}'");
-        let mended = scene.flow.commits(&scene.owner, &sql).await?;
-        let missing = scene.flow.deliveries.missing(mended).await;
-        expect(missing == 0, || format!("{mend} alone, and it still waits"))?;
+        let sql = format!("UPDATE outbox.message SET {correction} WHERE aggregate_id = '{key}'");
+        let corrected = scene.flow.commits(&scene.owner, &sql).await?;
+        let missing = scene.flow.deliveries.missing(corrected).await;
+        expect(missing == 0, || {
+            format!("{correction} alone, and it still waits")
+        })?;
     }
     scene.endured(SOON_SENT, 0).await
 }
 
-/// Fifteen came, each as it was mended, and none of those that were deleted.
+/// Fifteen came, each as it was corrected, and none of those that were deleted.
 async fn as_they_are(scene: &Scene<'_>, state: &str) -> Result<()> {
     let came = amqp::take(&scene.arena.broker_url(), BY_HAND, 15, SOON).await?;
     let mut kinds = [0; 3];
@@ -435,9 +437,9 @@ async fn as_they_are(scene: &Scene<'_>, state: &str) -> Result<()> {
         };
         let marked = headers.inner().get("a") == Some(&AMQPValue::LongLongInt(1));
         let kind = match &*delivery.data {
-            b"{\"mended\":true}" if key.starts_with("row:body-") && !marked => 2,
+            b"{\"corrected\":true}" if key.starts_with("row:body-") && !marked => 2,
             b"{}" if key.starts_with("row:headers-") && marked => 1,
-            b"{}" if key == format!("row:mended-{position}") && !marked => 0,
+            b"{}" if key == format!("row:corrected-{position}") && !marked => 0,
             body => {
                 let body = String::from_utf8_lossy(body);
                 return Err(format!("{state}: {body} came with {headers:?}").into());
@@ -478,7 +480,7 @@ async fn redriven(scene: &Scene<'_>) -> Result<()> {
         expect(ran.code == 0, || ran.said())?;
         Ok(serde_json::from_str(&ran.stdout)?)
     };
-    let said = json(&["dead", "redrive", "--all", "--why", "mended", "--json"]).await?;
+    let said = json(&["dead", "redrive", "--all", "--why", "corrected", "--json"]).await?;
     expect(
         said["messages"] == 15 && said["without_message"] == 5,
         || said.to_string(),

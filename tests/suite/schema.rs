@@ -279,7 +279,8 @@ async fn a_sleeping_relay_is_woken_by_a_commit_and_an_awake_one_costs_no_notific
         world.commit(&[(Some("1"), "created", "{}")]).await;
         consumer.until(11 + n).await;
     }
-    assert!(listener.heard().await >= 5);
+    // Each of the five was woken for, or came while the relay was still getting up for the one before.
+    assert!(listener.heard().await >= 1);
     drop(relay);
 }
 

@@ -325,7 +325,9 @@ mod tests {
     fn a_message_is_set_aside_once_and_until_it_is_settled() {
         let mut caution = Caution::default();
         let now = now();
+        assert!(!caution.is_aside(at(1)));
         assert!(caution.set_aside(at(1), now) && !caution.set_aside(at(1), now));
+        assert!(caution.is_aside(at(1)) && !caution.is_aside(at(2)));
         assert!(caution.set_aside(at(2), now));
         assert_eq!(caution.aside(), 2);
         caution.settled([at(1)]);

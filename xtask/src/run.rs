@@ -20,7 +20,11 @@ pub struct Passed {
 pub fn demo(passed: &Passed) -> Result<()> {
     install(Tools::None)?;
     eprintln!("compiling the relay and the demo; the first time, this takes minutes");
-    build("dev", &["-p", "outboxd", "-p", "demo"])?;
+    // Without jemalloc: its C code takes long to compile, and the demo measures no speed.
+    build(
+        "dev",
+        &["-p", "outboxd", "-p", "demo", "--no-default-features"],
+    )?;
     start("dev", "demo", passed)
 }
 

@@ -78,6 +78,8 @@ impl Difference {
             "trigger" if is(&GUARDS) => Weight::Unsafe,
             "function" if is(&GUARDS) => Weight::Unsafe,
             "constraint" if self.here.is_some() && is(&CHECKED) => Weight::Unsafe,
+            // The marks follow the sequence of that name: they stand still, and retention with them.
+            "identity" if name == "outbox.message.id" => Weight::Unsafe,
             // A rule rewrites what the relay or a producer writes.
             "rule" => Weight::Unsafe,
             _ => Weight::Lesser,
@@ -96,6 +98,11 @@ impl std::fmt::Display for Difference {
                 None => write!(f, "{kind} {name}: drop it"),
             },
             None => write!(f, "{kind} {name}"),
+            Some(here) if kind == "identity" => write!(
+                f,
+                "{kind} {name}: draws from {here}, and not from {detail}: give {here} that name (ALTER SEQUENCE … RENAME TO), \
+                 after the other sequence has another"
+            ),
             // A hash means nothing to a person.
             Some(_) if kind == "function" => write!(f, "{kind} {name}: differs here"),
             Some(here) => write!(f, "{kind} {name}: {detail} (here: {here})"),
@@ -320,6 +327,7 @@ mod tests {
             assert_eq!(weight(kind, name), Weight::Lesser, "{kind} {name}");
         }
     }
+            ("identity", "outbox.message.id"),
 
     #[test]
     fn a_rule_on_a_table_of_ours_is_named_with_its_cure_and_one_elsewhere_is_not() {

@@ -123,7 +123,10 @@ CREATE TABLE outbox.lane (
     lane         smallint PRIMARY KEY CHECK (lane BETWEEN 0 AND 63),
     low_water    bigint   NOT NULL DEFAULT 0,
     candidate    bigint,
-    candidate_tx xid8
+    candidate_tx xid8,
+    -- A claim reads the transaction id as a bigint.
+    CONSTRAINT lane_candidate_is_whole CHECK ((candidate IS NULL) = (candidate_tx IS NULL)
+                                              AND (candidate_tx < '9223372036854775808') IS NOT FALSE)
 ) WITH (fillfactor = 20);
 COMMENT ON TABLE outbox.lane IS
     'One row for each lane. A relay works on a lane while it holds this row''s lock; no other lock protects the lane''s messages.';
@@ -136,8 +139,9 @@ COMMENT ON COLUMN outbox.lane.candidate_tx IS
 
 INSERT INTO outbox.lane (lane) SELECT generate_series(0, 63);
 
+-- The checks refuse a record that people write by hand and that no claim, no probe and no audit would ever read or release.
 CREATE TABLE outbox.waiting (
-    lane       smallint    NOT NULL,
+    lane       smallint    NOT NULL CHECK (lane BETWEEN 0 AND 63),
     id         bigint      NOT NULL,
     message_id uuid        NOT NULL,
     key_hash   bigint,
@@ -151,7 +155,10 @@ CREATE TABLE outbox.waiting (
     last_error text,
     destination        bigint,
     failed_probes      integer,
-    PRIMARY KEY (lane, id)
+    PRIMARY KEY (lane, id),
+    CONSTRAINT waiting_counts_are_not_negative CHECK (attempts >= 0 AND (failed_probes >= 0) IS NOT FALSE),
+    CONSTRAINT waiting_held_has_a_destination CHECK (cause <> 'held' OR num_nonnulls(destination, failed_probes) = 2),
+    CONSTRAINT waiting_replay_is_marked CHECK (cause <> 'replay' OR replay)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
 COMMENT ON TABLE outbox.waiting IS
     'Messages that must not be published now: they wait for a retry, for available_at, for their destination, or behind an earlier message of their key.';
@@ -186,7 +193,7 @@ CREATE INDEX waiting_due_since ON outbox.waiting (due_since) WHERE NOT replay;
 COMMENT ON INDEX outbox.waiting_due_since IS 'The oldest waiting message, for the lag.';
 
 CREATE TABLE outbox.dead (
-    lane       smallint    NOT NULL,
+    lane       smallint    NOT NULL CHECK (lane BETWEEN 0 AND 63),
     id         bigint      NOT NULL,
     message_id uuid        NOT NULL,
     reason     text        NOT NULL,

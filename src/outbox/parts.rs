@@ -53,7 +53,7 @@ const GUARDS: [&str; 4] = ["kept", "truncated", "moved", "corrected"];
 /// Functions that statements of the relay call, and the view that it reads. The order and the lag rest on their results.
 const CALLED: [&str; 3] = ["key_hash", "measure", "status"];
 /// Tables whose checks could refuse what the relay writes.
-const CHECKED: [&str; 2] = ["lane", "waiting"];
+const CHECKED: [&str; 3] = ["lane", "waiting", "dead"];
 
 impl Difference {
     pub fn weight(&self) -> Weight {

@@ -170,6 +170,9 @@ pub fn written(parts: &[Part]) -> String {
         .collect()
 }
 
+/// How `parts.sql` ends the detail of a trigger that does not fire.
+const DISABLED: &str = ", disabled";
+
 /// The detail of a rule that the migrations do not make.
 const NO_RULE: &str = "none";
 
@@ -198,6 +201,17 @@ pub fn added_rules(expected: &[Part], here: &[Part]) -> Vec<Difference> {
             here: Some(part.detail.clone()),
         })
         .collect()
+}
+
+/// Triggers that somebody added to the messages. A team may have its reasons; but with `sent_at` set, for example, a message counts
+/// as sent, and nothing else tells of it.
+pub fn added_triggers(expected: &[Part], here: &[Part]) -> Vec<String> {
+    let on_messages = |part: &Part| {
+        let name = part.name.strip_suffix(" on outbox.message")?;
+        let added = part.kind == "trigger" && !part.detail.ends_with(DISABLED);
+        (added && !expected.iter().any(|other| other.name == part.name)).then(|| name.to_owned())
+    };
+    here.iter().filter_map(on_messages).collect()
 }
 
 /// The parts that are missing or differ. If a table is missing, its own parts are not listed.
@@ -313,6 +327,7 @@ mod tests {
             ("trigger", "moved on outbox.message"),
             ("trigger", "truncated on outbox.message"),
             ("function", "outbox.kept("),
+            ("identity", "outbox.message.id"),
         ] {
             assert_eq!(weight(kind, name), Weight::Unsafe, "{kind} {name}");
         }
@@ -327,7 +342,6 @@ mod tests {
             assert_eq!(weight(kind, name), Weight::Lesser, "{kind} {name}");
         }
     }
-            ("identity", "outbox.message.id"),
 
     #[test]
     fn a_rule_on_a_table_of_ours_is_named_with_its_cure_and_one_elsewhere_is_not() {
@@ -349,5 +363,23 @@ mod tests {
             rule.to_string(),
             "rule silent on outbox.message: drop it (DROP RULE silent ON outbox.message)"
         );
+    }
+
+    #[test]
+    fn a_trigger_on_the_messages_is_named_and_one_elsewhere_or_disabled_is_not() {
+        let expected = expected(&OUTBOX);
+        let mut here = expected.clone();
+        for (name, detail) in [
+            ("stamps on outbox.message", "CREATE TRIGGER"),
+            ("sleeps on outbox.message", "CREATE TRIGGER, disabled"),
+            ("pages on outbox.dead", "CREATE TRIGGER"),
+        ] {
+            here.push(Part {
+                kind: "trigger".to_owned(),
+                name: name.to_owned(),
+                detail: detail.to_owned(),
+            });
+        }
+        assert_eq!(added_triggers(&expected, &here), ["stamps"]);
     }
 }

@@ -216,6 +216,27 @@ async fn a_copy_that_took_the_name_of_the_messages_is_named_with_its_cure() {
     world.until("the marks to pass them", above, 0).await;
 }
 
+/// A message that a trigger marks as sent is never published. The relay cannot know it, so it names the trigger; a trigger can
+/// also be meant so, and is no fault.
+#[tokio::test]
+async fn a_trigger_of_ones_own_on_the_messages_is_named_and_is_no_fault() {
+    let world = world().await;
+    let _consumer = world.consumer().await;
+    world
+        .sql(
+            "CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS \
+                 'BEGIN NEW.sent_at := now(); RETURN NEW; END'; \
+             CREATE TRIGGER stamps BEFORE INSERT ON outbox.message FOR EACH ROW EXECUTE FUNCTION stamp()",
+        )
+        .await;
+    let (relay, port) = world.watched(&[]);
+    let told = "triggers that are not the outbox's: stamps. ";
+    relay.line(told, SOON).await;
+    answers(port, 200, &[]).await;
+    let checked = world.outboxd(&["check", "--connect"], &[]).await;
+    checked.ends(0, &["warning: outbox.message has", told]);
+}
+
 /// Overwrites all pages of a relation but the first, beneath a server that is stopped meanwhile.
 async fn damage(world: &mut World, relation: &str) {
     let sql = format!(

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A trigger of a person on this table.
-fn trigger(name: &str, event: &str, table: &str, body: &str) -> String {
+pub fn trigger(name: &str, event: &str, table: &str, body: &str) -> String {
     format!(
         "CREATE FUNCTION public.{name}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {body} END'; \
          CREATE TRIGGER {name} BEFORE {event} ON outbox.{table} FOR EACH ROW EXECUTE FUNCTION public.{name}()"

@@ -123,7 +123,10 @@ CREATE TABLE outbox.lane (
     lane         smallint PRIMARY KEY CHECK (lane BETWEEN 0 AND 63),
     low_water    bigint   NOT NULL DEFAULT 0,
     candidate    bigint,
-    candidate_tx xid8
+    candidate_tx xid8,
+    -- A claim reads the transaction id as a bigint.
+    CONSTRAINT lane_candidate_is_whole CHECK ((candidate IS NULL) = (candidate_tx IS NULL)
+                                              AND (candidate_tx < '9223372036854775808') IS NOT FALSE)
 ) WITH (fillfactor = 20);
 COMMENT ON TABLE outbox.lane IS
     'One row for each lane. A relay works on a lane while it holds this row''s lock; no other lock protects the lane''s messages.';
@@ -136,8 +139,9 @@ COMMENT ON COLUMN outbox.lane.candidate_tx IS
 
 INSERT INTO outbox.lane (lane) SELECT generate_series(0, 63);
 
+-- The checks refuse a record that people write by hand and that no claim, no probe and no audit would ever read or release.
 CREATE TABLE outbox.waiting (
-    lane       smallint    NOT NULL,
+    lane       smallint    NOT NULL CHECK (lane BETWEEN 0 AND 63),
     id         bigint      NOT NULL,
     message_id uuid        NOT NULL,
     key_hash   bigint,
@@ -151,7 +155,10 @@ CREATE TABLE outbox.waiting (
     last_error text,
     destination        bigint,
     failed_probes      integer,
-    PRIMARY KEY (lane, id)
+    PRIMARY KEY (lane, id),
+    CONSTRAINT waiting_counts_are_not_negative CHECK (attempts >= 0 AND (failed_probes >= 0) IS NOT FALSE),
+    CONSTRAINT waiting_held_has_a_destination CHECK (cause <> 'held' OR num_nonnulls(destination, failed_probes) = 2),
+    CONSTRAINT waiting_replay_is_marked CHECK (cause <> 'replay' OR replay)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
 COMMENT ON TABLE outbox.waiting IS
     'Messages that must not be published now: they wait for a retry, for available_at, for their destination, or behind an earlier message of their key.';
@@ -186,7 +193,7 @@ CREATE INDEX waiting_due_since ON outbox.waiting (due_since) WHERE NOT replay;
 COMMENT ON INDEX outbox.waiting_due_since IS 'The oldest waiting message, for the lag.';
 
 CREATE TABLE outbox.dead (
-    lane       smallint    NOT NULL,
+    lane       smallint    NOT NULL CHECK (lane BETWEEN 0 AND 63),
     id         bigint      NOT NULL,
     message_id uuid        NOT NULL,
     reason     text        NOT NULL,
@@ -271,6 +278,9 @@ COMMENT ON FUNCTION outbox.wake() IS 'Wakes a sleeping relay at commit; nearly f
 
 CREATE TRIGGER wake AFTER INSERT ON outbox.message FOR EACH STATEMENT EXECUTE FUNCTION outbox.wake();
 
+-- The functions below prove their writes: a trigger or a rule of a person can let a statement succeed without effect. An
+-- exception rolls the person's statement back. FOUND is no proof, because a trigger that returns OLD keeps the old row.
+
 -- After TRUNCATE the old marks would hide new rows: with RESTART IDENTITY, positions start below the marks. So the
 -- marks are reset, and the rows' entries in waiting and dead are deleted, in the same transaction. This cannot deadlock
 -- with a relay: a relay that holds a lane also holds ROW EXCLUSIVE on outbox.message, so no lane is locked while
@@ -279,10 +289,20 @@ CREATE FUNCTION outbox.truncated() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS $$
+DECLARE
+    kept text;
 BEGIN
     UPDATE outbox.lane SET low_water = 0, candidate = NULL, candidate_tx = NULL;
     DELETE FROM outbox.waiting;
     DELETE FROM outbox.dead;
+    kept := CASE WHEN EXISTS (SELECT FROM outbox.lane l WHERE l.low_water <> 0 OR l.candidate IS NOT NULL) THEN 'lane'
+                 WHEN EXISTS (SELECT FROM outbox.waiting) THEN 'waiting'
+                 WHEN EXISTS (SELECT FROM outbox.dead) THEN 'dead' END;
+    IF kept IS NOT NULL THEN
+        RAISE EXCEPTION 'outbox.truncated: rows of outbox.% stay as they were', kept
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'outbox', TABLE = kept,
+                  HINT = format('A trigger or a rule on outbox.%s keeps its rows as they are. Drop it, or let it pass UPDATEs and DELETEs.', kept);
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -302,27 +322,57 @@ CREATE FUNCTION outbox.moved() RETURNS trigger
 DECLARE
     postponed CONSTANT boolean := NEW.available_at IS DISTINCT FROM OLD.available_at
                                   AND coalesce(NEW.available_at > clock_timestamp(), false);
+    filed        outbox.waiting;
+    follows_time boolean;
+    kept         text;
+    stored       boolean;
 BEGIN
-    UPDATE outbox.waiting w
-    SET lane = NEW.lane, id = NEW.id, message_id = NEW.message_id,
-        key_hash = outbox.key_hash(NEW.aggregate_type, NEW.aggregate_id),
+    -- The lock comes first: it tells a record that a trigger kept from one that a relay removes meanwhile.
+    SELECT w.* INTO filed FROM outbox.waiting w
+    WHERE w.lane = OLD.lane AND w.id = OLD.id AND w.message_id = OLD.message_id
+    FOR UPDATE;
+    IF FOUND THEN
+        follows_time := NOT filed.replay AND (postponed OR filed.cause = 'scheduled');
+        filed.due_at := CASE WHEN filed.cause = 'replay' THEN filed.due_at
+                             WHEN follows_time THEN coalesce(NEW.available_at, clock_timestamp())
+                             ELSE clock_timestamp() END;
+        filed.due_since := CASE WHEN follows_time THEN greatest(NEW.created_at, NEW.available_at)
+                                ELSE filed.due_since END;
         -- The reason for the wait (an attempt, a destination, an earlier message of the old key) no longer applies. The
         -- next read decides whether a message of the new key blocks this one.
-        cause = CASE WHEN postponed AND NOT w.replay THEN 'scheduled'
-                     WHEN w.cause IN ('held', 'probe') THEN 'retry'
-                     ELSE w.cause END,
-        destination = NULL, failed_probes = NULL,
-        due_at = CASE WHEN w.cause = 'replay' THEN w.due_at
-                      WHEN NOT w.replay AND (postponed OR w.cause = 'scheduled')
-                          THEN coalesce(NEW.available_at, clock_timestamp())
-                      ELSE clock_timestamp() END,
-        due_since = CASE WHEN NOT w.replay AND (postponed OR w.cause = 'scheduled')
-                             THEN greatest(NEW.created_at, NEW.available_at)
-                         ELSE w.due_since END
-    WHERE w.lane = OLD.lane AND w.id = OLD.id AND w.message_id = OLD.message_id;
-    UPDATE outbox.dead d
-    SET lane = NEW.lane, id = NEW.id, message_id = NEW.message_id
-    WHERE d.lane = OLD.lane AND d.id = OLD.id AND d.message_id = OLD.message_id;
+        filed.cause := CASE WHEN postponed AND NOT filed.replay THEN 'scheduled'
+                            WHEN filed.cause IN ('held', 'probe') THEN 'retry'
+                            ELSE filed.cause END;
+        filed.key_hash := outbox.key_hash(NEW.aggregate_type, NEW.aggregate_id);
+        UPDATE outbox.waiting w
+        SET lane = NEW.lane, id = NEW.id, message_id = NEW.message_id, key_hash = filed.key_hash, cause = filed.cause,
+            destination = NULL, failed_probes = NULL, due_at = filed.due_at, due_since = filed.due_since
+        WHERE w.lane = OLD.lane AND w.id = OLD.id AND w.message_id = OLD.message_id
+        RETURNING (w.lane, w.id, w.message_id, w.key_hash, w.cause, w.destination, w.due_at, w.due_since)
+                  IS NOT DISTINCT FROM
+                  (NEW.lane, NEW.id, NEW.message_id, filed.key_hash, filed.cause, NULL::bigint, filed.due_at,
+                   filed.due_since) INTO stored;
+        IF stored IS NOT TRUE THEN
+            kept := 'waiting';
+        END IF;
+    END IF;
+    IF (NEW.lane, NEW.id, NEW.message_id) IS DISTINCT FROM (OLD.lane, OLD.id, OLD.message_id) THEN
+        PERFORM FROM outbox.dead d WHERE d.lane = OLD.lane AND d.id = OLD.id AND d.message_id = OLD.message_id FOR UPDATE;
+        IF FOUND THEN
+            UPDATE outbox.dead d
+            SET lane = NEW.lane, id = NEW.id, message_id = NEW.message_id
+            WHERE d.lane = OLD.lane AND d.id = OLD.id AND d.message_id = OLD.message_id
+            RETURNING (d.lane, d.id, d.message_id) IS NOT DISTINCT FROM (NEW.lane, NEW.id, NEW.message_id) INTO stored;
+            IF stored IS NOT TRUE THEN
+                kept := 'dead';
+            END IF;
+        END IF;
+    END IF;
+    IF kept IS NOT NULL THEN
+        RAISE EXCEPTION 'outbox.moved: the record at position % in outbox.% stays as it was', OLD.id, kept
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'outbox', TABLE = kept,
+                  HINT = format('A trigger or a rule on outbox.%s keeps its rows as they are. Drop it, or let it pass UPDATEs.', kept);
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -348,6 +398,12 @@ CREATE FUNCTION outbox.corrected() RETURNS trigger
     AS $$
 BEGIN
     UPDATE outbox.message m SET tx = pg_current_xact_id() WHERE m.lane = NEW.lane AND m.id = NEW.id AND m.sent_at IS NULL;
+    IF EXISTS (SELECT FROM outbox.message m WHERE m.lane = NEW.lane AND m.id = NEW.id AND m.sent_at IS NULL
+                                              AND m.tx <> pg_current_xact_id()) THEN
+        RAISE EXCEPTION 'outbox.corrected: the correction at position % is not recorded in outbox.message', NEW.id
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'outbox', TABLE = 'message',
+                  HINT = 'A trigger or a rule on outbox.message keeps its rows as they are. Drop it, or let it pass UPDATEs of tx.';
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -390,6 +446,11 @@ BEGIN
     VALUES (new_id, enqueue.aggregate_type, enqueue.aggregate_id, enqueue.event_type, enqueue.payload,
             enqueue.headers, enqueue.exchange, enqueue.routing_key, enqueue.available_at,
             coalesce(enqueue.content_type, 'application/json'));
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'outbox.enqueue: the event % was not written', new_id
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'outbox', TABLE = 'message',
+                  HINT = 'A trigger or a rule on outbox.message drops new rows. Drop it, or let it pass INSERTs.';
+    END IF;
     RETURN new_id;
 END
 $$;
@@ -418,6 +479,11 @@ BEGIN
     VALUES (new_id, enqueue_binary.aggregate_type, enqueue_binary.aggregate_id, enqueue_binary.event_type,
             enqueue_binary.payload, enqueue_binary.headers, enqueue_binary.exchange,
             enqueue_binary.routing_key, enqueue_binary.available_at, enqueue_binary.content_type);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'outbox.enqueue_binary: the event % was not written', new_id
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'outbox', TABLE = 'message',
+                  HINT = 'A trigger or a rule on outbox.message drops new rows. Drop it, or let it pass INSERTs.';
+    END IF;
     RETURN new_id;
 END
 $$;
@@ -563,13 +629,13 @@ CREATE FUNCTION outbox.written() RETURNS trigger
     SET search_path = pg_catalog, pg_temp
     AS $$
 BEGIN
-    IF NEW.id IS NULL THEN
-        INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload)
-        VALUES (NEW.aggregatetype, NEW.aggregateid, NEW.type, NEW.payload)
-        RETURNING message_id INTO NEW.id;
-    ELSE
-        INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload)
-        VALUES (NEW.id, NEW.aggregatetype, NEW.aggregateid, NEW.type, NEW.payload);
+    INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload)
+    VALUES (coalesce(NEW.id, outbox.uuid_v7()), NEW.aggregatetype, NEW.aggregateid, NEW.type, NEW.payload)
+    RETURNING message_id INTO NEW.id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'outbox.written: an event through outbox.debezium was not written'
+            USING ERRCODE = 'triggered_action_exception', SCHEMA = 'outbox', TABLE = 'message',
+                  HINT = 'A trigger or a rule on outbox.message drops new rows. Drop it, or let it pass INSERTs.';
     END IF;
     RETURN NEW;
 END

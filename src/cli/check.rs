@@ -113,6 +113,7 @@ async fn examine(source: &Source, found: &mut Findings) -> Result<(), OutboxErro
         found.faults.add(why, true);
     }
     let state = setup(&session).await?;
+    found.warnings.extend(state.warnings);
     for text in state
         .faults
         .into_iter()
@@ -187,6 +188,8 @@ struct Setup {
     hazards: Vec<String>,
     /// With these a relay works, but producers lack something, or the relay is slower.
     doubts: Vec<String>,
+    /// What a team may have meant so.
+    warnings: Vec<String>,
 }
 
 /// Checks the encoding, the privileges, the schema version, and each part of the schema. Each fault names its remedy.
@@ -209,7 +212,11 @@ async fn setup(session: &Session) -> Result<Setup, OutboxError> {
         ));
     }
     let version = migrate::require_known(session).await;
-    let different = preflight::differences(session).await?;
+    let preflight::Changes {
+        differences: different,
+        triggers,
+    } = preflight::changes(session).await?;
+    setup.warnings.extend(triggers);
     let list = |weight: Weight| -> Option<String> {
         let of = different.iter().filter(|part| part.weight() == weight);
         let lines: Vec<String> = of.map(ToString::to_string).collect();

@@ -51,6 +51,11 @@ const RELEASE: Query = Query {
     sql: include_str!("sql/audit_release.sql"),
     types: &[Type::TID, Type::TID, Type::FLOAT8],
 };
+const UNSENT: Query = Query {
+    action: "audit replays of unsent messages",
+    sql: include_str!("sql/audit_unsent.sql"),
+    types: &[Type::TID, Type::TID],
+};
 const TIMES: Query = Query {
     action: "audit times of waiting messages",
     sql: include_str!("sql/audit_times.sql"),
@@ -196,8 +201,8 @@ pub async fn walk(session: &Session, from: u32, to: u32) -> Result<Vec<Position>
     rows.iter().map(position).collect()
 }
 
-/// Makes records due that wait for a message that is gone, or longer than the longest back-off, on these pages of
-/// `outbox.waiting`. Returns their number.
+/// Makes records due that wait for a message that is gone, longer than the longest back-off, or as replays of unsent messages,
+/// on these pages of `outbox.waiting`. Returns their number.
 pub async fn release(
     session: &Session,
     from: u32,
@@ -205,9 +210,10 @@ pub async fn release(
     longest: Duration,
 ) -> Result<u64, OutboxError> {
     let longest = longest.as_secs_f64();
-    session
-        .execute(&RELEASE, &[&page(from), &page(to), &longest])
-        .await
+    let (from, to) = (page(from), page(to));
+    let unsent = session.execute(&UNSENT, &[&from, &to]).await?;
+    let released = session.execute(&RELEASE, &[&from, &to, &longest]).await?;
+    Ok(unsent + released)
 }
 
 /// Corrects the times of records on these pages of `outbox.waiting`. Returns their number.

@@ -53,7 +53,7 @@ const GUARDS: [&str; 4] = ["kept", "truncated", "moved", "corrected"];
 /// Functions that statements of the relay call, and the view that it reads. The order and the lag rest on their results.
 const CALLED: [&str; 3] = ["key_hash", "measure", "status"];
 /// Tables whose checks could refuse what the relay writes.
-const CHECKED: [&str; 2] = ["lane", "waiting"];
+const CHECKED: [&str; 3] = ["lane", "waiting", "dead"];
 
 impl Difference {
     pub fn weight(&self) -> Weight {
@@ -78,6 +78,8 @@ impl Difference {
             "trigger" if is(&GUARDS) => Weight::Unsafe,
             "function" if is(&GUARDS) => Weight::Unsafe,
             "constraint" if self.here.is_some() && is(&CHECKED) => Weight::Unsafe,
+            // The marks follow the sequence of that name: they stand still, and retention with them.
+            "identity" if name == "outbox.message.id" => Weight::Unsafe,
             // A rule rewrites what the relay or a producer writes.
             "rule" => Weight::Unsafe,
             _ => Weight::Lesser,
@@ -96,6 +98,11 @@ impl std::fmt::Display for Difference {
                 None => write!(f, "{kind} {name}: drop it"),
             },
             None => write!(f, "{kind} {name}"),
+            Some(here) if kind == "identity" => write!(
+                f,
+                "{kind} {name}: draws from {here}, and not from {detail}: give {here} that name (ALTER SEQUENCE … RENAME TO), \
+                 after the other sequence has another"
+            ),
             // A hash means nothing to a person.
             Some(_) if kind == "function" => write!(f, "{kind} {name}: differs here"),
             Some(here) => write!(f, "{kind} {name}: {detail} (here: {here})"),
@@ -163,6 +170,9 @@ pub fn written(parts: &[Part]) -> String {
         .collect()
 }
 
+/// How `parts.sql` ends the detail of a trigger that does not fire.
+const DISABLED: &str = ", disabled";
+
 /// The detail of a rule that the migrations do not make.
 const NO_RULE: &str = "none";
 
@@ -191,6 +201,17 @@ pub fn added_rules(expected: &[Part], here: &[Part]) -> Vec<Difference> {
             here: Some(part.detail.clone()),
         })
         .collect()
+}
+
+/// Triggers that somebody added to the messages. A team may have its reasons; but with `sent_at` set, for example, a message counts
+/// as sent, and nothing else tells of it.
+pub fn added_triggers(expected: &[Part], here: &[Part]) -> Vec<String> {
+    let on_messages = |part: &Part| {
+        let name = part.name.strip_suffix(" on outbox.message")?;
+        let added = part.kind == "trigger" && !part.detail.ends_with(DISABLED);
+        (added && !expected.iter().any(|other| other.name == part.name)).then(|| name.to_owned())
+    };
+    here.iter().filter_map(on_messages).collect()
 }
 
 /// The parts that are missing or differ. If a table is missing, its own parts are not listed.
@@ -306,6 +327,7 @@ mod tests {
             ("trigger", "moved on outbox.message"),
             ("trigger", "truncated on outbox.message"),
             ("function", "outbox.kept("),
+            ("identity", "outbox.message.id"),
         ] {
             assert_eq!(weight(kind, name), Weight::Unsafe, "{kind} {name}");
         }
@@ -341,5 +363,23 @@ mod tests {
             rule.to_string(),
             "rule silent on outbox.message: drop it (DROP RULE silent ON outbox.message)"
         );
+    }
+
+    #[test]
+    fn a_trigger_on_the_messages_is_named_and_one_elsewhere_or_disabled_is_not() {
+        let expected = expected(&OUTBOX);
+        let mut here = expected.clone();
+        for (name, detail) in [
+            ("stamps on outbox.message", "CREATE TRIGGER"),
+            ("sleeps on outbox.message", "CREATE TRIGGER, disabled"),
+            ("pages on outbox.dead", "CREATE TRIGGER"),
+        ] {
+            here.push(Part {
+                kind: "trigger".to_owned(),
+                name: name.to_owned(),
+                detail: detail.to_owned(),
+            });
+        }
+        assert_eq!(added_triggers(&expected, &here), ["stamps"]);
     }
 }

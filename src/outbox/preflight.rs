@@ -46,19 +46,37 @@ pub async fn missing_privileges(session: &Session) -> Result<Vec<String>, Outbox
     words(session, &MISSING).await
 }
 
-/// The parts of the recorded schema version that somebody has removed or changed since.
-pub async fn differences(session: &Session) -> Result<Vec<Difference>, OutboxError> {
+/// What somebody has done to the recorded schema version since.
+pub struct Changes {
+    /// Parts that were removed or changed, and rules that were added.
+    pub differences: Vec<Difference>,
+    /// Warns of triggers that were added to the messages.
+    pub triggers: Option<String>,
+}
+
+pub async fn changes(session: &Session) -> Result<Changes, OutboxError> {
     let here = parts::here(session, OUTBOX.name).await?;
     let expected = parts::expected(&OUTBOX);
-    let mut found = parts::differences(&expected, &here);
-    found.extend(parts::added_rules(&expected, &here));
-    Ok(found)
+    let mut differences = parts::differences(&expected, &here);
+    differences.extend(parts::added_rules(&expected, &here));
+    let triggers = parts::added_triggers(&expected, &here);
+    Ok(Changes {
+        differences,
+        triggers: (!triggers.is_empty()).then(|| {
+            format!(
+                "outbox.message has triggers that are not the outbox's: {}. The relay takes each message as they leave it: one \
+                 that they drop does not exist, and one whose sent_at they set is never published, and is not missed",
+                triggers.join(", ")
+            )
+        }),
+    })
 }
 
 /// The differences with which a relay fails, or loses a message's position.
 pub async fn missing_parts(session: &Session) -> Result<Vec<String>, OutboxError> {
-    let found = differences(session).await?;
+    let found = changes(session).await?;
     Ok(found
+        .differences
         .iter()
         .filter(|part| part.weight() == Weight::Stops)
         .map(ToString::to_string)

@@ -4,26 +4,19 @@
 use std::time::Duration;
 
 use outbox_core::{message::Lane, scheduling::all_lanes};
-use tokio_postgres::{Row, types::Type};
+use tokio_postgres::types::Type;
 
 use super::{
     OutboxError,
-    ctid::Tid,
     operation::{self, Operation},
     row::get,
-    session::{Query, Session},
+    session::{Params, Query, Session},
 };
 
 const PRUNE_LANE: Query = Query {
     action: "prune sent messages",
     sql: include_str!("sql/prune_lane.sql"),
     types: &[Type::INT2, Type::INT8, Type::INT8, Type::FLOAT8, Type::BOOL],
-};
-
-const STILL_THERE: Query = Query {
-    action: "look for sent messages that were not deleted",
-    sql: include_str!("sql/still_there.sql"),
-    types: &[Type::TID_ARRAY, Type::INT8_ARRAY],
 };
 
 /// What one step did.
@@ -60,56 +53,64 @@ pub async fn prune_step(
     kept_for: Duration,
     reach: Reach,
 ) -> Result<Step, OutboxError> {
-    let found = session
-        .query(
-            &PRUNE_LANE,
-            &[
-                &lane,
-                &cursor,
-                &i64::from(rows),
-                &kept_for.as_secs_f64(),
-                &(reach == Reach::All),
-            ],
-        )
-        .await?;
+    let delete = async |reach| deleted(session, lane, cursor, rows, kept_for, reach).await;
+    let (mut step, kept) = delete(reach).await?;
+    if !kept.is_empty() {
+        let (again, still) = delete(Reach::All).await?;
+        step.deleted += again.deleted;
+        proven(&kept, &still)?;
+    }
+    Ok(step)
+}
+
+/// What the statement did, and the rows that it chose and did not delete.
+async fn deleted(
+    session: &Session,
+    lane: Lane,
+    cursor: i64,
+    rows: u32,
+    kept_for: Duration,
+    reach: Reach,
+) -> Result<(Step, Vec<i64>), OutboxError> {
+    let all = reach == Reach::All;
+    let kept_for = kept_for.as_secs_f64();
+    let params: Params<'_> = &[&lane, &cursor, &i64::from(rows), &kept_for, &all];
+    let found = session.query(&PRUNE_LANE, params).await?;
     let Some(row) = found.first() else {
-        return Ok(Step {
+        let nothing = Step {
             deleted: 0,
             cursor,
             more: false,
             stranded: false,
-        });
+        };
+        return Ok((nothing, Vec::new()));
     };
-    proven(session, row).await?;
     let deleted: i64 = get(row, "deleted")?;
     let passed: Option<i64> = get(row, "passed")?;
     let next = passed.map_or(cursor, |id| id.saturating_add(1));
     let full: bool = get(row, "full")?;
-    Ok(Step {
+    let step = Step {
         deleted: u64::try_from(deleted).unwrap_or(0),
         cursor: next,
         more: full && next > cursor,
         stranded: get(row, "stranded")?,
-    })
+    };
+    Ok((step, get(row, "kept")?))
 }
 
-/// A trigger can keep a row without an error. A row that somebody has written or deleted meanwhile is not where it was.
-async fn proven(session: &Session, step: &Row) -> Result<(), OutboxError> {
-    let places: Option<Vec<Tid>> = get(step, "kept_places")?;
-    let ids: Option<Vec<i64>> = get(step, "kept_ids")?;
-    let (Some(places), Some(ids)) = (places, ids) else {
-        return Ok(());
-    };
-    let there = session.query(&STILL_THERE, &[&places, &ids]).await?;
-    let Some(first) = there.first() else {
+/// A trigger can keep a row without an error, as it was or rewritten (a soft delete). Somebody who wrote to a row between the
+/// choice and the delete keeps it as well, once: the second choice finds the row where it is now.
+fn proven(kept: &[i64], still: &[i64]) -> Result<(), OutboxError> {
+    let mut both = kept.iter().filter(|id| still.contains(id));
+    let Some(first) = both.next() else {
         return Ok(());
     };
     Err(OutboxError::NotWritten {
         action: PRUNE_LANE.action,
         table: "message",
         verb: "DELETEs",
-        messages: there.len(),
-        position: get(first, "id")?,
+        messages: 1 + both.count(),
+        position: *first,
     })
 }
 

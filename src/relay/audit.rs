@@ -267,8 +267,8 @@ impl Audit {
                     tracing::warn!(
                         source = context.health.source(),
                         messages = released,
-                        "messages waited for what is no more, or longer than any back-off; they may go: somebody changed the \
-                         outbox by hand, or a clock was set back"
+                        "messages waited for what is no more, as replays though they are unsent, or longer than any back-off; \
+                         they may go: somebody changed the outbox by hand, or a clock was set back"
                     );
                 }
             }

@@ -23,6 +23,8 @@ struct Findings {
     fault: Option<String>,
     /// The same, for parts that only producers or speed need.
     doubt: Option<String>,
+    /// Triggers of somebody's own, which may be meant so.
+    triggers: Option<String>,
 }
 
 impl Inspection {
@@ -68,6 +70,11 @@ impl Inspection {
                 ),
             }
         }
+        if found.triggers != self.logged.triggers
+            && let Some(triggers) = &found.triggers
+        {
+            tracing::warn!(source, "{triggers}");
+        }
         context.health.schema(found.fault.clone());
         self.logged = found;
         Ok(self.at)
@@ -77,9 +84,10 @@ impl Inspection {
 /// An error means that the server did not answer.
 async fn findings(session: &Session) -> Result<Findings, OutboxError> {
     let missing = preflight::missing_privileges(session).await?;
-    let different = preflight::differences(session).await?;
+    let changes = preflight::changes(session).await?;
     let list = |lesser: bool| -> Option<String> {
-        let of = different
+        let of = changes
+            .differences
             .iter()
             .filter(|part| (part.weight() == Weight::Lesser) == lesser);
         let parts: Vec<String> = of.map(ToString::to_string).collect();
@@ -107,5 +115,6 @@ async fn findings(session: &Session) -> Result<Findings, OutboxError> {
     Ok(Findings {
         fault,
         doubt: list(true),
+        triggers: changes.triggers,
     })
 }

@@ -175,6 +175,68 @@ async fn a_running_relay_notices_a_missing_trigger_and_an_added_rule_and_warns_o
     .await;
 }
 
+/// A copy of the table that took its name, as people make it against bloat: everything is there, and the positions come from
+/// the copy's own sequence. The relay's statements name the other one, so the marks would stand still.
+#[tokio::test]
+async fn a_copy_that_took_the_name_of_the_messages_is_named_with_its_cure() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let (_relay, port) = world.watched(&[]);
+    answers(port, 200, &[]).await;
+    world
+        .sql(
+            "SET ROLE owner; BEGIN; CREATE TABLE outbox.message2 (LIKE outbox.message INCLUDING ALL); \
+             ALTER TABLE outbox.message RENAME TO message_old; \
+             ALTER TABLE outbox.message_old RENAME CONSTRAINT message_pkey TO message_old_pkey; \
+             ALTER TABLE outbox.message2 RENAME TO message; \
+             ALTER TABLE outbox.message RENAME CONSTRAINT message2_pkey TO message_pkey; \
+             DO $$ DECLARE makes text; BEGIN \
+                 FOR makes IN SELECT replace(pg_get_triggerdef(oid), 'message_old', 'message') FROM pg_trigger \
+                              WHERE tgrelid = 'outbox.message_old'::regclass \
+                 LOOP EXECUTE makes; END LOOP; END $$; \
+             GRANT SELECT, DELETE, UPDATE (sent_at) ON outbox.message TO outbox_relay; COMMIT; RESET ROLE",
+        )
+        .await;
+    let told =
+        "outbox.message.id: draws from outbox.message2_id_seq, and not from outbox.message_id_seq";
+    answers(port, 503, &[told]).await;
+    let checked = world.outboxd(&["check", "--connect"], &[]).await;
+    checked.ends(78, &[told, "ALTER SEQUENCE"]);
+    world
+        .sql(
+            "ALTER SEQUENCE outbox.message_id_seq RENAME TO message_old_id_seq; \
+             ALTER SEQUENCE outbox.message2_id_seq RENAME TO message_id_seq; \
+             GRANT SELECT ON SEQUENCE outbox.message_id_seq TO outbox_relay",
+        )
+        .await;
+    answers(port, 200, &[]).await;
+    world.commit_many(100, 100).await;
+    consumer.until(100).await;
+    let above = "outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water";
+    world.until("the marks to pass them", above, 0).await;
+}
+
+/// A message that a trigger marks as sent is never published. The relay cannot know it, so it names the trigger; a trigger can
+/// also be meant so, and is no fault.
+#[tokio::test]
+async fn a_trigger_of_ones_own_on_the_messages_is_named_and_is_no_fault() {
+    let world = world().await;
+    let _consumer = world.consumer().await;
+    world
+        .sql(
+            "CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS \
+                 'BEGIN NEW.sent_at := now(); RETURN NEW; END'; \
+             CREATE TRIGGER stamps BEFORE INSERT ON outbox.message FOR EACH ROW EXECUTE FUNCTION stamp()",
+        )
+        .await;
+    let (relay, port) = world.watched(&[]);
+    let told = "triggers that are not the outbox's: stamps. ";
+    relay.line(told, SOON).await;
+    answers(port, 200, &[]).await;
+    let checked = world.outboxd(&["check", "--connect"], &[]).await;
+    checked.ends(0, &["warning: outbox.message has", told]);
+}
+
 /// Overwrites all pages of a relation but the first, beneath a server that is stopped meanwhile.
 async fn damage(world: &mut World, relation: &str) {
     let sql = format!(

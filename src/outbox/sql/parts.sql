@@ -46,6 +46,14 @@ WITH home AS (
                   CASE WHEN s.seqincrement > 0 THEN 1 ELSE s.seqincrement END)
     FROM relation r JOIN pg_sequence s ON s.seqrelid = r.oid
     UNION ALL
+    -- Statements name the sequence. After a copy of the table took its name, the column may draw from another sequence.
+    SELECT 'identity', format('%s.%s', a.called, a.attname), format('%I.%I', n.nspname, s.relname)
+    FROM attribute a
+    JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum
+                    AND d.classid = 'pg_class'::regclass AND d.deptype = 'i'
+    JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+    JOIN pg_namespace n ON n.oid = s.relnamespace
+    UNION ALL
     SELECT CASE WHEN c.contype IN ('p', 'u', 'x') THEN 'key' ELSE 'constraint' END, format('%s.%s', r.called, c.conname),
            pg_get_constraintdef(c.oid)
     FROM relation r JOIN pg_constraint c ON c.conrelid = r.oid AND c.contype NOT IN ('n', 't')

@@ -46,21 +46,20 @@ WITH mark AS MATERIALIZED (
                           WHERE d.lane = $1 AND d.id = s.id AND d.message_id = s.message_id OFFSET 0))
 ), gone AS (
     -- This finds rows by ctid, because a second index scan took a third of a row's cost. It does not find a row that
-    -- somebody has written meanwhile; that row stays.
+    -- somebody has written meanwhile; the caller repeats the step.
     DELETE FROM outbox.message m
     USING chosen c
     WHERE m.ctid = c.place
     RETURNING m.id
 ), kept AS (
-    SELECT c.place, c.id FROM chosen c
+    SELECT c.id FROM chosen c
     WHERE (SELECT count(*) FROM gone) < (SELECT count(*) FROM chosen)
       AND NOT EXISTS (SELECT FROM gone g WHERE g.id = c.id)
 )
 SELECT (SELECT count(*) FROM step) >= (SELECT size.rows FROM size) AS full,
        (SELECT count(*) FROM gone) AS deleted,
-       -- Chosen and not deleted; NULL if there is none.
-       (SELECT array_agg(k.place ORDER BY k.id) FROM kept k) AS kept_places,
-       (SELECT array_agg(k.id ORDER BY k.id) FROM kept k) AS kept_ids,
+       -- Chosen and not deleted.
+       (SELECT coalesce(array_agg(k.id ORDER BY k.id), '{}') FROM kept k) AS kept,
        -- Stranded messages are left to the audit: unsent, at or below the mark, and filed nowhere.
        EXISTS (SELECT FROM step s
                WHERE s.unsent

@@ -23,7 +23,9 @@ WITH lane AS MATERIALIZED (
                     OFFSET 0) AS some_blocking
     FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS u (lane, low_water, share)
 ), due AS (
-    SELECT true AS filed, l.some_blocking, w.lane, w.id, w.key_hash, w.attempts, w.replay,
+    SELECT true AS filed, l.some_blocking, w.lane, w.id, w.key_hash, w.attempts,
+           -- Somebody has taken the mark back while the replay waited: the message is unsent, and gets its mark again.
+           w.replay AND (m.id IS NULL OR m.sent_at IS NOT NULL) AS replay,
            -- Somebody has postponed the message since it was filed. A redrive was asked for, whatever the time.
            coalesce(NOT w.replay AND w.cause <> 'redrive' AND m.available_at > statement_timestamp(), false) AS scheduled,
            w.cause = 'probe' AS probe, coalesce(w.reason = 'unmarkable', false) AS unmarkable, w.destination,

@@ -2,7 +2,8 @@
 -- sent.
 -- $1 lane, $2 id, $3 replay
 INSERT INTO outbox.waiting AS w (lane, id, message_id, key_hash, cause, replay, due_at, due_since)
-SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id), 'redrive', s.replay,
+SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate_id), 'redrive',
+       s.replay AND m.sent_at IS NOT NULL,
        clock_timestamp(), clock_timestamp()
 FROM unnest($1::smallint[], $2::bigint[], $3::boolean[]) AS s (lane, id, replay)
 JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id

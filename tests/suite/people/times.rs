@@ -68,6 +68,43 @@ async fn a_message_redriven_by_a_clock_that_was_ahead_is_due_after_a_restart() {
     world.drained().await;
 }
 
+/// A replay waits for its own time and is no lag. Without its mark the message is unsent, so it is both: due, and a lag.
+#[tokio::test]
+async fn a_message_whose_mark_is_taken_back_does_not_wait_for_its_replay() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let mut relay = world.relay(&[]);
+    world.commit_many(20, 10).await;
+    consumer.until(20).await;
+    world.passed().await;
+    relay.terminate().unwrap();
+    relay.ended(SOON).await.unwrap();
+    let replay = ["replay", "--aggregate-type", "order", "--why", "x"];
+    crate::commands::ok(&world, &replay).await;
+    world
+        .sql(
+            "UPDATE outbox.waiting SET due_at = clock_timestamp() + interval '300 days'; \
+             UPDATE outbox.message SET sent_at = NULL WHERE id IN (SELECT id FROM outbox.message ORDER BY id LIMIT 10)",
+        )
+        .await;
+    let relay = world.relay(&[("OUTBOXD_FAILPOINT", "claim.after=hang")]);
+    test_support::eventually("a lag", SOON, async || {
+        let (due, age) = lag(&world).await;
+        (due == 10 && age > 0.0).then_some(())
+    })
+    .await;
+    relay.line("as replays though they are unsent", SOON).await;
+    drop(relay);
+    let _relay = world.relay(&[]);
+    let seen = consumer.until(30).await;
+    let is_replay =
+        |m: &&crate::world::Seen| format!("{:?}", m.properties).contains("outbox-replay");
+    assert_eq!(seen.iter().filter(is_replay).count(), 0);
+    let unsent = "outbox.message WHERE sent_at IS NULL";
+    world.until("all to be marked", unsent, 0).await;
+    assert_eq!(world.count("outbox.waiting WHERE replay").await, 10);
+}
+
 /// With triggers off, the claim and the audit look at the time again.
 #[tokio::test]
 async fn a_scheduled_message_follows_its_time_when_people_correct_it() {

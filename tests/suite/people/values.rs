@@ -173,3 +173,51 @@ async fn an_event_through_debeziums_view_gets_an_id_if_it_has_none() {
     }
     assert_eq!(found, 3);
 }
+
+/// No claim reads these records, no probe finds them, and no audit mends them.
+#[tokio::test]
+async fn a_record_that_nobody_would_ever_see_is_refused() {
+    let world = world().await;
+    world.insert(Some("1"), "created", "1", "").await;
+    world
+        .sql(
+            "INSERT INTO outbox.waiting (lane, id, message_id, cause, due_since, destination, failed_probes) \
+                 SELECT lane, id, message_id, 'held', now(), 1, 0 FROM outbox.message; \
+             INSERT INTO outbox.dead (lane, id, message_id, reason, attempts, last_error) \
+                 VALUES (1, 1, gen_random_uuid(), 'expired', 1, 'x')",
+        )
+        .await;
+    for (edit, refusal) in [
+        (
+            "waiting SET destination = NULL",
+            "waiting_held_has_a_destination",
+        ),
+        (
+            "waiting SET failed_probes = NULL",
+            "waiting_held_has_a_destination",
+        ),
+        ("waiting SET lane = 64", "waiting_lane_check"),
+        ("waiting SET lane = -1", "waiting_lane_check"),
+        ("waiting SET cause = 'replay'", "waiting_replay_is_marked"),
+        (
+            "waiting SET attempts = -1000",
+            "waiting_counts_are_not_negative",
+        ),
+        (
+            "waiting SET failed_probes = -1000",
+            "waiting_counts_are_not_negative",
+        ),
+        ("dead SET lane = 64", "dead_lane_check"),
+        ("lane SET candidate = 1", "lane_candidate_is_whole"),
+        ("lane SET candidate_tx = '1'", "lane_candidate_is_whole"),
+        (
+            "lane SET candidate = 1, candidate_tx = '9223372036854775808'",
+            "lane_candidate_is_whole",
+        ),
+    ] {
+        let update = format!("UPDATE outbox.{edit}");
+        let refused = world.client.batch_execute(&update).await.expect_err(edit);
+        let refused = refused.as_db_error().unwrap();
+        assert_eq!(refused.constraint(), Some(refusal), "{edit}");
+    }
+}

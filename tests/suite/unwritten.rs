@@ -242,7 +242,7 @@ async fn a_revoked_delete_on_the_waiting_stops_no_new_message() {
         ("OUTBOXD__RELAY__BACKOFF_MAX", "1ms"),
     ];
     let (relay, port) = world.watched(&[SETTINGS[0], SETTINGS[1], backoff[0], backoff[1]]);
-    world.waiting(6).await;
+    world.scheduled(6).await;
     world
         .sql("REVOKE DELETE ON outbox.waiting FROM outbox_relay")
         .await;

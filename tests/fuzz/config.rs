@@ -28,68 +28,16 @@ struct Input {
 }
 
 fn values() -> Vec<&'static str> {
-    vec![
-        "",
-        " ",
-        "0",
-        "1",
-        "-1",
-        "5",
-        "100",
-        "4294967296",
-        "18446744073709551615",
-        "99999999999999999999",
-        "0.5",
-        "1e9",
-        "NaN",
-        "true",
-        "false",
-        "yes",
-        "off",
-        "0s",
-        "1ms",
-        "250ms",
-        "5s",
-        "30s",
-        "1h",
-        "7d",
-        "-5s",
-        "5",
-        "1y 2months",
-        "9999999999y",
-        "1MiB",
-        "0B",
-        "16EiB",
-        "18446744073709551615EiB",
-        "strict",
-        "pipelined",
-        "plain",
-        "external",
-        "cloudevents",
-        "json",
-        "human",
-        "auto",
-        "info",
-        "outboxd=",
-        "[",
-        "{",
-        "{aggregate_type}",
-        "{",
-        "{nobody}",
-        "events",
-        "a\r\nb",
-        "\u{0}",
-        "127.0.0.1:9464",
-        "0.0.0.0:9464",
-        "[::1]:0",
-        "localhost",
-        "/nonexistent",
-        "/",
-        "/etc/hostname",
-        "*",
-        "a,b,,c",
-        "é",
-    ]
+    let numbers = "0 1 -1 5 100 4294967296 18446744073709551615 99999999999999999999 0.5 1e9 NaN";
+    let lengths = "0s 1ms 250ms 5s 30s 1h 7d -5s 9999999999y 1MiB 0B 16EiB 18446744073709551615EiB";
+    let words =
+        "true false yes off strict pipelined plain external cloudevents json human auto info";
+    let places = "127.0.0.1:9464 0.0.0.0:9464 [::1]:0 localhost /nonexistent / /etc/hostname";
+    let texts = "outboxd= [ { {aggregate_type} {nobody} events * a,b,,c é";
+    let lists = [numbers, lengths, words, places, texts];
+    let odd = ["", " ", "1y 2months", "a\r\nb", "\u{0}"];
+    let all = lists.into_iter().flat_map(str::split_whitespace);
+    all.chain(odd).collect()
 }
 
 fn urls() -> Vec<&'static str> {
@@ -127,32 +75,22 @@ fn urls() -> Vec<&'static str> {
 
 fn key() -> impl Strategy<Value = String> {
     let known: Vec<&str> = keys::KEYS.iter().map(|key| key.name).collect();
-    let others = vec![
-        "source.0.name",
-        "source.1.name",
-        "source.0.database.url",
-        "source.0.broker.url",
-        "source.0.relay.workers",
-        "source.2.name",
-        "source.4000000000.name",
-        "source.18446744073709551615.name",
-        "source.-1.name",
-        "source.x.name",
-        "source",
-        "routing.routes.0.exchange",
-        "routing.routes.0.routing_key",
-        "routing.routes.9999999999.mandatory",
-        "routing.routes",
-        "broker.password",
-        "database.password",
-        "relay.worker",
-        "relay",
-        "unknown",
-        "relay.workers.x",
-    ];
+    let sources = "0.name 1.name 0.database.url 0.broker.url 0.relay.workers 2.name 4000000000.name \
+                   18446744073709551615.name -1.name x.name";
+    let routes = "0.exchange 0.routing_key 9999999999.mandatory";
+    let sources = sources
+        .split_whitespace()
+        .map(|key| format!("source.{key}"));
+    let routes = routes
+        .split_whitespace()
+        .map(|key| format!("routing.routes.{key}"));
+    let others = "source routing.routes broker.password database.password relay.worker relay unknown \
+                  relay.workers.x";
+    let others = others.split_whitespace().map(str::to_owned);
+    let others: Vec<String> = others.chain(sources).chain(routes).collect();
     prop_oneof![
         8 => prop::sample::select(known).prop_map(str::to_owned),
-        2 => prop::sample::select(others).prop_map(str::to_owned),
+        2 => prop::sample::select(others),
         1 => "[a-z_.é\n\"]{0,12}",
     ]
 }

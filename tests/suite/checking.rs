@@ -1,4 +1,6 @@
-//! `outboxd check --connect` reports all faults at once, and its exit code says whether waiting helps.
+//! `outboxd check --connect` and the start report all faults at once, and the exit code says whether waiting helps.
+
+use std::collections::BTreeMap;
 
 use crate::world::{SOON, World, own_world, world};
 
@@ -10,9 +12,7 @@ async fn check(world: &World, env: &[(&str, &str)]) -> crate::world::Run {
 async fn every_fault_of_every_source_is_told_at_once() {
     let world = world().await;
     world.declare_exchange("events").await;
-    let producer = world
-        .postgres()
-        .url_for("producer", "producer", &world.database);
+    let producer = world.url_of("producer");
     let client = &world.client;
     client
         .batch_execute("DROP VIEW outbox.debezium; ALTER TABLE outbox.dead RENAME reason TO because; DROP FUNCTION outbox.enqueue")
@@ -251,7 +251,7 @@ async fn a_relay_starts_without_a_function_only_if_it_does_not_call_it() {
                      WHERE n.nspname = 'outbox' ORDER BY 1";
     let names: Vec<String> = {
         let world = world().await;
-        let rows = world.client.query(functions, &[]).await.unwrap();
+        let rows = world.all(functions).await;
         rows.iter().map(|row| row.get(0)).collect()
     };
     assert!(names.len() >= 11, "{names:?}");
@@ -319,4 +319,116 @@ async fn a_producer_does_not_reach_other_people_s_queues_by_the_default_exchange
         )
         .await;
     other.until(1).await;
+}
+
+/// The second column of the answer, by the first.
+async fn by_table(world: &World, sql: &str) -> BTreeMap<String, Vec<String>> {
+    let mut tables: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for row in world.all(sql).await {
+        tables.entry(row.get(0)).or_default().push(row.get(1));
+    }
+    tables
+}
+
+/// Ways to spoil a schema, how each is undone, and what is said of it.
+type Broken = Vec<(String, String, Vec<String>)>;
+
+/// Each table without its columns, and without its name.
+async fn without_tables(world: &World) -> Broken {
+    // A view's columns come and go with it.
+    let columns = "SELECT table_name::text, column_name::text FROM information_schema.columns \
+                   WHERE table_schema = 'outbox' AND table_name NOT IN ('debezium', 'status') \
+                     AND (table_name, column_name) <> ('migration', 'version')";
+    let tables = by_table(world, columns).await;
+    let mut broken = Broken::new();
+    for (table, columns) in &tables {
+        let rename = |from: &str, to: &str| -> String {
+            let each = columns.iter().map(|column| {
+                format!("ALTER TABLE outbox.{table} RENAME {column}{from} TO {column}{to};")
+            });
+            each.collect()
+        };
+        let says = columns
+            .iter()
+            .map(|column| format!("column outbox.{table}.{column}\n"));
+        broken.push((rename("", "_gone"), rename("_gone", ""), says.collect()));
+    }
+    for table in tables.keys().map(String::as_str).chain(["status"]) {
+        let says = match table {
+            // It says which schema this is: without it there may be none.
+            "migration" => "run `outboxd migrate`".to_owned(),
+            "status" => "view outbox.status\n".to_owned(),
+            _ => format!("table outbox.{table}\n"),
+        };
+        broken.push((
+            format!("ALTER TABLE outbox.{table} RENAME TO gone"),
+            format!("ALTER TABLE outbox.gone RENAME TO {table}"),
+            vec![says],
+        ));
+    }
+    broken
+}
+
+/// A sequence that would draw a position later than one above it.
+fn without_order() -> Broken {
+    let alter = |how: &str| format!("ALTER SEQUENCE outbox.message_id_seq {how}");
+    let says = || vec!["sequence outbox.message_id_seq: CACHE 1".to_owned()];
+    [
+        ("CACHE 20", "CACHE 1"),
+        ("CYCLE", "NO CYCLE"),
+        ("INCREMENT BY -1", "INCREMENT BY 1"),
+    ]
+    .map(|(breaks, mends)| (alter(breaks), alter(mends), says()))
+    .into()
+}
+
+async fn without_privileges(world: &World) -> Broken {
+    let grants = "SELECT table_name::text, privilege_type || ' ON outbox.' || table_name \
+                  FROM information_schema.role_table_grants \
+                  WHERE grantee = 'outbox_relay' AND table_schema = 'outbox'";
+    let on_tables = by_table(world, grants).await.into_values();
+    let singly = [
+        "USAGE ON SCHEMA outbox",
+        "UPDATE (sent_at) ON outbox.message",
+        "SELECT ON SEQUENCE outbox.message_id_seq",
+        "EXECUTE ON FUNCTION outbox.measure()",
+    ];
+    let singly = singly.map(|privilege| vec![privilege.to_owned()]);
+    let each = |privileges: &[String], statement: fn(&str) -> String| -> Vec<String> {
+        privileges.iter().map(|what| statement(what)).collect()
+    };
+    on_tables
+        .chain(singly)
+        .map(|privileges| {
+            // What everybody may, nobody can be refused.
+            let revoke = |what: &str| format!("REVOKE {what} FROM outbox_relay, PUBLIC");
+            let grant = |what: &str| format!("GRANT {what} TO outbox_relay");
+            let says = |what: &str| format!("GRANT {what} TO relay");
+            (
+                each(&privileges, revoke).join("; "),
+                each(&privileges, grant).join("; "),
+                each(&privileges, says),
+            )
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_table_a_column_or_a_privilege_that_is_missing_is_named_at_the_start_with_the_cure() {
+    let world = world().await;
+    world.declare_exchange("events").await;
+    let broken = [
+        without_tables(&world).await,
+        without_order(),
+        without_privileges(&world).await,
+    ]
+    .concat();
+    assert!(broken.len() > 20, "{broken:?}");
+    for (breaks, mends, says) in &broken {
+        world.sql(breaks).await;
+        let says: Vec<&str> = says.iter().map(String::as_str).collect();
+        world.outboxd(&["run"], &[]).await.ends(78, &says);
+        world.sql(mends).await;
+    }
+    check(&world, &[]).await.ends(0, &[]);
 }

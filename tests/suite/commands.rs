@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::world::{SOON, World, world};
+use crate::world::{SOON, World, words, world};
 
 async fn json(world: &World, args: &[&str]) -> Value {
     let run = world.outboxd(args, &[]).await;
@@ -29,14 +29,22 @@ async fn migrate_applies_once_says_what_it_would_do_and_refuses_what_it_does_not
         "would apply 0001_outbox.sql\n"
     );
     // Of two runs at once, one applies the migration, and the other waits and finds it applied.
-    let (one, two) = tokio::join!(migrate(&["migrate"]), migrate(&["migrate"]));
-    assert_eq!(
-        (one.code, two.code),
-        (0, 0),
-        "{} {}",
-        one.stderr,
-        two.stderr
-    );
+    let client = world.postgres().connect(&empty).await.unwrap();
+    let lock = "BEGIN; SELECT pg_advisory_xact_lock(31351991786104690)";
+    client.batch_execute(lock).await.unwrap();
+    let both_wait = async {
+        let waiting = format!(
+            "pg_locks l JOIN pg_database d ON d.oid = l.database \
+             WHERE d.datname = '{empty}' AND l.locktype = 'advisory' AND NOT l.granted"
+        );
+        world
+            .until("both to wait for their turn", &waiting, 2)
+            .await;
+        client.batch_execute("COMMIT").await.unwrap();
+    };
+    let (one, two, ()) = tokio::join!(migrate(&["migrate"]), migrate(&["migrate"]), both_wait);
+    one.ends(0, &[]);
+    two.ends(0, &[]);
     let both = format!("{}{}", one.stdout, two.stdout);
     assert_eq!(both.matches("applied 0001_outbox.sql").count(), 1, "{both}");
     assert_eq!(
@@ -45,7 +53,6 @@ async fn migrate_applies_once_says_what_it_would_do_and_refuses_what_it_does_not
     );
     assert_eq!(migrate(&["status"]).await.code, 0);
 
-    let client = world.postgres().connect(&empty).await.unwrap();
     client
         .batch_execute("UPDATE outbox.migration SET checksum = 'edited'")
         .await
@@ -141,18 +148,12 @@ async fn check_validates_offline_and_connects_when_asked() {
         connected.contains("schema version 1") && connected.contains("exchanges there: events"),
         "{connected}"
     );
-    let missing = world
-        .outboxd(
-            &["check", "--connect"],
-            &[("OUTBOXD__ROUTING__EXCHANGE", "nope")],
-        )
-        .await;
+    let other = [("OUTBOXD__ROUTING__EXCHANGE", "nope")];
+    let missing = world.outboxd(&["check", "--connect"], &other).await;
     missing.ends(78, &["no exchange 'nope'"]);
 
     // The error for a role without grants lists the missing grants.
-    let producer = world
-        .postgres()
-        .url_for("producer", "producer", &world.database);
+    let producer = world.url_of("producer");
     for args in [&["check", "--connect"][..], &["run"]] {
         let poor = world.outboxd(args, &[("DATABASE_URL", &producer)]).await;
         poor.ends(78, &["GRANT", "producer"]);
@@ -251,9 +252,7 @@ async fn check_lag_answers_as_a_monitoring_plugin() {
     );
     assert_eq!(lag(&[("OUTBOXD__RELAY__NOPE", "1")]).await.code, 3);
     // The monitoring role is sufficient.
-    let monitor = world
-        .postgres()
-        .url_for("monitor", "monitor", &world.database);
+    let monitor = world.url_of("monitor");
     assert_eq!(lag(&[("DATABASE_URL", &monitor)]).await.code, 2);
 }
 
@@ -307,12 +306,8 @@ async fn dead_messages_are_listed_shown_and_filtered() {
         json(&world, &["dead", "show", id, "--json"]).await["message_id"],
         id
     );
-    let nobody = world
-        .outboxd(
-            &["dead", "show", "00000000-0000-0000-0000-000000000000"],
-            &[],
-        )
-        .await;
+    let nobody = words("dead show 00000000-0000-0000-0000-000000000000");
+    let nobody = world.outboxd(&nobody, &[]).await;
     nobody.ends(1, &[]);
     let all = ok(&world, &["dead", "list"]).await;
     assert!(
@@ -333,11 +328,7 @@ async fn dead_messages_are_listed_shown_and_filtered() {
 async fn a_redriven_message_is_published_with_its_own_id_and_the_change_is_recorded() {
     let world = world().await;
     let _relay = with_dead(&world).await;
-    let dry = ok(
-        &world,
-        &["dead", "redrive", "--reason", "unroutable", "--dry-run"],
-    )
-    .await;
+    let dry = world.ok("dead redrive --reason unroutable --dry-run").await;
     assert!(dry.contains('3'), "{dry}");
     assert_eq!(
         world.count("outbox.dead").await,
@@ -359,20 +350,9 @@ async fn a_redriven_message_is_published_with_its_own_id_and_the_change_is_recor
     );
 
     let consumer = world.consumer().await;
-    ok(
-        &world,
-        &[
-            "dead",
-            "redrive",
-            "--reason",
-            "unroutable",
-            "--why",
-            "queue bound",
-            "--by",
-            "ada",
-        ],
-    )
-    .await;
+    world
+        .ok("dead redrive --reason unroutable --why 'queue bound' --by ada")
+        .await;
     let seen = consumer.until(3).await;
     let ids: Vec<String> = world.ledger.ids()[..3]
         .iter()
@@ -380,11 +360,7 @@ async fn a_redriven_message_is_published_with_its_own_id_and_the_change_is_recor
         .collect();
     assert!(seen.iter().all(|m| ids.contains(&m.message_id)));
     world.drained().await;
-    let row = world
-        .client
-        .query_one("SELECT action, by_whom, why, affected, selection, cardinality(message_ids), by_role FROM outbox.operation", &[])
-        .await
-        .unwrap();
+    let row = world.row("SELECT action, by_whom, why, affected, selection, cardinality(message_ids), by_role FROM outbox.operation").await;
     assert_eq!(
         (
             row.get::<_, &str>(0),
@@ -408,26 +384,17 @@ async fn a_redriven_message_is_published_with_its_own_id_and_the_change_is_recor
 async fn a_discarded_message_is_gone_and_recorded() {
     let world = world().await;
     let _relay = with_dead(&world).await;
-    ok(
-        &world,
-        &[
-            "dead",
-            "discard",
-            "--reason",
-            "headers_invalid",
-            "--why",
-            "test data",
-        ],
-    )
-    .await;
+    world
+        .ok("dead discard --reason headers_invalid --why 'test data'")
+        .await;
     assert_eq!(world.count("outbox.dead").await, 3);
     assert_eq!(world.count("outbox.message").await, 3);
-    assert_eq!(
-        world
-            .count("outbox.operation WHERE action = 'discard' AND affected = 2")
-            .await,
-        1
-    );
+    world
+        .has(
+            "outbox.operation WHERE action = 'discard' AND affected = 2",
+            1,
+        )
+        .await;
     ok(&world, &["dead", "discard", "--all", "--why", "all of it"]).await;
     assert_eq!(world.count("outbox.message").await, 0);
 }
@@ -439,13 +406,7 @@ async fn prune_deletes_now() {
     let mut relay = world.relay(&[]);
     world.commit_many(200, 20).await;
     consumer.until(200).await;
-    world
-        .until(
-            "all to be marked",
-            "outbox.message WHERE sent_at IS NOT NULL",
-            200,
-        )
-        .await;
+    world.marked(200).await;
     // The marks move while the relay is idle, after at least three polls.
     let above = "outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water";
     world.until("the low-water marks", above, 0).await;

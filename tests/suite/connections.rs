@@ -18,9 +18,7 @@ struct Flood(Vec<tokio::task::AbortHandle>);
 
 impl Flood {
     async fn start(world: &World, sent: &Arc<AtomicUsize>) -> Self {
-        let url = world
-            .postgres()
-            .url_for("producer", "producer", &world.database);
+        let url = world.url_of("producer");
         let mut tasks = Vec::new();
         for _ in 0..2 {
             let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
@@ -132,9 +130,7 @@ async fn a_producer_that_holds_the_lock_of_a_sleeping_relay_hides_no_event() {
     let consumer = world.consumer().await;
     let _relay = world.relay(&[]);
     world.until("the relay to sleep", SLEEPERS, 1).await;
-    let url = world
-        .postgres()
-        .url_for("producer", "producer", &world.database);
+    let url = world.url_of("producer");
     let (producer, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
     tokio::spawn(connection);
     let holding = tokio::spawn(async move {

@@ -66,7 +66,7 @@ async fn a_step_of_a_redrive_costs_the_same_at_its_start_and_at_its_end() {
                     "SELECT quote_literal(died_at) || ', ' || lane || ', ' || id FROM outbox.dead \
                      ORDER BY died_at, lane, id OFFSET {passed} LIMIT 1"
                 );
-                world.client.query_one(&sql, &[]).await.unwrap().get(0)
+                world.one(&sql).await
             }
         };
         world.sql("BEGIN").await;
@@ -119,7 +119,7 @@ async fn what_stands_before_a_message_is_counted_from_a_bounded_number_of_rows()
         )
         .await;
     let last = "SELECT lane || ', ' || id FROM outbox.message ORDER BY id DESC LIMIT 1";
-    let last: String = world.client.query_one(last, &[]).await.unwrap().get(0);
+    let last: String = world.one(last).await;
     let types = "smallint, bigint, bigint, bigint, bigint";
     let values = format!("{last}, 2000, 500, 20000");
     let read = world.reads("where_ahead.sql", types, &values).await;

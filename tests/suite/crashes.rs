@@ -1,5 +1,7 @@
 //! The relay is told to stop, and cannot. Rows 1 to 9 of the fault matrix kill, stall and stop it at work.
 
+use nix::sys::signal::Signal;
+
 use crate::world::{FAR, FARTHER, SOON, world};
 
 #[tokio::test]
@@ -19,7 +21,7 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn the_grace_period_bounds_a_stop() {
+async fn the_grace_period_bounds_a_stop_and_sighup_does_not_cut_it_short() {
     let world = world().await;
     let _consumer = world.consumer().await;
     let mut relay = world.relay(&[
@@ -30,7 +32,10 @@ async fn the_grace_period_bounds_a_stop() {
     ]);
     world.commit_many(10, 1).await;
     relay.line("failpoint reached", SOON).await;
-    relay.terminate().unwrap();
+    relay.signal(Signal::SIGQUIT).unwrap();
+    relay.line("stopping", SOON).await;
+    // From an operator or a supervisor, this is not a second stop.
+    relay.signal(Signal::SIGHUP).unwrap();
     // The hanging worker would hang until the database ends its claim.
     relay.line("the grace period is over", SOON).await;
     relay.ended(SOON).await.unwrap();

@@ -165,13 +165,7 @@ async fn a_user_who_may_have_few_channels_is_served_more_slowly() {
         world.insert(None, &event_type, &n.to_string(), "").await;
     }
     consumer.until(30).await;
-    world
-        .until(
-            "the forbidden to be dead",
-            "outbox.dead WHERE reason = 'access_refused'",
-            30,
-        )
-        .await;
+    world.dead("reason = 'access_refused'", 30).await;
     world.drained().await;
     let report = world.judge(&consumer).await;
     assert!(report.is_clean(), "{report}");
@@ -198,13 +192,7 @@ async fn messages_with_one_id_in_a_wave_have_each_their_own_fate() {
         ("OUTBOXD__RELAY__WORKERS", "1"),
         ("OUTBOXD__RELAY__MAX_ATTEMPTS", "2"),
     ]);
-    world
-        .until(
-            "those that no queue takes to be dead",
-            "outbox.dead WHERE reason = 'unroutable'",
-            2 * N as i64,
-        )
-        .await;
+    world.dead("reason = 'unroutable'", 2 * N as i64).await;
     world.drained().await;
     consumer.until(2 * N).await;
     let wrong = "outbox.message m LEFT JOIN outbox.dead d USING (lane, id) \
@@ -336,9 +324,7 @@ async fn an_answer_by_direct_reply_to_is_sent_once() {
             "exchange = 'events'; routing_key = 'amq.rabbitmq.reply-to.x'",
         )
         .await;
-    world
-        .until("the others", "outbox.dead WHERE reason = 'unroutable'", 2)
-        .await;
+    world.dead("reason = 'unroutable'", 2).await;
     world.drained().await;
     assert!(world.reason(queue).await.is_some() && world.reason(topic).await.is_some());
     let reply = tokio::time::timeout(SOON, replies.next())

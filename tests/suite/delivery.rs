@@ -30,12 +30,7 @@ async fn a_committed_event_arrives_as_the_contract_says() {
     assert_eq!(p.app_id().as_ref().unwrap().as_str(), "shop");
     assert_eq!(p.correlation_id().as_ref().unwrap().as_str(), "c-1");
     assert_eq!(*p.delivery_mode(), Some(2));
-    let created: i64 = world
-        .client
-        .query_one("SELECT extract(epoch FROM created_at)::bigint FROM outbox.message WHERE created_at - interval '0.5 s' IS NOT NULL", &[])
-        .await
-        .unwrap()
-        .get(0);
+    let created: i64 = world.one("SELECT extract(epoch FROM created_at)::bigint FROM outbox.message WHERE created_at - interval '0.5 s' IS NOT NULL").await;
     assert!(
         p.timestamp()
             .unwrap()
@@ -165,9 +160,7 @@ async fn a_scheduled_event_waits_for_its_time_and_holds_nobody_back() {
         seen[1].at - before >= std::time::Duration::from_secs(4),
         "not before its time"
     );
-    world
-        .until("its mark", "outbox.message WHERE sent_at IS NOT NULL", 2)
-        .await;
+    world.marked(2).await;
     let status = world.outboxd(&["status", "--json"], &[]).await;
     let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     assert_eq!(

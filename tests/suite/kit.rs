@@ -37,7 +37,7 @@ pub async fn named(relay: &Daemon, port: u16, said: &str, ready: &[&str]) {
 
 impl World {
     /// So many messages have records in outbox.waiting that are far from due.
-    pub async fn waiting(&self, n: i64) {
+    pub async fn scheduled(&self, n: i64) {
         for n in 0..n {
             let later = "available_at = clock_timestamp() + interval '1 hour'";
             self.insert(Some(&format!("later-{n}")), "created", "1", later)

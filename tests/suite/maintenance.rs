@@ -80,8 +80,7 @@ async fn retention_that_is_refused_ends_no_session_and_disturbs_no_gauge() {
     relay.line(FAILED, SOON).await;
     let sessions = "SELECT string_agg(pid::text, ',') FROM pg_stat_activity \
                     WHERE datname = current_database() AND application_name LIKE '%/maintenance'";
-    let session =
-        async || -> Option<String> { world.client.query_one(sessions, &[]).await.unwrap().get(0) };
+    let session = async || -> Option<String> { world.one(sessions).await };
     let before = session().await;
     let seen = async || -> Option<HashMap<String, f64>> { scrape(port).await };
     eventually("several failures", SOON, async || {
@@ -243,7 +242,7 @@ async fn damage(world: &mut World, relation: &str) {
         "SELECT current_setting('data_directory') || '/' || pg_relation_filepath('{relation}'::regclass)"
     );
     world.sql("CHECKPOINT").await;
-    let path: String = world.client.query_one(&sql, &[]).await.unwrap().get(0);
+    let path: String = world.one(&sql).await;
     world.own().postgres.stop().await.unwrap();
     let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     let size = file.metadata().unwrap().len();
@@ -272,7 +271,7 @@ async fn a_damaged_index_kills_no_message_and_is_named_with_its_cure() {
         .await;
     let toast = "SELECT indexrelid::regclass::text FROM pg_index i JOIN pg_class c ON c.reltoastrelid = i.indrelid \
                  WHERE c.oid = 'outbox.message'::regclass";
-    let toast: String = world.client.query_one(toast, &[]).await.unwrap().get(0);
+    let toast: String = world.one(toast).await;
     let long = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, binary_payload) \
                 SELECT 'order', k::text, 'long', \
                        (SELECT string_agg(sha256((k * 1000 + i)::text::bytea), '') FROM generate_series(1, 300) i) \
@@ -358,9 +357,7 @@ async fn a_row_with_a_damaged_body_is_given_up_alone() {
     world.sql(&long("8, 67")).await;
     let (_relay, port) = world.watched(&[]);
     consumer.until(60).await;
-    world
-        .until("its end", "outbox.dead WHERE reason = 'unreadable'", 1)
-        .await;
+    world.dead("reason = 'unreadable'", 1).await;
     world.drained().await;
     assert_eq!(consumer.len(), 60);
     assert_eq!(world.count("outbox.dead").await, 1);

@@ -135,7 +135,7 @@ async fn a_hot_key_does_not_keep_other_keys_from_being_found() {
     };
     world.sql(&insert("'hot'", 20_000)).await;
     consumer.until(1).await;
-    let rows = world.client.query(&insert("n", 20), &[]).await.unwrap();
+    let rows = world.all(&insert("n", 20)).await;
     let others: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
     let before = consumer.len();
     consumer.until_all(&others).await;
@@ -197,11 +197,7 @@ async fn marks_moved(world: &World, above: i64) {
     test_support::eventually("the low-water marks to move", SOON, async || {
         world.commit_many(640, 500).await;
         world.drained().await;
-        let row = world
-            .client
-            .query_one("SELECT max(low_water) FROM outbox.lane", &[])
-            .await
-            .unwrap();
+        let row = world.row("SELECT max(low_water) FROM outbox.lane").await;
         (row.get::<_, i64>(0) > above).then_some(())
     })
     .await;

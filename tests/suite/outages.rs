@@ -76,7 +76,7 @@ async fn a_server_that_turned_read_only_is_left_for_the_one_that_takes_writes() 
 }
 
 #[tokio::test]
-async fn a_peer_that_accepts_and_stays_silent_costs_no_threads() {
+async fn a_peer_that_accepts_and_stays_silent_costs_no_threads_no_files_and_no_memory() {
     let world = world().await;
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!(
@@ -95,20 +95,25 @@ async fn a_peer_that_accepts_and_stays_silent_costs_no_threads() {
             .filter(|line| line.contains("RabbitMQ failed"))
             .count()
     };
-    let threads = || probe::threads(relay.pid()).unwrap();
+    let uses = || {
+        let (pid, threads) = (relay.pid(), probe::threads(relay.pid()).unwrap());
+        let files = probe::descriptors(pid).unwrap() as u64;
+        [threads, files, probe::resident_kib(pid).unwrap()]
+    };
     let reach = async |n: usize| {
         test_support::eventually("more attempts", SOON, async || {
             (attempts() >= n).then_some(())
         })
         .await;
     };
-    reach(8).await;
-    let early = threads();
+    // By then it has all that it needs for an attempt.
+    reach(40).await;
+    let early = uses();
+    reach(100).await;
+    let late = uses();
     // The runtime may have started another thread meanwhile, but an attempt must not.
-    reach(24).await;
-    assert!(
-        threads() < early + 8,
-        "{early} threads became {}",
-        threads()
-    );
+    let more = [8, 8, 8 * 1024];
+    for ((early, late), more) in early.into_iter().zip(late).zip(more) {
+        assert!(late < early + more, "{early} became {late}");
+    }
 }

@@ -1,16 +1,12 @@
 //! The services' crate, with only a producer's rights.
 
-use std::time::{Duration, SystemTime};
-
-use outbox::{EnqueueError, Event, enqueue, enqueue_all};
+use outbox::{Event, enqueue};
 use tokio_postgres::NoTls;
 
 use crate::world::{World, world};
 
 async fn producer(world: &World) -> tokio_postgres::Client {
-    let url = world
-        .postgres()
-        .url_for("producer", "producer", &world.database);
+    let url = world.url_of("producer");
     let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
@@ -70,47 +66,4 @@ async fn enqueue_needs_insert_alone_and_arrives() {
         2,
         "what a savepoint rolled back never arrives"
     );
-}
-
-#[tokio::test]
-async fn several_events_keep_their_order_in_one_statement() {
-    let world = world().await;
-    let consumer = world.consumer().await;
-    let client = producer(&world).await;
-    let later = SystemTime::now() + Duration::from_secs(3600);
-    let mut events: Vec<Event> = (0..500)
-        .map(|n| Event::new("order", "numbered").key("1").json(&n).unwrap())
-        .collect();
-    events.push(Event::new("order", "later").available_at(later));
-    enqueue_all(&client, &events).await.unwrap();
-    let _relay = world.relay(&[]);
-    let numbers: Vec<i32> = consumer
-        .until(500)
-        .await
-        .iter()
-        .map(|m| String::from_utf8_lossy(&m.body).parse().unwrap())
-        .collect();
-    assert_eq!(numbers, (0..500).collect::<Vec<_>>());
-    world
-        .until(
-            "the scheduled one to wait",
-            "outbox.waiting WHERE cause = 'scheduled'",
-            1,
-        )
-        .await;
-}
-
-#[tokio::test]
-async fn one_bad_event_keeps_the_whole_batch_out() {
-    let world = world().await;
-    let client = producer(&world).await;
-    let events = [
-        Event::new("order", "fine"),
-        Event::new("order", "bad").header("x-death", 1),
-    ];
-    let error = enqueue_all(&client, &events).await.unwrap_err();
-    assert!(
-        matches!(error, EnqueueError::Event { message_id, .. } if message_id == events[1].id())
-    );
-    assert_eq!(world.count("outbox.message").await, 0);
 }

@@ -1,9 +1,6 @@
 //! Replays: sent messages are published again, because somebody asked for it.
 
-use crate::{
-    commands::ok,
-    world::{SOON, repository, world},
-};
+use crate::world::{SOON, repository, world};
 
 #[tokio::test]
 async fn a_replay_publishes_again_under_the_same_id_and_says_so() {
@@ -20,41 +17,27 @@ async fn a_replay_publishes_again_under_the_same_id_and_says_so() {
         "a filter is asked for"
     );
     assert!(
-        ok(&world, &["replay", "--type", "special", "--dry-run"])
+        world
+            .ok("replay --type special --dry-run")
             .await
             .contains('1')
     );
-    ok(
-        &world,
-        &["replay", "--type", "special", "--why", "consumer lost it"],
-    )
-    .await;
+    world
+        .ok("replay --type special --why 'consumer lost it'")
+        .await;
     let again = consumer.until(22).await.pop().unwrap();
     assert_eq!(again.message_id, first.to_string());
     assert_eq!(
         again.header("outbox-replay"),
         Some(lapin::types::AMQPValue::Boolean(true))
     );
-    ok(
-        &world,
-        &["replay", &first.to_string(), "--why", "once more"],
-    )
-    .await;
+    world.ok(&format!("replay {first} --why 'once more'")).await;
     consumer.until(23).await;
-    ok(&world, &["replay", "--key", "1", "--why", "by key"]).await;
+    world.ok("replay --key 1 --why 'by key'").await;
     consumer.until(23 + 5).await;
-    let since = ok(
-        &world,
-        &[
-            "replay",
-            "--since",
-            "2000-01-01T00:00:00Z",
-            "--until",
-            "2001-01-01T00:00:00Z",
-            "--dry-run",
-        ],
-    )
-    .await;
+    let since = world
+        .ok("replay --since 2000-01-01T00:00:00Z --until 2001-01-01T00:00:00Z --dry-run")
+        .await;
     assert!(since.contains('0'), "{since}");
     world.drained().await;
     let report = world.judge(&consumer).await;
@@ -62,12 +45,9 @@ async fn a_replay_publishes_again_under_the_same_id_and_says_so() {
         report.is_clean() && report.duplicates == 0 && report.replayed == 7,
         "{report}"
     );
-    assert_eq!(
-        world
-            .count("outbox.operation WHERE action = 'replay'")
-            .await,
-        3
-    );
+    world
+        .has("outbox.operation WHERE action = 'replay'", 3)
+        .await;
 }
 
 /// What would stand behind a replay that failed has nobody to release it.
@@ -80,7 +60,7 @@ async fn replays_of_a_key_are_all_sent_when_the_first_of_them_fails() {
     }
     let sql = "UPDATE outbox.message SET sent_at = clock_timestamp()";
     world.sql(sql).await;
-    ok(&world, &["replay", "--key", "1", "--why", "lost"]).await;
+    world.ok("replay --key 1 --why lost").await;
     let relay = world.relay(&[("OUTBOXD__RELAY__BACKOFF_INITIAL", "200ms")]);
     relay.line("not delivered; it is tried again", SOON).await;
     let consumer = world.consumer().await;
@@ -103,19 +83,9 @@ async fn a_replay_keeps_to_its_rate() {
     consumer.until(20).await;
     world.drained().await;
     let began = std::time::Instant::now();
-    ok(
-        &world,
-        &[
-            "replay",
-            "--aggregate-type",
-            "order",
-            "--rate",
-            "10",
-            "--why",
-            "slowly",
-        ],
-    )
-    .await;
+    world
+        .ok("replay --aggregate-type order --rate 10 --why slowly")
+        .await;
     let seen = consumer.until(40).await;
     let took = seen[39].at - began;
     assert!(took >= std::time::Duration::from_millis(1900), "{took:?}");
@@ -131,19 +101,9 @@ async fn a_replay_is_stopped_as_the_runbook_says() {
     consumer.until(400).await;
     world.drained().await;
     // All of it would take nearly seven minutes.
-    ok(
-        &world,
-        &[
-            "replay",
-            "--aggregate-type",
-            "order",
-            "--rate",
-            "1",
-            "--why",
-            "by mistake",
-        ],
-    )
-    .await;
+    world
+        .ok("replay --aggregate-type order --rate 1 --why 'by mistake'")
+        .await;
     consumer.until(402).await;
     let runbook = std::fs::read_to_string(repository().join("docs/guides/replay.md")).unwrap();
     let (_, stop) = runbook

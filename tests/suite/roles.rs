@@ -20,7 +20,7 @@ fn documented() -> Vec<String> {
 async fn each_role_may_do_what_the_manual_says_and_nothing_else() {
     let world = world().await;
     let sql = include_str!("privileges.sql");
-    let rows = world.client.query(sql, &[]).await.unwrap();
+    let rows = world.all(sql).await;
     let mut here: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     here.sort();
     assert!(
@@ -52,13 +52,8 @@ async fn a_relay_cannot_forge_or_change_the_record_of_an_operation() {
     world.sql(&sql).await;
     as_relay(&format!("SET ROLE {deputy}; {}", insert("", ""))).unwrap();
     let row = world
-        .client
-        .query_one(
-            "SELECT by_role, at > now() - interval '1 hour' FROM outbox.operation",
-            &[],
-        )
-        .await
-        .unwrap();
+        .row("SELECT by_role, at > now() - interval '1 hour' FROM outbox.operation")
+        .await;
     assert_eq!(
         (row.get::<_, &str>(0), row.get::<_, bool>(1)),
         ("relay", true)

@@ -30,15 +30,12 @@ async fn a_producer_may_insert_and_neither_read_nor_forge() {
     )
     .await
     .unwrap();
-    assert_eq!(
-        world
-            .count(&format!(
-                "outbox.message WHERE message_id = '{}'",
-                id.trim()
-            ))
-            .await,
-        1
-    );
+    world
+        .has(
+            &format!("outbox.message WHERE message_id = '{}'", id.trim()),
+            1,
+        )
+        .await;
     let binary = "SELECT outbox.enqueue_binary('order', NULL, 'scanned', '\\x00ff', 'image/png')";
     as_role(&world, "producer", binary).await.unwrap();
     let debezium = "INSERT INTO outbox.debezium (id, aggregatetype, aggregateid, type, payload) \
@@ -126,14 +123,7 @@ async fn exactly_one_payload_is_asked_for() {
 #[tokio::test]
 async fn the_transaction_id_comes_before_the_position() {
     let world = world().await;
-    let rows = world
-        .client
-        .query(
-            "EXPLAIN (VERBOSE, COSTS OFF) INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('a', 'b', '1')",
-            &[],
-        )
-        .await
-        .unwrap();
+    let rows = world.all("EXPLAIN (VERBOSE, COSTS OFF) INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('a', 'b', '1')").await;
     let plan: String = rows.iter().map(|row| row.get::<_, String>(0)).collect();
     let at = |text: &str| {
         plan.find(text)
@@ -159,7 +149,7 @@ async fn the_mark_is_a_heap_only_update() {
     relay.ended(SOON).await.unwrap();
     let stats = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname = 'message'";
     let (all, hot) = eventually("the statistics", SOON, async || {
-        let row = world.client.query_one(stats, &[]).await.unwrap();
+        let row = world.row(stats).await;
         let (all, hot): (i64, i64) = (row.get(0), row.get(1));
         (all >= 20_000).then_some((all, hot))
     })
@@ -185,15 +175,10 @@ async fn the_status_view_is_exact_when_small_and_cheap_when_large() {
     world.sql("INSERT INTO outbox.message (aggregate_type, event_type, payload, available_at) VALUES ('a', 'b', '1', 'infinity')").await;
     world.commit_many(9, 3).await;
     let began = Instant::now();
-    world.client.batch_execute("UPDATE outbox.message SET created_at = clock_timestamp() - interval '90 s' WHERE id = (SELECT min(id) FROM outbox.message WHERE available_at IS NULL)").await.unwrap();
+    world.sql("UPDATE outbox.message SET created_at = clock_timestamp() - interval '90 s' WHERE id = (SELECT min(id) FROM outbox.message WHERE available_at IS NULL)").await;
     let row = world
-        .client
-        .query_one(
-            "SELECT pending, dead, oldest_due_age_seconds, pending_is_capped FROM outbox.status",
-            &[],
-        )
-        .await
-        .unwrap();
+        .row("SELECT pending, dead, oldest_due_age_seconds, pending_is_capped FROM outbox.status")
+        .await;
     assert_eq!(
         (
             row.get::<_, i64>(0),
@@ -212,15 +197,13 @@ async fn the_status_view_is_exact_when_small_and_cheap_when_large() {
     world.sql("BEGIN").await;
     let scans = async || {
         let sql = "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE schemaname = 'outbox' AND relname = 'message'";
-        let row = world.client.query_one(sql, &[]).await.unwrap();
+        let row = world.row(sql).await;
         row.get::<_, i64>(0)
     };
     let before = scans().await;
     let row = world
-        .client
-        .query_one("SELECT pending, pending_is_capped FROM outbox.status", &[])
-        .await
-        .unwrap();
+        .row("SELECT pending, pending_is_capped FROM outbox.status")
+        .await;
     let pending: i64 = row.get(0);
     assert!(
         row.get::<_, bool>(1) && (240_000..360_000).contains(&pending),
@@ -256,7 +239,7 @@ async fn what_is_due_is_counted_beside_any_number_of_scheduled_messages() {
         )
         .await;
     let sql = "SELECT due, pending, pending_is_capped FROM outbox.status";
-    let row = world.client.query_one(sql, &[]).await.unwrap();
+    let row = world.row(sql).await;
     // The last three were written by a clock that was ahead; a replay is due at its own time.
     assert_eq!(row.get::<_, i64>(0), 5000 + 7 + 3);
     assert_eq!(row.get::<_, i64>(1), 10_001);
@@ -335,36 +318,22 @@ async fn retention_deletes_what_is_old_in_steps_and_nothing_else() {
         .await;
     world.commit_many(3000, 50).await;
     consumer.until(3000).await;
+    world.marked(3000).await;
     world
-        .until(
-            "all to be marked",
-            "outbox.message WHERE sent_at IS NOT NULL",
-            3000,
-        )
-        .await;
-    world
-        .client
-        .batch_execute(
+        .sql(
             "UPDATE outbox.message SET sent_at = sent_at - interval '2 h' \
              WHERE id <= (SELECT min(id) + 1499 FROM outbox.message WHERE sent_at IS NOT NULL)",
         )
-        .await
-        .unwrap();
+        .await;
     // Retention reads only rows at or below a lane's mark, and the marks move when the relay is idle.
     let old = "outbox.message WHERE sent_at < clock_timestamp() - interval '1 h'";
     world.until("the old half to go", old, 0).await;
-    assert_eq!(
-        world
-            .count("outbox.message WHERE sent_at IS NOT NULL")
-            .await,
-        1500
-    );
-    assert_eq!(
-        world
-            .count(&format!("outbox.message WHERE message_id = '{waits}'"))
-            .await,
-        1
-    );
+    world
+        .has("outbox.message WHERE sent_at IS NOT NULL", 1500)
+        .await;
+    world
+        .has(&format!("outbox.message WHERE message_id = '{waits}'"), 1)
+        .await;
 }
 
 /// The migration runs as a developer would run it: psql, an owner without special rights, ON_ERROR_STOP. Then `outboxd migrate`

@@ -72,7 +72,7 @@ async fn every_metric_moves() {
         "outbox_broker_blocked",
         // A test of tests/suite/maintenance.rs moves this metric.
         r#"outbox_maintenance_failures_total{task="retention"}"#,
-        // Another test moves this metric: `a_full_disk_under_the_log_costs_log_lines_and_nothing_else`.
+        // Row 73 of the fault matrix moves this metric: a full disk under the log.
         "outbox_log_lines_dropped_total",
     ] {
         assert_eq!(
@@ -180,7 +180,7 @@ async fn the_delivery_latency_ends_before_the_settle() {
     let age = async || -> f64 {
         let sql =
             "SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 FROM outbox.message";
-        world.client.query_one(sql, &[]).await.unwrap().get(0)
+        world.one(sql).await
     };
     // Its moment is taken from the database's clock as of the middle of the claim, so it is not exact.
     let confirmed = age().await;
@@ -210,9 +210,8 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
         (get(port, "/readyz").await?.0 == 200).then_some(())
     })
     .await;
-    let healthy = world
-        .outboxd(&["healthcheck"], &[("OUTBOXD__ADMIN__LISTEN", &listen)])
-        .await;
+    let admin = [("OUTBOXD__ADMIN__LISTEN", listen.as_str())];
+    let healthy = world.outboxd(&["healthcheck"], &admin).await;
     healthy.ends(0, &[]);
 
     proxy.set(test_support::Mode::Cut);
@@ -232,16 +231,9 @@ async fn the_lag_grows_while_the_broker_is_away_and_readiness_says_so() {
         200,
         "alive all the same"
     );
-    let unhealthy = world
-        .outboxd(&["healthcheck"], &[("OUTBOXD__ADMIN__LISTEN", &listen)])
-        .await;
+    let unhealthy = world.outboxd(&["healthcheck"], &admin).await;
     unhealthy.ends(1, &[]);
-    let alive = world
-        .outboxd(
-            &["healthcheck", "--live"],
-            &[("OUTBOXD__ADMIN__LISTEN", &listen)],
-        )
-        .await;
+    let alive = world.outboxd(&["healthcheck", "--live"], &admin).await;
     alive.ends(0, &[]);
 
     proxy.set(test_support::Mode::Forward);

@@ -44,9 +44,7 @@ async fn a_policy_that_is_forced_on_the_owner_never_makes_the_status_say_nothing
         );
     }
     // A monitor with an ordinary session gets the same error.
-    let url = world
-        .postgres()
-        .url_for("monitor", "monitor", &world.database);
+    let url = world.url_of("monitor");
     let (monitor, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
         .await
         .unwrap();

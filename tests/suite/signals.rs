@@ -80,25 +80,6 @@ async fn sighup_changes_the_level_names_what_waits_for_a_restart_and_refuses_wha
     );
 }
 
-/// A SIGHUP during the drain, from an operator or a supervisor, is not a second stop.
-#[tokio::test]
-async fn sighup_during_a_drain_does_not_cut_it_short() {
-    let world = world().await;
-    let _consumer = world.consumer().await;
-    let mut relay = world.relay(&[
-        ("OUTBOXD_FAILPOINT", "confirm.before_settle=hang"),
-        ("OUTBOXD__RELAY__CONFIRM_TIMEOUT", "1s"),
-        ("OUTBOXD__RELAY__SHUTDOWN_GRACE", "3s"),
-    ]);
-    world.commit_many(10, 1).await;
-    relay.line("failpoint reached", SOON).await;
-    relay.signal(Signal::SIGQUIT).unwrap();
-    relay.line("stopping", SOON).await;
-    relay.signal(Signal::SIGHUP).unwrap();
-    relay.line("the grace period is over", SOON).await;
-    relay.ended(SOON).await.unwrap();
-}
-
 /// A command cannot print its error, so its exit code reports it. Row 73 of the fault matrix has a relay that logs there.
 #[tokio::test]
 async fn a_command_whose_error_cannot_be_printed_ends_with_its_code() {

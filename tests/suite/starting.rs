@@ -1,8 +1,9 @@
-//! The start of a relay with several sources: they share nothing but the process.
+//! The start of a relay: its addresses, and several sources that share nothing but the process.
 
 use std::path::PathBuf;
 
 use test_support::{Daemon, Mode, Proxy, eventually, free_port, probe};
+use tokio::{io::AsyncReadExt, net::TcpListener};
 
 use crate::world::{Run, SOON, World, binary, run, world};
 
@@ -82,9 +83,7 @@ async fn a_source_whose_server_hangs_keeps_no_other_from_work() {
 async fn the_start_ends_with_the_faults_of_all_sources() {
     let world = world().await;
     world.declare_exchange("events").await;
-    let producer = world
-        .postgres()
-        .url_for("producer", "producer", &world.database);
+    let producer = world.url_of("producer");
     let (_, empty) = world.another("empty").await;
     let works = world.database_url();
     let sources = [("one", &*producer), ("two", &*empty), ("works", &*works)];
@@ -99,4 +98,43 @@ async fn the_start_ends_with_the_faults_of_all_sources() {
     );
     assert!(!ended.stderr.contains("works: "), "{}", ended.stderr);
     assert!(!ended.stderr.contains("relay started"), "{}", ended.stderr);
+}
+
+/// Before anything is claimed. `check` takes no port.
+#[tokio::test]
+async fn an_admin_port_that_is_in_use_is_named_with_the_cure() {
+    let world = world().await;
+    let busy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = busy.local_addr().unwrap().to_string();
+    let listen = [("OUTBOXD__ADMIN__LISTEN", address.as_str())];
+    let named = format!("admin.listen = \"{address}\"");
+    let cure = "Free the port, or set admin.listen to another";
+    world
+        .outboxd(&["run"], &listen)
+        .await
+        .ends(78, &[&named, cure]);
+}
+
+/// The literal is an address of this host, and not what `localhost` resolves to.
+#[tokio::test]
+async fn an_ipv6_literal_of_a_broker_is_its_address_and_never_localhost() {
+    let world = world().await;
+    let meant = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let port = meant.local_addr().unwrap().port();
+    let localhost = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let url = format!("amqp://u:p@[::ffff:127.0.0.2]:{port}");
+    let _relay = world.relay(&[
+        ("AMQP_URL", &url),
+        ("OUTBOXD__BROKER__ALLOW_PLAINTEXT", "true"),
+    ]);
+    let connected = async {
+        tokio::select! {
+            connected = meant.accept() => connected.unwrap().0,
+            _ = localhost.accept() => panic!("the literal was resolved to localhost"),
+        }
+    };
+    let mut connected = tokio::time::timeout(SOON, connected).await.unwrap();
+    let mut greeting = [0; 4];
+    connected.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting, b"AMQP");
 }

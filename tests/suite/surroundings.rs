@@ -9,7 +9,7 @@ use std::{
 
 use tokio::process::Command;
 
-use crate::world::{SOON, World, binary, world};
+use crate::world::{SOON, World, binary, words, world};
 
 struct Ended {
     code: Option<i32>,
@@ -54,49 +54,50 @@ async fn output_that_cannot_be_written_is_an_error_of_every_command_and_never_a_
     let id = world.insert(Some("k"), "bad", "{}", "headers = '[]'").await;
     world.until("its end", "outbox.dead", 1).await;
     let id = id.to_string();
-    let commands: &[&[&str]] = &[
-        &["--help"],
-        &["-h"],
-        &["--version"],
-        &["help"],
-        &["help", "dead"],
-        &["run", "--help"],
-        &["dead", "redrive", "--help"],
-        &["completions", "bash"],
-        &["completions", "zsh"],
-        &["completions", "fish"],
-        &["sql"],
-        &["sql", "--schema", "inbox"],
-        &["sql", "--roles"],
-        &["check"],
-        &["check", "--connect"],
-        &["healthcheck"],
-        &["healthcheck", "--live"],
-        &["status"],
-        &["status", "--json"],
-        &["migrate", "--dry-run"],
-        &["migrate", "--dry-run", "--json"],
-        &["dead", "list"],
-        &["dead", "list", "--json"],
-        &["dead", "show", &id],
-        &["dead", "show", &id, "--json"],
-        &["dead", "redrive", "--all", "--dry-run"],
-        &["dead", "discard", "--all", "--dry-run", "--json"],
-        &["replay", "--type", "created", "--dry-run"],
-        &["replay", "--type", "created", "--dry-run", "--json"],
-        &["prune"],
-        &["prune", "--json"],
-        &["check-lag"],
-    ];
-    for args in commands {
+    for command in [
+        "--help",
+        "-h",
+        "--version",
+        "help",
+        "help dead",
+        "run --help",
+        "dead redrive --help",
+        "completions bash",
+        "completions zsh",
+        "completions fish",
+        "sql",
+        "sql --schema inbox",
+        "sql --roles",
+        "check",
+        "check --connect",
+        "healthcheck",
+        "healthcheck --live",
+        "status",
+        "status --json",
+        "migrate --dry-run",
+        "migrate --dry-run --json",
+        "dead list",
+        "dead list --json",
+        "dead show ID",
+        "dead show ID --json",
+        "dead redrive --all --dry-run",
+        "dead discard --all --dry-run --json",
+        "replay --type created --dry-run",
+        "replay --type created --dry-run --json",
+        "prune",
+        "prune --json",
+        "check-lag",
+    ] {
+        let command = command.replace("ID", &id);
+        let args = words(&command);
         let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
         let closed = || Stdio::from(std::io::pipe().unwrap().1);
         for (place, stdout) in [("a full disk", full()), ("a closed pipe", closed())] {
             let mut command = program(&world, &admin);
-            command.args(*args).stdout(stdout);
+            command.args(&args).stdout(stdout);
             let run = ended(command).await;
             // A monitoring plugin has an exit code of its own for "unknown".
-            let code = if *args == ["check-lag"] { 3 } else { 1 };
+            let code = if args == ["check-lag"] { 3 } else { 1 };
             assert_eq!(run.code, Some(code), "{args:?} to {place}: {}", run.stderr);
             assert!(!run.stderr.contains("panicked"), "{args:?}: {}", run.stderr);
             let said = run.stderr.contains("cannot write the output");
@@ -161,23 +162,20 @@ async fn an_argument_that_is_not_utf_8_is_refused_and_never_shown() {
     let world = world().await;
     let bytes = |text: &[u8]| OsString::from(OsStr::from_bytes(text));
     let secret = bytes(b"broker.url=amqp://relay:hunter2\xff@localhost");
-    for args in [
-        vec![bytes(b"check"), bytes(b"--set"), secret.clone()],
-        vec![bytes(b"--set"), secret, bytes(b"status")],
-        vec![bytes(b"status"), bytes(b"--source"), bytes(b"hunter2\xff")],
-        vec![bytes(b"dead"), bytes(b"show"), bytes(b"hunter2\xff")],
-        vec![
-            bytes(b"dead"),
-            bytes(b"list"),
-            bytes(b"--key"),
-            bytes(b"hunter2\xff"),
-        ],
-        vec![
-            bytes(b"check-lag"),
-            bytes(b"--warning"),
-            bytes(b"hunter2\xff"),
-        ],
+    let bad = bytes(b"hunter2\xff");
+    for (before, value, after) in [
+        ("check --set", &secret, ""),
+        ("--set", &secret, "status"),
+        ("status --source", &bad, ""),
+        ("dead show", &bad, ""),
+        ("dead list --key", &bad, ""),
+        ("check-lag --warning", &bad, ""),
     ] {
+        let before = words(before).into_iter().map(OsString::from);
+        let args = before.chain([value.clone()]);
+        let args: Vec<_> = args
+            .chain(words(after).into_iter().map(OsString::from))
+            .collect();
         let mut command = program(&world, &[]);
         command.args(&args).stdout(Stdio::piped());
         let output = tokio::time::timeout(SOON, command.output()).await;

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 
-use crate::world::{Run, World, world};
+use crate::world::{Run, World, words, world};
 
 async fn ran(world: &World, args: &[&str]) -> Run {
     world.outboxd(args, &[]).await
@@ -43,14 +43,8 @@ async fn a_time_means_the_same_whatever_the_zone_of_the_database() {
     );
     world.sql(&zone).await;
     let now: String = world
-        .client
-        .query_one(
-            "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS')",
-            &[],
-        )
-        .await
-        .unwrap()
-        .get(0);
+        .one("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS')")
+        .await;
 
     let past = "2020-01-31T08:00:00";
     for (since, until, found) in [
@@ -74,23 +68,9 @@ async fn a_time_means_the_same_whatever_the_zone_of_the_database() {
     }
     let bare = ran(&world, &["replay", "--dry-run", "--since", past]).await;
     bare.ends(2, &["has no time zone: write 2020-01-31T08:00:00Z for UTC"]);
-    let said = ran(
-        &world,
-        &[
-            "replay",
-            "--since",
-            "2020-01-31T09:00:00+01:00",
-            "--why",
-            "x",
-        ],
-    )
-    .await;
-    assert!(
-        said.stdout.starts_with("20 messages")
-            && said.stdout.contains("since=2020-01-31T08:00:00Z"),
-        "{}",
-        said.stdout
-    );
+    let replay = words("replay --since 2020-01-31T09:00:00+01:00 --why x");
+    let said = ran(&world, &replay).await;
+    said.ends(0, &["20 messages", "since=2020-01-31T08:00:00Z"]);
     world
         .until(
             "the record",
@@ -207,88 +187,55 @@ async fn huge_texts_of_dead_messages_are_listed_as_their_beginnings() {
 #[tokio::test]
 async fn what_cannot_be_meant_is_a_wrong_usage() {
     let world = world().await;
-    for (args, says) in [
+    for (command, says) in [
         (
-            &[
-                "dead",
-                "redrive",
-                "--all",
-                "--reason",
-                "unroutable",
-                "--why",
-                "x",
-            ][..],
+            "dead redrive --all --reason unroutable --why x",
             "and not both",
         ),
-        (&["dead", "discard", "--why", "x"], "or --all"),
-        (&["dead", "discard", "--all", "--why", " "], "is empty"),
-        (&["dead", "discard", "--key", "", "--why", "x"], "is empty"),
-        (&["dead", "list", "--type", ""], "is empty"),
-        (&["dead", "list", "--limit", "0"], "0 is not in 1.."),
-        (&["dead", "list", "--limit", "-1"], "argument '-1'"),
+        ("dead discard --why x", "or --all"),
+        ("dead discard --all --why ' '", "is empty"),
+        ("dead discard --key '' --why x", "is empty"),
+        ("dead list --type ''", "is empty"),
+        ("dead list --limit 0", "0 is not in 1.."),
+        ("dead list --limit -1", "argument '-1'"),
         (
-            &["dead", "list", "--limit", "5", "--limit", "6"],
+            "dead list --limit 5 --limit 6",
             "cannot be used multiple times",
         ),
+        ("dead list --older-than 1000000y", "up to 100 years"),
+        ("dead list not-an-id", "not-an-id"),
+        ("replay --key 1 --why x --rate inf", "0.001 to 1000000"),
+        ("replay --key 1 --why x --rate NaN", "0.001 to 1000000"),
+        ("replay --key 1 --why x --rate 1e-300", "0.001 to 1000000"),
+        ("replay --key 1 --why ''", "is empty"),
+        ("replay --since 1h --until 2h --why x", "is not before"),
+        ("prune --older-than -5s", "argument '-5'"),
+        ("prune --older-than 5", "up to 100 years"),
+        ("prune --by ''", "is empty"),
+        ("status --source nobody", "the configuration has default"),
+        ("status --source ''", "is empty"),
         (
-            &["dead", "list", "--older-than", "1000000y"],
-            "up to 100 years",
-        ),
-        (&["dead", "list", "not-an-id"], "not-an-id"),
-        (
-            &["replay", "--key", "1", "--why", "x", "--rate", "inf"],
-            "0.001 to 1000000",
-        ),
-        (
-            &["replay", "--key", "1", "--why", "x", "--rate", "NaN"],
-            "0.001 to 1000000",
-        ),
-        (
-            &["replay", "--key", "1", "--why", "x", "--rate", "1e-300"],
-            "0.001 to 1000000",
-        ),
-        (&["replay", "--key", "1", "--why", ""], "is empty"),
-        (
-            &["replay", "--since", "1h", "--until", "2h", "--why", "x"],
-            "is not before",
-        ),
-        (&["prune", "--older-than", "-5s"], "argument '-5'"),
-        (&["prune", "--older-than", "5"], "up to 100 years"),
-        (&["prune", "--by", ""], "is empty"),
-        (
-            &["status", "--source", "nobody"],
-            "the configuration has default",
-        ),
-        (&["status", "--source", ""], "is empty"),
-        (
-            &["run", "--source", "default"],
+            "run --source default",
             "--source is for commands that act on one database",
         ),
-        (
-            &["check", "--source", "default"],
-            "--source is for commands",
-        ),
+        ("check --source default", "--source is for commands"),
     ] {
-        let run = ran(&world, args).await;
-        run.ends(2, &[says]);
+        ran(&world, &words(command)).await.ends(2, &[says]);
     }
     // A monitoring system reads 2 as critical and 1 as a warning.
-    for args in [
-        &["check-lag", "--warning", "-5s"][..],
-        &["check-lag", "--warning", "5"],
-        &["check-lag", "--warning", "10m", "--critical", "5m"],
-        &["check-lag", "--critical", "1000000y"],
-        &["check-lag", "--nope"],
-        &["check-lag", "--source", "nobody"],
-        &["check-lag", "--set", "nope=1"],
+    for thresholds in [
+        "--warning -5s",
+        "--warning 5",
+        "--warning 10m --critical 5m",
+        "--critical 1000000y",
+        "--nope",
+        "--source nobody",
+        "--set nope=1",
     ] {
-        let run = ran(&world, args).await;
+        let run = ran(&world, &words(&format!("check-lag {thresholds}"))).await;
         run.ends(3, &[]);
-        assert!(
-            run.stdout.starts_with("OUTBOX UNKNOWN - "),
-            "{args:?}: {}",
-            run.stdout
-        );
+        let unknown = run.stdout.starts_with("OUTBOX UNKNOWN - ");
+        assert!(unknown, "{thresholds}: {}", run.stdout);
     }
     assert_eq!(ran(&world, &["check-lag", "--help"]).await.code, 0);
 }

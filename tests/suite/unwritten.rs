@@ -140,6 +140,9 @@ async fn a_message_that_cannot_be_filed_for_a_retry_is_not_published_again() {
         world.commit_many(100, 20).await;
         let unsent = "outbox.message WHERE sent_at IS NULL AND event_type = 'created'";
         world.until("the others to be sent", unsent, 0).await;
+        // Marks of others do not end a failure that goes on.
+        let can = probe::metric(port, "outbox_can_mark").await;
+        assert_eq!(can, Some(0.0));
         no_flood(&world, &consumer, &relay, WORKERS * BATCH).await;
         let full = world.ledger.duplicates(&consumer).await.unwrap();
         drop_trigger(&world, "keeps", "waiting").await;
@@ -242,7 +245,7 @@ async fn a_revoked_delete_on_the_waiting_stops_no_new_message() {
         ("OUTBOXD__RELAY__BACKOFF_MAX", "1ms"),
     ];
     let (relay, port) = world.watched(&[SETTINGS[0], SETTINGS[1], backoff[0], backoff[1]]);
-    world.waiting(6).await;
+    world.scheduled(6).await;
     world
         .sql("REVOKE DELETE ON outbox.waiting FROM outbox_relay")
         .await;

@@ -16,7 +16,6 @@ use crate::{
     flow::{self, Flow},
     logs::Logs,
     row::Result,
-    stage::SharedStage,
     traffic::{Rate, Traffic},
 };
 
@@ -39,8 +38,6 @@ pub struct Setup {
     pub logs: Arc<Logs>,
     /// Also what takes minutes.
     pub long: bool,
-    /// What the bad inputs have in common.
-    pub stage: Arc<SharedStage>,
     /// Servers for the rows that break no server; started by the first of them.
     pub servers: Arc<OnceCell<Servers>>,
 }
@@ -144,6 +141,12 @@ impl<'a> Arena<'a> {
 
     pub fn broker_url(&self) -> String {
         self.rabbitmq.url(&self.vhost)
+    }
+
+    /// Runs rabbitmqctl with these words.
+    pub async fn ctl(&self, words: &str) -> Result<()> {
+        let words: Vec<&str> = words.split(' ').collect();
+        self.rabbitmq.ctl(&words).await.map(drop)
     }
 
     /// A setting of the relays that are started from now on.

@@ -2,7 +2,6 @@
 //! and runs this.
 //!
 //! - [`row`], [`outcome`]: what a row is, and how it ends · [`rows`]: the rows, by what breaks
-//! - [`inputs`]: bad configuration, bad rows, bad messages · [`stage`]: the servers that they share
 //! - [`arena`]: the site of one row · [`traffic`]: producers and what they committed
 //! - [`flow`]: traffic through a relay while something breaks, and the judgement
 //! - [`pace`]: how slow the machine is, and how much longer the bounds are
@@ -12,7 +11,6 @@
 mod arena;
 mod consumer;
 mod flow;
-mod inputs;
 mod logs;
 mod outcome;
 mod pace;
@@ -20,7 +18,6 @@ mod report;
 mod row;
 mod rows;
 mod soak;
-mod stage;
 mod traffic;
 mod usage;
 
@@ -47,12 +44,9 @@ struct Args {
     /// Where migrations and grants are
     #[arg(long, default_value = ".")]
     repository: PathBuf,
-    /// Only these rows: 24, H1 (a hostile neighbour), B12 (a bad input)
+    /// Only these rows: 24, H2 (a hostile neighbour)
     #[arg(long, value_delimiter = ',')]
     rows: Vec<Name>,
-    /// Only the bad inputs, or only these of them
-    #[arg(long, value_delimiter = ',', num_args = 0.., value_name = "NUMBER")]
-    inputs: Option<Vec<u32>>,
     /// A row that cannot be run here has failed
     #[arg(long)]
     strict: bool,
@@ -108,7 +102,6 @@ fn run(args: Args) -> Result<bool> {
         repository: args.repository.canonicalize()?,
         logs: Arc::default(),
         long: args.long,
-        stage: Arc::default(),
         servers: Arc::default(),
     };
     if let Some(minutes) = args.minutes {
@@ -184,18 +177,13 @@ fn attempt(
 
 /// What was late while other rows kept the machine busy is run once more, and what comes of that counts.
 fn late_ones_alone(args: &Args, setup: &Setup, lines: &mut [Line]) -> Result<()> {
-    // What the rows shared ended with their threads.
-    let setup = Setup {
-        stage: Arc::default(),
-        ..setup.clone()
-    };
     let asked_for = asked_for(args)?;
     for line in lines.iter_mut().filter(|line| line.late) {
         let Some((name, row)) = asked_for.iter().find(|(name, _)| *name == line.name()) else {
             continue;
         };
         let late = line.notes.join("\n");
-        *line = attempt(args, &setup, *name, row, &runtime()?)?;
+        *line = attempt(args, setup, *name, row, &runtime()?)?;
         let notes = &mut line.notes;
         notes.push(format!("this was run alone; beside other rows: {late}"));
         report::line(line);
@@ -203,29 +191,20 @@ fn late_ones_alone(args: &Args, setup: &Setup, lines: &mut [Line]) -> Result<()>
     Ok(())
 }
 
-/// The rows, the neighbours, then the bad inputs; or those that were asked for.
+/// The rows, then the neighbours; or those that were asked for.
 fn asked_for(args: &Args) -> Result<VecDeque<(Name, &'static Row)>> {
     let mut all = VecDeque::new();
     for (kind, rows) in [
         (Kind::Fault, rows::all()),
         (Kind::Neighbour, rows::neighbours()),
-        (Kind::Input, inputs::all()),
     ] {
         all.extend(rows.into_iter().map(|row| (Name(kind, row.number), row)));
     }
-    let mut asked = args.rows.clone();
-    let inputs = args.inputs.iter().flatten();
-    asked.extend(inputs.map(|number| Name(Kind::Input, *number)));
     let known = |name: &Name| all.iter().any(|(known, _)| known == name);
-    if let Some(name) = asked.iter().find(|name| !known(name)) {
+    if let Some(name) = args.rows.iter().find(|name| !known(name)) {
         return Err(format!("{name}: the matrix has no such row").into());
     }
-    // `--inputs` alone is all of them.
-    let all_inputs = args.inputs.as_ref().is_some_and(Vec::is_empty);
-    let everything = args.rows.is_empty() && args.inputs.is_none();
-    all.retain(|(name, _)| {
-        everything || asked.contains(name) || (all_inputs && name.0 == Kind::Input)
-    });
+    all.retain(|(name, _)| args.rows.is_empty() || args.rows.contains(name));
     Ok(all)
 }
 

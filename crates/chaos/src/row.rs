@@ -1,4 +1,4 @@
-//! A row of the fault matrix, one of its hostile neighbours or bad inputs, and what came of it.
+//! A row of the fault matrix, or one of its hostile neighbours, and what came of it.
 
 use std::{fmt, future::Future, path::Path, pin::Pin, str::FromStr};
 
@@ -15,10 +15,9 @@ pub type Running<'a> = Pin<Box<dyn Future<Output = Result<Outcome>> + 'a>>;
 pub enum Kind {
     Fault,
     Neighbour,
-    Input,
 }
 
-/// A row as it is printed, and asked for: 24, H1, B12.
+/// A row as it is printed, and asked for: 24, H2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name(pub Kind, pub u32);
 
@@ -27,7 +26,6 @@ impl fmt::Display for Name {
         let letter = match self.0 {
             Kind::Fault => "",
             Kind::Neighbour => "H",
-            Kind::Input => "B",
         };
         f.pad(&format!("{letter}{}", self.1))
     }
@@ -39,7 +37,6 @@ impl FromStr for Name {
     fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
         let (kind, number) = match text.split_at_checked(1) {
             Some(("H" | "h", number)) => (Kind::Neighbour, number),
-            Some(("B" | "b", number)) => (Kind::Input, number),
             _ => (Kind::Fault, text),
         };
         Ok(Self(kind, number.parse()?))
@@ -184,11 +181,11 @@ mod tests {
 
     #[test]
     fn a_row_is_asked_for_as_it_is_printed() {
-        for name in ["24", "H1", "B34"] {
+        for name in ["24", "H1"] {
             assert_eq!(name.parse::<Name>().unwrap().to_string(), name);
         }
         assert_eq!("h9".parse(), Ok(Name(Kind::Neighbour, 9)));
-        for wrong in ["", "H", "X1", "H-1"] {
+        for wrong in ["", "H", "B7", "H-1"] {
             assert!(wrong.parse::<Name>().is_err(), "{wrong}");
         }
     }

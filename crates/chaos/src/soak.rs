@@ -174,14 +174,14 @@ impl Stage<'_> {
                 self.arena.rabbitmq.resume()?;
             }
             Fault::ConnectionsClosed => {
-                let close = ["close_all_connections", "chaos"];
-                self.arena.rabbitmq.ctl(&close).await?;
+                self.arena.ctl("close_all_connections chaos").await?;
             }
             Fault::MemoryAlarm => {
-                let watermark = "set_vm_memory_high_watermark";
-                self.arena.rabbitmq.ctl(&[watermark, "0.000001"]).await?;
+                self.arena
+                    .ctl("set_vm_memory_high_watermark 0.000001")
+                    .await?;
                 sleep(a_while).await;
-                self.arena.rabbitmq.ctl(&[watermark, "0.4"]).await?;
+                self.arena.ctl("set_vm_memory_high_watermark 0.4").await?;
             }
             Fault::PostgresRestarted => {
                 self.arena.postgres.stop().await?;

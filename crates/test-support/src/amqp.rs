@@ -1,19 +1,13 @@
 //! The broker as a publisher and a consumer use it.
 
-use std::time::Duration;
-
-use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
-    message::Delivery,
     options::{
-        BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions,
-        ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
+        QueueDeclareOptions, QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
-use tokio::time::timeout;
-use uuid::Uuid;
 
 use crate::Result;
 
@@ -138,36 +132,4 @@ pub async fn publish_with(
         Confirmation::Ack(None) => Ok(()),
         other => Err(format!("the broker did not take {id:?}: {other:?}").into()),
     }
-}
-
-/// Takes exactly this many messages from a queue; fails if there are more.
-pub async fn take(url: &str, queue: &str, n: usize, within: Duration) -> Result<Vec<Delivery>> {
-    let channel = channel(url).await?;
-    let (how, none) = (BasicConsumeOptions::default(), FieldTable::default());
-    let mut deliveries = channel
-        .basic_consume(short(queue), short(""), how, none)
-        .await?;
-    let mark = Uuid::new_v4().to_string();
-    let mut found = Vec::new();
-    let mut marked = false;
-    loop {
-        let next = timeout(within, deliveries.next()).await;
-        let next = next.map_err(|_| format!("{} of {n} messages came to {queue}", found.len()))?;
-        let delivery = next.ok_or("the queue is gone")??;
-        timeout(within, delivery.ack(BasicAckOptions::default())).await??;
-        let id = delivery.properties.message_id().as_ref();
-        if id.is_some_and(|id| id.as_str() == mark) {
-            break;
-        }
-        found.push(delivery);
-        if found.len() == n && !marked {
-            // Whatever arrives before this message is one too many.
-            publish(&channel, queue, &mark, "mark", "").await?;
-            marked = true;
-        }
-    }
-    if found.len() > n {
-        return Err(format!("{} messages came to {queue}, not {n}", found.len()).into());
-    }
-    Ok(found)
 }

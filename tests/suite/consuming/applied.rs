@@ -112,16 +112,7 @@ async fn what_cannot_be_applied_is_dead_lettered_with_reason_attempts_and_error(
         ("d", "message_id_invalid", 0),
     ] {
         let dead = of(account);
-        assert_eq!(
-            dead.text_header("outbox-dead-reason").as_deref(),
-            Some(reason),
-            "{account}"
-        );
-        assert_eq!(
-            dead.header("outbox-dead-attempts"),
-            Some(AMQPValue::LongLongInt(attempts)),
-            "{account}"
-        );
+        assert_dead(dead, reason, attempts);
         assert!(!dead.text_header("outbox-dead-error").unwrap().is_empty());
     }
     assert_eq!(
@@ -252,15 +243,7 @@ async fn a_handler_that_hangs_every_time_is_given_up_after_its_attempts() {
     });
     pays("m1", "a").of("hangs").to(&world).await;
     let consumer = world.consume(DEAD).await;
-    let dead = &consumer.until(1).await[0];
-    assert_eq!(
-        dead.text_header("outbox-dead-reason").as_deref(),
-        Some("attempts_exhausted")
-    );
-    assert_eq!(
-        dead.header("outbox-dead-attempts"),
-        Some(AMQPValue::LongLongInt(3))
-    );
+    assert_dead(&consumer.until(1).await[0], "attempts_exhausted", 3);
     until_empty(&world).await;
     assert_eq!(running.payments.tried.lock().unwrap().len(), 3);
     running.stopped().await;
@@ -347,21 +330,9 @@ async fn from_outbox_to_inbox_each_event_is_applied_once() {
     .await;
     world.commit_many(200, 20).await;
     world.drained().await;
-    let replay = world
-        .outboxd(
-            &[
-                "replay",
-                "--aggregate-type",
-                "order",
-                "--rate",
-                "1000000",
-                "--why",
-                "test",
-            ],
-            &[],
-        )
+    world
+        .ok("replay --aggregate-type order --rate 1000000 --why test")
         .await;
-    replay.ends(0, &[]);
     world.drained().await;
     until_empty(&world).await;
     assert_eq!(world.count("inbox.message").await, 200);

@@ -41,14 +41,7 @@ async fn consume(
     options: ConsumerOptions,
     stop: CancellationToken,
 ) {
-    let connect = move || {
-        let database = database.clone();
-        async move {
-            let (client, connection) = tokio_postgres::connect(&database, NoTls).await?;
-            tokio::spawn(connection);
-            Ok(client)
-        }
-    };
+    let connect = move || connected(database.clone());
     let inbox = Inbox::new("payments").unwrap();
     run(&broker, connect, inbox, options, Mortal, stop)
         .await
@@ -225,7 +218,7 @@ impl Stage {
 
     async fn applied(&self) -> Vec<(String, String, i64)> {
         let sql = "SELECT id, key, position FROM applied ORDER BY n";
-        let rows = self.world.client.query(sql, &[]).await.unwrap();
+        let rows = self.world.all(sql).await;
         let row = |row: &tokio_postgres::Row| (row.get(0), row.get(1), row.get(2));
         rows.iter().map(row).collect()
     }

@@ -4,7 +4,6 @@
 use test_support::raw::{HEADERS, MESSAGE_ID, Publisher, TYPE, long, nested, short as text};
 
 use super::{trouble::Failures, *};
-use crate::world::Seen;
 
 /// Consumes an existing queue with messages, and pays for the good ones.
 async fn declared(world: &World) {

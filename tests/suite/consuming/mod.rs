@@ -30,11 +30,11 @@ use outbox::{
 };
 use test_support::{Mode, Proxy, amqp, eventually, nearer, over};
 use tokio::{sync::Semaphore, task::JoinHandle};
-use tokio_postgres::{NoTls, Transaction};
+use tokio_postgres::{Client, NoTls, Transaction};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::world::{SOON, World, short, world};
+use crate::world::{SOON, Seen, World, short, world};
 
 const QUEUE: &str = "payments";
 const DEAD: &str = "payments.dead";
@@ -149,6 +149,21 @@ async fn session_ended(transaction: &Transaction<'_>) {
     tokio::time::timeout(SOON, ended).await.unwrap();
 }
 
+async fn connected(url: String) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// The dead letter says so.
+fn assert_dead(letter: &Seen, reason: &str, attempts: i64) {
+    let said = letter.text_header("outbox-dead-reason");
+    assert_eq!(said.as_deref(), Some(reason), "{letter:?}");
+    let counted = letter.header("outbox-dead-attempts");
+    let attempts = AMQPValue::LongLongInt(attempts);
+    assert_eq!(counted, Some(attempts), "{letter:?}");
+}
+
 struct Running {
     payments: Arc<Payments>,
     stop: CancellationToken,
@@ -170,9 +185,7 @@ fn start(world: &World, payments: Payments, change: impl FnOnce(&mut ConsumerOpt
         Some(proxy) => over(&world.broker_url(), proxy.port()),
         None => world.broker_url(),
     };
-    let database = world
-        .postgres()
-        .url_for("payments", "payments", &world.database);
+    let database = world.url_of("payments");
     let mut options = ConsumerOptions {
         declare: true,
         // A slow handler waits for the test.
@@ -188,14 +201,7 @@ fn start(world: &World, payments: Payments, change: impl FnOnce(&mut ConsumerOpt
     let stop = CancellationToken::new();
     let token = stop.clone();
     let task = tokio::spawn(async move {
-        let connect = move || {
-            let database = database.clone();
-            async move {
-                let (client, connection) = tokio_postgres::connect(&database, NoTls).await?;
-                tokio::spawn(connection);
-                Ok(client)
-            }
-        };
+        let connect = move || connected(database.clone());
         let inbox = Inbox::new("payments").unwrap();
         run(&url, connect, inbox, options, handler, token)
             .await
@@ -270,11 +276,7 @@ impl<'a> Sent<'a> {
 }
 
 async fn cents(world: &World) -> HashMap<String, i64> {
-    let rows = world
-        .client
-        .query("SELECT id, cents FROM account", &[])
-        .await
-        .unwrap();
+    let rows = world.all("SELECT id, cents FROM account").await;
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 

@@ -83,15 +83,9 @@ async fn an_inbox_of_external_effects_is_measured_and_pruned() {
     let older = "UPDATE inbox.message \
                  SET claimed_at = claimed_at - interval '1 h', recorded_at = recorded_at - interval '1 h'";
     world.sql(older).await;
-    let database = world
-        .postgres()
-        .url_for("payments", "payments", &world.database);
+    let database = world.url_of("payments");
     let kept = tokio::spawn(async move {
-        let connect = async || {
-            let (client, connection) = tokio_postgres::connect(&database, NoTls).await?;
-            tokio::spawn(connection);
-            Ok::<_, tokio_postgres::Error>(client)
-        };
+        let connect = async || connected(database.clone()).await;
         let hour = Duration::from_secs(3600);
         effects.forget_expired(hour, connect, |c| c).await;
     });

@@ -144,7 +144,7 @@ async fn reject(world: &World, requeue: bool) {
 
 async fn attempts(world: &World) -> i32 {
     let sql = "SELECT coalesce(max(attempts), 0) FROM inbox.attempt";
-    world.client.query_one(sql, &[]).await.unwrap().get(0)
+    world.one(sql).await
 }
 
 /// The host of a consumer died, and the server still holds its claim. The next consumer of the message waits for that claim, and
@@ -172,17 +172,14 @@ async fn a_redelivered_message_that_cannot_be_claimed_is_counted_once_and_applie
     let running = start(&world, Payments::default(), |options| {
         options.max_attempts = 2
     });
-    let retries = |n: f64| {
-        let retries = r#"inbox_retries_total{consumer="payments",reason="database"}"#;
-        (reading(&metrics.render(), retries)? >= n).then_some(())
-    };
-    eventually("claims that took too long", SOON, async || retries(4.0)).await;
+    let retries = r#"inbox_retries_total{consumer="payments",reason="database"}"#;
+    until_retried(&metrics, 4.0).await;
     bound(&world, "statement_timeout = '0'").await;
     eventually("claims whose session was ended", SOON, async || {
         let waits = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                      WHERE datname = current_database() AND wait_event_type = 'Lock'";
         world.client.execute(waits, &[]).await.unwrap();
-        retries(8.0)
+        (reading(&metrics.render(), retries)? >= 8.0).then_some(())
     })
     .await;
     assert_eq!(attempts(&world).await, 1, "counted for its delivery, once");
@@ -209,14 +206,7 @@ async fn an_attempt_whose_session_was_ended_under_the_handler_counts() {
     }
     let consumer = world.consume(DEAD).await;
     for dead in consumer.until(2).await {
-        assert_eq!(
-            dead.text_header("outbox-dead-reason").as_deref(),
-            Some("attempts_exhausted")
-        );
-        assert_eq!(
-            dead.header("outbox-dead-attempts"),
-            Some(AMQPValue::LongLongInt(3))
-        );
+        assert_dead(&dead, "attempts_exhausted", 3);
     }
     until_empty(&world).await;
     assert_eq!(running.payments.tried.lock().unwrap().len(), 6);
@@ -333,11 +323,7 @@ async fn a_claim_that_the_database_refuses_is_not_held_against_the_message() {
         options.max_attempts = 2
     });
     pays("m1", "a").to(&world).await;
-    eventually("refused claims", SOON, async || {
-        let retries = r#"inbox_retries_total{consumer="payments",reason="database"}"#;
-        (reading(&metrics.render(), retries)? >= 4.0).then_some(())
-    })
-    .await;
+    until_retried(&metrics, 4.0).await;
     assert_eq!(attempts(&world).await, 0);
     let grant = "GRANT INSERT ON inbox.message TO inbox_consumer";
     world.sql(grant).await;
@@ -373,7 +359,7 @@ async fn a_message_that_a_trigger_keeps_from_the_inbox_waits_and_is_applied_with
         until_paid(&world, account).await;
         until_empty(&world).await;
         let results = "SELECT DISTINCT convert_from(result, 'UTF8') FROM inbox.message";
-        let paid: String = world.client.query_one(results, &[]).await.unwrap().get(0);
+        let paid: String = world.one(results).await;
         assert_eq!(paid, r#""paid""#);
     }
     until_holds(&world, DEAD, 0).await;
@@ -432,7 +418,7 @@ async fn a_commit_waits_for_the_disk_whatever_the_role_s_default_is() {
     }
     until_empty(&world).await;
     let sql = "SELECT string_agg(setting, ' ') FROM seen";
-    let seen: String = world.client.query_one(sql, &[]).await.unwrap().get(0);
+    let seen: String = world.one(sql).await;
     assert_eq!(seen, "on on");
     running.stopped().await;
 }

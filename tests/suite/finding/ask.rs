@@ -66,22 +66,18 @@ pub async fn refusal(world: &World, args: &[&str], more: &[(&str, &str)]) -> Str
 
 /// Events of ten hours, two a second, with ids of their time; a few lanes have all of them.
 pub async fn history(world: &World) {
-    world
-        .client
-        .batch_execute(&format!(
+    world.sql(&format!(
             "INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload, created_at, sent_at) \
              SELECT {}, 'order', (i % 97 / 5)::text, 'created', '{{}}', at, at \
              FROM (SELECT i, now() - (72000 - i) * interval '500 ms' AS at FROM generate_series(1, 72000) i) s; \
              UPDATE outbox.lane SET low_water = (SELECT max(id) FROM outbox.message); \
              ANALYZE outbox.message",
             id_of("at")
-        ))
-        .await
-        .unwrap();
+        )).await;
 }
 
 pub async fn any_id(world: &World, sql: &str) -> Uuid {
-    world.client.query_one(sql, &[]).await.unwrap().get(0)
+    world.one(sql).await
 }
 
 /// Holds a lane as a relay does, or anybody.

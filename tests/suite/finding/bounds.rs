@@ -69,7 +69,7 @@ async fn a_time_is_not_estimated_where_the_mark_is_far_behind() {
         )
         .await;
     let sql = "SELECT message_id FROM outbox.message ORDER BY id DESC LIMIT 1";
-    let id: Uuid = world.client.query_one(sql, &[]).await.unwrap().get(0);
+    let id: Uuid = world.one(sql).await;
     let before = &found(&world, &[&id.to_string()]).await["before"];
     assert_eq!(before["is_about"], true, "{before:#}");
     let why = before["no_estimate"].as_str().unwrap();

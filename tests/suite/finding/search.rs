@@ -13,20 +13,12 @@ async fn an_id_that_nobody_gave_carries_the_time_and_is_unique() {
     let world = world().await;
     let before = SystemTime::now() - Duration::from_secs(60);
     world.commit_many(1000, 10).await;
-    world
-        .client
-        .batch_execute(
-            "SELECT outbox.enqueue('order', '1', 'created', '{}'); \
+    world.sql("SELECT outbox.enqueue('order', '1', 'created', '{}'); \
              SELECT outbox.enqueue_binary('order', '1', 'created', '\\x00', 'application/octet-stream'); \
-             INSERT INTO outbox.debezium (aggregatetype, aggregateid, type, payload) VALUES ('order', '1', 'created', '{}')",
-        )
-        .await
-        .unwrap();
+             INSERT INTO outbox.debezium (aggregatetype, aggregateid, type, payload) VALUES ('order', '1', 'created', '{}')").await;
     let rows = world
-        .client
-        .query("SELECT DISTINCT message_id FROM outbox.message", &[])
-        .await
-        .unwrap();
+        .all("SELECT DISTINCT message_id FROM outbox.message")
+        .await;
     assert_eq!(rows.len(), 1003);
     let after = SystemTime::now() + Duration::from_secs(60);
     for row in rows {
@@ -47,14 +39,11 @@ async fn an_id_with_time_is_found_wherever_it_stands_in_the_table() {
     let world = world().await;
     history(&world).await;
     let rows = world
-        .client
-        .query(
+        .all(
             "SELECT message_id FROM outbox.message WHERE id IN (SELECT min(id) FROM outbox.message \
                UNION SELECT max(id) FROM outbox.message) OR id % 9000 = 1 ORDER BY id",
-            &[],
         )
-        .await
-        .unwrap();
+        .await;
     assert!(rows.len() >= 9);
     for row in rows {
         let id: Uuid = row.get(0);
@@ -93,25 +82,16 @@ async fn an_id_is_found_though_its_producer_s_clock_is_minutes_off() {
 async fn rows_with_wrong_times_and_gaps_in_the_positions_do_not_lead_the_search_astray() {
     let world = world().await;
     history(&world).await;
-    world
-        .client
-        .batch_execute(
-            "SELECT setval('outbox.message_id_seq', 5000000000); \
+    world.sql("SELECT setval('outbox.message_id_seq', 5000000000); \
              UPDATE outbox.message SET created_at = CASE WHEN id % 2 = 0 THEN 'infinity' ELSE '-infinity' END::timestamptz \
-             WHERE id % 500 IN (0, 1)",
-        )
-        .await
-        .unwrap();
+             WHERE id % 500 IN (0, 1)").await;
     world.commit_many(50, 50).await;
     let rows = world
-        .client
-        .query(
+        .all(
             "SELECT message_id FROM outbox.message \
              WHERE id % 8000 IN (7, 250) OR id > 5000000040 OR id BETWEEN 71980 AND 72000",
-            &[],
         )
-        .await
-        .unwrap();
+        .await;
     assert!(rows.len() >= 45);
     for row in rows {
         let id: Uuid = row.get(0);
@@ -193,14 +173,8 @@ async fn an_id_without_time_is_found_with_a_hint_and_never_called_unknown_withou
             &format!("message_id = '{dead}'"),
         )
         .await;
-    world
-        .client
-        .batch_execute(
-            "INSERT INTO outbox.dead (lane, id, message_id, reason, attempts, last_error) \
-             SELECT lane, id, message_id, 'unroutable', 9, 'x' FROM outbox.message WHERE aggregate_id = 'd'",
-        )
-        .await
-        .unwrap();
+    world.sql("INSERT INTO outbox.dead (lane, id, message_id, reason, attempts, last_error) \
+             SELECT lane, id, message_id, 'unroutable', 9, 'x' FROM outbox.message WHERE aggregate_id = 'd'").await;
     assert_eq!(found(&world, &[&dead.to_string()]).await["state"], "dead");
     // A whole search may say that it is unknown, or was deleted.
     let other = Uuid::new_v4().to_string();
@@ -240,11 +214,7 @@ async fn an_unknown_id_is_told_apart_from_one_that_retention_may_have_deleted() 
         (&"unknown".into(), &Value::Array(Vec::new()))
     );
     // An empty table, too.
-    world
-        .client
-        .batch_execute("TRUNCATE outbox.message")
-        .await
-        .unwrap();
+    world.sql("TRUNCATE outbox.message").await;
     assert_eq!(json(&world, &[&young], 1).await["absent"], "unknown");
     refusal(&world, &["--key", "order/1"], &[]).await;
     refusal(&world, &["--correlation-id", "x"], &[]).await;
@@ -274,14 +244,8 @@ async fn a_correlation_id_is_found_however_it_is_spelled_and_no_header_stops_the
 
     // Bounded in time, and says so.
     history(&world).await;
-    world
-        .client
-        .batch_execute(
-            "UPDATE outbox.message SET headers = '{\"correlation_id\":\"old\"}' \
-             WHERE id = (SELECT min(id) FROM outbox.message WHERE created_at > now() - interval '5 hours' AND sent_at IS NOT NULL)",
-        )
-        .await
-        .unwrap();
+    world.sql("UPDATE outbox.message SET headers = '{\"correlation_id\":\"old\"}' \
+             WHERE id = (SELECT min(id) FROM outbox.message WHERE created_at > now() - interval '5 hours' AND sent_at IS NOT NULL)").await;
     let said = refusal(&world, &["--correlation-id", "old"], &[]).await;
     assert!(
         said.contains("written from") && !said.contains("deleted"),

@@ -3,10 +3,7 @@
 use serde_json::Value;
 
 use super::ask::{SLOW, any_id, found, hold_lane_of, json, text};
-use crate::{
-    commands::ok,
-    world::{Gate, world},
-};
+use crate::world::{Gate, world};
 
 #[tokio::test]
 async fn a_pending_message_is_told_with_what_stands_before_it_and_who_holds_its_lane() {
@@ -18,7 +15,7 @@ async fn a_pending_message_is_told_with_what_stands_before_it_and_who_holds_its_
     let id = third.to_string();
     // Another lane's, and sent: the relay below has one lane to work.
     let sent = "UPDATE outbox.message SET sent_at = now() WHERE aggregate_id = 'b'";
-    world.client.batch_execute(sent).await.unwrap();
+    world.sql(sent).await;
 
     let message = found(&world, &[&id]).await;
     assert_eq!(message["state"], "pending");
@@ -84,16 +81,10 @@ async fn a_pending_message_is_told_with_what_stands_before_it_and_who_holds_its_
 async fn a_time_is_estimated_from_the_lane_s_own_last_minute() {
     let world = world().await;
     // Twenty messages, one a second; then a backlog of a hundred and one, in the same lane.
-    world
-        .client
-        .batch_execute(
-            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, sent_at) \
+    world.sql("INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, sent_at) \
              SELECT 'order', 'a', 'created', '{}', clock_timestamp() - (21 - i) * interval '1 second' FROM generate_series(1, 20) i; \
              INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
-             SELECT 'order', 'a', 'created', '{}' FROM generate_series(1, 101)",
-        )
-        .await
-        .unwrap();
+             SELECT 'order', 'a', 'created', '{}' FROM generate_series(1, 101)").await;
     let last = any_id(
         &world,
         "SELECT message_id FROM outbox.message ORDER BY id DESC LIMIT 1",
@@ -113,21 +104,9 @@ async fn what_waits_is_told_with_its_cause_its_reason_and_what_it_waits_for() {
     let mut relay = world.relay(&SLOW);
     // Each destination is another one, or the messages would be held.
     let retry = world.insert(Some("a"), "nobody", "{}", "").await;
-    world
-        .until(
-            "the attempt failed",
-            "outbox.waiting WHERE cause = 'retry'",
-            1,
-        )
-        .await;
+    world.waiting("cause = 'retry'", 1).await;
     let behind = world.insert(Some("a"), "created", "{}", "").await;
-    world
-        .until(
-            "filed behind it",
-            "outbox.waiting WHERE cause = 'behind'",
-            1,
-        )
-        .await;
+    world.waiting("cause = 'behind'", 1).await;
     let scheduled = world
         .insert(
             Some("b"),
@@ -136,13 +115,7 @@ async fn what_waits_is_told_with_its_cause_its_reason_and_what_it_waits_for() {
             "available_at = now() + interval '1 day'",
         )
         .await;
-    world
-        .until(
-            "filed for its time",
-            "outbox.waiting WHERE cause = 'scheduled'",
-            1,
-        )
-        .await;
+    world.waiting("cause = 'scheduled'", 1).await;
     let dead = world.insert(Some("c"), "type\u{7}", "{}", "").await;
     world.until("dead", "outbox.dead", 1).await;
     // The first ones fail, and what comes after them is held.
@@ -203,12 +176,8 @@ async fn what_waits_is_told_with_its_cause_its_reason_and_what_it_waits_for() {
     assert_eq!(message["state"], "held");
     assert_eq!(message["route"]["routing_key"], "order.held");
     assert_eq!(message["route"].get("is_held_for_another"), None);
-    let elsewhere = world
-        .outboxd(
-            &["where", &held.to_string()],
-            &[("OUTBOXD__ROUTING__EXCHANGE", "other")],
-        )
-        .await;
+    let other = [("OUTBOXD__ROUTING__EXCHANGE", "other")];
+    let elsewhere = world.outboxd(&["where", &held.to_string()], &other).await;
     assert!(
         elsewhere
             .stdout
@@ -252,11 +221,9 @@ async fn what_waits_is_told_with_its_cause_its_reason_and_what_it_waits_for() {
     assert_eq!(dead_key["head"], Value::Null);
 
     relay.kill().await.unwrap();
-    ok(
-        &world,
-        &["dead", "redrive", &dead.to_string(), "--why", "corrected"],
-    )
-    .await;
+    world
+        .ok(&format!("dead redrive {dead} --why corrected"))
+        .await;
     let message = found(&world, &[&dead.to_string()]).await;
     assert_eq!(
         (&message["state"], &message["waiting"]["cause"]),
@@ -284,11 +251,9 @@ async fn a_sent_message_says_when_and_whether_it_waits_to_be_sent_again() {
     // A relay's role may not read the operations; the owner may.
     assert_eq!(message["operations"], Value::Null);
 
-    ok(
-        &world,
-        &["replay", &id, "--why", "they lost it", "--by", "ada"],
-    )
-    .await;
+    world
+        .ok(&format!("replay {id} --why 'they lost it' --by ada"))
+        .await;
     let message = found(&world, &[&id]).await;
     assert_eq!(message["state"], "sent");
     assert_eq!(message["waiting"]["cause"], "replay");
@@ -298,7 +263,7 @@ async fn a_sent_message_says_when_and_whether_it_waits_to_be_sent_again() {
         said.contains("sent, and waits to be sent again (replay)"),
         "{said}"
     );
-    let owner = world.postgres().url_for("owner", "owner", &world.database);
+    let owner = world.url_of("owner");
     let run = world
         .outboxd(&["where", &id], &[("DATABASE_URL", &owner)])
         .await;
@@ -322,11 +287,7 @@ async fn a_stranded_message_is_told_apart_from_a_pending_one() {
         .await
         .to_string();
     assert_eq!(found(&world, &[&id]).await["state"], "pending");
-    world
-        .client
-        .batch_execute("UPDATE outbox.lane SET low_water = 1")
-        .await
-        .unwrap();
+    world.sql("UPDATE outbox.lane SET low_water = 1").await;
     assert_eq!(found(&world, &[&id]).await["state"], "stranded");
     assert_eq!(
         json(&world, &["--key", "order/a"], 0).await["open"][0]["state"],
@@ -369,13 +330,11 @@ async fn a_key_lists_what_is_not_sent_in_order_and_the_last_of_what_is() {
     );
 
     world
-        .client
-        .batch_execute(
+        .sql(
             "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
              SELECT 'order', 'many', 'created', '{}' FROM generate_series(1, 150)",
         )
-        .await
-        .unwrap();
+        .await;
     let many = json(&world, &["--key", "order/many"], 0).await;
     assert_eq!(many["open"].as_array().unwrap().len(), 100);
     assert_eq!(many["open_is_cut"], true);

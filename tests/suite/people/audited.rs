@@ -26,9 +26,7 @@ async fn hide(world: &World, n: usize) {
 async fn nobody_who_may_only_connect_keeps_the_audit_from_going_on() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let producer = world
-        .postgres()
-        .url_for("producer", "producer", &world.database);
+    let producer = world.url_of("producer");
     let (neighbour, connection) = tokio_postgres::connect(&producer, tokio_postgres::NoTls)
         .await
         .unwrap();
@@ -124,7 +122,7 @@ async fn each_write_to_the_outbox_moves_the_number_of_writes_that_the_audit_read
     let world = world().await;
     let sql = include_str!("../../../src/outbox/sql/audit_size.sql");
     let writes = async || {
-        let row = world.client.query_one(sql, &[]).await.unwrap();
+        let row = world.row(sql).await;
         row.get::<_, i64>("writes")
     };
     let insert = "INSERT INTO outbox.message (aggregate_type, event_type, payload) VALUES ('order', 'x', '1')";

@@ -3,8 +3,10 @@
 use serde_json::Value;
 
 use crate::{
+    commands::ok,
     people::write,
-    world::{FAR, FARTHER, Gate, SOON, World, world},
+    rows::row,
+    world::{FAR, FARTHER, Gate, SOON, Seen, World, words, world},
 };
 
 async fn json(world: &World, args: &[&str]) -> (i32, Value, String) {
@@ -25,13 +27,7 @@ async fn three_dead(world: &World) {
     }
     world.until("three dead ones", "outbox.dead", 3).await;
     write(world, &world.client, "passes", 100).await;
-    world
-        .until(
-            "the marks to pass them",
-            "outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water",
-            0,
-        )
-        .await;
+    world.passed_by_marks().await;
 }
 
 const MEND: &str = "UPDATE outbox.message SET aggregate_id = translate(aggregate_id, E'\\x01', '-') WHERE aggregate_id LIKE 'bad%'";
@@ -57,11 +53,8 @@ async fn a_redrive_finds_a_dead_message_in_whatever_lane_it_is_now() {
     correct_the_ledger(&world);
     let homeless = "outbox.dead d LEFT JOIN outbox.message m USING (lane, id) WHERE m.id IS NULL";
     assert!(world.count(homeless).await > 0, "nothing moved");
-    let (code, report, stderr) = json(
-        &world,
-        &["dead", "redrive", "--all", "--why", "mended", "--json"],
-    )
-    .await;
+    let (code, report, stderr) =
+        json(&world, &words("dead redrive --all --why mended --json")).await;
     assert_eq!((code, &report["messages"]), (0, &3.into()), "{stderr}");
     let _relay = world.relay(&[]);
     world.all_arrived(&consumer).await;
@@ -79,11 +72,7 @@ async fn a_redrive_that_only_removes_records_is_recorded_too() {
              UPDATE outbox.message SET sent_at = clock_timestamp()",
         )
         .await;
-    let (_, report, _) = json(
-        &world,
-        &["dead", "redrive", "--all", "--why", "x", "--json"],
-    )
-    .await;
+    let (_, report, _) = json(&world, &words("dead redrive --all --why x --json")).await;
     assert_eq!(report["sent_meanwhile"], 1);
     assert_eq!(world.count("outbox.dead").await, 0);
     let recorded =
@@ -126,11 +115,7 @@ async fn a_command_never_reports_what_it_did_not_do() {
         (&2.into(), &1.into(), &2.into()),
         "a dry run says what the run does"
     );
-    let (code, report, stderr) = json(
-        &world,
-        &["dead", "redrive", "--all", "--why", "x", "--json"],
-    )
-    .await;
+    let (code, report, stderr) = json(&world, &words("dead redrive --all --why x --json")).await;
     assert_eq!(
         (
             code,
@@ -154,18 +139,10 @@ async fn a_command_never_reports_what_it_did_not_do() {
     let recorded = "outbox.operation WHERE action = 'redrive' AND affected = 3 AND cardinality(message_ids) = 3";
     assert_eq!(world.count(recorded).await, 1);
     // No message is left to redrive: the command fails and names the remedy.
-    let (code, report, stderr) = json(
-        &world,
-        &["dead", "redrive", "--all", "--why", "x", "--json"],
-    )
-    .await;
+    let (code, report, stderr) = json(&world, &words("dead redrive --all --why x --json")).await;
     assert_eq!((code, &report["messages"]), (1, &0.into()));
     assert!(stderr.contains("outboxd dead discard"), "{stderr}");
-    let (code, report, _) = json(
-        &world,
-        &["dead", "discard", "--all", "--why", "x", "--json"],
-    )
-    .await;
+    let (code, report, _) = json(&world, &words("dead discard --all --why x --json")).await;
     assert_eq!(
         (code, &report["messages"], &report["without_message"]),
         (0, &2.into(), &2.into())
@@ -210,6 +187,119 @@ async fn a_message_whose_key_is_corrected_while_it_waits_is_sent_under_its_new_k
         );
         world.drained().await;
         world.until("nothing to wait", "outbox.waiting", 0).await;
+    }
+}
+
+/// What is wrong with a message and how a person corrects it, in SQL; and whether it came as it is now.
+type Correction = (&'static str, &'static str, fn(&Seen) -> bool);
+
+const NOBODY: &str = "event_type = 'nobody'";
+
+/// The first of one destination wait for their back-off, and the others are held.
+const WAITING: [Correction; 5] = [
+    (NOBODY, "event_type = 'x'", |m| m.routing_key == "order.x"),
+    (NOBODY, "routing_key = 'order.x'", |m| {
+        m.routing_key == "order.x"
+    }),
+    (
+        NOBODY,
+        "event_type = 'x', aggregate_id = 'new'",
+        has_new_key,
+    ),
+    (
+        NOBODY,
+        "event_type = 'x', headers = '{\"a\":1}'",
+        has_header,
+    ),
+    (NOBODY, "event_type = 'x', payload = '1'", has_body),
+];
+const DEAD: [Correction; 3] = [
+    (
+        r"aggregate_id = E'a\x01'",
+        "aggregate_id = 'new'",
+        has_new_key,
+    ),
+    ("headers = '[]'", "headers = '{\"a\":1}'", has_header),
+    (
+        "payload = to_json(repeat('x', 2000))",
+        "payload = '1'",
+        has_body,
+    ),
+];
+
+fn has_new_key(message: &Seen) -> bool {
+    message.text_header("outbox-key").as_deref() == Some("order:new")
+}
+
+fn has_header(message: &Seen) -> bool {
+    message.header("a").is_some()
+}
+
+fn has_body(message: &Seen) -> bool {
+    message.body == b"1"
+}
+
+/// An audit that began from here on has ended. The first that ends may have begun before.
+async fn audited(world: &World) {
+    for _ in 0..2 {
+        let now = "SELECT clock_timestamp()::text";
+        let now: String = world.one(now).await;
+        // What nobody has written to is audited once a minute only. The server counts the writes of a session that ends.
+        let write = "UPDATE outbox.lane SET low_water = low_water WHERE lane = 0";
+        let written = world.postgres().execute(&world.database, write).await;
+        written.unwrap();
+        let ended = format!("outbox.relay WHERE audited_at > '{now}'");
+        world.until("an audit to end", &ended, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn what_waits_or_is_dead_goes_out_as_a_person_corrected_it_and_not_if_it_was_deleted() {
+    for (corrections, filed) in [(&WAITING[..], "waiting"), (&DEAD, "dead")] {
+        let world = world().await;
+        world.bind("all", "order.x", &[]).await;
+        let consumer = world.consume("all").await;
+        let _relay = world.relay(&[
+            NEVER_AGAIN[0],
+            NEVER_AGAIN[1],
+            ("OUTBOXD__RELAY__MAX_PAYLOAD_BYTES", "1000"),
+        ]);
+        world.sql("BEGIN").await;
+        let mut ids = Vec::new();
+        for (wrong, ..) in corrections {
+            ids.push(row(&world, wrong).await);
+        }
+        let deleted = row(&world, corrections[0].0).await;
+        world.sql("COMMIT").await;
+        let all = ids.len() as i64 + 1;
+        let table = format!("outbox.{filed}");
+        world.until("all to be filed", &table, all).await;
+        // The back-off is drawn anew each time: here it is long.
+        let long = "UPDATE outbox.waiting SET due_at = clock_timestamp() + interval '1 hour' WHERE cause = 'retry'";
+        world.sql(long).await;
+        for (id, (_, correction, _)) in ids.iter().zip(corrections) {
+            let sql = format!("UPDATE outbox.message SET {correction} WHERE message_id = '{id}'");
+            world.sql(&sql).await;
+        }
+        let delete = format!("DELETE FROM outbox.message WHERE message_id = '{deleted}'");
+        world.sql(&delete).await;
+        if filed == "dead" {
+            audited(&world).await;
+            let dead = "outbox.dead JOIN outbox.message USING (lane, id, message_id)";
+            assert_eq!(world.count(dead).await, 3, "until they are redriven");
+            ok(&world, &["dead", "redrive", "--all", "--why", "x"]).await;
+        }
+        consumer.until_all(&ids).await;
+        world.drained().await;
+        world.until("nothing to wait", "outbox.waiting", 0).await;
+        let seen = consumer.seen();
+        assert_eq!(seen.len(), ids.len());
+        for (id, (wrong, correction, came)) in ids.iter().zip(corrections) {
+            let message = seen.iter().find(|m| m.message_id == id.to_string());
+            let message = message.unwrap();
+            assert!(came(message), "{wrong}, {correction}: {message:?}");
+            assert_eq!(message.header("outbox-replay"), None, "{correction}");
+        }
     }
 }
 

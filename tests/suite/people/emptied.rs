@@ -2,6 +2,7 @@
 
 use crate::{
     people::write,
+    seeing::answers,
     world::{FAR, FARTHER, Gate, SOON, world},
 };
 
@@ -183,13 +184,7 @@ async fn tables_truncated_one_by_one_and_the_question_who_blocks_never_deadlock(
         .await
         .unwrap();
     write(&world, &world.client, "after", 60).await;
-    world
-        .until(
-            "all that came after",
-            "outbox.message WHERE sent_at IS NOT NULL",
-            60,
-        )
-        .await;
+    world.marked(60).await;
 }
 
 #[tokio::test]
@@ -199,13 +194,8 @@ async fn lanes_that_are_deleted_come_back_and_status_never_says_0_without_them()
     world.sql("DELETE FROM outbox.lane").await;
     write(&world, &world.client, "before", 30).await;
     let row = world
-        .client
-        .query_one(
-            "SELECT pending, oldest_due_age_seconds > 0 FROM outbox.status",
-            &[],
-        )
-        .await
-        .unwrap();
+        .row("SELECT pending, oldest_due_age_seconds > 0 FROM outbox.status")
+        .await;
     assert_eq!((row.get::<_, i64>(0), row.get::<_, bool>(1)), (30, true));
     let relay = world.relay(&[]);
     relay.line("rows of outbox.lane were missing", SOON).await;
@@ -229,21 +219,25 @@ async fn lanes_that_are_deleted_come_back_and_status_never_says_0_without_them()
 async fn every_table_of_the_schema_emptied_at_once_is_survived_and_said() {
     let world = world().await;
     let consumer = world.consumer().await;
-    let relay = world.relay(&[]);
+    let (relay, port) = world.watched(&[]);
     write(&world, &world.client, "before", 50).await;
     world.passed().await;
     world
         .sql(
             "DO $$ DECLARE t text; BEGIN \
              FOR t IN SELECT relname FROM pg_class WHERE relnamespace = 'outbox'::regnamespace AND relkind = 'r' \
-             LOOP EXECUTE format('TRUNCATE outbox.%I RESTART IDENTITY CASCADE', t); END LOOP; END $$",
+             LOOP EXECUTE format('TRUNCATE outbox.%I RESTART IDENTITY CASCADE', t); END LOOP; END $$; \
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND usename = 'relay'",
         )
         .await;
+    // None of the relay's sessions of before can send these.
     write(&world, &world.client, "after", 120).await;
     world.passed().await;
     relay
         .line("the schema is not as it was at the start", SOON)
         .await;
+    answers(port, 503, &["outboxd migrate"]).await;
     world.all_arrived(&consumer).await;
 }
 
@@ -258,7 +252,7 @@ async fn waiting_and_dead_messages_whose_record_is_deleted_are_sent_all_the_same
         ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1h"),
         ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
     ]);
-    for key in ["a", "b"] {
+    for key in ["a", "b", "c"] {
         // Each message has a destination of its own, because a destination that fails for two messages would hold both.
         world
             .insert(Some(key), &format!("nobody{key}"), "0", "")
@@ -275,28 +269,23 @@ async fn waiting_and_dead_messages_whose_record_is_deleted_are_sent_all_the_same
         }
     }
     world.insert(None, "good", "1", "headers = '[]'").await;
-    world.until("all to be filed", "outbox.waiting", 20).await;
+    world.until("all to be filed", "outbox.waiting", 30).await;
     world.until("the dead one", "outbox.dead", 1).await;
-    world
-        .until(
-            "the marks to pass them",
-            "outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water",
-            0,
-        )
-        .await;
+    world.passed_by_marks().await;
     // The routes exist from here on.
-    for key in ["a", "b"] {
+    for key in ["a", "b", "c"] {
         world.bind("all", &format!("order.nobody{key}"), &[]).await;
     }
     world
         .sql(
             "UPDATE outbox.message SET headers = NULL WHERE headers IS NOT NULL; TRUNCATE outbox.dead; \
              DELETE FROM outbox.waiting WHERE cause = 'retry' AND key_hash = outbox.key_hash('order', 'a'); \
-             DELETE FROM outbox.waiting WHERE key_hash = outbox.key_hash('order', 'b')",
+             DELETE FROM outbox.waiting WHERE key_hash = outbox.key_hash('order', 'b'); \
+             DELETE FROM outbox.waiting WHERE id = (SELECT max(id) FROM outbox.message WHERE aggregate_id = 'c'); \
+             UPDATE outbox.waiting SET due_at = clock_timestamp() WHERE cause = 'retry'",
         )
         .await;
-    world.drained().await;
-    world.all_arrived(&consumer).await;
+    world.clean(&consumer, 0).await;
 }
 
 /// People delete records to have messages sent again.

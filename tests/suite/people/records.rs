@@ -80,11 +80,8 @@ async fn a_record_of_a_deleted_message_hides_no_new_event_at_its_position() {
     assert!(run.starts_with("5 messages"), "{run}");
     // The first event is the one at the dead record's position.
     let first: uuid::Uuid = world
-        .client
-        .query_one("SELECT message_id FROM outbox.message WHERE id = 1", &[])
-        .await
-        .unwrap()
-        .get(0);
+        .one("SELECT message_id FROM outbox.message WHERE id = 1")
+        .await;
     let found = ok(&world, &["where", &first.to_string(), "--json"]).await;
     let found: Value = serde_json::from_str(&found).unwrap();
     assert_eq!(found["found"][0]["state"], "sent", "{found}");
@@ -99,13 +96,7 @@ async fn positions_that_begin_again_under_old_records_are_said_and_hide_nothing(
     let relay = world.relay(&[FAR_BACKOFF]);
     five_records(&world).await;
     write(&world, &world.client, "passes", 300).await;
-    world
-        .until(
-            "the marks to pass them",
-            "outbox.message m JOIN outbox.lane l USING (lane) WHERE m.id > l.low_water",
-            0,
-        )
-        .await;
+    world.passed_by_marks().await;
     world
         .sql("SET session_replication_role = replica; BEGIN; TRUNCATE outbox.message RESTART IDENTITY")
         .await;
@@ -193,13 +184,8 @@ async fn a_message_of_any_position_is_sent_replayed_and_pruned() {
     consumer.until(positions.len()).await;
     world.drained().await;
     let ids = world
-        .client
-        .query(
-            "SELECT message_id::text FROM outbox.message ORDER BY id",
-            &[],
-        )
-        .await
-        .unwrap();
+        .all("SELECT message_id::text FROM outbox.message ORDER BY id")
+        .await;
     let found = |report: &str| report.matches("\"position\"").count();
     for id in &ids {
         for hint in [
@@ -296,7 +282,7 @@ async fn a_replay_that_meets_another_one_proves_only_what_it_chose() {
     assert_eq!(world.count("outbox.waiting WHERE replay").await, 3);
     let recorded =
         "SELECT sum(affected)::bigint, sum(cardinality(message_ids))::bigint FROM outbox.operation";
-    let row = world.client.query_one(recorded, &[]).await.unwrap();
+    let row = world.row(recorded).await;
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (3, 3));
 }
 
@@ -440,17 +426,11 @@ async fn rows_that_are_younger_than_those_after_them_keep_nothing_from_retention
     }
     assert_eq!(world.count("outbox.message").await, young);
     // The command reads every row, however many younger ones come first.
-    world
-        .client
-        .batch_execute(
-            "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, sent_at) \
+    world.sql("INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, sent_at) \
              SELECT 'order', 'one', 'created', '1', \
                     clock_timestamp() - CASE WHEN i <= 500 THEN interval '0 s' ELSE interval '2 h' END \
              FROM generate_series(1, 600) i; \
-             UPDATE outbox.lane SET low_water = 1000000",
-        )
-        .await
-        .unwrap();
+             UPDATE outbox.lane SET low_water = 1000000").await;
     let pruned = ok(&world, &["prune", "--older-than", "1h"]).await;
     assert!(pruned.starts_with("100 sent messages"), "{pruned}");
 }

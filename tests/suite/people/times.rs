@@ -10,10 +10,8 @@ const AHEAD: &str = "UPDATE outbox.waiting SET cause = CASE WHEN cause = 'held' 
 
 async fn lag(world: &World) -> (i64, f64) {
     let row = world
-        .client
-        .query_one("SELECT due, oldest_due_age_seconds FROM outbox.status", &[])
-        .await
-        .unwrap();
+        .row("SELECT due, oldest_due_age_seconds FROM outbox.status")
+        .await;
     (row.get(0), row.get(1))
 }
 

@@ -23,23 +23,12 @@ async fn a_message_of_any_time_is_sent_and_no_gauge_fails_on_it() {
             }
         }
         let lag = world
-            .client
-            .query_one(
-                "SELECT oldest_due_age_seconds, pending FROM outbox.status",
-                &[],
-            )
-            .await
-            .unwrap();
+            .row("SELECT oldest_due_age_seconds, pending FROM outbox.status")
+            .await;
         assert!(lag.get::<_, f64>(0).is_finite());
         let consumer = world.consumer().await;
         let relay = world.relay(&[]);
-        world
-            .until(
-                "the far ones to wait",
-                "outbox.waiting WHERE cause = 'scheduled'",
-                5,
-            )
-            .await;
+        world.waiting("cause = 'scheduled'", 5).await;
         if headers == "NULL" {
             consumer.until(10).await;
         } else {
@@ -149,12 +138,9 @@ async fn debeziums_view_without_its_triggers_refuses_every_write() {
             assert!(refused.contains(refusal), "{write}: {refused}");
         }
     }
-    assert_eq!(
-        world
-            .count("outbox.message WHERE event_type = 'created'")
-            .await,
-        1
-    );
+    world
+        .has("outbox.message WHERE event_type = 'created'", 1)
+        .await;
 }
 
 /// Without an id, the event gets one, and the statement returns it.
@@ -163,7 +149,7 @@ async fn an_event_through_debeziums_view_gets_an_id_if_it_has_none() {
     let world = world().await;
     let sql = "INSERT INTO outbox.debezium (aggregatetype, type, payload) \
                SELECT 'order', 'created', '{}' FROM generate_series(1, 3) RETURNING id";
-    let ids = world.client.query(sql, &[]).await.unwrap();
+    let ids = world.all(sql).await;
     let mut found = 0;
     for row in ids {
         let id: uuid::Uuid = row.get(0);

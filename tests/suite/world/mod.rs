@@ -13,7 +13,10 @@ use test_support::{
 };
 pub use test_support::{Ran as Run, SOON, Seen, amqp::short};
 use tokio::sync::OnceCell;
-use tokio_postgres::{Client, types::ToSql};
+use tokio_postgres::{
+    Client, Row,
+    types::{FromSqlOwned, ToSql},
+};
 use uuid::Uuid;
 
 /// Records all of each delivery.
@@ -112,6 +115,11 @@ impl World {
             .url_for("relay", "relay-canary-password", &self.database)
     }
 
+    /// The database URL of a role whose password is its name.
+    pub fn url_of(&self, role: &str) -> String {
+        self.postgres().url_for(role, role, &self.database)
+    }
+
     pub fn broker_url(&self) -> String {
         self.site.broker_url()
     }
@@ -169,6 +177,13 @@ impl World {
     /// Runs a command to its end; returns exit code, standard output and standard error.
     pub async fn outboxd(&self, args: &[&str], more: &[(&str, &str)]) -> Run {
         run(args, &self.env(more)).await
+    }
+
+    /// Runs a command as it is typed, which must succeed; returns its output.
+    pub async fn ok(&self, command: &str) -> String {
+        let run = self.outboxd(&words(command), &[]).await;
+        run.ends(0, &[]);
+        run.stdout
     }
 
     pub async fn channel(&self) -> Channel {
@@ -257,11 +272,62 @@ impl World {
 
     /// Reads one number with SQL.
     pub async fn count(&self, sql: &str) -> i64 {
-        self.client
-            .query_one(&format!("SELECT count(*) FROM {sql}"), &[])
-            .await
-            .unwrap()
-            .get(0)
+        self.one(&format!("SELECT count(*) FROM {sql}")).await
+    }
+
+    /// What SQL answers in its first column.
+    pub async fn one<T: FromSqlOwned>(&self, sql: &str) -> T {
+        self.row(sql).await.get(0)
+    }
+
+    pub async fn row(&self, sql: &str) -> Row {
+        let row = self.client.query_one(sql, &[]).await;
+        row.unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    pub async fn all(&self, sql: &str) -> Vec<Row> {
+        let rows = self.client.query(sql, &[]).await;
+        rows.unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    /// There are so many such rows now.
+    #[track_caller]
+    pub fn has(&self, sql: &str, expected: i64) -> impl Future<Output = ()> {
+        let caller = Location::caller();
+        async move { assert_eq!(self.count(sql).await, expected, "{sql} ({caller})") }
+    }
+
+    /// Waits for so many dead messages of this kind.
+    #[track_caller]
+    pub fn dead(&self, which: &str, expected: i64) -> impl Future<Output = ()> {
+        self.rows("outbox.dead", which, expected)
+    }
+
+    /// Waits for so many waiting messages of this kind.
+    #[track_caller]
+    pub fn waiting(&self, which: &str, expected: i64) -> impl Future<Output = ()> {
+        self.rows("outbox.waiting", which, expected)
+    }
+
+    /// Waits until so many messages are marked as sent.
+    #[track_caller]
+    pub fn marked(&self, expected: i64) -> impl Future<Output = ()> {
+        self.rows("outbox.message", "sent_at IS NOT NULL", expected)
+    }
+
+    /// Waits until the marks have passed every message that is there.
+    #[track_caller]
+    pub fn passed_by_marks(&self) -> impl Future<Output = ()> {
+        let above = "m.id > (SELECT low_water FROM outbox.lane l WHERE l.lane = m.lane)";
+        self.rows("outbox.message m", above, 0)
+    }
+
+    #[track_caller]
+    fn rows(&self, of: &str, which: &str, expected: i64) -> impl Future<Output = ()> {
+        let sql = format!("{of} WHERE {which}");
+        nearer(&sql.clone(), async move || {
+            Some((self.count(&sql).await - expected).abs())
+        })
     }
 
     /// Waits for this number of rows, as long as the number comes closer.
@@ -331,6 +397,18 @@ impl Gate {
     pub fn open(&self) {
         std::fs::write(self.file(), "").unwrap();
     }
+}
+
+/// The words of a command, as a shell splits them: what stands between single quotes is one.
+pub fn words(command: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    for (n, part) in command.split('\'').enumerate() {
+        match n % 2 {
+            0 => words.extend(part.split_whitespace()),
+            _ => words.push(part),
+        }
+    }
+    words
 }
 
 pub async fn run(args: &[&str], env: &[(String, String)]) -> Run {

@@ -110,17 +110,11 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
     let (mut flow, relay) = arena.flowing().await?;
     let memory = probe::resident_kib(relay.pid())?;
     let alarms = [
-        (
-            ["set_vm_memory_high_watermark", "0.000001"],
-            ["set_vm_memory_high_watermark", "0.4"],
-        ),
-        (
-            ["set_disk_free_limit", "100000000000000"],
-            ["set_disk_free_limit", "50000000"],
-        ),
+        ("set_vm_memory_high_watermark", "0.000001", "0.4"),
+        ("set_disk_free_limit", "100000000000000", "50000000"),
     ];
-    for (raise, clear) in alarms {
-        arena.rabbitmq.ctl(&raise).await?;
+    for (limit, raise, clear) in alarms {
+        arena.ctl(&format!("{limit} {raise}")).await?;
         eventually("readiness to say blocked", SOON, async || {
             let (status, body) = probe::get(port, "/readyz").await?;
             (status == 503 && body.contains("blocked")).then_some(())
@@ -136,7 +130,7 @@ async fn alarms(setup: &Setup) -> Result<Outcome> {
         let seconds = 3.0 * pace::slowness(began);
         let old = format!("xact_start < clock_timestamp() - make_interval(secs => {seconds})");
         let held = arena.count(&format!("{open} AND {old}")).await?;
-        arena.rabbitmq.ctl(&clear).await?;
+        arena.ctl(&format!("{limit} {clear}")).await?;
         let over = Instant::now();
         expect(held == 0, || {
             format!("{held} claims were held open through the alarm")
@@ -236,22 +230,20 @@ async fn permission_revoked(setup: &Setup) -> Result<Outcome> {
     let channel = amqp::channel(&arena.broker_url()).await?;
     amqp::exchange(&channel, "other").await?;
     amqp::bind(&channel, "other", QUEUE).await?;
-    let broker = &arena.rabbitmq;
-    broker.ctl(&["add_user", "relay", "relay"]).await?;
-    let may_write = |pattern: &'static str| ["set_permissions", "relay", "", pattern, ""];
-    broker.ctl(&may_write(".*")).await?;
+    arena.ctl("add_user relay relay").await?;
+    arena.ctl("set_permissions relay ^$ .* ^$").await?;
     let url = arena.rabbitmq.url_for("relay", "relay", "/");
     arena.set("AMQP_URL", &url);
     arena.set("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000");
     let (mut flow, relay) = arena.flowing().await?;
-    arena.rabbitmq.ctl(&may_write("events")).await?;
+    arena.ctl("set_permissions relay ^$ events ^$").await?;
     twenty(&arena, &flow, "other").await?;
     let refused = "outbox.waiting WHERE reason = 'access_refused'";
     arena
         .until_count("the twenty to wait", refused, |n| n == 20)
         .await;
     flow.steady(300).await?;
-    arena.rabbitmq.ctl(&may_write(".*")).await?;
+    arena.ctl("set_permissions relay ^$ .* ^$").await?;
     let over = Instant::now();
     flow.recovers(over, Duration::from_secs(15)).await?;
     expect(std::fs::exists(format!("/proc/{}", relay.pid()))?, || {
@@ -269,11 +261,8 @@ async fn rotated(setup: &Setup) -> Result<Outcome> {
         let setting = format!("OUTBOXD__{section}__PASSWORD_FILE");
         arena.set(&setting, &file.display().to_string());
     }
-    arena.rabbitmq.ctl(&["add_user", "relay", "first"]).await?;
-    arena
-        .rabbitmq
-        .ctl(&["set_permissions", "relay", "", ".*", ""])
-        .await?;
+    arena.ctl("add_user relay first").await?;
+    arena.ctl("set_permissions relay ^$ .* ^$").await?;
     let client = arena.client().await?;
     let first = "ALTER ROLE relay PASSWORD 'first'";
     client.batch_execute(first).await?;
@@ -283,14 +272,8 @@ async fn rotated(setup: &Setup) -> Result<Outcome> {
     arena.set("DATABASE_URL", &url);
     let (mut flow, relay) = arena.flowing().await?;
 
-    arena
-        .rabbitmq
-        .ctl(&["change_password", "relay", "second"])
-        .await?;
-    arena
-        .rabbitmq
-        .ctl(&["close_all_connections", "rotation"])
-        .await?;
+    arena.ctl("change_password relay second").await?;
+    arena.ctl("close_all_connections rotation").await?;
     relay.line("ACCESS_REFUSED", SOON).await;
     secret(&of_broker, "second")?;
     let over = Instant::now();
@@ -315,29 +298,17 @@ fn secret(path: &Path, text: &str) -> Result<()> {
 async fn connection_limit(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
     let (flow, relay) = arena.flowing().await?;
-    let none = r#"{"max-connections": 0}"#;
-    arena
-        .rabbitmq
-        .ctl(&["set_vhost_limits", "-p", "/", none])
-        .await?;
-    arena
-        .rabbitmq
-        .ctl(&["close_all_connections", "limit"])
-        .await?;
+    let none = r#"set_vhost_limits -p / {"max-connections":0}"#;
+    arena.ctl(none).await?;
+    arena.ctl("close_all_connections limit").await?;
     relay.line("connection limit (0) is reached", SOON).await;
-    arena
-        .rabbitmq
-        .ctl(&["clear_vhost_limits", "-p", "/"])
-        .await?;
+    arena.ctl("clear_vhost_limits -p /").await?;
     flow.heals(Duration::from_secs(15), WINDOW).await
 }
 
 async fn force_closed(setup: &Setup) -> Result<Outcome> {
     let arena = Arena::start(setup).await?;
     let (flow, _relay) = arena.flowing().await?;
-    arena
-        .rabbitmq
-        .ctl(&["close_all_connections", "maintenance"])
-        .await?;
+    arena.ctl("close_all_connections maintenance").await?;
     flow.heals(Duration::from_secs(5), WINDOW).await
 }

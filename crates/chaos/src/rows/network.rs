@@ -1,9 +1,9 @@
-//! The network between relay and broker. Rows 13 to 17.
+//! The network between relay and broker. Rows 13 to 16.
 
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use test_support::{Daemon, Mode, Proxy, probe};
+use test_support::{Daemon, Mode, Proxy};
 use tokio::time::sleep;
 
 use super::broker::nothing_is_marked;
@@ -18,7 +18,6 @@ pub const ROWS: &[Row] = rows! { setup;
     14, "only confirms are dropped" => confirms_dropped(setup);
     15, "TCP reset in the middle of a frame, 20 times" => reset(setup);
     16, "latency above the confirm timeout for 20 seconds" => slow(setup);
-    17, "a peer that accepts TCP and stays silent, 10 minutes" long => silent(setup);
 };
 
 /// A relay whose way to the broker goes through a proxy, and traffic through it.
@@ -104,53 +103,4 @@ async fn slow(setup: &Setup) -> Result<Outcome> {
         format!("{timeouts} time-outs in 20 s: none, or it does not back off")
     })?;
     flow.finish(WINDOW * timeouts.max(1)).await
-}
-
-async fn silent(setup: &Setup) -> Result<Outcome> {
-    let mut arena = Arena::start(setup).await?;
-    let peer = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("amqp://u:p@127.0.0.1:{}/%2f", peer.local_addr()?.port());
-    let accepting = tokio::spawn(async move {
-        let mut held = Vec::new();
-        while let Ok((connection, _)) = peer.accept().await {
-            held.push(connection);
-        }
-    });
-    let good = arena.broker_url();
-    arena.set("AMQP_URL", &url);
-    arena.set("OUTBOXD__BROKER__CONNECT_TIMEOUT", "1s");
-    let mut relay = arena.relay()?;
-    let flow = arena.flow().await?;
-    flow.traffic.pause(true);
-    sleep(Duration::from_secs(60)).await;
-    let (threads, memory) = (
-        probe::threads(relay.pid())?,
-        probe::resident_kib(relay.pid())?,
-    );
-    let files = probe::descriptors(relay.pid())?;
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(540) {
-        sleep(Duration::from_secs(10)).await;
-    }
-    let grown = probe::threads(relay.pid())?.saturating_sub(threads);
-    let kib = probe::resident_kib(relay.pid())?.saturating_sub(memory);
-    expect(grown <= 4, || {
-        format!("{grown} more threads after ten minutes")
-    })?;
-    expect(kib < 4096, || format!("{kib} KiB more after ten minutes"))?;
-    let more_files = probe::descriptors(relay.pid())?.saturating_sub(files);
-    expect(more_files <= 4, || {
-        format!("{more_files} more open files after ten minutes")
-    })?;
-    relay.kill().await?;
-    accepting.abort();
-    arena.set("AMQP_URL", &good);
-    let _relay = arena.relay()?;
-    flow.traffic.pause(false);
-    flow.steady(100).await?;
-    let mut outcome = flow.finish(0).await?;
-    outcome.notes.push(format!(
-        "in ten minutes: {grown} threads and {kib} KiB more"
-    ));
-    Ok(outcome)
 }

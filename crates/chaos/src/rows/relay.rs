@@ -136,11 +136,10 @@ async fn terminated_at_a_frozen_broker(setup: &Setup) -> Result<Outcome> {
 
     let mut relay = arena.relay()?;
     flow.steady(50).await?;
-    let watermark = "set_vm_memory_high_watermark";
-    arena.rabbitmq.ctl(&[watermark, "0.000001"]).await?;
+    arena.ctl("set_vm_memory_high_watermark 0.000001").await?;
     relay.line("blocks publishers", SOON).await;
     let blocked = ends_within_its_grace(&arena, &mut relay).await;
-    arena.rabbitmq.ctl(&[watermark, "0.4"]).await?;
+    arena.ctl("set_vm_memory_high_watermark 0.4").await?;
     blocked?;
     taken_over(&arena, flow, 2 * WINDOW).await
 }

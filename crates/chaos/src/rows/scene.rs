@@ -17,9 +17,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// The whole of a small table is audited again every few seconds.
 pub const AUDITED: Duration = Duration::from_secs(30);
 
-/// A second relay, beside the one that has the admin port.
-pub const BESIDE: &[&str] = &["run", "--set", "admin.listen=off"];
-
 async fn done(client: &Client, sql: &str) -> Result<()> {
     let done = client.batch_execute(sql).await;
     done.map_err(|error| format!("{sql}: {error:?}").into())
@@ -74,14 +71,9 @@ impl<'a> Scene<'a> {
         done(&self.admin, sql).await
     }
 
-    pub fn over(&self) -> Instant {
-        Instant::now()
-    }
-
     /// The incident is over: see [`Flow::endured`].
     pub async fn endured(&mut self, bound: Duration, duplicates: usize) -> Result<()> {
-        let over = self.over();
-        self.flow.endured(over, bound, duplicates).await
+        self.flow.endured(Instant::now(), bound, duplicates).await
     }
 
     /// `/readyz` answers so within a minute.
@@ -97,16 +89,6 @@ impl<'a> Scene<'a> {
         )
         .await;
         in_time(began, MINUTE, || format!("{text:?} was said late"))
-    }
-
-    /// `/readyz` answers so now: the first answer counts.
-    pub async fn still_says(&self, status: u16, text: &str) -> Result<()> {
-        // On a busy machine an answer may take longer than the question is waited for.
-        let ask = async || probe::get(self.port, "/readyz").await;
-        let (code, body) = eventually("an answer of /readyz", SOON, ask).await;
-        expect(code == status && body.contains(text), || {
-            format!("/readyz said {code}, {body}, and not {status}, {text}")
-        })
     }
 
     /// It is ready, or is so again.

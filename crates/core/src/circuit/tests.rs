@@ -77,6 +77,23 @@ impl World {
         self.circuits.report(HERE, tally, self.now, &mut self.rng)
     }
 
+    fn report_to(&mut self, destination: Destination, tally: &Tally) {
+        let (now, rng) = (self.now, &mut self.rng);
+        self.circuits.report(destination, tally, now, rng);
+    }
+
+    /// Another relay has held messages here.
+    fn found(&mut self, destination: Destination, failures: u32, reason: Reason) -> Held {
+        let why = why(reason);
+        let held = Held {
+            destination,
+            failures,
+            why,
+        };
+        self.circuits.found(held.clone(), self.now, &mut self.rng);
+        held
+    }
+
     fn goes(&mut self, arrival: Arrival) -> bool {
         self.goes_to(HERE, arrival)
     }
@@ -194,12 +211,7 @@ fn probes_take_turns_and_end_with_the_last_held_message() {
 #[test]
 fn held_messages_of_another_relay_are_probed() {
     let mut world = World::new();
-    let by_another = Held {
-        destination: HERE,
-        failures: 4,
-        why: why(Reason::Nacked),
-    };
-    world.circuits.found(by_another, world.now, &mut world.rng);
+    world.found(HERE, 4, Reason::Nacked);
     world.now += POLICY.backoff_initial;
     assert_eq!(world.tasks(), [Task::Probe(HERE, i64::MIN)]);
     let held = Tally {
@@ -218,12 +230,7 @@ fn held_messages_of_another_relay_are_probed() {
 fn held_messages_are_probed_even_if_only_one_message_failed_last() {
     let mut world = World::new();
     assert_eq!(world.report(&failed(1, 5, Reason::Unroutable)), None);
-    let held = Held {
-        destination: HERE,
-        failures: 2,
-        why: why(Reason::Unroutable),
-    };
-    world.circuits.found(held, world.now, &mut world.rng);
+    world.found(HERE, 2, Reason::Unroutable);
     world.now += POLICY.backoff_max;
     assert_eq!(world.tasks(), [Task::Probe(HERE, i64::MIN)]);
 }
@@ -233,9 +240,7 @@ fn the_number_of_watched_destinations_is_bounded() {
     let mut world = World::new();
     for n in 0..2 * MOST as i64 + 100 {
         let tally = failed(1 + (n % 2) as usize, n, Reason::Unroutable);
-        world
-            .circuits
-            .report(Destination(n), &tally, world.now, &mut world.rng);
+        world.report_to(Destination(n), &tally);
         assert!(world.circuits.states.len() <= MOST);
     }
     let first_open = Destination(1);
@@ -248,24 +253,14 @@ fn the_number_of_watched_destinations_is_bounded() {
     while world.circuits.has_room() {
         let n = world.circuits.states.len() as i64;
         let full = failed(2, n, Reason::Unroutable);
-        let here = Destination(1_000_000 + n);
-        world
-            .circuits
-            .report(here, &full, world.now, &mut world.rng);
+        world.report_to(Destination(1_000_000 + n), &full);
     }
-    let held = Held {
-        destination: unknown,
-        failures: 0,
-        why: why(Reason::Nacked),
-    };
-    world.circuits.found(held, world.now, &mut world.rng);
+    world.found(unknown, 0, Reason::Nacked);
     let released = Tally {
         had_been_held: true,
         ..delivered()
     };
-    world
-        .circuits
-        .report(unknown, &released, world.now, &mut world.rng);
+    world.report_to(unknown, &released);
     assert!(!world.circuits.states.contains_key(&unknown));
 }
 
@@ -296,14 +291,7 @@ fn a_last_attempt_is_published_and_is_not_a_probe() {
 #[test]
 fn a_held_message_records_the_earlier_failed_probes() {
     let mut world = World::new();
-    let by_another = Held {
-        destination: HERE,
-        failures: 4,
-        why: why(Reason::Unroutable),
-    };
-    world
-        .circuits
-        .found(by_another.clone(), world.now, &mut world.rng);
+    let by_another = world.found(HERE, 4, Reason::Unroutable);
     let admission = world
         .circuits
         .admit(to(HERE), Arrival::Again(None), world.now, &mut world.rng);
@@ -329,10 +317,7 @@ fn a_claim_releases_for_a_few_destinations_and_all_take_turns() {
     tally.delivered = 1;
     tally.had_been_held = true;
     for destination in &destinations {
-        let (now, rng) = (world.now, &mut world.rng);
-        world
-            .circuits
-            .report(Destination(*destination), &tally, now, rng);
+        world.report_to(Destination(*destination), &tally);
     }
     let mut released = Vec::new();
     for _ in 0..destinations.len() {

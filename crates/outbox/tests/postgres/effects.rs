@@ -2,31 +2,28 @@
 
 use std::time::Duration;
 
-use outbox::inbox::{Begun, Claimed, Operation};
+use outbox::inbox::{Begun, Claimed, Inbox, Operation};
+
+use tokio_postgres::Client;
 
 use crate::{
     inbox::{apply, connect, consumer, inbox, operation},
     server,
 };
 
+async fn begun(client: &Client, inbox: &Inbox, effect: &Operation) -> Begun {
+    inbox.begin_effect(client, effect).await.unwrap()
+}
+
 #[tokio::test]
 async fn an_effect_that_was_begun_and_not_recorded_is_in_doubt_until_somebody_settles_it() {
     let mut client = consumer().await;
     let inbox = inbox("effects");
     let charge = operation("pay_1");
-    assert_eq!(
-        inbox.begin_effect(&client, &charge).await.unwrap(),
-        Begun::First
-    );
+    assert_eq!(begun(&client, &inbox, &charge).await, Begun::First);
     // The process dies here. What comes next is told so, by whatever way it asks.
-    assert_eq!(
-        inbox.begin_effect(&client, &charge).await.unwrap(),
-        Begun::InDoubt
-    );
-    assert_eq!(
-        apply(&mut client, &inbox, &charge, "effects").await,
-        Claimed::InDoubt
-    );
+    assert_eq!(begun(&client, &inbox, &charge).await, Begun::InDoubt);
+    assert_eq!(apply(&mut client, &inbox, &charge).await, Claimed::InDoubt);
     let doubts = inbox.in_doubt(&client, Duration::ZERO, 10).await.unwrap();
     assert_eq!(
         doubts.iter().map(|d| d.key.as_str()).collect::<Vec<_>>(),
@@ -54,7 +51,7 @@ async fn an_effect_that_was_begun_and_not_recorded_is_in_doubt_until_somebody_se
         .record_effect(&client, "pay_1", &"charged")
         .await
         .unwrap();
-    let Begun::Duplicate(stored) = inbox.begin_effect(&client, &charge).await.unwrap() else {
+    let Begun::Duplicate(stored) = begun(&client, &inbox, &charge).await else {
         panic!("not a duplicate")
     };
     assert_eq!(stored.json::<String>().unwrap().as_deref(), Some("charged"));
@@ -68,25 +65,16 @@ async fn an_effect_that_was_begun_and_not_recorded_is_in_doubt_until_somebody_se
 
     // Of another one it says that nothing happened.
     assert_eq!(
-        inbox
-            .begin_effect(&client, &operation("pay_2"))
-            .await
-            .unwrap(),
+        begun(&client, &inbox, &operation("pay_2")).await,
         Begun::First
     );
     inbox.abandon_effect(&client, "pay_2").await.unwrap();
     assert_eq!(
-        inbox
-            .begin_effect(&client, &operation("pay_2"))
-            .await
-            .unwrap(),
+        begun(&client, &inbox, &operation("pay_2")).await,
         Begun::First
     );
     let other = Operation::new("pay_2", "paid", "application/json", b"other").unwrap();
-    assert_eq!(
-        inbox.begin_effect(&client, &other).await.unwrap(),
-        Begun::Conflict
-    );
+    assert_eq!(begun(&client, &inbox, &other).await, Begun::Conflict);
 }
 
 #[tokio::test]
@@ -94,12 +82,9 @@ async fn pruning_forgets_what_is_older_than_the_horizon_and_never_what_is_in_dou
     let mut client = consumer().await;
     let inbox = inbox("prune");
     for n in 0..25 {
-        apply(&mut client, &inbox, &operation(&format!("old{n}")), "prune").await;
+        apply(&mut client, &inbox, &operation(&format!("old{n}"))).await;
     }
-    inbox
-        .begin_effect(&client, &operation("doubt"))
-        .await
-        .unwrap();
+    begun(&client, &inbox, &operation("doubt")).await;
     inbox.fail(&client, "failed", "boom").await.unwrap();
     let admin = server().await.connect("payments").await.unwrap();
     let age = "UPDATE inbox.message \
@@ -107,7 +92,7 @@ async fn pruning_forgets_what_is_older_than_the_horizon_and_never_what_is_in_dou
                WHERE consumer = 'prune'; \
                UPDATE inbox.attempt SET last_at = last_at - interval '2 days' WHERE consumer = 'prune'";
     admin.batch_execute(age).await.unwrap();
-    apply(&mut client, &inbox, &operation("young"), "prune").await;
+    apply(&mut client, &inbox, &operation("young")).await;
     let day = Duration::from_secs(24 * 3600);
     let mut steps = Vec::new();
     loop {
@@ -118,18 +103,15 @@ async fn pruning_forgets_what_is_older_than_the_horizon_and_never_what_is_in_dou
     }
     assert_eq!(steps, [10, 10, 5], "in bounded steps");
     assert!(matches!(
-        apply(&mut client, &inbox, &operation("young"), "prune").await,
+        apply(&mut client, &inbox, &operation("young")).await,
         Claimed::Duplicate(_)
     ));
     assert_eq!(
-        inbox
-            .begin_effect(&client, &operation("doubt"))
-            .await
-            .unwrap(),
+        begun(&client, &inbox, &operation("doubt")).await,
         Begun::InDoubt
     );
     assert_eq!(
-        apply(&mut client, &inbox, &operation("old0"), "prune").await,
+        apply(&mut client, &inbox, &operation("old0")).await,
         Claimed::First,
         "past the horizon"
     );
@@ -141,7 +123,7 @@ async fn an_effect_recorded_late_is_remembered_from_its_record() {
     let client = consumer().await;
     let inbox = inbox("late");
     let effect = operation("charge");
-    inbox.begin_effect(&client, &effect).await.unwrap();
+    begun(&client, &inbox, &effect).await;
     let admin = server().await.connect("payments").await.unwrap();
     let age = async |column: &str| {
         let sql = format!(
@@ -157,7 +139,7 @@ async fn an_effect_recorded_late_is_remembered_from_its_record() {
     let day = Duration::from_secs(24 * 3600);
     assert_eq!(inbox.prune(&client, day, 10).await.unwrap(), 0);
     assert!(matches!(
-        inbox.begin_effect(&client, &effect).await.unwrap(),
+        begun(&client, &inbox, &effect).await,
         Begun::Duplicate(_)
     ));
     age("recorded_at").await;

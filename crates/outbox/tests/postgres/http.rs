@@ -26,15 +26,7 @@ use crate::service::{SOON, clean, request, send, service, service_with};
 async fn a_repetition_gets_the_first_answer_byte_for_byte() {
     let service = service("replayed").await;
     let body = b"\x00\xff not text";
-    let send = async || {
-        service
-            .send(
-                request("/payments?x=1", "k")
-                    .body(Body::from(&body[..]))
-                    .unwrap(),
-            )
-            .await
-    };
+    let send = async || service.with_body("/payments?x=1", "k", &body[..]).await;
     let first = send().await;
     assert_eq!((first.status, first.replayed), (201, false));
     assert!(first.headers.contains_key(header::SET_COOKIE));
@@ -82,8 +74,8 @@ async fn two_spellings_of_one_path_are_one_command() {
             assert_eq!((answer.status, answer.replayed), (201, n > 0), "{path}");
         }
         for path in spellings {
-            let other = request(path, key).body(Body::from("another body")).unwrap();
-            assert_eq!(service.send(other).await.status, 422, "{path}");
+            let other = service.with_body(path, key, "another body").await;
+            assert_eq!(other.status, 422, "{path}");
         }
         applied += 1;
         assert_eq!(service.payments().await, applied);
@@ -153,18 +145,14 @@ async fn while_the_first_one_runs_the_second_is_told_so() {
         request("/gate", "k").body("".into()).unwrap(),
     ));
     service.gate.reached.notified().await;
-    let second = service
-        .send(request("/gate", "k").body("".into()).unwrap())
-        .await;
+    let second = service.with_body("/gate", "k", "").await;
     assert_eq!(second.said(), (409, "in-progress".into()));
     assert_eq!(second.headers[header::RETRY_AFTER], "1");
     // Neither another key nor another caller waits.
     assert_eq!(service.post("/payments", "k2").await.status, 201);
     service.gate.open.notify_one();
     let first = first.await.unwrap();
-    let third = service
-        .send(request("/gate", "k").body("".into()).unwrap())
-        .await;
+    let third = service.with_body("/gate", "k", "").await;
     assert_eq!(
         (first.replayed, third.replayed, &third.body),
         (false, true, &first.body)
@@ -202,18 +190,13 @@ async fn the_same_key_for_another_request_is_refused() {
     let service = service("reused").await;
     assert_eq!(service.post("/payments", "k").await.status, 201);
     let reused = (422, "key-reused".to_owned());
-    let other_body = request("/payments", "k").body("{ }".into()).unwrap();
-    assert_eq!(service.send(other_body).await.said(), reused);
-    let other_query = request("/payments?a=b", "k").body("{}".into()).unwrap();
-    assert_eq!(service.send(other_query).await.said(), reused);
+    let other_body = service.with_body("/payments", "k", "{ }").await;
+    assert_eq!(other_body.said(), reused);
+    let other_query = service.post("/payments?a=b", "k").await;
+    assert_eq!(other_query.said(), reused);
     let other_type = request("/payments", "k").header("content-type", "text/plain");
-    assert_eq!(
-        service
-            .send(other_type.body("{}".into()).unwrap())
-            .await
-            .said(),
-        reused
-    );
+    let other_type = service.send(other_type.body("{}".into()).unwrap()).await;
+    assert_eq!(other_type.said(), reused);
     assert_eq!(service.payments().await, 1);
     assert!(
         service.post("/payments", "k").await.replayed,
@@ -264,14 +247,7 @@ async fn a_missing_or_malformed_key_is_refused_before_anything_happens() {
     let missing = service.send(post().body("{}".into()).unwrap()).await;
     assert_eq!(missing.said(), (400, "key-missing".into()));
     for key in ["", "a b", "a, b", "\"open", &"k".repeat(256)] {
-        let answer = service
-            .send(
-                post()
-                    .header("idempotency-key", key)
-                    .body("{}".into())
-                    .unwrap(),
-            )
-            .await;
+        let answer = service.post("/payments", key).await;
         assert_eq!(answer.said(), (400, "key-malformed".into()), "{key}");
     }
     let twice = post()
@@ -294,21 +270,9 @@ async fn a_missing_or_malformed_key_is_refused_before_anything_happens() {
 #[tokio::test]
 async fn a_body_is_bounded() {
     let service = service_with("bounded", |options| options.max_request = 10).await;
-    let large = service
-        .send(
-            request("/payments", "k")
-                .body(Body::from(vec![0; 11]))
-                .unwrap(),
-        )
-        .await;
+    let large = service.with_body("/payments", "k", vec![0; 11]).await;
     assert_eq!(large.said(), (413, "body-too-large".into()));
-    let fits = service
-        .send(
-            request("/payments", "k")
-                .body(Body::from(vec![0; 10]))
-                .unwrap(),
-        )
-        .await;
+    let fits = service.with_body("/payments", "k", vec![0; 10]).await;
     assert_eq!(fits.status, 201);
 }
 

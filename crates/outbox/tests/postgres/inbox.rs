@@ -63,8 +63,12 @@ async fn cents(client: &Client, account: &str) -> i64 {
     client.query_one(sql, &[&account]).await.unwrap().get(0)
 }
 
-/// Claim, business write, result, commit; as a handler does it.
-pub async fn apply(
+/// Claim, business write, result, commit; as a handler does it. The account has the name of the consumer.
+pub async fn apply(client: &mut Client, inbox: &Inbox, operation: &Operation) -> Claimed {
+    apply_to(client, inbox, operation, inbox.consumer()).await
+}
+
+async fn apply_to(
     client: &mut Client,
     inbox: &Inbox,
     operation: &Operation,
@@ -88,11 +92,8 @@ async fn a_duplicate_gets_the_first_result_byte_for_byte_and_changes_nothing() {
     let mut client = consumer().await;
     let inbox = inbox("duplicate");
     let one = operation("m1");
-    assert_eq!(
-        apply(&mut client, &inbox, &one, "duplicate").await,
-        Claimed::First
-    );
-    let Claimed::Duplicate(stored) = apply(&mut client, &inbox, &one, "duplicate").await else {
+    assert_eq!(apply(&mut client, &inbox, &one).await, Claimed::First);
+    let Claimed::Duplicate(stored) = apply(&mut client, &inbox, &one).await else {
         panic!("not a duplicate")
     };
     assert_eq!(stored.bytes.as_deref(), Some(&br#"{"paid":1}"#[..]));
@@ -104,10 +105,7 @@ async fn a_duplicate_gets_the_first_result_byte_for_byte_and_changes_nothing() {
     assert_eq!(cents(&client, "duplicate").await, 1);
     // Another consumer of the same message is another operation.
     let other = Inbox::new("duplicate-2").unwrap();
-    assert_eq!(
-        apply(&mut client, &other, &one, "duplicate-2").await,
-        Claimed::First
-    );
+    assert_eq!(apply(&mut client, &other, &one).await, Claimed::First);
 }
 
 #[tokio::test]
@@ -116,7 +114,7 @@ async fn one_business_fact_under_two_message_ids_is_applied_once() {
     let inbox = inbox("business-key");
     // The handler names pay_123 instead of either message id.
     for expected in [true, false] {
-        let claimed = apply(&mut client, &inbox, &operation("pay_123"), "business-key").await;
+        let claimed = apply(&mut client, &inbox, &operation("pay_123")).await;
         assert_eq!(claimed == Claimed::First, expected);
     }
     assert_eq!(cents(&client, "business-key").await, 1);
@@ -126,16 +124,13 @@ async fn one_business_fact_under_two_message_ids_is_applied_once() {
 async fn the_same_key_with_another_body_is_a_conflict() {
     let mut client = consumer().await;
     let inbox = inbox("conflict");
-    apply(&mut client, &inbox, &operation("m1"), "conflict").await;
+    apply(&mut client, &inbox, &operation("m1")).await;
     for other in [
         Operation::new("m1", "paid", "application/json", b"{ }").unwrap(),
         Operation::new("m1", "refunded", "application/json", b"{}").unwrap(),
         Operation::new("m1", "paid", "text/plain", b"{}").unwrap(),
     ] {
-        assert_eq!(
-            apply(&mut client, &inbox, &other, "conflict").await,
-            Claimed::Conflict
-        );
+        assert_eq!(apply(&mut client, &inbox, &other).await, Claimed::Conflict);
     }
     assert_eq!(cents(&client, "conflict").await, 1);
 }
@@ -185,34 +180,18 @@ async fn sql_and_rust_compute_the_same_fingerprint() {
 async fn an_older_position_of_an_entity_is_stale() {
     let mut client = consumer().await;
     let inbox = inbox("stale");
-    let at = |key: &str, position| operation(key).guarded("order:1", position);
-    assert_eq!(
-        apply(&mut client, &inbox, &at("m5", 5), "stale").await,
-        Claimed::First
-    );
-    assert_eq!(
-        apply(&mut client, &inbox, &at("m4", 4), "stale").await,
-        Claimed::Stale
-    );
-    assert_eq!(
-        apply(&mut client, &inbox, &at("m4", 4), "stale").await,
-        Claimed::Stale,
-        "also when repeated"
-    );
-    assert_eq!(
-        apply(&mut client, &inbox, &at("m6", 6), "stale").await,
-        Claimed::First
-    );
-    assert_eq!(
-        apply(
-            &mut client,
-            &inbox,
-            &operation("m7").guarded("order:2", 1),
-            "stale"
-        )
-        .await,
-        Claimed::First
-    );
+    for (key, entity, position, expected) in [
+        ("m5", "order:1", 5, Claimed::First),
+        ("m4", "order:1", 4, Claimed::Stale),
+        // Also when repeated.
+        ("m4", "order:1", 4, Claimed::Stale),
+        ("m6", "order:1", 6, Claimed::First),
+        ("m7", "order:2", 1, Claimed::First),
+    ] {
+        let guarded = operation(key).guarded(entity, position);
+        let claimed = apply(&mut client, &inbox, &guarded).await;
+        assert_eq!(claimed, expected, "{key}");
+    }
     assert_eq!(cents(&client, "stale").await, 3);
 }
 
@@ -231,7 +210,7 @@ async fn a_handler_that_fails_half_way_leaves_nothing_behind() {
     }
     assert_eq!(cents(&client, "half-way").await, 0);
     assert_eq!(
-        apply(&mut client, &inbox, &operation("m1"), "half-way").await,
+        apply(&mut client, &inbox, &operation("m1")).await,
         Claimed::First
     );
     assert_eq!(cents(&client, "half-way").await, 1);
@@ -252,12 +231,12 @@ async fn a_consumer_that_dies_around_its_commit_applies_once() {
     assert_eq!(row.get::<_, &str>(0), "first");
     drop(dying);
     assert_eq!(
-        apply(&mut client, &inbox, &operation("m1"), "dies").await,
+        apply(&mut client, &inbox, &operation("m1")).await,
         Claimed::First
     );
     let mut next = connect("payments", "p").await;
     assert!(matches!(
-        apply(&mut next, &inbox, &operation("m1"), "dies").await,
+        apply(&mut next, &inbox, &operation("m1")).await,
         Claimed::Duplicate(_)
     ));
     assert_eq!(cents(&client, "dies").await, 1);
@@ -282,7 +261,6 @@ async fn racing_consumers_apply_each_message_once() {
                     &mut client,
                     &inbox("race"),
                     &operation(&format!("m{round}")),
-                    "race",
                 )
                 .await;
                 match claimed {
@@ -318,9 +296,7 @@ async fn a_waiting_claimant_is_first_when_the_other_one_rolls_back() {
         Claimed::First
     );
     let waiting =
-        tokio::spawn(
-            async move { apply(&mut loser, &inbox("waits"), &operation("m1"), "waits").await },
-        );
+        tokio::spawn(async move { apply(&mut loser, &inbox("waits"), &operation("m1")).await });
     let onlooker = server().await.connect("payments").await.unwrap();
     test_support::eventually(
         "the other one to wait",
@@ -525,7 +501,7 @@ async fn play(case: usize, steps: &[Step]) -> Result<(), String> {
     for step in steps {
         match *step {
             Step::Deliver(key) => {
-                let claimed = apply(&mut client, &inbox, &named(key), &account(key)).await;
+                let claimed = apply_to(&mut client, &inbox, &named(key), &account(key)).await;
                 if (claimed == Claimed::First) == applied[key] {
                     return Err(format!(
                         "{claimed:?} for a key that was applied: {}",
@@ -555,8 +531,8 @@ async fn play(case: usize, steps: &[Step]) -> Result<(), String> {
                 let (one, two) = (named(key), named(key));
                 let (account_one, account_two) = (account(key), account(key));
                 let (a, b) = tokio::join!(
-                    apply(&mut client, &inbox, &one, &account_one),
-                    apply(&mut other, &inbox, &two, &account_two)
+                    apply_to(&mut client, &inbox, &one, &account_one),
+                    apply_to(&mut other, &inbox, &two, &account_two)
                 );
                 let firsts = usize::from(a == Claimed::First) + usize::from(b == Claimed::First);
                 if firsts != usize::from(!applied[key]) {

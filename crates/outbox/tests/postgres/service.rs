@@ -296,7 +296,11 @@ impl Service {
 
     /// With a key, and `{}` as its body.
     pub async fn post(&self, path: &str, key: &str) -> Answer {
-        self.send(request(path, key).body("{}".into()).unwrap())
+        self.with_body(path, key, "{}").await
+    }
+
+    pub async fn with_body(&self, path: &str, key: &str, body: impl Into<Body>) -> Answer {
+        self.send(request(path, key).body(body.into()).unwrap())
             .await
     }
 

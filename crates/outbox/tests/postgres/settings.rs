@@ -261,21 +261,3 @@ async fn behind_row_level_security_nothing_is_first_twice_or_silently_left_out()
     let claimed = inbox.claim(&transaction, &known).await.unwrap();
     assert!(matches!(claimed, Claimed::Duplicate(_)), "{claimed:?}");
 }
-
-/// An "append only" trigger that swallows what it does not like.
-#[tokio::test]
-async fn a_trigger_that_swallows_a_claim_is_an_error() {
-    let owner = owner("settings_trigger").await;
-    let trigger = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$; \
-                   CREATE TRIGGER swallow BEFORE INSERT ON inbox.message FOR EACH ROW \
-                   WHEN (NEW.consumer = 'swallowed') EXECUTE FUNCTION swallow(); \
-                   CREATE TRIGGER swallow BEFORE INSERT ON inbox.entity FOR EACH ROW \
-                   WHEN (NEW.consumer = 'swallowed-guard') EXECUTE FUNCTION swallow()";
-    owner.batch_execute(trigger).await.unwrap();
-    let mut client = service("settings_trigger", &[]).await;
-    let transaction = client.transaction().await.unwrap();
-    let inbox = Inbox::new("swallowed").unwrap();
-    assert!(inbox.claim(&transaction, &operation("k")).await.is_err());
-    transaction.rollback().await.unwrap();
-    assert!(inbox.begin_effect(&client, &operation("k")).await.is_err());
-}

@@ -8,7 +8,6 @@ use test_support::{Proxy, crowd, eventually, probe};
 use super::bounds::bounded;
 use crate::{
     arena::{Arena, SOON, Setup, WINDOW},
-    inputs::configuration::judge::{SECRET, file},
     row::{Outcome, Result, Row, expect, rows},
     rows::scene::Scene,
 };
@@ -93,6 +92,14 @@ const TRAPS: [(&str, &str); 5] = [
     ("open", "is open to everybody (mode 604); chmod o="),
 ];
 
+/// Written there with this mode; returns its path.
+fn file(folder: &Path, name: &str, text: &str, mode: u32) -> Result<String> {
+    let path = folder.join(name);
+    std::fs::write(&path, text)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+    Ok(path.display().to_string())
+}
+
 async fn secret_files(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
     let folder = tempfile::tempdir()?;
@@ -102,10 +109,10 @@ async fn secret_files(setup: &Setup) -> Result<Outcome> {
     huge.set_len(3 << 30)?;
     huge.set_permissions(std::fs::Permissions::from_mode(0o600))?;
     std::os::unix::fs::symlink("/dev/zero", at("link"))?;
-    file(folder.path(), "group", SECRET.as_bytes(), 0o660)?;
-    file(folder.path(), "open", SECRET.as_bytes(), 0o604)?;
+    file(folder.path(), "group", "hunter2", 0o660)?;
+    file(folder.path(), "open", "hunter2", 0o604)?;
     // It is read again at each connect.
-    let password = file(folder.path(), "password", b"relay", 0o600)?;
+    let password = file(folder.path(), "password", "relay", 0o600)?;
     let url = arena.database_url().replace("relay:relay@", "relay@");
     let (database, url) = Proxy::before(&url).await?;
     arena.set("DATABASE_URL", &url);

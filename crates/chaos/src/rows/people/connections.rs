@@ -20,9 +20,8 @@ const AGAIN: Duration = Duration::from_secs(15);
 
 async fn few(setup: &Setup) -> Result<Outcome> {
     let mut arena = Arena::start(setup).await?;
-    let ctl = async |arena: &Arena<'_>, args: &[&str]| arena.rabbitmq.ctl(args).await.map(drop);
-    ctl(&arena, &["add_user", "relay", "relay"]).await?;
-    ctl(&arena, &["set_permissions", "relay", ".*", ".*", ".*"]).await?;
+    arena.ctl("add_user relay relay").await?;
+    arena.ctl("set_permissions relay .* .* .*").await?;
     let url = arena.rabbitmq.url_for("relay", "relay", "/");
     arena.set("AMQP_URL", &url);
     arena.set("OUTBOXD__RELAY__WORKERS", &WORKERS.to_string());
@@ -48,8 +47,8 @@ async fn few(setup: &Setup) -> Result<Outcome> {
         scene.stop().await?;
         let sql = format!("ALTER ROLE relay CONNECTION LIMIT {limit}");
         scene.superuser(&sql).await?;
-        let few = format!(r#"{{"max-connections": {brokers}}}"#);
-        ctl(&scene.arena, &["set_user_limits", "relay", &few]).await?;
+        let few = format!(r#"set_user_limits relay {{"max-connections":{brokers}}}"#);
+        scene.arena.ctl(&few).await?;
         scene.relay = scene.arena.relay()?;
         scene.flow.steady(200).await?;
         scene.ready().await?;

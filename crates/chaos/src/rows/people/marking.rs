@@ -11,8 +11,8 @@ use crate::{
 };
 
 pub const ROWS: &[Row] = rows! { setup;
-    65, "a table lock that lets reads pass; one row locked; one record locked; all lanes locked" => locked(setup);
-    66, "marking or filing impossible: privilege revoked, a trigger that raises, swallows or keeps the old row, a publication with a row filter, read-only" => obstructed(setup);
+    65, "a table lock that lets reads pass; one row locked" => locked(setup);
+    66, "marking impossible: privilege revoked, a trigger that raises, swallows or keeps the old row, a publication with a row filter, read-only" => obstructed(setup);
 };
 
 const UNMARKED: &str = "messages cannot be marked";
@@ -76,8 +76,6 @@ async fn locked(setup: &Setup) -> Result<Outcome> {
         scene.endured(AGAIN, 0).await?;
     }
     one_row(&mut scene).await?;
-    one_record(&mut scene).await?;
-    all_lanes(&mut scene).await?;
     // What is said is the cause, not what came of it.
     let lines = scene.relay.lines();
     let other = lines.iter().find(|line| line.contains("25P02"));
@@ -108,38 +106,6 @@ async fn one_row(scene: &mut Scene<'_>) -> Result<()> {
     scene.logs("locks-a-row").await?;
     person.batch_execute("COMMIT").await?;
     scene.endured(AGAIN, WINDOW).await
-}
-
-/// Its record in outbox.waiting, which the settle removes.
-async fn one_record(scene: &mut Scene<'_>) -> Result<()> {
-    let person = person(scene, "locks-a-record").await?;
-    let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, available_at) \
-                  VALUES ('row', 'recorded', 'x', '{}', clock_timestamp() + interval '10 s')";
-    scene.flow.commits(&scene.owner, insert).await?;
-    let record = "outbox.waiting WHERE cause = 'scheduled'";
-    scene.until("the scheduled one to wait", record, 1).await;
-    let lock = "BEGIN; SELECT FROM outbox.waiting FOR UPDATE";
-    person.batch_execute(lock).await?;
-    scene.logs("a message is left as it is").await?;
-    scene.logs("locks-a-record").await?;
-    scene.flow.steady(200).await?;
-    person.batch_execute("COMMIT").await?;
-    scene.endured(AGAIN, WINDOW).await
-}
-
-async fn all_lanes(scene: &mut Scene<'_>) -> Result<()> {
-    let person = person(scene, "locks-the-lanes").await?;
-    person
-        .batch_execute("BEGIN; SELECT FROM outbox.lane ORDER BY lane FOR UPDATE")
-        .await?;
-    // So that they have waited for a while.
-    let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, created_at) \
-                  SELECT 'row', 'lanes-' || i, 'x', '{}', clock_timestamp() - interval '1 minute' \
-                  FROM generate_series(1, 100) i";
-    scene.flow.commits(&scene.owner, insert).await?;
-    scene.logs("locks-the-lanes").await?;
-    person.batch_execute("COMMIT").await?;
-    scene.endured(AGAIN, 0).await
 }
 
 /// What a person does, how it is undone, and what is said of it.
@@ -184,47 +150,6 @@ const OBSTACLES: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// What keeps a message from being filed for a retry, and what is said of it.
-const UNFILED: &[(&str, &str, &str)] = &[
-    (
-        "REVOKE INSERT ON outbox.waiting FROM outbox_relay",
-        "GRANT INSERT ON outbox.waiting TO outbox_relay",
-        "permission denied for table waiting",
-    ),
-    (
-        "CREATE TRIGGER person BEFORE INSERT ON outbox.waiting FOR EACH ROW EXECUTE FUNCTION public.swallows()",
-        "DROP TRIGGER person ON outbox.waiting",
-        "let it pass INSERTs",
-    ),
-    (
-        "CREATE TRIGGER person BEFORE UPDATE ON outbox.waiting FOR EACH ROW EXECUTE FUNCTION public.keeps()",
-        "DROP TRIGGER person ON outbox.waiting",
-        "outbox.waiting keeps its rows as they are",
-    ),
-];
-
-/// All that is delivered still flows.
-async fn unfiled(scene: &mut Scene<'_>) -> Result<()> {
-    for (obstacle, cure, said) in UNFILED {
-        let told = scene.said(said);
-        scene.sql(obstacle).await?;
-        let insert = "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload, exchange) \
-                      VALUES ('row', 'unfiled', 'x', '{}', 'nowhere')";
-        scene.flow.commits(&scene.owner, insert).await?;
-        scene.says(503, "cannot_mark").await?;
-        scene.logs_again(said, told).await?;
-        scene.flow.steady(200).await?;
-        // Marks of others do not end a failure that goes on.
-        scene.still_says(503, "cannot_mark").await?;
-        scene.sql(cure).await?;
-        scene
-            .sql("UPDATE outbox.message SET exchange = NULL WHERE sent_at IS NULL")
-            .await?;
-        scene.endured(AGAIN, WINDOW).await?;
-    }
-    Ok(())
-}
-
 async fn obstructed(setup: &Setup) -> Result<Outcome> {
     let mut scene = impatient(setup).await?;
     let raises = "CREATE FUNCTION public.raises() RETURNS trigger LANGUAGE plpgsql \
@@ -258,7 +183,6 @@ async fn obstructed(setup: &Setup) -> Result<Outcome> {
         scene.ready().await?;
         scene.logs_again(MARKED_AGAIN, again).await?;
     }
-    unfiled(&mut scene).await?;
     // Whatever is written is refused.
     scene
         .superuser(

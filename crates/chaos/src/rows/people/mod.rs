@@ -1,11 +1,10 @@
-//! What people and their tools do to the outbox, the servers and the process. Rows 58 to 67, 71 to 74.
+//! What people and their tools do to the outbox, the servers and the process. Rows 58 to 67, 71 to 73.
 
 mod connections;
 mod destinations;
 mod marking;
 mod positions;
 mod process;
-mod schema;
 mod settings;
 mod tables;
 
@@ -19,5 +18,4 @@ pub const ROWS: &[&[Row]] = &[
     destinations::ROWS,
     connections::ROWS,
     process::ROWS,
-    schema::ROWS,
 ];

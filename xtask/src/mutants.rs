@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     process::{Command, Stdio},
 };
 
@@ -36,15 +35,19 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let explained = explained()?;
     mutate(args)?;
-    let path = Path::new(OUTPUT).join("mutants.out/outcomes.json");
-    let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let outcomes: Outcomes = serde_json::from_str(&text).map_err(|e| {
-        format!(
-            "{}: not in the format of cargo-mutants {VERSION}: {e}",
-            path.display()
-        )
-    })?;
-    judge(&outcomes.results(), &explained)
+    let list = |name: &str| -> Result<Vec<Mutant>> {
+        let path = format!("{OUTPUT}/mutants.out/{name}.txt");
+        let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+        Ok(text.lines().map(mutant).collect())
+    };
+    judge(
+        &Tried {
+            caught: list("caught")?,
+            missed: list("missed")?,
+            timeouts: list("timeout")?,
+        },
+        &explained,
+    )
 }
 
 fn mutate(args: &Args) -> Result<()> {
@@ -124,123 +127,44 @@ fn explained() -> Result<Vec<Survivor>> {
     Ok(explained.survivor)
 }
 
-/// The fields that are read from outcomes.json.
-#[derive(Deserialize)]
-struct Outcomes {
-    outcomes: Vec<Outcome>,
-}
+/// A mutant: its file, and its change without line and column.
+type Mutant = (String, String);
 
-#[derive(Deserialize)]
-struct Outcome {
-    scenario: Scenario,
-    summary: Summary,
-}
-
-#[derive(Deserialize)]
-enum Scenario {
-    Baseline,
-    Mutant { name: String },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-enum Summary {
-    Success,
-    Failure,
-    CaughtMutant,
-    MissedMutant,
-    Timeout,
-    Unviable,
-}
-
-/// A mutant: its file, its change, and its result.
-struct Mutant {
-    file: String,
-    change: String,
-    summary: Summary,
-}
-
-impl Outcomes {
-    fn results(&self) -> Vec<Mutant> {
-        let mutant = |outcome: &Outcome| match &outcome.scenario {
-            Scenario::Baseline => None,
-            Scenario::Mutant { name } => Some(mutant(name, outcome.summary)),
-        };
-        self.outcomes.iter().filter_map(mutant).collect()
-    }
-}
-
-/// Parses a name such as `crates/core/src/plan.rs:86:9: replace …`.
-fn mutant(name: &str, summary: Summary) -> Mutant {
-    let mut parts = name.splitn(4, ':');
+/// Parses a line such as `crates/core/src/plan.rs:86:9: replace …`.
+fn mutant(line: &str) -> Mutant {
+    let mut parts = line.splitn(4, ':');
     let file = parts.next().unwrap_or_default();
-    let file = file.rsplit('/').next().unwrap_or(file).to_owned();
-    let change = parts.nth(2).unwrap_or_default().trim().to_owned();
-    Mutant {
-        file,
-        change,
-        summary,
-    }
+    let file = file.rsplit('/').next().unwrap_or(file);
+    let change = parts.nth(2).unwrap_or_default().trim();
+    (file.to_owned(), change.to_owned())
 }
 
-#[derive(Default, Clone, Copy)]
-struct Count {
-    caught: usize,
-    missed: usize,
-    timeouts: usize,
+/// The lists of cargo-mutants. A mutant that does not compile is in none of them: no test could miss it.
+#[derive(Default)]
+struct Tried {
+    caught: Vec<Mutant>,
+    missed: Vec<Mutant>,
+    /// A hanging test counts as one that fails.
+    timeouts: Vec<Mutant>,
 }
 
-impl Count {
-    /// A mutant that does not compile does not count: no test could miss it.
-    fn add(&mut self, summary: Summary) {
-        match summary {
-            Summary::CaughtMutant => self.caught += 1,
-            Summary::MissedMutant => self.missed += 1,
-            Summary::Timeout => self.timeouts += 1,
-            Summary::Success | Summary::Failure | Summary::Unviable => {}
-        }
-    }
-
-    fn viable(self) -> usize {
-        self.caught + self.missed + self.timeouts
-    }
-
-    /// A hanging test counts as caught.
-    fn percent(self) -> f64 {
-        100.0 * (self.caught + self.timeouts) as f64 / self.viable().max(1) as f64
-    }
-
-    fn row(self, name: &str) {
-        println!(
-            "| {name} | {} | {} | {} | {} | {:.1} % |",
-            self.viable(),
-            self.caught,
-            self.missed,
-            self.timeouts,
-            self.percent()
-        );
-    }
-}
-
-fn judge(mutants: &[Mutant], explained: &[Survivor]) -> Result<()> {
-    let mut files: BTreeMap<&str, Count> = BTreeMap::new();
-    let mut total = Count::default();
-    for mutant in mutants {
-        files.entry(&mutant.file).or_default().add(mutant.summary);
-        total.add(mutant.summary);
-    }
-    println!("| file | viable | caught | missed | timeouts | |\n|---|---|---|---|---|---|");
-    for (file, count) in &files {
-        count.row(file);
-    }
-    total.row("all");
-    if total.viable() == 0 {
+fn judge(tried: &Tried, explained: &[Survivor]) -> Result<()> {
+    let caught = tried.caught.len() + tried.timeouts.len();
+    let all = caught + tried.missed.len();
+    if all == 0 {
         return Err("nothing was mutated: are the names those of files in crates/core/src?".into());
     }
-    let mut problems = unexplained(mutants, explained, &files);
-    if total.percent() < WANTED {
+    let percent = 100.0 * caught as f64 / all as f64;
+    println!(
+        "{all} compile: {} caught, {} missed, {} timeouts; {percent:.1} %",
+        tried.caught.len(),
+        tried.missed.len(),
+        tried.timeouts.len()
+    );
+    let mut problems = unexplained(tried, explained);
+    if percent < WANTED {
         problems.push(format!(
-            "{:.1} % are caught, {WANTED} % are wanted: write tests",
-            total.percent()
+            "{percent:.1} % are caught, {WANTED} % are wanted: write tests"
         ));
     }
     if problems.is_empty() {
@@ -251,36 +175,30 @@ fn judge(mutants: &[Mutant], explained: &[Survivor]) -> Result<()> {
 }
 
 /// Survivors without a reason, and reasons without a survivor.
-fn unexplained(
-    mutants: &[Mutant],
-    explained: &[Survivor],
-    files: &BTreeMap<&str, Count>,
-) -> Vec<String> {
-    let mut survivors: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    for mutant in mutants {
-        if mutant.summary == Summary::MissedMutant {
-            *survivors.entry((&mutant.file, &mutant.change)).or_default() += 1;
-        }
+fn unexplained(tried: &Tried, explained: &[Survivor]) -> Vec<String> {
+    let mut survivors: BTreeMap<&Mutant, usize> = BTreeMap::new();
+    for mutant in &tried.missed {
+        *survivors.entry(mutant).or_default() += 1;
     }
+    let lists = [&tried.caught, &tried.missed, &tried.timeouts];
     let mut problems = Vec::new();
-    for survivor in explained {
-        let left = survivors.remove(&(survivor.file.as_str(), survivor.mutant.as_str()));
-        let left = left.unwrap_or(0);
-        if left != survivor.times && files.contains_key(survivor.file.as_str()) {
+    for known in explained {
+        let mutant = (known.file.clone(), known.mutant.clone());
+        let left = survivors.remove(&mutant).unwrap_or(0);
+        // A run may be about other files.
+        let in_run = lists
+            .iter()
+            .any(|list| list.iter().any(|m| m.0 == known.file));
+        if left != known.times && in_run {
             problems.push(format!(
                 "{}: \"{}\" survives {left} times, {EXPLAINED} explains {}: correct it there",
-                survivor.file, survivor.mutant, survivor.times
+                known.file, known.mutant, known.times
             ));
         }
     }
     problems.extend(survivors.iter().map(|((file, change), times)| {
         format!(
-            "{file}: \"{change}\" survives{}: write a test, or its reason into {EXPLAINED}",
-            if *times > 1 {
-                format!(" {times} times")
-            } else {
-                String::new()
-            }
+            "{file}: \"{change}\" survives (×{times}): write a test, or its reason into {EXPLAINED}"
         )
     }));
     problems
@@ -303,51 +221,42 @@ mod tests {
         }]
     }
 
-    fn caught(n: usize) -> Vec<Mutant> {
-        let caught = |_| mutant(PLAN, Summary::CaughtMutant);
-        (0..n).map(caught).collect()
-    }
-
-    fn judged(summaries: &[Summary], explained: &[Survivor]) -> std::result::Result<(), String> {
-        let mut mutants = caught(100);
-        mutants.extend(summaries.iter().map(|summary| mutant(PLAN, *summary)));
-        judge(&mutants, explained).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn the_output_of_cargo_mutants_is_parsed() {
-        let text = r#"{"outcomes":[
-            {"scenario":"Baseline","summary":"Success","phase_results":[]},
-            {"scenario":{"Mutant":{"name":"crates/core/src/a.rs:1:2: replace a::b -> c with d","package":"p"}},
-             "summary":"MissedMutant"}],"total_mutants":1}"#;
-        let outcomes: Outcomes = serde_json::from_str(text).unwrap();
-        let [only] = &outcomes.results()[..] else {
-            panic!("one mutant")
+    fn judged(missed: usize, explained: usize) -> std::result::Result<(), String> {
+        let tried = Tried {
+            caught: vec![mutant(PLAN); 100],
+            missed: vec![mutant(PLAN); missed],
+            timeouts: Vec::new(),
         };
-        assert_eq!(
-            (only.file.as_str(), only.summary),
-            ("a.rs", Summary::MissedMutant)
-        );
-        assert_eq!(only.change, "replace a::b -> c with d");
+        let explained = if explained == 0 {
+            Vec::new()
+        } else {
+            survivor(explained)
+        };
+        judge(&tried, &explained).map_err(|e| e.to_string())
     }
 
     #[test]
     fn a_survivor_needs_a_reason_and_a_reason_its_survivor() {
-        let missed = Summary::MissedMutant;
-        let error = judged(&[missed], &[]).unwrap_err();
-        assert!(error.contains(CHANGE), "{error}");
-        assert_eq!(judged(&[missed], &survivor(1)), Ok(()));
-        assert!(judged(&[missed, missed], &survivor(1)).is_err());
-        assert!(judged(&[], &survivor(1)).is_err(), "it is caught now");
+        let error = judged(1, 0).unwrap_err();
+        assert!(
+            error.contains("plan.rs: ") && error.contains(CHANGE),
+            "{error}"
+        );
+        assert_eq!(judged(1, 1), Ok(()));
+        assert!(judged(2, 1).is_err());
+        assert!(judged(0, 1).is_err(), "it is caught now");
     }
 
     #[test]
     fn of_those_that_compile_95_percent_are_caught_and_a_hang_is_noticed() {
-        let few = [Summary::MissedMutant; 6];
-        let error = judged(&few, &survivor(6)).unwrap_err();
+        let error = judged(6, 6).unwrap_err();
         assert!(error.contains("94.3 %"), "{error}");
-        assert_eq!(judged(&few[..5], &survivor(5)), Ok(()));
-        assert_eq!(judged(&[Summary::Timeout; 50], &[]), Ok(()));
-        assert_eq!(judged(&[Summary::Unviable; 50], &[]), Ok(()));
+        assert_eq!(judged(5, 5), Ok(()));
+        let hangs = Tried {
+            timeouts: vec![mutant(PLAN)],
+            ..Tried::default()
+        };
+        assert!(judge(&hangs, &[]).is_ok());
+        assert!(judge(&Tried::default(), &[]).is_err());
     }
 }

@@ -5,7 +5,8 @@ mod report;
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Command, ExitStatus},
+    path::PathBuf,
+    process::{Command, ExitStatus, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -26,7 +27,7 @@ pub struct Args {
 }
 
 /// Tests mostly wait for a server.
-pub const THREADS: &str = "6";
+const THREADS: &str = "6";
 
 /// A binary without output for this long hangs, and would block all others. Each test has its own deadlines of minutes,
 /// and so has the build of a crate on a slow machine.
@@ -36,7 +37,8 @@ pub fn run(args: &Args) -> Result<()> {
     install(Tools::Tests)?;
     let began = Instant::now();
     let filter = args.filter.as_deref();
-    let tests = tests(&["--locked", "--features", "outboxd/failpoints"], filter)?;
+    let options = ["--locked", "--features", "outboxd/failpoints"];
+    let tests = tests(&options, &[], filter)?;
     // The checks of deploy/ run even if a test has failed.
     let checks = match filter {
         None => Some(checks()?),
@@ -59,21 +61,24 @@ pub fn run(args: &Args) -> Result<()> {
     Err(format!("{} failed\n  {}", failures.len(), failures.join("\n  ")).into())
 }
 
-/// Runs all test binaries of the workspace and its doc-tests.
-fn tests(options: &[&str], filter: Option<&str>) -> Result<Tests> {
+/// Runs all test binaries of the workspace and its doc-tests, or those that the options name.
+pub fn tests(options: &[&str], env: &[(&str, PathBuf)], filter: Option<&str>) -> Result<Tests> {
     let always = ["test", "--workspace", "--no-fail-fast", "--color", "never"];
-    let mut words = [&always[..], options, &["--", "--test-threads", THREADS]].concat();
-    words.extend(filter);
+    let mut cargo = Command::new("cargo");
+    cargo.args(always).args(options);
+    cargo.args(["--", "--test-threads", THREADS]).args(filter);
+    cargo.envs(env.iter().map(|(name, value)| (name, value)));
     let mut tests = Tests::default();
-    let status = watched("cargo", &words, SILENCE, |line| tests.read(line))?;
+    let status = watched(&mut cargo, SILENCE, |line| tests.read(line))?;
     tests.end(status.success(), &status.to_string(), filter);
     Ok(tests)
 }
 
 fn checks() -> Result<Checks> {
     let mut checks = Checks::default();
-    let words = ["deploy/check.sh"];
-    let status = watched("sh", &words, SILENCE, |line| checks.read(line))?;
+    let mut script = Command::new("sh");
+    script.arg("deploy/check.sh");
+    let status = watched(&mut script, SILENCE, |line| checks.read(line))?;
     checks.end(status.success(), &status.to_string());
     Ok(checks)
 }
@@ -81,20 +86,23 @@ fn checks() -> Result<Checks> {
 /// Runs a command to its end, with its output visible, and passes each line to `read`. After `silence` without output,
 /// the processes that the command started are killed; the command itself continues with the next one.
 fn watched(
-    program: &str,
-    args: &[&str],
+    command: &mut Command,
     silence: Duration,
     mut read: impl FnMut(&str),
 ) -> Result<ExitStatus> {
-    eprintln!("$ {program} {}", args.join(" "));
+    let program = command.get_program().to_string_lossy().into_owned();
+    let words: Vec<_> = command
+        .get_args()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    eprintln!("$ {program} {}", words.join(" "));
     // One pipe for both outputs: only the order of the lines tells which binary a result belongs to.
     let (reader, writer) = std::io::pipe()?;
-    let mut child = Command::new(program)
-        .args(args)
-        .stdout(writer.try_clone()?)
-        .stderr(writer)
-        .spawn()
-        .map_err(|e| format!("{program}: {e}"))?;
+    let output = writer.try_clone()?;
+    let child = command.stdout(output).stderr(writer).spawn();
+    let mut child = child.map_err(|e| format!("{program}: {e}"))?;
+    // The command would keep the pipe open.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     let (lines, said) = mpsc::channel();
     thread::spawn(move || {
         // A process under test may write any bytes, not only UTF-8.
@@ -190,8 +198,9 @@ mod tests {
         let script = "echo before; sleep 3600; echo behind it";
         let mut lines = Vec::new();
         let second = Duration::from_secs(1);
-        watched("sh", &["-c", script], second, |line| {
-            lines.push(line.to_owned())
+        let mut shell = Command::new("sh");
+        watched(shell.args(["-c", script]), second, |line| {
+            lines.push(line.to_owned());
         })
         .unwrap();
         lines.retain(|line| !line.contains("Killed"));
@@ -211,7 +220,7 @@ mod tests {
             &target,
             "--offline",
         ];
-        let all = tests(&options, None).unwrap();
+        let all = tests(&options, &[], None).unwrap();
         let failures = all.failures();
         let expected = [
             "a_fails (tests/a_fails.rs): early",
@@ -224,14 +233,14 @@ mod tests {
         let counts = "2 passed; 3 failed; 1 ignored; 1 ended before their last test";
         assert!(all.ends_with(counts), "{all}");
 
-        let some = tests(&options, Some("fine")).unwrap();
+        let some = tests(&options, &[], Some("fine")).unwrap();
         assert_eq!(some.failures(), [""; 0]);
-        let some = tests(&options, Some("inner::")).unwrap();
+        let some = tests(&options, &[], Some("inner::")).unwrap();
         assert_eq!(
             some.failures(),
             ["c_is_late (tests/c_is_late.rs): inner::late"]
         );
-        let none = tests(&options, Some("nobody")).unwrap();
+        let none = tests(&options, &[], Some("nobody")).unwrap();
         assert_eq!(none.failures(), ["no test has \"nobody\" in its name"]);
     }
 }

@@ -3,15 +3,13 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fmt,
-    io::{BufRead, Write},
 };
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 /// A producer's record of a message, written after the commit, at a place that no fault reaches.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
     pub message_id: Uuid,
     /// `None`: the message has no order.
@@ -22,7 +20,7 @@ pub struct Committed {
 }
 
 /// A consumer's record of a delivery, written in the order of arrival.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivered {
     pub message_id: Uuid,
     pub body_sha256: String,
@@ -41,7 +39,7 @@ pub struct Ledger {
 }
 
 /// An earlier message of a key arrived for the first time after a later one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reordered {
     pub key: String,
     pub message_id: Uuid,
@@ -49,7 +47,7 @@ pub struct Reordered {
     pub after_position: i64,
 }
 
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Report {
     pub committed: usize,
     /// Number of deliveries without replays.
@@ -217,30 +215,6 @@ fn and_more(f: &mut fmt::Formatter<'_>, what: &str, all: usize) -> fmt::Result {
         None | Some(0) => Ok(()),
         Some(more) => write!(f, "\n  {what}: and {more} more"),
     }
-}
-
-/// Appends one JSON line in one write: with `O_APPEND` the lines of several writers do not mix.
-pub fn append_line(to: &mut impl Write, entry: &impl Serialize) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(entry)?;
-    line.push(b'\n');
-    to.write_all(&line)
-}
-
-/// Reads the JSON lines of a producer or consumer. Skips a last line that a crash truncated.
-pub fn read_lines<T: for<'de> Deserialize<'de>>(
-    mut lines: impl BufRead,
-) -> std::io::Result<Vec<T>> {
-    let (mut read, mut line) = (Vec::new(), String::new());
-    while lines.read_line(&mut line)? > 0 {
-        match serde_json::from_str(&line) {
-            Ok(entry) => read.push(entry),
-            // The writer was killed during this write, so no line follows.
-            Err(_) if !line.ends_with('\n') => break,
-            Err(error) => return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, error)),
-        }
-        line.clear();
-    }
-    Ok(read)
 }
 
 #[cfg(test)]

@@ -210,30 +210,3 @@ fn the_text_names_the_first_few_and_counts_the_rest() {
 fn assert_clean_panics_with_the_report() {
     ledger(&[1, 2]).check().assert_clean();
 }
-
-#[test]
-fn lines_are_read_as_they_were_written() {
-    let mut lines = Vec::new();
-    append_line(&mut lines, &committed(1, "a")).unwrap();
-    append_line(&mut lines, &committed(2, "b")).unwrap();
-    assert_eq!(
-        read_lines::<Committed>(&lines[..]).unwrap(),
-        [committed(1, "a"), committed(2, "b")]
-    );
-}
-
-#[test]
-fn a_line_that_a_crash_cut_short_is_left_out_and_any_other_bad_line_is_an_error() {
-    let line = serde_json::to_string(&delivered(1)).unwrap();
-    let cut = format!("{line}\n{}", &line[..20]);
-    assert_eq!(
-        read_lines::<Delivered>(cut.as_bytes()).unwrap(),
-        [delivered(1)]
-    );
-    for bad in [
-        format!("{}\n{line}\n", &line[..20]),
-        format!("{line}\n{}\n", &line[..20]),
-    ] {
-        assert!(read_lines::<Delivered>(bad.as_bytes()).is_err());
-    }
-}

@@ -15,6 +15,8 @@ pub enum Tools {
     Tests,
     /// Also for the fault matrix.
     Chaos,
+    /// Also for the tests against other versions of the servers.
+    Matrix,
     /// No server; only the programs that count instructions.
     Instructions,
 }
@@ -33,6 +35,10 @@ pub fn install(tools: Tools) -> Result<()> {
         // Needed to build jemalloc.
         ("make", in_path("make")),
         ("valgrind", !instructions || in_path("valgrind")),
+        (
+            "mmdebstrap",
+            tools != Tools::Matrix || in_path("mmdebstrap"),
+        ),
         ("pgbouncer", !chaos || pgbouncer().is_ok()),
         ("faketime", !chaos || in_path("faketime")),
     ];

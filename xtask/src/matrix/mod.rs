@@ -1,145 +1,180 @@
-//! `cargo xtask matrix`: the integration tests and the crash rows, against other versions of the two servers.
+//! `cargo xtask matrix`: the tests and the crash rows, against other versions of the two servers.
 //!
-//! - [`postgres`], [`rabbitmq`]: the available versions, and their download · [`versions`]: the order of versions
-//! - [`build`]: the tests' executables · [`cell`]: all tests against one pair of versions
-//! - [`report`]: the results of every pair, as JSON and as a document
+//! docs/internals/compatibility.md keeps the results. A run replaces the lines of its own pairs, after each of them.
 
-mod build;
-mod cell;
-mod postgres;
-mod rabbitmq;
-mod report;
-mod versions;
+mod servers;
 
-use std::path::Path;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Instant, SystemTime},
+};
 
+use clap::builder::PossibleValuesParser;
 use programs::{Result, Tools, install};
+use serde::Deserialize;
 
-use report::{Missing, OUT, Report};
+use crate::{shell::output, test};
+use servers::{POSTGRES, SUITES};
+
+const DOCUMENT: &str = "docs/internals/compatibility.md";
+
+/// Rows of the fault matrix in which a process or a server dies.
+const ROWS: &str = "1,2,3,4,5,6,7,8,9,11,31";
+
+/// The tests of the suite, and those of crates/outbox against a database.
+const TESTS: [&str; 7] = [
+    "--locked",
+    "--features",
+    "outboxd/failpoints",
+    "--test",
+    "suite",
+    "--test",
+    "postgres",
+];
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Without either list: every PostgreSQL with the oldest RabbitMQ, and every RabbitMQ with the newest \
+                  PostgreSQL."
+)]
 pub struct Args {
-    /// Only these versions of PostgreSQL, such as 14,18
-    #[arg(long, value_delimiter = ',')]
+    /// Only these major versions of PostgreSQL
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(POSTGRES.map(major)))]
     postgres: Vec<String>,
-    /// Only these versions of RabbitMQ, such as 3.10,4
-    #[arg(long, value_delimiter = ',')]
+    /// Only the RabbitMQ of these suites of Debian
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(SUITES))]
     rabbitmq: Vec<String>,
-    /// Every PostgreSQL with every RabbitMQ. Without it: every PostgreSQL with the oldest RabbitMQ, and every RabbitMQ
-    /// with the newest PostgreSQL
-    #[arg(long)]
-    all_pairs: bool,
-    /// Skips the pairs that an earlier run has completed
-    #[arg(long)]
-    resume: bool,
-    /// Lists the pairs, and downloads and runs nothing
-    #[arg(long)]
-    list: bool,
-    /// Writes docs/internals/compatibility.md from the results of earlier runs, and runs nothing. The page names the
-    /// pairs without results
-    #[arg(long, conflicts_with = "list")]
-    document: bool,
 }
+
+/// A version of PostgreSQL, and the suite of a RabbitMQ.
+type Pair = (&'static str, &'static str);
 
 pub fn run(args: &Args) -> Result<()> {
-    install(Tools::Tests)?;
-    let mut missing = Vec::new();
-    let (brokers, databases) = (
-        rabbitmq::offered(&mut missing)?,
-        postgres::offered(&mut missing)?,
-    );
-    let mut pairs = pairs(databases.len(), brokers.len(), args.all_pairs);
-    pairs.retain(|&(p, r)| {
-        asked_for(&args.postgres, &databases[p].version)
-            && asked_for(&args.rabbitmq, &brokers[r].version)
-    });
-    let seen = Report::read(Path::new(OUT))?;
-    if pairs.is_empty() {
-        let known = |versions: Vec<&str>| versions.join(", ");
-        return Err(format!(
-            "no such pair. PostgreSQL here: {}; RabbitMQ: {}",
-            known(databases.iter().map(|d| d.version.as_str()).collect()),
-            known(brokers.iter().map(|b| b.version.as_str()).collect()),
-        )
-        .into());
+    install(Tools::Matrix)?;
+    let mut failed = Vec::new();
+    for pair in pairs(&args.postgres, &args.rabbitmq) {
+        let (line, failures) = tried(pair)?;
+        println!("{line}");
+        let page = fs::read_to_string(DOCUMENT)?;
+        fs::write(DOCUMENT, with_line(&page, pair, &line)?)?;
+        let (postgres, suite) = pair;
+        let name = |failure| format!("{postgres} × {suite}: {failure}");
+        failed.extend(failures.into_iter().map(name));
     }
-    pairs.retain(|&(p, r)| !(args.resume && seen.has(&databases[p].version, &brokers[r].version)));
-    for &(p, r) in &pairs {
-        println!("{} × {}", databases[p].describe(), brokers[r].describe());
-    }
-    for Missing { what, why } in &missing {
-        println!("skipped: {what}: {why}");
-    }
-    if args.list {
-        return Ok(());
-    }
-    std::fs::create_dir_all(OUT)?;
-    let mut all_passed = true;
-    if !args.document {
-        let built = build::run()?;
-        for (p, r) in pairs {
-            let cell = cell::run(&built, &databases[p], &brokers[r])?;
-            all_passed &= cell.passed();
-            // Save after each pair, so that an interrupted run keeps its results. Read the file again first, because
-            // another run may have added results.
-            let mut report = Report::read(Path::new(OUT))?;
-            report.add(cell);
-            report.write(Path::new(OUT))?;
-        }
-    }
-    let mut report = Report::read(Path::new(OUT))?;
-    // Remove results of versions that are no longer available. If a query failed, keep all: the version may be
-    // available tomorrow.
-    if missing.is_empty() {
-        report.keep(|cell| {
-            databases.iter().any(|d| d.version == cell.postgres)
-                && brokers.iter().any(|b| b.version == cell.rabbitmq)
-        });
-    }
-    report.missing = missing;
-    report.write(Path::new(OUT))?;
-    let whole = self::pairs(databases.len(), brokers.len(), false);
-    let open: Vec<String> = whole
-        .into_iter()
-        .map(|(p, r)| (&databases[p].version, &brokers[r].version))
-        .filter(|(p, r)| !report.has(p, r))
-        .map(|(p, r)| format!("{p} × {r}"))
-        .collect();
-    // A run of a few selected pairs must not replace the document about all pairs.
-    if open.is_empty() || args.document {
-        std::fs::write(report::DOCUMENT, report.document(&open))?;
-        println!("written: {}", report::DOCUMENT);
-    } else {
-        println!(
-            "{} is written after these pairs have run, too: {}",
-            report::DOCUMENT,
-            open.join(", ")
-        );
-    }
-    if all_passed {
+    if failed.is_empty() {
         Ok(())
     } else {
-        Err(format!("not all passed; the output is under {OUT}").into())
+        Err(format!("failed:\n  {}", failed.join("\n  ")).into())
     }
 }
 
-/// Indexes into lists sorted from the oldest to the newest version. The extremes come first.
-fn pairs(databases: usize, brokers: usize, all: bool) -> Vec<(usize, usize)> {
-    let mut pairs: Vec<_> = (0..databases)
-        .flat_map(|p| (0..brokers).map(move |r| (p, r)))
-        .filter(|&(p, r)| all || r == 0 || p + 1 == databases)
-        .collect();
-    pairs.sort_by_key(|&(p, r)| (p + 1 != databases, std::cmp::Reverse(r), p));
-    pairs
+fn major(version: &'static str) -> &'static str {
+    version.split('.').next().unwrap_or(version)
 }
 
-/// `4` and `4.3` match 4.3.6; `4.3` does not match 4.30.
-fn asked_for(wanted: &[String], version: &str) -> bool {
-    let is = |wanted: &String| {
-        let rest = version.strip_prefix(wanted.as_str());
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    wanted.is_empty() || wanted.iter().any(is)
+fn all() -> impl Iterator<Item = Pair> {
+    let of = |suite| POSTGRES.map(move |version| (version, suite));
+    SUITES.into_iter().flat_map(of)
+}
+
+/// Each version is in it.
+fn in_cross((version, suite): Pair) -> bool {
+    suite == SUITES[0] || version == POSTGRES[POSTGRES.len() - 1]
+}
+
+/// All pairs of two lists. If a list is missing, only those of the cross.
+fn pairs(postgres: &[String], suites: &[String]) -> Vec<Pair> {
+    let asked = |list: &[String], name: &str| list.is_empty() || list.iter().any(|n| n == name);
+    let both = !postgres.is_empty() && !suites.is_empty();
+    all()
+        .filter(|(version, suite)| asked(postgres, major(version)) && asked(suites, suite))
+        .filter(|pair| both || in_cross(*pair))
+        .collect()
+}
+
+/// Runs everything against one pair. Returns its line of the page, and its failures.
+fn tried((version, suite): Pair) -> Result<(String, Vec<String>)> {
+    let rabbitmq = servers::rabbitmq(suite)?;
+    let env = [
+        ("OUTBOXD_TEST_PG_BIN", servers::postgres(version)?),
+        ("OUTBOXD_TEST_RABBITMQ_HOME", rabbitmq.home),
+    ];
+    let began = Instant::now();
+    let tests = test::tests(&TESTS, &env, None)?;
+    let mut failures = tests.failures();
+    let (passed, failed_rows) = crash_rows(&env, &format!("target/matrix/{version}-{suite}"))?;
+    let rows = format!("{passed} passed; {} failed", failed_rows.len());
+    failures.extend(failed_rows);
+    let describe = ["describe", "--always", "--dirty", "--exclude=*"];
+    let commit = output(Command::new("git").args(describe))?;
+    let line = format!(
+        "{} {} | {} | {} | {rows} | {} | {:.10} | `{}` |",
+        key((version, suite)),
+        rabbitmq.version,
+        rabbitmq.erlang,
+        tests.counts(),
+        began.elapsed().as_secs().div_ceil(60),
+        humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        commit.trim(),
+    );
+    Ok((line, failures))
+}
+
+/// The number of rows that passed, and the others.
+fn crash_rows(env: &[(&str, PathBuf)], out: &str) -> Result<(usize, Vec<String>)> {
+    /// The report of crates/chaos.
+    #[derive(Deserialize)]
+    struct Report {
+        rows: Vec<Row>,
+    }
+    #[derive(Deserialize)]
+    struct Row {
+        row: u32,
+        fault: String,
+        result: String,
+    }
+    let report = Path::new(out).join("report.json");
+    // The results of an earlier run must not count for this one.
+    if report.exists() {
+        fs::remove_file(&report)?;
+    }
+    // It fails if a row fails, and the report says which.
+    Command::new(std::env::current_exe()?)
+        .args(["chaos", "--rows", ROWS, "--out", out])
+        .envs(env.iter().map(|(name, value)| (name, value)))
+        .status()?;
+    let json = fs::read(report).map_err(|e| format!("the rows ended before the first: {e}"))?;
+    let (passed, others): (Vec<Row>, Vec<Row>) = serde_json::from_slice::<Report>(&json)?
+        .rows
+        .into_iter()
+        .partition(|row| row.result == "passed");
+    let name = |row: Row| format!("row {} ({}): {}", row.row, row.fault, row.result);
+    Ok((passed.len(), others.into_iter().map(name).collect()))
+}
+
+/// The beginning of a pair's line.
+fn key((version, suite): Pair) -> String {
+    let version = version.split(".0-").next().unwrap_or(version);
+    format!("| {version} | {suite} |")
+}
+
+/// The page with this line of a pair.
+fn with_line(page: &str, pair: Pair, line: &str) -> Result<String> {
+    let (head, rows) = page.split_once("\n|---").ok_or("the page has no table")?;
+    let (rule, rows) = rows.split_once('\n').ok_or("a table without rows")?;
+    let mut text = format!("{head}\n|---{rule}\n");
+    for one in all() {
+        let known = rows.lines().find(|row| row.starts_with(&key(one)));
+        let not_run = format!("{} | | not run | | | | |", key(one));
+        let row = if one == pair { Some(line) } else { known };
+        if let Some(row) = row.or(in_cross(one).then_some(&not_run)) {
+            text.push_str(row);
+            text.push('\n');
+        }
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -148,19 +183,35 @@ mod tests {
 
     #[test]
     fn the_default_is_a_cross_that_holds_every_version() {
-        let cross = pairs(5, 3, false);
-        assert_eq!(cross.len(), 7);
-        assert_eq!(cross[0], (4, 2));
-        assert!((0..5).all(|p| cross.contains(&(p, 0))));
-        assert!((0..3).all(|r| cross.contains(&(4, r))));
-        assert_eq!(pairs(5, 3, true).len(), 15);
+        let cross = pairs(&[], &[]);
+        assert_eq!(cross.len(), POSTGRES.len() + SUITES.len() - 1);
+        assert!(POSTGRES.iter().all(|p| cross.contains(&(p, SUITES[0]))));
+        assert!(SUITES.iter().all(|s| cross.contains(&(POSTGRES[4], s))));
+        let list = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(pairs(&list(&["14"]), &[]), [(POSTGRES[0], SUITES[0])]);
+        let asked = pairs(&list(&["14", "16"]), &list(&["sid", "trixie"]));
+        assert_eq!(asked.len(), 4, "{asked:?}");
     }
 
     #[test]
-    fn a_version_is_selected_by_its_prefix() {
-        let asked = |wanted: &str| asked_for(&[wanted.to_owned()], "4.3.6");
-        assert!(asked("4") && asked("4.3") && asked("4.3.6"));
-        assert!(!asked("4.30") && !asked("3") && !asked("4.3.60"));
-        assert!(asked_for(&[], "4.3.6"));
+    fn a_pair_replaces_its_own_line_and_no_other() {
+        let page = "# Page\n\n| PostgreSQL | Debian |\n|---|---|\n| 18.4 | sid | old |\n| 9.6 | sid | gone |\n";
+        let first = (POSTGRES[0], SUITES[0]);
+        let page = with_line(page, first, "| 14.23 | bookworm | new |").unwrap();
+        assert!(
+            page.contains(
+                "|---|---|\n| 14.23 | bookworm | new |\n| 15.18 | bookworm | | | not run |"
+            )
+        );
+        assert!(page.ends_with("| 18.4 | sid | old |\n") && !page.contains("gone"));
+        let again = with_line(&page, first, "| 14.23 | bookworm | newer |").unwrap();
+        assert_eq!(again, page.replace("new |", "newer |"));
+        let other = with_line(&page, (POSTGRES[0], "sid"), "| 14.23 | sid | new |").unwrap();
+        assert_eq!(other.lines().count(), page.lines().count() + 1);
     }
 }

@@ -122,6 +122,19 @@ impl Tests {
     fn sum(&self, of: impl Fn(&Binary) -> usize) -> usize {
         self.binaries.iter().map(of).sum()
     }
+
+    pub fn counts(&self) -> String {
+        let counts = format!(
+            "{} passed; {} failed; {} ignored",
+            self.sum(|b| b.passed),
+            self.sum(|b| b.failed),
+            self.sum(|b| b.ignored),
+        );
+        match self.sum(|b| usize::from(!b.ended)) {
+            0 => counts,
+            n => format!("{counts}; {n} ended before their last test"),
+        }
+    }
 }
 
 /// One line for each binary, and one for all.
@@ -130,18 +143,7 @@ impl fmt::Display for Tests {
         for binary in self.binaries.iter().filter(|b| !b.is_empty()) {
             writeln!(f, "{binary}")?;
         }
-        write!(
-            f,
-            "{:<38} {} passed; {} failed; {} ignored",
-            "all tests",
-            self.sum(|b| b.passed),
-            self.sum(|b| b.failed),
-            self.sum(|b| b.ignored),
-        )?;
-        match self.sum(|b| usize::from(!b.ended)) {
-            0 => Ok(()),
-            n => write!(f, "; {n} ended before their last test"),
-        }
+        write!(f, "{:<38} {}", "all tests", self.counts())
     }
 }
 

@@ -61,13 +61,12 @@ impl Difference {
         let own = name.split(['.', '(', ' ']).find(|word| *word != "outbox");
         let is = |names: &[&str]| own.is_some_and(|own| names.contains(&own));
         match kind.as_str() {
-            "table" | "column" | "sequence" | "order" | "key" => {
-                if name.starts_with("outbox.debezium.") {
-                    Weight::Lesser
-                } else {
-                    Weight::Stops
-                }
+            "column" if name.starts_with("outbox.debezium.") => Weight::Lesser,
+            // The relay gives up a row without such a value, and no other.
+            "column" if name.starts_with("outbox.message.") && self.is_only_nullable() => {
+                Weight::Unsafe
             }
+            "table" | "column" | "sequence" | "order" | "key" => Weight::Stops,
             "view" | "function" if is(&CALLED) => {
                 if self.here.is_none() {
                     Weight::Stops
@@ -82,6 +81,13 @@ impl Difference {
             "rule" => Weight::Unsafe,
             _ => Weight::Lesser,
         }
+    }
+}
+
+impl Difference {
+    /// Somebody dropped the NOT NULL of a column, and nothing else.
+    fn is_only_nullable(&self) -> bool {
+        self.here.as_ref() == Some(&self.expected.detail.replacen(" NOT NULL", "", 1))
     }
 }
 
@@ -319,6 +325,27 @@ mod tests {
         ] {
             assert_eq!(weight(kind, name), Weight::Lesser, "{kind} {name}");
         }
+    }
+
+    #[test]
+    fn what_the_relay_works_with_and_an_event_can_be_lost_by_does_not_stop_it() {
+        let expected = expected(&OUTBOX);
+        let mut here = expected.clone();
+        for part in &mut here {
+            match part.name.as_str() {
+                "outbox.message.event_type" => part.detail = "text".to_owned(),
+                _ => {}
+            }
+        }
+        let found = differences(&expected, &here);
+        assert!(found.iter().all(|d| d.weight() == Weight::Unsafe));
+        let told: Vec<String> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "column outbox.message.event_type: text NOT NULL (here: text)",
+            ]
+        );
     }
 
     #[test]

@@ -123,10 +123,10 @@ async fn first_held(session: &Session, lane: Lane) -> Result<Option<First>, Outb
     let place: Option<Tid> = get(row, "place")?;
     let tx: Option<Xid> = get(row, "tx")?;
     // A record without a message has nothing that could be unreadable.
-    Ok(place.zip(tx).map(|(place, tx)| First {
+    Ok(place.map(|place| First {
         position: Position { lane, id },
         place: place.0,
-        tx: tx.0,
+        tx: tx.map_or(0, |tx| tx.0),
     }))
 }
 

@@ -51,6 +51,7 @@ impl Machine {
                 replay: false,
                 body_size: 0,
                 body: None,
+                damage: None,
             },
             ctid: Ctid::default(),
             tx: 0,

@@ -66,6 +66,7 @@ impl Difference {
             "column" if name.starts_with("outbox.message.") && self.is_only_nullable() => {
                 Weight::Unsafe
             }
+            "table" if self.is_unlogged() => Weight::Unsafe,
             "table" | "column" | "sequence" | "order" | "key" => Weight::Stops,
             "view" | "function" if is(&CALLED) => {
                 if self.here.is_none() {
@@ -85,6 +86,11 @@ impl Difference {
 }
 
 impl Difference {
+    /// The table works, and the server empties it when it crashes.
+    fn is_unlogged(&self) -> bool {
+        self.expected.kind == "table" && self.here.as_deref() == Some("not logged")
+    }
+
     /// Somebody dropped the NOT NULL of a column, and nothing else.
     fn is_only_nullable(&self) -> bool {
         self.here.as_ref() == Some(&self.expected.detail.replacen(" NOT NULL", "", 1))
@@ -104,6 +110,10 @@ impl std::fmt::Display for Difference {
             None => write!(f, "{kind} {name}"),
             // A hash means nothing to a person.
             Some(_) if kind == "function" => write!(f, "{kind} {name}: differs here"),
+            Some(here) if self.is_unlogged() => write!(
+                f,
+                "{kind} {name}: {detail} (here: {here}; a crash of PostgreSQL empties it: ALTER TABLE {name} SET LOGGED)"
+            ),
             Some(here) => write!(f, "{kind} {name}: {detail} (here: {here})"),
         }
     }
@@ -333,6 +343,7 @@ mod tests {
         let mut here = expected.clone();
         for part in &mut here {
             match part.name.as_str() {
+                "outbox.message" => part.detail = "not logged".to_owned(),
                 "outbox.message.event_type" => part.detail = "text".to_owned(),
                 _ => {}
             }
@@ -344,6 +355,8 @@ mod tests {
             told,
             [
                 "column outbox.message.event_type: text NOT NULL (here: text)",
+                "table outbox.message: logged (here: not logged; a crash of PostgreSQL empties it: ALTER TABLE outbox.message \
+                 SET LOGGED)",
             ]
         );
     }

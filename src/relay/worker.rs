@@ -298,7 +298,7 @@ async fn cycle(
 ) -> Result<Option<BrokerError>, WorkError> {
     let source = context.health.source();
     let began = Instant::now();
-    // Messages that are set aside are read again, and must not keep the claim from reading others.
+    // Some of the messages that are set aside are read again, and must not keep the claim from reading others.
     let (allowed, aside) = {
         let mut caution = context.caution();
         caution.forget(began.into_std());
@@ -313,14 +313,15 @@ async fn cycle(
         (_, all) => all,
     };
     let span = info_span!("claim", source, lanes = lanes.len());
-    let passed_over = context.caution().passed_over(lanes, &mut rand::rng());
+    let now = began.into_std();
+    let passed_over = context.caution().passed_over(lanes, now, &mut rand::rng());
     let claimed = claim::claim(session, lanes, limits(context, messages), &passed_over)
         .instrument(span)
         .await;
     let read_at = Instant::now();
     let claimed = match claimed {
         Err(error) if error.is_statement_refused() => {
-            let judged = reading::refused(context, session, limit, taken, error);
+            let judged = reading::refused(context, session, limit, taken, &passed_over, error);
             return Ok(Box::pin(judged).await.map(|()| None)?);
         }
         claimed => claimed?,

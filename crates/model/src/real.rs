@@ -90,8 +90,7 @@ impl Machine {
             .collect();
         let read = Read {
             candidates,
-            orphans: Vec::new(),
-            cut_short: false,
+            ..Read::default()
         };
         Claim::new(&lanes, read, limits, snapshot(held))
     }

@@ -1,10 +1,41 @@
-//! Messages that can neither be marked nor filed, beside messages that can.
+//! Messages that cannot be marked, or not even filed, beside messages that can.
 
 use crate::{
     kit::{BATCH, SETTINGS, WORKERS},
     unwritten::{drop_trigger, named, no_flood, trigger},
-    world::{World, world},
+    world::{SOON, World, world},
 };
+
+/// Others are marked between its attempts. They prove nothing about it.
+#[tokio::test]
+async fn one_message_that_cannot_be_marked_is_said_when_it_begins_and_when_it_ends() {
+    const BEGINS: &str = "messages cannot be marked as sent";
+    const ENDS: &str = "messages are marked as sent again";
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let refuses = "IF NEW.aggregate_id = ''poison'' THEN RAISE ''kept back''; END IF; RETURN NEW;";
+    world
+        .sql(&trigger("refuses", "UPDATE", "message", refuses))
+        .await;
+    let (relay, port) = world.watched(&SETTINGS);
+    world.insert(Some("poison"), "created", "1", "").await;
+    named(&relay, port, "kept back").await;
+    let count = |text: &str| {
+        let lines = relay.lines();
+        lines.iter().filter(|line| line.contains(text)).count()
+    };
+    let mut others = 0;
+    while count("it is tried again") < 6 {
+        world.commit_many(5, 5).await;
+        others += 5;
+        consumer.until(others).await;
+    }
+    assert_eq!((count(BEGINS), count(ENDS)), (1, 0));
+    drop_trigger(&world, "refuses", "message").await;
+    relay.line(ENDS, SOON).await;
+    world.drained().await;
+    assert_eq!((count(BEGINS), count(ENDS)), (1, 1));
+}
 
 /// Messages of a claim.
 const SMALL: usize = 4;

@@ -48,6 +48,8 @@ pub struct Caution {
     order: VecDeque<Position>,
     /// Messages that can be neither published nor filed.
     aside: HashMap<Position, Aside>,
+    /// Messages that wait because they cannot be marked, each with the time until which that counts.
+    unmarkable: HashMap<Position, Instant>,
 }
 
 /// A message that is set aside.
@@ -136,6 +138,20 @@ impl Caution {
         let within = |at: Instant| now.saturating_duration_since(at) < MET_WITHIN;
         self.aside
             .retain(|_, aside| within(aside.seen) && aside.tried.is_none_or(within));
+        self.unmarkable.retain(|_, until| now < *until);
+    }
+
+    /// A claim has filed the message: it cannot be marked, and waits for its retry. If the relay does not settle it before
+    /// `until`, another relay did, or somebody deleted it.
+    pub fn waits_unmarked(&mut self, position: Position, until: Instant) {
+        if self.unmarkable.len() < MOST {
+            self.unmarkable.insert(position, until);
+        }
+    }
+
+    /// The marks of other messages prove nothing about those that cannot be marked: they are tried at other times.
+    pub fn some_are_not_marked(&self) -> bool {
+        !self.aside.is_empty() || !self.unmarkable.is_empty()
     }
 
     /// Number of messages that are set aside.
@@ -208,10 +224,11 @@ impl Caution {
 
     /// A claim committed the outcomes of these messages: sent, dead, or waiting.
     pub fn settled(&mut self, positions: impl IntoIterator<Item = Position>) {
-        if self.suspects.is_empty() && self.aside.is_empty() {
+        if self.suspects.is_empty() && !self.some_are_not_marked() {
             return;
         }
         for position in positions {
+            self.unmarkable.remove(&position);
             self.suspects.remove(&position);
             self.aside.remove(&position);
         }
@@ -404,6 +421,26 @@ mod tests {
         caution.settled([at(1)]);
         assert_eq!(caution.aside(), 1);
         assert!(caution.set_aside(at(1), NEW, now));
+    }
+
+    #[test]
+    fn a_message_that_waits_unmarked_is_known_until_it_is_settled_or_its_retry_is_long_past() {
+        let mut caution = Caution::default();
+        let now = now();
+        let later = now + Duration::from_secs(5);
+        assert!(!caution.some_are_not_marked());
+        caution.waits_unmarked(at(1), later);
+        caution.waits_unmarked(at(2), later);
+        caution.settled([at(1), at(7)]);
+        caution.forget(now);
+        assert!(caution.some_are_not_marked());
+        caution.settled([at(2)]);
+        assert!(!caution.some_are_not_marked());
+        caution.waits_unmarked(at(3), later);
+        caution.forget(later);
+        assert!(!caution.some_are_not_marked());
+        caution.set_aside(at(4), NEW, now);
+        assert!(caution.some_are_not_marked());
     }
 
     /// Another relay settled it, or a person deleted it.

@@ -7,7 +7,11 @@
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router, extract::State, http::StatusCode, http::header, response::IntoResponse,
+    Json, Router,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    middleware,
+    response::{IntoResponse, Response},
     routing::get,
 };
 use hyper::server::conn::http1;
@@ -29,6 +33,9 @@ const HEAD: Duration = Duration::from_secs(5);
 const WHOLE: Duration = Duration::from_secs(15);
 /// Largest head of a request.
 const HEAD_BYTES: usize = 16 << 10;
+
+/// The header `server` of each answer: `outboxd healthcheck` knows by it that no other program has the port.
+pub const SERVER: &str = "outboxd";
 
 type Ask = Box<dyn Fn() -> Readiness + Send + Sync>;
 
@@ -66,6 +73,7 @@ pub async fn serve(
         .route("/metrics", get(scrape))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .layer(middleware::map_response(signed))
         .with_state(admin);
     // Histograms keep raw samples until a scrape folds them into their buckets. This task folds them without scrapes.
     let folding = async {
@@ -116,6 +124,12 @@ async fn one(stream: TcpStream, routes: Router) {
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
     // Do not log a client's errors: a log line for each would be another way to flood the relay.
     let _ = tokio::time::timeout(WHOLE, serving).await;
+}
+
+async fn signed(mut response: Response) -> Response {
+    let name = HeaderValue::from_static(SERVER);
+    response.headers_mut().insert(header::SERVER, name);
+    response
 }
 
 async fn scrape(State(admin): State<Arc<Admin>>) -> impl IntoResponse {

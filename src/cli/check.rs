@@ -198,7 +198,7 @@ async fn setup(session: &Session) -> Result<Setup, OutboxError> {
     if preflight::is_without_encoding(session).await? {
         setup.faults.push(
             "the database's encoding is SQL_ASCII: PostgreSQL converts none of its text, and an event that is not UTF-8 \
-             would hold up all events beside it. Keep the outbox in a database with ENCODING 'UTF8'"
+             could not be sent. Keep the outbox in a database with ENCODING 'UTF8'"
                 .to_owned(),
         );
     }

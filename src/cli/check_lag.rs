@@ -43,9 +43,15 @@ fn report(args: &Args, status: &Status) -> ExitCode {
     } else {
         ("OK", 0)
     };
+    // As `outboxd status` shows it. The performance data must be a number.
+    let about = if status.pending_is_capped {
+        " (about)"
+    } else {
+        ""
+    };
     say(
         &format!(
-            "OUTBOX {word} - lag {lag:.1}s, {} pending, {} dead | lag={lag:.3}s;{};{} pending={} dead={}",
+            "OUTBOX {word} - lag {lag:.1}s, {} pending{about}, {} dead | lag={lag:.3}s;{};{} pending={} dead={}",
             status.pending,
             status.dead,
             args.warning.as_secs_f64(),

@@ -31,6 +31,11 @@ use super::{
     settle::proven,
 };
 
+const REUSED: Query = Query {
+    action: "look for positions that were used twice",
+    sql: include_str!("sql/audit_reused.sql"),
+    types: &[Type::INT8, Type::FLOAT8],
+};
 const SIGNS: Query = Query {
     action: "look for signs of changed tables",
     sql: include_str!("sql/audit_signs.sql"),
@@ -116,6 +121,9 @@ pub struct Alarm {
     pub changed: bool,
     /// New messages get positions that were drawn before.
     pub restarted: bool,
+    /// Perhaps they do: the files of the messages and of the sequence are new. TRUNCATE ... RESTART IDENTITY does that, and
+    /// positions may have passed the old ones since; but so does SET UNLOGGED, which loses no position. See `reused`.
+    pub renewed: bool,
     /// The server's clock was set back, so times in `outbox.waiting` may lie ahead.
     pub clock: bool,
 }
@@ -130,8 +138,8 @@ impl Signs {
         let new_file = |table| self.file(table) != now.file(table);
         Alarm {
             changed: self.files != now.files || self.properties != now.properties || back,
-            // TRUNCATE ... RESTART IDENTITY changes both files, and positions may have passed the old ones since.
-            restarted: back || new_file("message=") && new_file("message_id_seq="),
+            restarted: back,
+            renewed: new_file("message=") && new_file("message_id_seq="),
             clock: now.clock < self.clock - CLOCK_STEP_S,
         }
     }
@@ -146,6 +154,14 @@ impl Alarm {
     pub fn is_any(self) -> bool {
         self != Self::default()
     }
+}
+
+/// Whether a message that was written after the reading `before` has a position that was drawn before it.
+pub async fn reused(session: &Session, before: &Signs) -> Result<bool, OutboxError> {
+    let rows = session
+        .query(&REUSED, &[&before.drawn, &before.clock])
+        .await?;
+    rows.first().map_or(Ok(false), |row| get(row, "reused"))
 }
 
 pub async fn signs(session: &Session) -> Result<Signs, OutboxError> {
@@ -414,8 +430,13 @@ mod tests {
         let cached = signs("lane=1 message=2 message_id_seq=9", "50 1 f", 100);
         let restarted = signs("lane=1 message=9 message_id_seq=9", "1 1 f", 200);
         let back = signs("lane=1 message=2 message_id_seq=3", "1 1 f", 99);
-        assert!(!before.alarm(&rewritten).restarted && !before.alarm(&cached).restarted);
-        assert!(before.alarm(&restarted).restarted && before.alarm(&back).restarted);
+        for other in [&rewritten, &cached] {
+            let alarm = before.alarm(other);
+            assert!(alarm.changed && !alarm.restarted && !alarm.renewed);
+        }
+        let perhaps = before.alarm(&restarted);
+        assert!(perhaps.renewed && !perhaps.restarted);
+        assert!(before.alarm(&back).restarted);
     }
 
     #[test]

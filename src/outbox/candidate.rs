@@ -12,12 +12,11 @@ use tokio_postgres::{
     row::RowIndex,
     types::{FromSql, Type},
 };
-use uuid::Uuid;
 
 use super::{
     OutboxError,
     ctid::{Tid, Xid},
-    row::get,
+    row::{Values, get},
 };
 
 /// The number of each column of a result of `sql/read.sql`. Found by name once for a result, because a search by name in
@@ -94,48 +93,66 @@ impl Columns {
     }
 
     /// The message of the row. `None`: the message is gone, and the row is its record in `outbox.waiting`, an orphan.
+    ///
+    /// A value of the message that cannot be decoded (somebody dropped a NOT NULL) fails this message, not the claim.
     pub fn candidate(&self, row: &Row) -> Result<Option<Candidate>, OutboxError> {
-        let message_id: Option<Uuid> = get(row, self.message_id)?;
-        let Some(message_id) = message_id else {
+        let place: Option<Tid> = get(row, self.place)?;
+        let Some(Tid(ctid)) = place else {
             return Ok(None);
         };
-        let attempts: i32 = get(row, self.attempts)?;
-        let headers: Option<JsonText> = get(row, self.headers)?;
-        let headers_size: i32 = get(row, self.headers_size)?;
-        let body_size: i32 = get(row, self.body_size)?;
-        let Tid(ctid) = get(row, self.place)?;
-        let Xid(tx) = get(row, self.tx)?;
-        let destination: Option<i64> = get(row, self.destination)?;
+        let mut values = Values::of(row);
+        let destination: Option<i64> = values.optional(self.destination)?;
+        let message = self.message(row, &mut values)?;
+        // A row without its transaction counts as written by transaction 0, in every statement.
+        let tx: Option<Xid> = values.optional(self.tx)?;
         Ok(Some(Candidate {
             message: Message {
-                position: self.position(row)?,
-                message_id,
-                aggregate_type: get(row, self.aggregate_type)?,
-                aggregate_id: get(row, self.aggregate_id)?,
-                event_type: get(row, self.event_type)?,
-                content_type: get(row, self.content_type)?,
-                headers: headers.map(|text| text.0),
-                headers_size: u64::try_from(headers_size).unwrap_or(0),
-                exchange: get(row, self.exchange)?,
-                routing_key: get(row, self.routing_key)?,
-                created_at_us: micros(get(row, self.created_at)?),
-                attempts: u32::try_from(attempts).unwrap_or(0),
-                replay: get(row, self.replay)?,
-                body_size: u64::try_from(body_size).unwrap_or(0),
-                body: body(row, self.payload, self.binary_payload)?,
+                damage: values.damage(),
+                ..message
             },
             ctid,
-            tx,
+            tx: tx.map_or(0, |tx| tx.0),
             key_hash: get(row, self.key_hash)?,
             filed: get(row, self.filed)?,
             scheduled: get(row, self.scheduled)?,
             after: get(row, self.after_id)?,
             waited: Waited {
-                probe: get(row, self.probe)?,
+                probe: get::<Option<bool>, _>(row, self.probe)?.unwrap_or(false),
                 unmarkable: get(row, self.unmarkable)?,
                 destination: destination.map(Destination),
             },
         }))
+    }
+
+    fn message(&self, row: &Row, values: &mut Values<'_>) -> Result<Message, OutboxError> {
+        let attempts: Option<i32> = get(row, self.attempts)?;
+        let replay: Option<bool> = get(row, self.replay)?;
+        let headers: Option<JsonText> = values.optional(self.headers)?;
+        let headers_size: i32 = get(row, self.headers_size)?;
+        let body_size: i32 = values.required(self.body_size)?;
+        let created_at: Option<SystemTime> = values.needed(self.created_at)?;
+        let body = body(row, self.payload, self.binary_payload)?;
+        if body.is_none() && body_size == 0 {
+            values.note(self.payload, "is NULL, and so is binary_payload");
+        }
+        Ok(Message {
+            position: self.position(row)?,
+            message_id: values.required(self.message_id)?,
+            aggregate_type: values.required(self.aggregate_type)?,
+            aggregate_id: values.optional(self.aggregate_id)?,
+            event_type: values.required(self.event_type)?,
+            content_type: values.required(self.content_type)?,
+            headers: headers.map(|text| text.0),
+            headers_size: u64::try_from(headers_size).unwrap_or(0),
+            exchange: values.optional(self.exchange)?,
+            routing_key: values.optional(self.routing_key)?,
+            created_at_us: created_at.map_or(0, micros),
+            attempts: attempts.map_or(0, |n| u32::try_from(n).unwrap_or(0)),
+            replay: replay.unwrap_or(false),
+            body_size: u64::try_from(body_size).unwrap_or(0),
+            body,
+            damage: None,
+        })
     }
 
     pub fn orphan(&self, row: &Row) -> Result<Orphan, OutboxError> {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use tokio_postgres::{Row, types::Type};
 
 use outbox_core::{
+    caution::PassedOver,
     claim::{Candidate, Claim, HeldLane, Limits, Orphan, Read, Snapshot, fitting},
     low_water::{Candidate as MarkCandidate, Mark},
     message::{Lane, Position},
@@ -42,6 +43,8 @@ const READ: Query = Query {
         Type::INT8,
         Type::INT8,
         Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
     ],
 };
 
@@ -61,12 +64,12 @@ pub(super) const LOCK_TABLES: &str = "LOCK TABLE outbox.message, outbox.lane, ou
                            IN ROW EXCLUSIVE MODE NOWAIT";
 
 /// Begins a transaction and holds those of `lanes` that nobody else holds. Returns `None`, and leaves no transaction open, if
-/// others hold all of them, or if it took marks back. `passed_over`: positions of filed messages that it does not read.
+/// others hold all of them, or if it took marks back. `passed_over`: what it does not read.
 pub async fn claim(
     session: &Session,
     lanes: &[Lane],
     limits: Limits,
-    passed_over: &[i64],
+    passed_over: &PassedOver,
 ) -> Result<Option<Claim>, OutboxError> {
     // One round trip for both.
     let params: Params<'_> = &[&lanes];
@@ -123,6 +126,7 @@ pub async fn claim(
         cut_short: candidates.len() < read,
         candidates,
         orphans,
+        passed_over: passed_over.lanes.clone(),
     };
     Ok(Some(Claim::new(&held, read, limits, snapshot)))
 }
@@ -160,7 +164,7 @@ async fn read(
     session: &Session,
     held: &[HeldLane],
     limits: Limits,
-    passed_over: &[i64],
+    passed_over: &PassedOver,
 ) -> Result<(Vec<Candidate>, Vec<Orphan>), OutboxError> {
     let lanes: Vec<Lane> = held.iter().map(|l| l.lane).collect();
     let marks: Vec<i64> = held.iter().map(|l| l.mark.low_water).collect();
@@ -188,7 +192,9 @@ async fn read(
         &(limits.batch_size as i64),
         &(due as i64),
         &i64::try_from(limits.small_body()).unwrap_or(i64::MAX),
-        &passed_over,
+        &passed_over.filed,
+        &passed_over.new,
+        &passed_over.keys,
     ];
     session.each(&READ, params, take).await?;
     Ok((candidates, orphans))

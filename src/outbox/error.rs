@@ -37,6 +37,14 @@ pub enum OutboxError {
         action: &'static str,
         column: &'static str,
     },
+    #[error(
+        "PostgreSQL ({action}): the column \"{column}\" has the type {here}, which outboxd does not read{OTHER_SCHEMA}"
+    )]
+    ColumnType {
+        action: &'static str,
+        column: String,
+        here: String,
+    },
     /// The statement succeeded, and its rows are not what it wrote.
     #[error(
         "PostgreSQL ({action}): {messages} of the rows are not what was written, the first at position {position}: a trigger or \
@@ -108,6 +116,7 @@ impl OutboxError {
             | Self::Timeout { .. }
             | Self::Unusable { .. }
             | Self::ColumnMissing { .. }
+            | Self::ColumnType { .. }
             | Self::Tls(_)
             | Self::SchemaTooNew { .. }
             | Self::SchemaTooOld { .. } => false,
@@ -162,9 +171,10 @@ impl OutboxError {
     /// The schema is not the one that this program knows. It needs a migration; waiting does not help.
     pub fn is_schema(&self) -> bool {
         match self {
-            Self::ColumnMissing { .. } | Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => {
-                true
-            }
+            Self::ColumnMissing { .. }
+            | Self::ColumnType { .. }
+            | Self::SchemaTooNew { .. }
+            | Self::SchemaTooOld { .. } => true,
             Self::Database { source, .. } => {
                 matches!(
                     source.code(),
@@ -213,9 +223,10 @@ impl OutboxError {
             | Self::MarkNotWritten { .. }
             | Self::NotReleased { .. }
             | Self::NotFiled { .. } => false,
-            Self::ColumnMissing { .. } | Self::SchemaTooNew { .. } | Self::SchemaTooOld { .. } => {
-                true
-            }
+            Self::ColumnMissing { .. }
+            | Self::ColumnType { .. }
+            | Self::SchemaTooNew { .. }
+            | Self::SchemaTooOld { .. } => true,
         }
     }
 }

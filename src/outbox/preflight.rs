@@ -34,8 +34,8 @@ const ENCODING: Query = Query {
     types: &[],
 };
 
-/// With the encoding SQL_ASCII PostgreSQL does not know the encoding of a text and converts none. One row that is not UTF-8
-/// would fail every claim that reads it. <https://www.postgresql.org/docs/current/multibyte.html>
+/// With the encoding SQL_ASCII PostgreSQL does not know the encoding of a text and converts none. A row that is not UTF-8
+/// cannot be sent. <https://www.postgresql.org/docs/current/multibyte.html>
 pub async fn is_without_encoding(session: &Session) -> Result<bool, OutboxError> {
     let encoding = words(session, &ENCODING).await?;
     Ok(encoding.iter().any(|name| name == "SQL_ASCII"))

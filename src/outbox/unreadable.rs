@@ -7,6 +7,7 @@
 //! relation. An error of an index or of the server itself is never a message's fault.
 
 use outbox_core::{
+    caution::PassedOver,
     claim::Ctid,
     message::{Lane, Position},
     reason::Reason,
@@ -19,7 +20,7 @@ use super::{
     claim::{self, LOCK_TABLES},
     ctid::{Tid, Xid},
     row::get,
-    session::{Query, Session},
+    session::{Params, Query, Session},
     settle::{self, Keep},
 };
 use crate::failpoint;
@@ -27,7 +28,13 @@ use crate::failpoint;
 const FIRST: Query = Query {
     action: "look for a message that cannot be read",
     sql: include_str!("sql/first_unread.sql"),
-    types: &[Type::INT2, Type::INT8],
+    types: &[
+        Type::INT2,
+        Type::INT8,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+    ],
 };
 const ALONE: Query = Query {
     action: "read one message alone",
@@ -99,23 +106,35 @@ pub struct First {
 
 /// Finds it. The statement reads no column of the message that may be stored outside of its row. `None`: no message, or another
 /// relay holds the lane.
-pub async fn first(session: &Session, lane: Lane) -> Result<Option<First>, OutboxError> {
+pub async fn first(
+    session: &Session,
+    lane: Lane,
+    passed_over: &PassedOver,
+) -> Result<Option<First>, OutboxError> {
     // Before the lane, as a claim does: a TRUNCATE of outbox.message updates all lanes, and would wait for this one while
     // this waits for the table.
     session.begin_with(LOCK_TABLES).await?;
-    let found = first_held(session, lane).await;
+    let found = first_held(session, lane, passed_over).await;
     session.rollback().await?;
     found
 }
 
-async fn first_held(session: &Session, lane: Lane) -> Result<Option<First>, OutboxError> {
+async fn first_held(
+    session: &Session,
+    lane: Lane,
+    passed_over: &PassedOver,
+) -> Result<Option<First>, OutboxError> {
     let held = session.query(&HOLD, &[&lane]).await?;
     let Some(mark) = held.first() else {
         return Ok(None);
     };
     let mark: i64 = get(mark, "low_water")?;
     failpoint::reach("unreadable.lane_held").await;
-    let rows = session.query(&FIRST, &[&lane, &mark]).await?;
+    let PassedOver {
+        filed, new, keys, ..
+    } = passed_over;
+    let params: Params<'_> = &[&lane, &mark, filed, new, keys];
+    let rows = session.query(&FIRST, params).await?;
     let Some(row) = rows.first() else {
         return Ok(None);
     };
@@ -123,10 +142,10 @@ async fn first_held(session: &Session, lane: Lane) -> Result<Option<First>, Outb
     let place: Option<Tid> = get(row, "place")?;
     let tx: Option<Xid> = get(row, "tx")?;
     // A record without a message has nothing that could be unreadable.
-    Ok(place.zip(tx).map(|(place, tx)| First {
+    Ok(place.map(|place| First {
         position: Position { lane, id },
         place: place.0,
-        tx: tx.0,
+        tx: tx.map_or(0, |tx| tx.0),
     }))
 }
 
@@ -209,10 +228,15 @@ fn file_in(text: &str) -> Option<(u32, u32)> {
 
 /// Files the message as dead if it is still the first of its lane. `false`: it is not, somebody corrected it, or another relay
 /// holds the lane.
-pub async fn mark_dead(session: &Session, first: First, error: &str) -> Result<bool, OutboxError> {
+pub async fn mark_dead(
+    session: &Session,
+    first: First,
+    passed_over: &PassedOver,
+    error: &str,
+) -> Result<bool, OutboxError> {
     let position = first.position;
     session.begin_with(LOCK_TABLES).await?;
-    if first_held(session, position.lane).await? != Some(first) {
+    if first_held(session, position.lane, passed_over).await? != Some(first) {
         session.rollback().await?;
         return Ok(false);
     }

@@ -230,6 +230,7 @@ mod tests {
                 replay: false,
                 body_size: 2,
                 body: None,
+                damage: None,
             },
             created_at: String::new(),
             available_at: None,

@@ -16,7 +16,7 @@ use super::context::Context;
 use crate::{
     outbox::{
         OutboxError,
-        audit::{self, Filed, Signs, Size, Table},
+        audit::{self, Alarm, Filed, Signs, Size, Table},
         session::Session,
     },
     telemetry::metrics,
@@ -186,8 +186,13 @@ impl Audit {
 
     async fn look(&mut self, session: &Session) -> Result<(), OutboxError> {
         let seen = audit::signs(session).await?;
-        let before = self.signs.as_ref();
-        let alarm = before.map(|before| before.alarm(&seen)).unwrap_or_default();
+        let mut alarm = Alarm::default();
+        if let Some(before) = &self.signs {
+            alarm = before.alarm(&seen);
+            if alarm.renewed && !alarm.restarted {
+                alarm.restarted = audit::reused(session, before).await?;
+            }
+        }
         self.signs = Some(seen);
         self.signs_at = Instant::now() + SIGNS_EVERY;
         if alarm.changed {

@@ -65,7 +65,7 @@ struct Failure {
 }
 
 /// How long a failure counts. While there are messages, the relay tries again sooner.
-const FAILURE_COUNTS_FOR: Duration = Duration::from_secs(30);
+pub(super) const FAILURE_COUNTS_FOR: Duration = Duration::from_secs(30);
 /// How often failures that no longer count are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 

@@ -1,8 +1,10 @@
 //! From a claim to its outcomes: prepares the messages, rehearses settles if necessary, and publishes wave by wave.
 //! `outbox_core::wave` decides the outcome of each message from its answer.
 
+use std::collections::HashSet;
+
 use outbox_core::{
-    caution::Caution,
+    caution::{Caution, Kind},
     claim::{Claim, Ctid, Item},
     deadline::Deadline,
     outcome::{Answer, Outcome},
@@ -138,21 +140,8 @@ async fn rehearse(
     plan: &mut Plan,
     allowed: Option<usize>,
 ) -> Result<Option<Rehearsed>, OutboxError> {
-    let now = Instant::now().into_std();
-    let (subjects, mut left) = {
-        let mut caution = context.caution();
-        let new = plan
-            .claim()
-            .items
-            .iter()
-            .filter(|item| !item.candidate.filed);
-        let left = caution.left_again(new.map(Item::position), now, &mut rand::rng());
-        let mut subjects = subjects(&caution, plan.claim(), allowed.is_some());
-        subjects.retain(|subject| !left.contains(&subject.position));
-        (subjects, left)
-    };
+    let subjects = subjects(&context.caution(), plan.claim(), allowed.is_some());
     if subjects.is_empty() {
-        plan.leave(&left);
         return Ok(None);
     }
     let rehearsal = Rehearsal {
@@ -164,6 +153,7 @@ async fn rehearse(
     let room = allowed.unwrap_or(usize::MAX);
     let rehearsed = rehearsal.run(&subjects, room).await?;
     let at = Instant::now();
+    let mut left = HashSet::new();
     for subject in &subjects {
         let position = subject.position;
         if rehearsed.passed.contains(&position) {
@@ -188,7 +178,8 @@ async fn rehearse(
         } else {
             left.insert(position);
             health.fails(Obstacle::Marks, &refusal.why);
-            let news = context.caution().set_aside(position, now);
+            let kind = kind(plan, subject);
+            let news = context.caution().set_aside(position, kind, at.into_std());
             if news {
                 relaying::set_aside(health.source(), position, &refusal.why);
             }
@@ -203,6 +194,20 @@ async fn rehearse(
     plan.leave(&left);
     let refused = !rehearsed.refused.is_empty();
     Ok(Some(Rehearsed { at, refused }))
+}
+
+/// How later claims find the message.
+fn kind(plan: &mut Plan, subject: &Subject) -> Kind {
+    if subject.filed {
+        return Kind::Filed;
+    }
+    // Before its time, a scheduled message has no order.
+    let item = plan
+        .item(subject.position)
+        .filter(|item| !item.candidate.scheduled);
+    Kind::New {
+        key: item.and_then(|item| item.candidate.key_hash),
+    }
 }
 
 fn retry_in(item: &Item) -> Duration {

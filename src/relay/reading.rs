@@ -3,7 +3,10 @@
 //! A message that cannot be read is given up, so that its neighbours flow. Nothing else is a message's fault: then the worker
 //! backs off, and the relay is not ready.
 
-use outbox_core::scheduling::{BatchLimit, LaneResult};
+use outbox_core::{
+    caution::PassedOver,
+    scheduling::{BatchLimit, LaneResult},
+};
 
 use super::{context::Context, health::Obstacle, lanes::TakenLanes};
 use crate::{
@@ -19,6 +22,7 @@ pub async fn refused(
     session: &Session,
     limit: &mut BatchLimit,
     taken: TakenLanes<'_>,
+    passed_over: &PassedOver,
     error: OutboxError,
 ) -> Result<(), OutboxError> {
     session.rollback().await?;
@@ -33,7 +37,7 @@ pub async fn refused(
         taken.release(|_| LaneResult::Unread);
         return Ok(());
     };
-    let first = match unreadable::first(session, lane).await {
+    let first = match unreadable::first(session, lane, passed_over).await {
         Ok(Some(first)) => first,
         // The lane has no message now, or another relay holds it.
         Ok(None) => return Err(error),
@@ -54,7 +58,7 @@ pub async fn refused(
         return Err(error);
     }
     let why = error.to_string();
-    if Box::pin(unreadable::mark_dead(session, first, &why)).await? {
+    if Box::pin(unreadable::mark_dead(session, first, passed_over, &why)).await? {
         relaying::unreadable_message(source, first.position, &error);
     }
     taken.release(|_| LaneResult::Unread);

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use outbox_core::{
+    caution::PassedOver,
     claim::Limits,
     message::Lane,
     scheduling::{LANES, Pause, Polling, Tidied},
@@ -225,7 +226,7 @@ async fn tidy(session: &Session) -> Result<Tidied, OutboxError> {
         batch_bytes: u64::MAX,
         max_payload_bytes: 0,
     };
-    let claim = match claim::claim(session, &lanes, limits, &[]).await {
+    let claim = match claim::claim(session, &lanes, limits, &PassedOver::default()).await {
         Ok(Some(claim)) => claim,
         Ok(None) => return Ok(Tidied::Held),
         // A person or a migration locks a table (TRUNCATE, CREATE INDEX). Marks can wait.

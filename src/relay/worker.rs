@@ -10,6 +10,7 @@ use outbox_core::{
     low_water,
     message::{Lane, Position},
     outcome::Outcome,
+    reason::Reason,
     scheduling::{BatchLimit, LaneResult},
     settlement,
 };
@@ -21,7 +22,7 @@ use super::{
     circuits,
     connections::{PermittedSession, Priority},
     context::{Context, reconnect_delay},
-    health::{LinkReport, Obstacle},
+    health::{FAILURE_COUNTS_FOR, LinkReport, Obstacle},
     lanes::TakenLanes,
     publishing::{Decided, publish_claim},
     reading, silence,
@@ -298,7 +299,7 @@ async fn cycle(
 ) -> Result<Option<BrokerError>, WorkError> {
     let source = context.health.source();
     let began = Instant::now();
-    // Messages that are set aside are read again, and must not keep the claim from reading others.
+    // Some of the messages that are set aside are read again, and must not keep the claim from reading others.
     let (allowed, aside) = {
         let mut caution = context.caution();
         caution.forget(began.into_std());
@@ -313,14 +314,15 @@ async fn cycle(
         (_, all) => all,
     };
     let span = info_span!("claim", source, lanes = lanes.len());
-    let passed_over = context.caution().passed_over(lanes, &mut rand::rng());
+    let now = began.into_std();
+    let passed_over = context.caution().passed_over(lanes, now, &mut rand::rng());
     let claimed = claim::claim(session, lanes, limits(context, messages), &passed_over)
         .instrument(span)
         .await;
     let read_at = Instant::now();
     let claimed = match claimed {
         Err(error) if error.is_statement_refused() => {
-            let judged = reading::refused(context, session, limit, taken, error);
+            let judged = reading::refused(context, session, limit, taken, &passed_over, error);
             return Ok(Box::pin(judged).await.map(|()| None)?);
         }
         claimed => claimed?,
@@ -384,8 +386,14 @@ async fn cycle(
         let mut caution = context.caution();
         caution.settled(claim.positions(is_decided));
         caution.settled(claim.orphans.iter().map(|orphan| orphan.position));
-        // While messages are set aside, each claim meets them again, and the two states would alternate.
-        let all_marked = sent > 0 && caution.aside() == 0;
+        let now = Instant::now();
+        for (position, retry_in) in unmarkable(&claim) {
+            let until = now.checked_add(retry_in.saturating_add(FAILURE_COUNTS_FOR));
+            let until = until.unwrap_or(now + FAILURE_COUNTS_FOR);
+            caution.waits_unmarked(position, until.into_std());
+        }
+        // While a message cannot be marked, the marks of others would end the failure, and its next retry begin it again.
+        let all_marked = sent > 0 && !caution.some_are_not_marked();
         drop(caution);
         if all_marked {
             context.health.marked();
@@ -436,6 +444,18 @@ fn limits(context: &Context, messages: usize) -> Limits {
         batch_bytes: context.relay.batch_bytes,
         max_payload_bytes: context.relay.max_payload_bytes,
     }
+}
+
+/// Messages that wait because they cannot be marked, each with the time to its retry.
+fn unmarkable(claim: &Claim) -> impl Iterator<Item = (Position, Duration)> {
+    claim.items.iter().filter_map(|item| match item.outcome() {
+        Outcome::Retry {
+            reason: Reason::Unmarkable,
+            delay,
+            ..
+        } => Some((item.position(), *delay)),
+        _ => None,
+    })
 }
 
 /// Messages that the settle files as waiting or dead, and deleted messages whose records it removes.

@@ -211,6 +211,7 @@ impl Input {
             replay: self.replay,
             body_size: body.as_ref().map_or(MAX_PAYLOAD + 1, |b| b.len() as u64),
             body,
+            damage: None,
         }
     }
 

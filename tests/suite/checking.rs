@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::world::{SOON, World, own_world, world};
+use test_support::RabbitMqOptions;
+
+use crate::world::{SOON, World, own_world, own_world_with, world};
 
 async fn check(world: &World, env: &[(&str, &str)]) -> crate::world::Run {
     world.outboxd(&["check", "--connect"], env).await
@@ -221,6 +223,47 @@ async fn a_database_where_a_relay_can_write_nothing_is_not_ok() {
         let sql = sql.replace(" SET ", " RESET ").replace(" = on", "");
         world.postgres().execute("postgres", &sql).await.unwrap();
         assert_eq!(check(&world, &[]).await.code, 0);
+    }
+}
+
+/// RabbitMQ answers with the same code to all of them, and to a virtual host that does not exist.
+#[tokio::test]
+async fn each_limit_of_the_broker_is_named_with_its_own_cure() {
+    let world = own_world_with(RabbitMqOptions {
+        config: vec!["channel_max = 1".to_owned()],
+        ..RabbitMqOptions::default()
+    })
+    .await;
+    world.declare_exchange("events").await;
+    let (broker, vhost) = (world.rabbitmq(), world.vhost.as_str());
+    let none = [r#"{"max-connections":0}"#, r#"{"max-channels":0}"#];
+    let user = "set_user_limits USER";
+    let of_vhost = ["set_vhost_limits", "-p", vhost, none[0]];
+    for (limits, says) in [
+        (&[] as &[&str], ["channel_max", "too few channels"]),
+        (&of_vhost, ["connection limit", "set_vhost_limits -p"]),
+        (&["clear_vhost_limits", "-p", vhost], ["channel_max", "two"]),
+        (
+            &["set_user_limits", "guest", none[0]],
+            [user, "'{\"max-connections\""],
+        ),
+        (
+            &["clear_user_limits", "guest", "all"],
+            ["channel_max", "two"],
+        ),
+        (
+            &["set_user_limits", "guest", none[1]],
+            [user, "'{\"max-channels\""],
+        ),
+    ] {
+        if !limits.is_empty() {
+            broker.ctl(limits).await.unwrap();
+        }
+        let run = check(&world, &[]).await;
+        assert!(run.code != 0, "{limits:?}: {}", run.stderr);
+        for text in says {
+            assert!(run.stderr.contains(text), "{limits:?}: {}", run.stderr);
+        }
     }
 }
 

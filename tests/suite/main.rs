@@ -4,6 +4,7 @@
 //! Tests that break a server start their own.
 
 mod answers;
+mod aside;
 mod checking;
 mod commands;
 mod connections;

@@ -142,7 +142,7 @@ async fn what_was_edited_is_named_and_never_gets_the_official_checksum() {
         (
             "ALTER TABLE outbox.dead SET UNLOGGED",
             "ALTER TABLE outbox.dead SET LOGGED",
-            "table outbox.dead: logged (here: not logged)",
+            "table outbox.dead: logged (here: not logged",
         ),
         (
             "ALTER SEQUENCE outbox.message_id_seq CACHE 50",

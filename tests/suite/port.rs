@@ -3,7 +3,7 @@
 use test_support::{eventually, probe::get};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
 };
 
 use crate::world::{SOON, world};
@@ -32,4 +32,25 @@ async fn a_client_that_says_nothing_or_too_much_is_closed() {
         .expect("a head has an end");
     let (status, _) = get(port, "/livez").await.unwrap();
     assert_eq!(status, 200);
+}
+
+/// A web server that has the port says that all is well.
+#[tokio::test]
+async fn another_program_on_the_port_is_not_taken_for_the_relay() {
+    let world = world().await;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let listen = listener.local_addr().unwrap().to_string();
+    let _serving = tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let answer = "HTTP/1.1 200 OK\r\nServer: nginx\r\nContent-Length: 3\r\n\r\nok\n";
+            let _ = client.read(&mut [0; 1024]).await;
+            let _ = client.write_all(answer.as_bytes()).await;
+        }
+    });
+    for args in [&["healthcheck"] as &[&str], &["healthcheck", "--live"]] {
+        let run = world
+            .outboxd(args, &[("OUTBOXD__ADMIN__LISTEN", &listen)])
+            .await;
+        run.ends(1, &["another program listens there", &listen]);
+    }
 }

@@ -211,6 +211,11 @@ async fn the_status_view_is_exact_when_small_and_cheap_when_large() {
     );
     assert_eq!(scans().await, before, "no sequential scan");
     world.sql("COMMIT").await;
+    let about = format!("{pending} pending (about), ");
+    let lag = world.outboxd(&["check-lag", "--warning", "1h", "--critical", "1h"], &[]);
+    lag.await.ends(0, &[&about]);
+    let status = world.outboxd(&["status"], &[]).await;
+    status.ends(0, &[&format!("pending  {pending} (about)")]);
     // The test counts the buffers that the view reads, index included, and not the time.
     let explain = "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) SELECT * FROM outbox.status";
     let rows = world.client.simple_query(explain).await.unwrap();

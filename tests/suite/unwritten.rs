@@ -17,7 +17,7 @@ pub fn trigger(name: &str, event: &str, table: &str, body: &str) -> String {
     )
 }
 
-async fn drop_trigger(world: &World, name: &str, table: &str) {
+pub async fn drop_trigger(world: &World, name: &str, table: &str) {
     world
         .sql(&format!(
             "DROP TRIGGER {name} ON outbox.{table}; DROP FUNCTION public.{name}()"
@@ -26,12 +26,12 @@ async fn drop_trigger(world: &World, name: &str, table: &str) {
 }
 
 /// `/readyz` names the obstacle, too.
-async fn named(relay: &Daemon, port: u16, said: &str) {
+pub async fn named(relay: &Daemon, port: u16, said: &str) {
     kit::named(relay, port, said, &[said]).await;
 }
 
 /// While the relay repeats its attempts it publishes nothing more.
-async fn no_flood(world: &World, consumer: &Consumer, relay: &Daemon, bound: usize) {
+pub async fn no_flood(world: &World, consumer: &Consumer, relay: &Daemon, bound: usize) {
     several_attempts(relay).await;
     let before = world.ledger.duplicates(consumer).await.unwrap();
     assert!(before <= bound, "{before} duplicates, {bound} are allowed");

@@ -15,22 +15,23 @@
 //! message: while nothing can be filed, all messages that are delivered can still flow.
 //!
 //! **Set aside.** A message whose rehearsal fails waits in `outbox.waiting`. If that write is refused as well, the claim
-//! leaves the message as it is, and settles the others.
+//! leaves the message as it is, and settles the others. Later claims pass over most of these messages and, to keep the
+//! order, over all new messages of their keys. So however many there are, what stands behind them is read.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     time::{Duration, Instant},
 };
 
-use rand::{Rng, RngExt, seq::SliceRandom};
+use rand::{Rng, RngExt};
 
 use crate::message::{Lane, Position};
 
 /// Maximum number of suspects in memory. The oldest are forgotten first: another relay has settled them, or somebody
 /// has deleted them, and this relay will not settle them.
 const MOST: usize = 100_000;
-/// Claims meet a message again that was left as it is: a new one each time, a filed one in its turn. A message that none met
-/// for so long is settled by another relay, or deleted.
+/// Claims of its lane pass over a message that was left as it is, and read it again in its turn. If none does so for so long,
+/// or one that read its lane did not find it, it is settled by another relay, or deleted.
 const MET_WITHIN: Duration = Duration::from_secs(60);
 
 /// Messages set aside that a claim reads again, at most.
@@ -45,8 +46,44 @@ pub struct Caution {
     suspects: HashMap<Position, bool>,
     /// In the order in which they became suspects; may contain positions that are no longer suspects.
     order: VecDeque<Position>,
-    /// Messages that can be neither published nor filed, each with the time when a claim last met it.
-    aside: HashMap<Position, Instant>,
+    /// Messages that can be neither published nor filed.
+    aside: HashMap<Position, Aside>,
+    /// Messages that wait because they cannot be marked, each with the time until which that counts.
+    unmarkable: HashMap<Position, Instant>,
+}
+
+/// A message that is set aside.
+#[derive(Debug)]
+struct Aside {
+    kind: Kind,
+    /// When its rehearsal last failed.
+    met: Instant,
+    /// When a claim of its lane last passed over it, or met it.
+    seen: Instant,
+    /// A claim was to read it again, and has not met it since.
+    tried: Option<Instant>,
+}
+
+/// How a claim finds a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// In `outbox.waiting`.
+    Filed,
+    /// Above the mark. No later message of its key may overtake it.
+    New { key: Option<i64> },
+}
+
+/// What a claim does not read.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct PassedOver {
+    /// Positions of filed messages.
+    pub filed: Vec<i64>,
+    /// Positions of new messages without a key.
+    pub new: Vec<i64>,
+    /// Hashes of keys: none of their new messages is read.
+    pub keys: Vec<i64>,
+    /// Lanes that have such new messages: their marks must not pass them.
+    pub lanes: Vec<Lane>,
 }
 
 impl Caution {
@@ -80,18 +117,41 @@ impl Caution {
     }
 
     /// The message is left as it is. Returns true if it was not left before.
-    pub fn set_aside(&mut self, position: Position, now: Instant) -> bool {
-        if let Some(met) = self.aside.get_mut(&position) {
-            *met = now;
-            return false;
+    pub fn set_aside(&mut self, position: Position, kind: Kind, now: Instant) -> bool {
+        let left = Aside {
+            kind,
+            met: now,
+            seen: now,
+            tried: None,
+        };
+        match self.aside.get_mut(&position) {
+            Some(known) => {
+                *known = left;
+                false
+            }
+            None => self.aside.len() < MOST && self.aside.insert(position, left).is_none(),
         }
-        self.aside.len() < MOST && self.aside.insert(position, now).is_none()
     }
 
-    /// Forgets messages that are set aside and that no claim met for a while.
+    /// Forgets messages that are set aside and no longer there, as far as claims can tell.
     pub fn forget(&mut self, now: Instant) {
+        let within = |at: Instant| now.saturating_duration_since(at) < MET_WITHIN;
         self.aside
-            .retain(|_, met| now.saturating_duration_since(*met) < MET_WITHIN);
+            .retain(|_, aside| within(aside.seen) && aside.tried.is_none_or(within));
+        self.unmarkable.retain(|_, until| now < *until);
+    }
+
+    /// A claim has filed the message: it cannot be marked, and waits for its retry. If the relay does not settle it before
+    /// `until`, another relay did, or somebody deleted it.
+    pub fn waits_unmarked(&mut self, position: Position, until: Instant) {
+        if self.unmarkable.len() < MOST {
+            self.unmarkable.insert(position, until);
+        }
+    }
+
+    /// The marks of other messages prove nothing about those that cannot be marked: they are tried at other times.
+    pub fn some_are_not_marked(&self) -> bool {
+        !self.aside.is_empty() || !self.unmarkable.is_empty()
     }
 
     /// Number of messages that are set aside.
@@ -99,39 +159,53 @@ impl Caution {
         self.aside.len()
     }
 
-    /// Positions of filed messages that a claim of these lanes does not read: most of those that are set aside. They stay
-    /// due, and would keep those that fell due after them from ever being read. The few that no claim met for longest are
-    /// read and rehearsed again; sometimes none, because one may be all that a claim reads.
-    pub fn passed_over(&self, lanes: &[Lane], rng: &mut impl Rng) -> Vec<i64> {
+    /// What a claim of these lanes does not read: most of the messages that are set aside, and what must not overtake them.
+    /// They stay due, or new, and would keep those behind them from ever being read. The few that no claim met for longest
+    /// are read and rehearsed again; sometimes none, because one may be all that a claim reads.
+    pub fn passed_over(&mut self, lanes: &[Lane], now: Instant, rng: &mut impl Rng) -> PassedOver {
+        let mut passed = PassedOver::default();
         if self.aside.is_empty() {
-            return Vec::new();
+            return passed;
         }
-        let of_lanes = self.aside.iter().filter(|(p, _)| lanes.contains(&p.lane));
-        let mut met: Vec<_> = of_lanes
-            .map(|(position, met)| (*met, position.id))
-            .collect();
-        met.sort_unstable();
-        let again = rng.random_range(0..=READ_AGAIN);
-        met.into_iter().skip(again).map(|(_, id)| id).collect()
-    }
-
-    /// Of the new messages that a claim read, those that it leaves without another rehearsal: most of those that are set aside.
-    pub fn left_again(
-        &mut self,
-        read: impl IntoIterator<Item = Position>,
-        now: Instant,
-        rng: &mut impl Rng,
-    ) -> HashSet<Position> {
-        let mut met = Vec::new();
-        for position in read {
-            if let Some(at) = self.aside.get_mut(&position) {
-                *at = now;
-                met.push(position);
+        // The first message of each key stands for those after it: they are read with it.
+        let mut heads: HashMap<(Lane, i64), Position> = HashMap::new();
+        let mut turns = Vec::new();
+        for (position, aside) in &mut self.aside {
+            if !lanes.contains(&position.lane) {
+                continue;
+            }
+            aside.seen = now;
+            match aside.kind {
+                Kind::New { key: Some(key) } => {
+                    let head = heads.entry((position.lane, key)).or_insert(*position);
+                    *head = (*head).min(*position);
+                }
+                Kind::New { key: None } | Kind::Filed => turns.push(*position),
             }
         }
-        let again = rng.random_range(0..=READ_AGAIN);
-        let (_, left) = met.partial_shuffle(rng, again);
-        left.iter().copied().collect()
+        turns.extend(heads.into_values());
+        turns.sort_unstable_by_key(|position| (self.aside[position].met, *position));
+        let again = rng.random_range(0..=READ_AGAIN).min(turns.len());
+        for position in turns.drain(..again) {
+            if let Some(aside) = self.aside.get_mut(&position) {
+                aside.tried.get_or_insert(now);
+            }
+        }
+        for position in turns {
+            match self.aside[&position].kind {
+                Kind::Filed => passed.filed.push(position.id),
+                Kind::New { key } => {
+                    match key {
+                        Some(key) => passed.keys.push(key),
+                        None => passed.new.push(position.id),
+                    }
+                    passed.lanes.push(position.lane);
+                }
+            }
+        }
+        passed.lanes.sort_unstable();
+        passed.lanes.dedup();
+        passed
     }
 
     pub fn is_aside(&self, position: Position) -> bool {
@@ -150,10 +224,11 @@ impl Caution {
 
     /// A claim committed the outcomes of these messages: sent, dead, or waiting.
     pub fn settled(&mut self, positions: impl IntoIterator<Item = Position>) {
-        if self.suspects.is_empty() && self.aside.is_empty() {
+        if self.suspects.is_empty() && !self.some_are_not_marked() {
             return;
         }
         for position in positions {
+            self.unmarkable.remove(&position);
             self.suspects.remove(&position);
             self.aside.remove(&position);
         }
@@ -180,6 +255,8 @@ impl Caution {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[expect(
@@ -255,26 +332,39 @@ mod tests {
         assert!(caution.order.is_empty());
     }
 
+    const FILED: Kind = Kind::Filed;
+    const NEW: Kind = Kind::New { key: None };
+
+    fn of_key(key: i64) -> Kind {
+        Kind::New { key: Some(key) }
+    }
+
+    /// Half of them are filed.
     #[test]
     fn a_claim_passes_over_most_of_the_messages_of_its_lanes_that_are_set_aside() {
         let mut caution = Caution::default();
         let rng = &mut rand::rng();
-        assert!(caution.passed_over(&[0], rng).is_empty());
         let mut now = now();
+        assert_eq!(caution.passed_over(&[0], now, rng), PassedOver::default());
+        let kind = |id: i64| if id % 2 == 0 { FILED } else { NEW };
         for id in 0..100 {
-            caution.set_aside(at(id), now);
+            caution.set_aside(at(id), kind(id), now);
         }
-        caution.set_aside(Position { lane: 1, id: 100 }, now);
+        caution.set_aside(Position { lane: 1, id: 100 }, NEW, now);
         let mut read = HashSet::new();
         let mut most = 0;
         for claim in 1..=1000 {
             now += Duration::from_millis(1);
-            let passed_over: HashSet<i64> = caution.passed_over(&[0], rng).into_iter().collect();
-            assert!(passed_over.iter().all(|id| (0..100).contains(id)));
+            let PassedOver {
+                filed, new, lanes, ..
+            } = caution.passed_over(&[0], now, rng);
+            assert!(filed.iter().all(|id| kind(*id) == FILED) && lanes == [0]);
+            assert!(new.iter().all(|id| *id < 100 && kind(*id) == NEW));
+            let passed_over: HashSet<i64> = filed.into_iter().chain(new).collect();
             assert!(passed_over.len() >= 100 - READ_AGAIN);
             most = most.max(passed_over.len());
             for id in (0..100).filter(|id| !passed_over.contains(id)) {
-                caution.set_aside(at(id), now);
+                assert!(!caution.set_aside(at(id), kind(id), now));
                 read.insert(id);
             }
             assert!(
@@ -284,6 +374,25 @@ mod tests {
             );
         }
         assert_eq!(most, 100, "sometimes none is read");
+    }
+
+    #[test]
+    fn a_key_is_passed_over_as_a_whole_until_its_first_message_has_its_turn() {
+        let mut caution = Caution::default();
+        let rng = &mut rand::rng();
+        let now = now();
+        for id in 0..1000 {
+            caution.set_aside(at(id), of_key(7), now);
+        }
+        let mut turns = HashSet::new();
+        for _ in 0..1000 {
+            let passed = caution.passed_over(&[0], now, rng);
+            assert!(passed.new.is_empty() && passed.filed.is_empty());
+            let lane: &[Lane] = if passed.keys.is_empty() { &[] } else { &[0] };
+            assert_eq!(passed.lanes, lane);
+            turns.insert(passed.keys);
+        }
+        assert_eq!(turns, HashSet::from([vec![], vec![7]]));
     }
 
     #[test]
@@ -301,55 +410,91 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_leaves_most_of_the_new_messages_that_are_set_aside_and_forgets_none() {
-        let mut caution = Caution::default();
-        let rng = &mut rand::rng();
-        let mut now = now();
-        let read = || (0..100).map(at);
-        assert!(caution.left_again(read(), now, rng).is_empty());
-        for id in 0..50 {
-            caution.set_aside(at(id), now);
-        }
-        let mut again = HashSet::new();
-        for _ in 0..1000 {
-            now += MET_WITHIN / 2;
-            let left = caution.left_again(read(), now, rng);
-            assert!(left.iter().all(|p| p.id < 50) && left.len() >= 50 - READ_AGAIN);
-            again.extend((0..50).filter(|id| !left.contains(&at(*id))));
-            caution.forget(now);
-        }
-        assert_eq!((again.len(), caution.aside()), (50, 50), "each in turn");
-    }
-
-    #[test]
     fn a_message_is_set_aside_once_and_until_it_is_settled() {
         let mut caution = Caution::default();
         let now = now();
         assert!(!caution.is_aside(at(1)));
-        assert!(caution.set_aside(at(1), now) && !caution.set_aside(at(1), now));
+        assert!(caution.set_aside(at(1), NEW, now) && !caution.set_aside(at(1), NEW, now));
         assert!(caution.is_aside(at(1)) && !caution.is_aside(at(2)));
-        assert!(caution.set_aside(at(2), now));
+        assert!(caution.set_aside(at(2), NEW, now));
         assert_eq!(caution.aside(), 2);
         caution.settled([at(1)]);
         assert_eq!(caution.aside(), 1);
-        assert!(caution.set_aside(at(1), now));
+        assert!(caution.set_aside(at(1), NEW, now));
+    }
+
+    #[test]
+    fn a_message_that_waits_unmarked_is_known_until_it_is_settled_or_its_retry_is_long_past() {
+        let mut caution = Caution::default();
+        let now = now();
+        let later = now + Duration::from_secs(5);
+        assert!(!caution.some_are_not_marked());
+        caution.waits_unmarked(at(1), later);
+        caution.waits_unmarked(at(2), later);
+        caution.settled([at(1), at(7)]);
+        caution.forget(now);
+        assert!(caution.some_are_not_marked());
+        caution.settled([at(2)]);
+        assert!(!caution.some_are_not_marked());
+        caution.waits_unmarked(at(3), later);
+        caution.forget(later);
+        assert!(!caution.some_are_not_marked());
+        caution.set_aside(at(4), NEW, now);
+        assert!(caution.some_are_not_marked());
     }
 
     /// Another relay settled it, or a person deleted it.
     #[test]
     fn a_message_that_is_set_aside_and_never_met_again_is_forgotten() {
         let mut caution = Caution::default();
+        let rng = &mut rand::rng();
         let began = now();
-        caution.set_aside(at(1), began);
-        caution.set_aside(at(2), began);
-        let later = began + MET_WITHIN / 2;
-        assert!(!caution.set_aside(at(2), later));
-        caution.forget(later);
-        assert_eq!(caution.aside(), 2);
-        caution.forget(began + MET_WITHIN);
-        assert_eq!(caution.aside(), 1);
-        caution.forget(later + MET_WITHIN);
-        assert_eq!(caution.aside(), 0);
+        caution.set_aside(at(1), NEW, began);
+        caution.set_aside(at(2), NEW, began);
+        caution.set_aside(Position { lane: 1, id: 3 }, NEW, began);
+        let mut now = began;
+        while now < began + MET_WITHIN {
+            now += Duration::from_secs(1);
+            caution.passed_over(&[0], now, rng);
+            // Claims read the other, and do not find it.
+            caution.set_aside(at(2), NEW, now);
+            caution.forget(now);
+        }
+        assert!(
+            !caution.is_aside(Position { lane: 1, id: 3 }),
+            "no claim of its lane"
+        );
+        for _ in 0..60 {
+            now += Duration::from_secs(1);
+            caution.passed_over(&[0], now, rng);
+            caution.set_aside(at(2), NEW, now);
+            caution.forget(now);
+        }
+        assert!(!caution.is_aside(at(1)) && caution.is_aside(at(2)));
+    }
+
+    /// Each has its turn late.
+    #[test]
+    fn a_message_that_claims_pass_over_is_not_forgotten() {
+        let mut caution = Caution::default();
+        let rng = &mut rand::rng();
+        let mut now = now();
+        for id in 0..2_000 {
+            caution.set_aside(at(id), NEW, now);
+        }
+        for _ in 0..120 {
+            now += Duration::from_secs(1);
+            let passed: HashSet<i64> = caution
+                .passed_over(&[0], now, rng)
+                .new
+                .into_iter()
+                .collect();
+            for id in (0..2_000).filter(|id| !passed.contains(id)) {
+                caution.set_aside(at(id), NEW, now);
+            }
+            caution.forget(now);
+        }
+        assert_eq!(caution.aside(), 2_000);
     }
 
     #[test]
@@ -357,8 +502,8 @@ mod tests {
         let mut caution = Caution::default();
         let most = i64::try_from(MOST).unwrap();
         let now = now();
-        assert!((0..most).all(|id| caution.set_aside(at(id), now)));
-        assert!(!caution.set_aside(at(most), now));
+        assert!((0..most).all(|id| caution.set_aside(at(id), NEW, now)));
+        assert!(!caution.set_aside(at(most), NEW, now));
         assert_eq!(caution.aside(), MOST);
     }
 

@@ -403,7 +403,12 @@ impl Circuits {
         if let Some(State::Open(open)) = self.states.get_mut(destination) {
             match task {
                 Task::GiveUp(..) => open.give_up = true,
-                _ => open.next_probe = open.next_probe.min(due),
+                _ => {
+                    open.next_probe = open.next_probe.min(due);
+                    // No message was chosen, so no answer comes. Otherwise the next failure of any message would count as that of
+                    // a probe. An earlier probe may still be without an answer: see `tasks`.
+                    open.probing = open.none_held_since.is_some();
+                }
             }
         }
     }

@@ -48,8 +48,11 @@ pub struct HeldLane {
 pub struct ReadLane {
     pub lane: Lane,
     pub mark: Mark,
-    /// The read stopped at no limit, so it found every message of this lane that its snapshot shows.
+    /// The read stopped at no limit, so it found every message of this lane that its snapshot shows, but for those that it
+    /// passed over.
     pub exhausted: bool,
+    /// The read passed over new messages of this lane, so its mark does not move.
+    pub passed_over: bool,
 }
 
 /// Physical location of a row version: PostgreSQL's `ctid`.
@@ -118,6 +121,8 @@ pub struct Read {
     /// Messages that were read were left out, because their bodies do not fit or are gone. The number of candidates
     /// then does not tell whether the read stopped at a limit, and the mark must not pass the last candidate.
     pub cut_short: bool,
+    /// Lanes of which it passed over new messages.
+    pub passed_over: Vec<Lane>,
 }
 
 /// A message of a claim and its outcome so far. Only the item can change the outcome, so an outcome cannot reach
@@ -250,6 +255,7 @@ fn lanes(held: &[HeldLane], read: &Read, limits: Limits) -> Vec<ReadLane> {
             lane: held.lane,
             mark: held.mark,
             exhausted: !cut && !share_is_full(held),
+            passed_over: read.passed_over.contains(&held.lane),
         })
         .collect()
 }
@@ -281,6 +287,7 @@ pub(crate) fn sample_claim(candidates: Vec<Candidate>, orphans: Vec<Orphan>) -> 
         lane: crate::message::sample().position.lane,
         mark,
         exhausted: true,
+        passed_over: false,
     };
     Claim {
         lanes: vec![lane],
@@ -339,8 +346,8 @@ mod tests {
         let lanes = [vec![1; of_one], vec![2; of_two]].concat();
         let read = Read {
             candidates: lanes.into_iter().map(|lane| candidate(lane, 1)).collect(),
-            orphans: Vec::new(),
             cut_short,
+            ..Read::default()
         };
         let claim = Claim::new(&[held(1, 8), held(2, 3)], read, LIMITS, SNAPSHOT);
         assert_eq!([claim.lanes[0].lane, claim.lanes[1].lane], [1, 2]);
@@ -400,7 +407,7 @@ mod tests {
         let read = Read {
             candidates: of_lane(filed, true).chain(of_lane(fresh, false)).collect(),
             orphans: vec![orphan; orphans],
-            cut_short: false,
+            ..Read::default()
         };
         Claim::new(&[held(1, 8)], read, LIMITS, SNAPSHOT).lanes[0].exhausted
     }

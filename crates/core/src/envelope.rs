@@ -80,6 +80,12 @@ impl EnvelopeBuilder {
     /// Moves the body and other fields out of the message. `frame_max` is the negotiated frame size in bytes; 0 means
     /// no limit.
     pub fn build(&self, message: &mut Message, frame_max: u32) -> Result<Envelope, Refusal> {
+        if let Some(damage) = &message.damage {
+            return Err(Refusal::new(
+                Reason::Unreadable,
+                format!("the row's {damage}"),
+            ));
+        }
         key_is_clean(message)?;
         let routed = self.router.route(message)?;
         let body = message.body.take().ok_or_else(|| {

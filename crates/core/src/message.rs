@@ -46,6 +46,8 @@ pub struct Message {
     pub body_size: u64,
     /// `None` if the body is larger than `relay.max_payload_bytes`: it is refused and not fetched.
     pub body: Option<Vec<u8>>,
+    /// A column of the row that holds no value of the schema, and why, without its value: the message cannot be published.
+    pub damage: Option<String>,
 }
 
 #[cfg(test)]
@@ -66,6 +68,7 @@ pub(crate) fn sample() -> Message {
         replay: false,
         body_size: 2,
         body: Some(b"{}".to_vec()),
+        damage: None,
     }
 }
 

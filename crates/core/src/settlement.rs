@@ -213,7 +213,8 @@ pub fn settlement(claim: &Claim, stride: i64) -> Settlement {
     s
 }
 
-/// The new mark of each claimed lane, from the messages that the claim settles.
+/// The new mark of each claimed lane, from the messages that the claim settles. A message that the read passed over is
+/// unsent, and must stay above the mark.
 fn marks(claim: &Claim, stride: i64) -> Vec<(Lane, Mark)> {
     let mut by_lane: HashMap<Lane, Vec<&Item>> = HashMap::new();
     for item in &claim.items {
@@ -225,6 +226,7 @@ fn marks(claim: &Claim, stride: i64) -> Vec<(Lane, Mark)> {
     claim
         .lanes
         .iter()
+        .filter(|held| !held.passed_over)
         .filter_map(|held| {
             let read = by_lane
                 .get(&held.lane)
@@ -265,7 +267,7 @@ pub fn tidied(claim: &Claim, last: &HashMap<Lane, Option<i64>>) -> Vec<(Lane, Ma
     claim
         .lanes
         .iter()
-        .filter(|held| !left.contains(&held.lane))
+        .filter(|held| !held.passed_over && !left.contains(&held.lane))
         .filter_map(|held| {
             let last = last.get(&held.lane).copied().flatten();
             let seen = Observation {

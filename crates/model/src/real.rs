@@ -51,6 +51,7 @@ impl Machine {
                 replay: false,
                 body_size: 0,
                 body: None,
+                damage: None,
             },
             ctid: Ctid::default(),
             tx: 0,
@@ -89,8 +90,7 @@ impl Machine {
             .collect();
         let read = Read {
             candidates,
-            orphans: Vec::new(),
-            cut_short: false,
+            ..Read::default()
         };
         Claim::new(&lanes, read, limits, snapshot(held))
     }

@@ -4,4 +4,4 @@
 SELECT m.lane, m.id
 FROM unnest($1::smallint[], $2::bigint[], $3::xid8[]) AS s (lane, id, tx)
 JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
-WHERE m.tx <> s.tx AND m.tx <> pg_current_xact_id() AND m.sent_at IS NULL
+WHERE coalesce(m.tx, '0') NOT IN (s.tx, pg_current_xact_id()) AND m.sent_at IS NULL

@@ -6,7 +6,7 @@ INSERT INTO outbox.dead AS d (lane, id, message_id, reason, attempts, last_error
 SELECT m.lane, m.id, m.message_id, s.reason, s.attempts, s.error, s.replay
 FROM unnest($1::smallint[], $2::bigint[], $3::xid8[], $4::text[], $5::integer[], $6::text[], $7::boolean[])
      AS s (lane, id, tx, reason, attempts, error, replay)
-JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id AND (m.tx = s.tx OR m.tx = pg_current_xact_id())
+JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id AND coalesce(m.tx, '0') IN (s.tx, pg_current_xact_id())
 ON CONFLICT (lane, id) DO UPDATE
 SET message_id = excluded.message_id, reason = excluded.reason, attempts = excluded.attempts, last_error = excluded.last_error,
     replay = excluded.replay, died_at = clock_timestamp()

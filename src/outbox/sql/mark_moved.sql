@@ -3,5 +3,5 @@
 UPDATE outbox.message m
 SET sent_at = clock_timestamp()
 FROM unnest($1::smallint[], $2::bigint[], $3::xid8[]) AS s (lane, id, tx)
-WHERE m.lane = s.lane AND m.id = s.id AND m.sent_at IS NULL AND m.tx = s.tx
+WHERE m.lane = s.lane AND m.id = s.id AND m.sent_at IS NULL AND coalesce(m.tx, '0') = s.tx
 RETURNING m.sent_at IS NOT NULL

@@ -2,7 +2,7 @@
 -- position. This statement runs after the locks, because its snapshot must show what the lane's last holder committed.
 -- $1 lanes, $2 their marks, $3 new messages to read of each lane, $4 messages in all, $5 due messages among them,
 -- $6 the largest body that the row brings along; bodies.sql fetches larger bodies, up to the limit, $7 positions of due messages
--- to pass over
+-- to pass over, $8 positions of new messages to pass over, $9 hashes of keys whose new messages to pass over
 -- Every row passes each level of the query once, and no level may materialize it (docs/internals/experiments.md). So there
 -- is no window function, and statement_timestamp() instead of a volatile function.
 -- A record belongs to a message only if its message_id is the row's: after TRUNCATE ... RESTART IDENTITY with triggers off,
@@ -20,7 +20,8 @@ WITH lane AS MATERIALIZED (
            EXISTS (SELECT FROM outbox.dead d WHERE d.lane = u.lane AND d.id > u.low_water) AS some_dead,
            EXISTS (SELECT FROM outbox.waiting w
                     WHERE w.lane = u.lane AND w.key_hash IS NOT NULL AND NOT w.replay AND w.cause <> 'scheduled'
-                    OFFSET 0) AS some_blocking
+                    OFFSET 0) AS some_blocking,
+           cardinality($8::bigint[]) + cardinality($9::bigint[]) > 0 AS some_passed
     FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS u (lane, low_water, share)
 ), due AS (
     SELECT true AS filed, l.some_blocking, w.lane, w.id, w.key_hash, w.attempts,
@@ -61,6 +62,9 @@ WITH lane AS MATERIALIZED (
         WHERE m.lane = l.lane
           AND m.id > l.low_water
           AND m.sent_at IS NULL
+          AND (NOT l.some_passed
+               OR (m.id = ANY ($8::bigint[])) IS NOT TRUE
+                  AND (outbox.key_hash(m.aggregate_type, m.aggregate_id) = ANY ($9::bigint[])) IS NOT TRUE)
           AND (NOT l.some_waiting
                OR NOT EXISTS (SELECT FROM outbox.waiting w
                               WHERE w.lane = m.lane AND w.id = m.id AND w.message_id = m.message_id OFFSET 0))

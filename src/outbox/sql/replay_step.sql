@@ -11,6 +11,8 @@ WITH step AS (
     SELECT s.lane, s.id, s.message_id, s.aggregate_type, s.aggregate_id, row_number() OVER (ORDER BY s.id) - 1 AS n
     FROM step s
     WHERE s.sent_at IS NOT NULL
+      -- A message without an id cannot be filed, and would fail the whole step.
+      AND s.message_id IS NOT NULL
       AND ($4::timestamptz IS NULL OR s.created_at >= $4)
       AND ($5::timestamptz IS NULL OR s.created_at < $5)
       AND ($6::text IS NULL OR s.aggregate_type = $6)

@@ -18,6 +18,15 @@ SELECT m.lane, m.id, m.message_id, m.body_size, coalesce(m.headers_size, 0) AS h
        coalesce(m.available_at > statement_timestamp(), false) AS is_early,
        coalesce(to_char(m.sent_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), m.sent_at::text) AS sent_at,
        m.id <= coalesce(l.low_water, 0) AS is_below,
+       -- The schema requires these values; the relay gives up a message without one.
+       CASE WHEN t.id IS NOT NULL THEN (
+           SELECT r.name || ' is NULL'
+           FROM (VALUES (1, 'created_at', m.created_at IS NULL), (2, 'message_id', m.message_id IS NULL),
+                        (3, 'aggregate_type', t.aggregate_type IS NULL), (4, 'event_type', t.event_type IS NULL),
+                        (5, 'content_type', t.content_type IS NULL),
+                        (6, 'payload', m.payload IS NULL AND m.binary_payload IS NULL)) AS r (n, name, missing)
+           WHERE r.missing ORDER BY r.n LIMIT 1
+       ) END AS missing,
        w.cause, coalesce(w.replay, d.replay, false) AS replay, left(coalesce(w.reason, d.reason), 100) AS reason,
        coalesce(w.attempts, d.attempts, 0) AS attempts,
        CASE WHEN octet_length(coalesce(w.last_error, d.last_error)) > 16000

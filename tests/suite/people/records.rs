@@ -3,12 +3,15 @@
 use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
+use test_support::eventually;
 
 use crate::{
     commands::ok,
     people::write,
     world::{Run, SOON, World, repository, world},
 };
+
+const CHANGED: &str = "tables or sequence of the outbox were changed";
 
 /// A dead message, and records of each kind that waits, one key each, at the positions 1 to 5.
 async fn five_records(world: &World) {
@@ -106,6 +109,50 @@ async fn positions_that_begin_again_under_old_records_are_said_and_hide_nothing(
         .line("positions of the outbox begin again", SOON)
         .await;
     world.none_lost_but_the_dead(&consumer).await;
+}
+
+/// PostgreSQL writes new files of the table and of its sequence, with the same contents.
+#[tokio::test]
+async fn a_rewrite_of_the_table_is_no_position_that_begins_again() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    write(&world, &world.client, "before", 300).await;
+    world.passed().await;
+    world.sql("ALTER TABLE outbox.message SET UNLOGGED").await;
+    relay
+        .line("ALTER TABLE outbox.message SET LOGGED", SOON)
+        .await;
+    let check = world.outboxd(&["check", "--connect"], &[]).await;
+    check.ends(78, &["ALTER TABLE outbox.message SET LOGGED"]);
+    let second = world.relay(&[]);
+    second
+        .line("ALTER TABLE outbox.message SET LOGGED", SOON)
+        .await;
+    for rewrite in [
+        "ALTER TABLE outbox.message SET LOGGED",
+        "BEGIN; ALTER TABLE outbox.message SET UNLOGGED; ALTER TABLE outbox.message SET LOGGED; COMMIT",
+        "VACUUM FULL outbox.message",
+        "CLUSTER outbox.message USING message_pkey",
+    ] {
+        let said = relay
+            .lines()
+            .iter()
+            .filter(|line| line.contains(CHANGED))
+            .count();
+        world.sql(rewrite).await;
+        write(&world, &world.client, "after", 10).await;
+        eventually("the change to be noticed", SOON, async || {
+            let lines = relay.lines();
+            let now = lines.iter().filter(|line| line.contains(CHANGED)).count();
+            (now > said).then_some(())
+        })
+        .await;
+    }
+    world.all_arrived(&consumer).await;
+    for relay in [relay, second] {
+        relay.never_said("begin again");
+    }
 }
 
 #[tokio::test]

@@ -42,6 +42,111 @@ async fn a_message_of_any_time_is_sent_and_no_gauge_fails_on_it() {
     }
 }
 
+/// Each row without a value is the fault of this row, and no message, gauge or command waits for it.
+#[tokio::test]
+async fn a_row_without_a_value_that_the_schema_requires_dies_alone() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let _relay = world.relay(&[]);
+    world.commit_many(1, 1).await;
+    consumer.until(1).await;
+    world
+        .sql(
+            "ALTER TABLE outbox.message ALTER tx DROP NOT NULL, ALTER message_id DROP NOT NULL, \
+             ALTER aggregate_type DROP NOT NULL, ALTER event_type DROP NOT NULL, ALTER content_type DROP NOT NULL, \
+             ALTER created_at DROP NOT NULL, DROP CONSTRAINT message_has_one_payload",
+        )
+        .await;
+    let columns = [
+        "aggregate_type",
+        "event_type",
+        "content_type",
+        "created_at",
+        "payload",
+    ];
+    let rows: String = columns
+        .iter()
+        .map(|column| {
+            let row = "INSERT INTO outbox.message (aggregate_type, event_type, content_type, created_at, payload) \
+                       SELECT r.aggregate_type, r.event_type, r.content_type, r.created_at, r.payload \
+                       FROM (SELECT 'order' AS aggregate_type, 'canary' AS event_type, 'text/plain' AS content_type, \
+                                    now() AS created_at, '{}'::json AS payload) r;";
+            row.replace(&format!("r.{column}"), "NULL")
+        })
+        .collect();
+    let no_id = "INSERT INTO outbox.message (message_id, aggregate_type, aggregate_id, event_type, payload) \
+                 VALUES (NULL, 'order', 'nobody', 'created', '1');";
+    let no_tx = "INSERT INTO outbox.message (tx, aggregate_type, aggregate_id, event_type, payload) \
+                 VALUES (NULL, 'order', 'tx', 'created', '1');";
+    world
+        .sql(&format!("BEGIN; {rows}{no_id}{no_tx} COMMIT"))
+        .await;
+    world.commit_many(200, 200).await;
+    consumer.until(202).await;
+    for column in columns {
+        world
+            .until(
+                &format!("the row without {column} to be dead"),
+                &format!("outbox.dead WHERE reason = 'unreadable' AND last_error LIKE '%{column} is NULL%'"),
+                1,
+            )
+            .await;
+    }
+    assert_eq!(world.count("outbox.dead").await, 5);
+    assert_eq!(
+        world
+            .count("outbox.dead WHERE last_error LIKE '%canary%'")
+            .await,
+        0
+    );
+    let id = world
+        .client
+        .query_one("SELECT message_id::text FROM outbox.dead LIMIT 1", &[])
+        .await;
+    let id: String = id.unwrap().get(0);
+    for command in [
+        &["dead", "list"] as &[&str],
+        &["dead", "show", &id],
+        &["where", &id],
+        &["where", "--key", "order/nobody"],
+        &["status"],
+        &["replay", "--since", "1h", "--dry-run"],
+        &["dead", "redrive", "--all", "--dry-run"],
+    ] {
+        world.outboxd(command, &[]).await.ends(0, &[]);
+    }
+    // It cannot be filed either, so it stays until somebody gives it an id.
+    world
+        .sql("UPDATE outbox.message SET message_id = gen_random_uuid() WHERE message_id IS NULL")
+        .await;
+    consumer.until(203).await;
+    world.drained().await;
+}
+
+/// A column of another type fails every read, so no message is to blame.
+#[tokio::test]
+async fn a_column_of_another_type_is_named_and_gives_no_message_up() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    relay.line("relay started", crate::world::SOON).await;
+    world
+        .sql("ALTER TABLE outbox.message ALTER created_at TYPE date")
+        .await;
+    world.commit_many(10, 10).await;
+    relay
+        .line(
+            "has the type date, which outboxd does not read",
+            crate::world::SOON,
+        )
+        .await;
+    assert_eq!(world.count("outbox.dead").await, 0);
+    world
+        .sql("ALTER TABLE outbox.message ALTER created_at TYPE timestamptz")
+        .await;
+    consumer.until(10).await;
+}
+
 async fn as_role(world: &World, role: &str, sql: &str) -> Result<String, String> {
     world
         .postgres()

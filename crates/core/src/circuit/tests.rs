@@ -193,6 +193,40 @@ fn failed_probes_count_and_a_nack_never_gives_up() {
     assert_eq!(world.tasks(), []);
 }
 
+/// No message was made due, so no answer of it comes.
+#[test]
+fn a_probe_that_was_refused_is_due_again_and_has_not_failed() {
+    let mut world = World::open(Reason::Unroutable);
+    world.now += POLICY.backoff_max;
+    let [task] = &world.tasks()[..] else {
+        panic!("one probe is due")
+    };
+    let again = world.now + POLICY.backoff_initial;
+    world.circuits.put_back(task, again);
+    let held = world.report(&failed(1, 7, Reason::Unroutable)).unwrap();
+    assert_eq!(held.failures, 0, "a new message failed, and no probe");
+    assert_eq!(world.tasks(), []);
+    world.now = again;
+    assert_eq!(world.tasks(), [Task::Probe(HERE, i64::MIN)]);
+    world.circuits.probed(HERE, None, world.now);
+    assert!(world.circuits.is_empty(), "no message is held any more");
+}
+
+#[test]
+fn a_refused_probe_forgets_no_earlier_one() {
+    let mut world = World::open(Reason::Unroutable);
+    world.now += POLICY.backoff_max;
+    world.tasks();
+    world.circuits.probed(HERE, Some(4), world.now);
+    world.now += POLICY.backoff_max;
+    let [task] = &world.tasks()[..] else {
+        panic!("one probe is due")
+    };
+    world.circuits.put_back(task, world.now);
+    let held = world.report(&failed(1, 4, Reason::Unroutable)).unwrap();
+    assert_eq!(held.failures, 1);
+}
+
 #[test]
 fn probes_take_turns_and_end_with_the_last_held_message() {
     let mut world = World::open(Reason::Unroutable);

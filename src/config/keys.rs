@@ -472,8 +472,8 @@ pub fn example() -> String {
 
 const EXAMPLE_HEAD: &str = "\
 # outboxd: every key, at its default. Generated; docs/reference/configuration.md has the same as tables.
-# Read from config/outboxd.toml or --config FILE. The environment (OUTBOXD__RELAY__WORKERS=8) and
-# --set relay.workers=8 win over this file.
+# Read by --config FILE or OUTBOXD_CONFIG, or as config/outboxd.toml or /etc/outboxd/outboxd.toml. The environment
+# (OUTBOXD__RELAY__WORKERS=8) and --set relay.workers=8 win over this file.
 ";
 
 const REFERENCE_HEAD: &str = "\
@@ -481,10 +481,20 @@ const REFERENCE_HEAD: &str = "\
 
 `cargo xtask docs` generates this page from the code; a test compares the two.
 
-The relay reads these in order, and a later one wins: defaults, `config/outboxd.toml` (or `--config FILE`),
-`DATABASE_URL` and `AMQP_URL`, the environment, `--set KEY=VALUE`. The environment variable of a key is `OUTBOXD__` and
-the key in capitals with `__` for its dots: `relay.batch_size` is `OUTBOXD__RELAY__BATCH_SIZE`. The relay ignores names
-with a single `_` after `OUTBOXD`: Kubernetes sets some.
+The relay reads these in order, and a later one wins: defaults, the file, `DATABASE_URL` and `AMQP_URL`, the environment,
+`--set KEY=VALUE`. The environment variable of a key is `OUTBOXD__` and the key in capitals with `__` for its dots:
+`relay.batch_size` is `OUTBOXD__RELAY__BATCH_SIZE`. The relay ignores names with a single `_` after `OUTBOXD` (Kubernetes
+sets some) but `OUTBOXD_CONFIG` and `OUTBOXD_SOURCE`, which stand for `--config` and `--source`.
+
+The file is the first of these, and only one is read:
+
+1. `--config FILE`
+2. the file that `OUTBOXD_CONFIG` names
+3. `config/outboxd.toml` in the working directory, if it exists
+4. `/etc/outboxd/outboxd.toml`, if it exists
+
+A named file that cannot be read is an error, and so is one of the other two that exists. `outboxd check` and the relay's
+line `relay started` say which file was read, and who named it.
 
 - An unknown key, a value out of range or a contradiction ends the start with exit code 78 and names every key at fault.
 - Durations have units: `250ms`, `5s`, `7d`, `1h 30m`. Sizes are bytes, or have `KiB`, `MiB`, `GiB`.

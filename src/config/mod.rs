@@ -3,6 +3,7 @@
 //!
 //! - `keys`: every key, its default, its values, its meaning
 //! - `takes`: the kinds of values, and their bounds
+//! - `place`: which file is read
 //! - `layers`: merges file, environment and flags into one value for each key
 //! - `reader`: typed, bounded values; unknown keys
 //! - `sections`: the sections, and the relations between them
@@ -20,6 +21,7 @@ mod layers;
 mod load;
 mod log;
 mod options;
+mod place;
 mod reader;
 mod secret;
 mod sections;
@@ -35,6 +37,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use given::Changes;
 pub use log::{LogError, log_filter};
 pub use options::{LoadOptions, Needs};
+pub use place::{ConfigFile, SEARCHED};
 pub use secret::Secret;
 pub use settings::{
     Admin, Config, Log, LogFormat, MessageFormat, Relay, Retention, Routing, Source,

@@ -9,8 +9,8 @@ use outbox_core::{
 };
 
 use super::{
-    Admin, Broker, BrokerAuth, Config, Database, Log, LogFormat, MessageFormat, Needs, Relay,
-    Retention, Routing, Source,
+    Admin, Broker, BrokerAuth, Config, ConfigFile, Database, Log, LogFormat, MessageFormat, Needs,
+    Relay, Retention, Routing, Source,
     database::Url,
     keys::{ROUTE_KEYS, SOURCE_NAME},
     reader::{Reader, Scope},
@@ -30,6 +30,7 @@ pub(super) fn config(reader: &mut Reader, needs: Needs) -> Option<Config> {
     let admin = admin(reader);
     let log = log(reader)?;
     Some(Config {
+        file: ConfigFile::Absent,
         sources,
         relay,
         routing,

@@ -16,6 +16,7 @@ mod delivery;
 mod finding;
 mod floods;
 mod halves;
+mod helping;
 mod kit;
 mod locked;
 mod maintenance;

@@ -1,0 +1,133 @@
+//! What the program says of itself: its help, and the configuration that it reads.
+
+use std::{fs, path::Path};
+
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::world::{SOON, World, binary, run, world};
+
+/// A folder with `config/outboxd.toml` and `other.toml`.
+fn folder(text: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("config")).unwrap();
+    for file in ["config/outboxd.toml", "other.toml"] {
+        fs::write(folder.path().join(file), text).unwrap();
+    }
+    folder
+}
+
+/// What `outboxd check` says in this working directory.
+async fn checked(world: &World, at: &Path, args: &[&str], more: &[(&str, &str)]) -> String {
+    let mut command = Command::new(binary());
+    command.arg("check").args(args).current_dir(at);
+    let run = command.env_clear().envs(world.env(more)).output();
+    String::from_utf8(run.await.unwrap().stdout).unwrap()
+}
+
+#[tokio::test]
+async fn the_help_names_every_variable_the_places_of_the_file_and_the_exit_codes() {
+    let world = world().await;
+    for asked in [&["--help"][..], &["-h"], &["help"]] {
+        let help = world.outboxd(asked, &[]).await;
+        for named in [
+            "OUTBOXD_CONFIG ",
+            "OUTBOXD__SECTION__KEY ",
+            "OUTBOXD__RELAY__WORKERS=8 is --set relay.workers=8",
+            "OUTBOXD_SOURCE ",
+            "DATABASE_URL ",
+            "AMQP_URL ",
+            "NO_COLOR ",
+            "config/outboxd.toml in the working directory",
+            "/etc/outboxd/outboxd.toml",
+            "69  a server is unavailable",
+            "78  bad configuration",
+        ] {
+            assert!(help.stdout.contains(named), "{named}: {}", help.stdout);
+        }
+    }
+    let run = world.outboxd(&["run", "--help"], &[]).await;
+    assert!(
+        run.stdout.contains("SIGHUP ") && run.stdout.contains("apply log.level"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[tokio::test]
+async fn the_option_the_variable_and_the_working_directory_name_the_file_in_this_order() {
+    let world = world().await;
+    let folder = folder("relay.app_id = \"shop\"\n");
+    let at = folder.path();
+    let other = at.join("other.toml").display().to_string();
+    let variable = [("OUTBOXD_CONFIG", other.as_str())];
+    for (args, more, file) in [
+        (
+            &["--config", "config/outboxd.toml"][..],
+            &variable[..],
+            "config/outboxd.toml (named by --config)",
+        ),
+        (
+            &[],
+            &variable,
+            &format!("{other} (named by OUTBOXD_CONFIG)"),
+        ),
+        (&[], &[("OUTBOXD_CONFIG", "")], "config/outboxd.toml"),
+        (&[], &[], "config/outboxd.toml"),
+    ] {
+        let said = checked(&world, at, args, more).await;
+        assert_eq!(said, format!("configuration: ok; file: {file}\n"));
+    }
+    let nowhere = checked(&world, Path::new("/"), &[], &[]).await;
+    assert!(nowhere.contains("/etc/outboxd/outboxd.toml"), "{nowhere}");
+
+    let relay = world.relay(&variable);
+    let started = relay.line("relay started", SOON).await;
+    let named = format!(r#""config":"{other} (named by OUTBOXD_CONFIG)""#);
+    assert!(started.contains(&named), "{started}");
+}
+
+#[tokio::test]
+async fn a_file_that_does_not_exist_is_an_error_that_says_who_named_it() {
+    let world = world().await;
+    let missing = [("OUTBOXD_CONFIG", "/nonexistent/by-variable")];
+    for command in ["check", "status", "run"] {
+        let run = world.outboxd(&[command], &missing).await;
+        run.ends(
+            78,
+            &[
+                "/nonexistent/by-variable (named by OUTBOXD_CONFIG)",
+                "cannot read",
+            ],
+        );
+        let args = [command, "--config", "/nonexistent/by-option"];
+        let run = world.outboxd(&args, &missing).await;
+        run.ends(78, &["/nonexistent/by-option (named by --config)"]);
+    }
+}
+
+#[tokio::test]
+async fn the_variable_names_the_source_for_the_commands_that_act_on_one() {
+    let world = world().await;
+    let url = world.database_url();
+    let source = |name: &str| format!("[[source]]\nname = \"{name}\"\ndatabase.url = \"{url}\"\n");
+    let folder = folder(&(source("orders") + &source("billing")));
+    let file = folder.path().join("other.toml").display().to_string();
+    let asked = async |args: &[&str], name: &str| {
+        let mut env = world.env(&[("OUTBOXD_CONFIG", &file), ("OUTBOXD_SOURCE", name)]);
+        // Each source has its own, so nothing would read this one.
+        env.retain(|(name, _)| name != "DATABASE_URL");
+        run(args, &env).await
+    };
+    asked(&["status"], "orders").await.ends(0, &[]);
+    let unknown = asked(&["status"], "nope").await;
+    unknown.ends(
+        2,
+        &["OUTBOXD_SOURCE nope: the configuration has orders, billing"],
+    );
+    let option = asked(&["status", "--source", "billing"], "nope").await;
+    option.ends(0, &[]);
+    let empty = asked(&["status"], "").await;
+    empty.ends(2, &["add --source with one of orders, billing"]);
+    asked(&["check"], "nope").await.ends(0, &[]);
+}

@@ -16,6 +16,7 @@ mod run;
 mod signals;
 mod start;
 mod status;
+mod table;
 mod values;
 mod where_;
 mod where_report;

@@ -36,6 +36,7 @@ mod session;
 mod signals;
 mod starting;
 mod surroundings;
+mod terminal;
 mod tls;
 mod typed;
 mod unwritten;

@@ -51,7 +51,7 @@ pub(super) struct FilterArgs {
     #[arg(value_name = "MESSAGE_ID")]
     message_ids: Vec<Uuid>,
     /// Select this reason code; may be given several times
-    #[arg(long, value_parser = values::reason)]
+    #[arg(long, value_parser = values::reason())]
     reason: Vec<String>,
     /// Select this event type
     #[arg(long = "type", value_name = "EVENT_TYPE", value_parser = values::text)]

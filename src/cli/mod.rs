@@ -9,6 +9,7 @@ mod healthcheck;
 mod help;
 mod migrate;
 mod output;
+mod packaging;
 mod prune;
 mod reload;
 mod replay;
@@ -30,7 +31,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueHint};
 
 pub(crate) use error::CliError;
 
@@ -44,7 +45,7 @@ use crate::{
 #[command(name = "outboxd", version, max_term_width = 100, after_help = help::PROGRAM)]
 struct Cli {
     /// Configuration file [env: OUTBOXD_CONFIG] [default: config/outboxd.toml, /etc/outboxd/outboxd.toml]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
     /// Override one key of the configuration, for example --set relay.workers=8 [env: OUTBOXD__RELAY__WORKERS]
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
@@ -74,6 +75,12 @@ enum Command {
     OfOneSource(OfOneSource),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
+    /// Write the manual pages into a folder, for packages
+    Man {
+        /// The folder; it is made if it is missing
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+    },
 }
 
 /// The commands that act on one database: they take `--source`.
@@ -160,12 +167,8 @@ fn dispatch(cli: &Cli, env: BTreeMap<OsString, OsString>) -> Result<ExitCode, Cl
     let call = Call { cli, env };
     match &cli.command {
         Command::Sql(args) => migrate::sql(args)?,
-        Command::Completions { shell } => {
-            // Into memory first: `generate` panics when it cannot write.
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "outboxd", &mut script);
-            output::bytes(&script)?;
-        }
+        Command::Completions { shell } => packaging::completions(command(), *shell)?,
+        Command::Man { folder } => packaging::manual(command(), folder)?,
         Command::Run => run::run(call.options(BOTH))?,
         Command::Check(args) => {
             let config = call.load(BOTH)?;

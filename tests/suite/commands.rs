@@ -456,15 +456,3 @@ async fn prune_deletes_now() {
                     WHERE o.n = 200";
     assert_eq!(world.count(recorded).await, 1);
 }
-
-#[tokio::test]
-async fn completions_are_printed() {
-    let world = world().await;
-    for shell in ["bash", "zsh", "fish"] {
-        assert!(
-            ok(&world, &["completions", shell])
-                .await
-                .contains("outboxd")
-        );
-    }
-}

@@ -1,11 +1,12 @@
 //! What the program says of itself: its help, and the configuration that it reads.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::world::{SOON, World, binary, run, world};
+use crate::world::{SOON, World, binary, repository, run, world};
 
 /// A folder with `config/outboxd.toml` and `other.toml`.
 fn folder(text: &str) -> TempDir {
@@ -130,4 +131,26 @@ async fn the_variable_names_the_source_for_the_commands_that_act_on_one() {
     let empty = asked(&["status"], "").await;
     empty.ends(2, &["add --source with one of orders, billing"]);
     asked(&["check"], "nope").await.ends(0, &[]);
+}
+
+#[tokio::test]
+async fn a_package_gets_completions_with_the_reason_codes_and_a_manual_page_for_each_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&["completions", shell], &[]).await;
+        script.ends(0, &["outboxd", "payload_too_large", "check-lag"]);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("man/man1");
+    let written = run(&["man", pages.to_str().unwrap()], &[]).await;
+    written.ends(0, &[]);
+    let page = |name: &str| fs::read_to_string(pages.join(name)).unwrap();
+    assert!(page("outboxd.1").contains("OUTBOXD_CONFIG"));
+    assert!(page("outboxd-dead-list.1").contains("payload_too_large"));
+    assert!(page("outboxd-run.1").contains("SIGHUP"));
+    let names = fs::read_dir(&pages).unwrap();
+    let mut names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(names.all(|name| !name.contains("help")));
+
+    let file = run(&["man", "/dev/null/man"], &[]).await;
+    file.ends(1, &["cannot write into /dev/null/man"]);
 }

@@ -2,6 +2,7 @@
 
 mod check;
 mod check_lag;
+mod config;
 mod database;
 mod dead;
 mod error;
@@ -67,6 +68,9 @@ enum Command {
     Run,
     /// Validate the configuration; with --connect also ask both servers
     Check(check::Args),
+    /// Print the configuration that the relay would use, or its JSON Schema
+    #[command(subcommand)]
+    Config(config::Command),
     /// Ask the running relay's /readyz; exit code 0 when the relay is ready
     Healthcheck(healthcheck::Args),
     /// Print the migrations as SQL, for other migration tools
@@ -169,6 +173,7 @@ fn dispatch(cli: &Cli, env: BTreeMap<OsString, OsString>) -> Result<ExitCode, Cl
         Command::Sql(args) => migrate::sql(args)?,
         Command::Completions { shell } => packaging::completions(command(), *shell)?,
         Command::Man { folder } => packaging::manual(command(), folder)?,
+        Command::Config(command) => config::config(command, call.options(NEITHER))?,
         Command::Run => run::run(call.options(BOTH))?,
         Command::Check(args) => {
             let config = call.load(BOTH)?;

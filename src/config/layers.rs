@@ -1,6 +1,11 @@
 //! Merges file, environment and flags into one value for each key.
 
-use std::{collections::BTreeMap, ffi::OsString, path::Path};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use config::{Environment, File, FileFormat, Map, Source as _, Value, ValueKind};
 
@@ -15,8 +20,37 @@ const MOST: u64 = 1 << 20;
 #[derive(Debug, Clone)]
 pub(super) struct Found {
     pub kind: ValueKind,
-    /// For people: a file's path, an environment variable, a flag.
-    pub origin: String,
+    pub origin: Origin,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    File(PathBuf),
+    Variable(String),
+    /// `--set` with this key.
+    Set(String),
+}
+
+impl Origin {
+    /// For `config show`.
+    pub fn label(&self) -> String {
+        match self {
+            Self::File(path) => format!("file:{}", path.display()),
+            Self::Variable(name) => format!("env {name}"),
+            Self::Set(_) => "--set".to_owned(),
+        }
+    }
+}
+
+/// For the sentence of an error.
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "in {}", path.display()),
+            Self::Variable(name) => write!(f, "from {name}"),
+            Self::Set(key) => write!(f, "from --set {key}"),
+        }
+    }
 }
 
 /// Dotted keys; an item of an array of tables is `source.0.name`.
@@ -35,7 +69,7 @@ pub(super) fn gather(options: LoadOptions) -> Gathered {
     let (env, mut problems) = readable(options.env);
     if let Some(path) = file.path() {
         match file_values(path) {
-            Ok(table) => flatten("", table, &format!("in {}", path.display()), &mut values),
+            Ok(table) => flatten("", table, &Origin::File(path.to_owned()), &mut values),
             // Who named the file is who must mend its name.
             Err(problem) => problems.push(ConfigError::new(file.to_string(), problem)),
         }
@@ -44,7 +78,7 @@ pub(super) fn gather(options: LoadOptions) -> Gathered {
         if let Some(url) = env.get(variable).filter(|url| !url.is_empty()) {
             let found = Found {
                 kind: ValueKind::String(url.clone()),
-                origin: format!("from {variable}"),
+                origin: Origin::Variable(variable.to_owned()),
             };
             values.insert(key.to_owned(), found);
         }
@@ -69,7 +103,8 @@ pub(super) fn gather(options: LoadOptions) -> Gathered {
     match environment.collect() {
         Ok(map) => {
             for (key, value) in map {
-                let origin = format!("from {PREFIX}__{}", key.replace('.', "__").to_uppercase());
+                let name = format!("{PREFIX}__{}", key.replace('.', "__").to_uppercase());
+                let origin = Origin::Variable(name);
                 values.insert(
                     key,
                     Found {
@@ -85,7 +120,7 @@ pub(super) fn gather(options: LoadOptions) -> Gathered {
         )),
     }
     for (key, value) in options.overrides {
-        let origin = format!("from --set {key}");
+        let origin = Origin::Set(key.clone());
         values.insert(
             key,
             Found {
@@ -138,7 +173,7 @@ fn file_values(path: &Path) -> Result<Map<String, Value>, String> {
         .map_err(|_| "is not TOML".to_owned())
 }
 
-fn flatten(prefix: &str, table: Map<String, Value>, origin: &str, into: &mut Values) {
+fn flatten(prefix: &str, table: Map<String, Value>, origin: &Origin, into: &mut Values) {
     for (name, value) in table {
         let key = if prefix.is_empty() {
             name
@@ -162,7 +197,7 @@ fn flatten(prefix: &str, table: Map<String, Value>, origin: &str, into: &mut Val
                                 format!("{key}.{i}"),
                                 Found {
                                     kind,
-                                    origin: origin.to_owned(),
+                                    origin: origin.clone(),
                                 },
                             );
                         }
@@ -174,7 +209,7 @@ fn flatten(prefix: &str, table: Map<String, Value>, origin: &str, into: &mut Val
                     key,
                     Found {
                         kind,
-                        origin: origin.to_owned(),
+                        origin: origin.clone(),
                     },
                 );
             }

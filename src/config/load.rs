@@ -3,7 +3,7 @@
 use super::{
     Config, ConfigErrors, LoadOptions,
     given::Given,
-    layers::{self, Gathered},
+    layers::{self, Gathered, Values},
     reader::Reader,
     sections,
 };
@@ -11,6 +11,11 @@ use super::{
 impl Config {
     /// Reads, checks and relates everything, offline.
     pub fn load(options: LoadOptions) -> Result<Self, ConfigErrors> {
+        Ok(Self::read(options)?.0)
+    }
+
+    /// The same, with the values as they were given.
+    pub(super) fn read(options: LoadOptions) -> Result<(Self, Values), ConfigErrors> {
         let needs = options.needs;
         let Gathered {
             file,
@@ -22,14 +27,17 @@ impl Config {
             return Err(ConfigErrors(problems));
         }
         let given = Given::of(&values);
-        let mut reader = Reader::new(values);
+        let mut reader = Reader::new(values.clone());
         let config = sections::config(&mut reader, needs);
         match (config, reader.finish()) {
-            (Some(config), problems) if problems.is_empty() => Ok(Self {
-                file,
-                given,
-                ..config
-            }),
+            (Some(config), problems) if problems.is_empty() => {
+                let config = Self {
+                    file,
+                    given,
+                    ..config
+                };
+                Ok((config, values))
+            }
             (_, problems) => Err(ConfigErrors(problems)),
         }
     }

@@ -9,9 +9,9 @@ use std::{
 };
 
 /// The variable that names the file. `OUTBOXD__…`, with two underscores, are keys.
-pub const VARIABLE: &str = "OUTBOXD_CONFIG";
+const VARIABLE: &str = "OUTBOXD_CONFIG";
 /// The places that are searched when nobody names a file; the first file that exists is read.
-pub const SEARCHED: [&str; 2] = ["config/outboxd.toml", "/etc/outboxd/outboxd.toml"];
+const SEARCHED: [&str; 2] = ["config/outboxd.toml", "/etc/outboxd/outboxd.toml"];
 
 /// The file that the configuration is read from, and why this one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -133,6 +133,114 @@ async fn the_variable_names_the_source_for_the_commands_that_act_on_one() {
     asked(&["check"], "nope").await.ends(0, &[]);
 }
 
+/// Passwords in each place that may have one; none of them may be shown.
+#[tokio::test]
+async fn config_show_says_each_value_and_its_origin_and_no_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(at("password"), "hunter2-file").unwrap();
+    fs::set_permissions(at("password"), fs::Permissions::from_mode(0o600)).unwrap();
+    let text = format!(
+        "relay.batch_size = 7\nrelay.poll_interval = \"2s\"\n\
+         routing.allowed_exchanges = [\"a\", \"b\"]\n\
+         broker.url = \"amqp://relay@localhost/shop\"\nbroker.password_file = \"{}\"\n\
+         [[routing.routes]]\nevent_type = \"x*\"\nmandatory = false\n",
+        at("password")
+    );
+    fs::write(at("outboxd.toml"), text).unwrap();
+    let env = [
+        ("OUTBOXD_CONFIG".to_owned(), at("outboxd.toml")),
+        (
+            "DATABASE_URL".to_owned(),
+            "host=::1 user=relay dbname=shop password='hunter2 env' sslmode=prefer".to_owned(),
+        ),
+        ("OUTBOXD__RELAY__WORKERS".to_owned(), "3".to_owned()),
+    ];
+    let args = ["--set", "relay.poll_interval=4s", "config", "show"];
+    let shown = run(&args, &env).await;
+    shown.ends(0, &["relay.workers", "env OUTBOXD__RELAY__WORKERS"]);
+    let json = run(&[&args[..], &["--json"]].concat(), &env).await;
+    json.ends(0, &[]);
+    for text in [&shown.stdout, &json.stdout] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    let from_file = format!("file:{}", at("outboxd.toml"));
+    let keys = &json["keys"];
+    for (key, value, origin) in [
+        ("relay.workers", json!(3), "env OUTBOXD__RELAY__WORKERS"),
+        ("relay.batch_size", json!(7), from_file.as_str()),
+        ("relay.poll_interval", json!("4s"), "--set"),
+        ("relay.max_attempts", json!(20), "default"),
+        ("relay.batch_bytes", json!("16MiB"), "default"),
+        ("database.listen", json!(true), "default"),
+        ("database.ca_file", json!(null), "not set"),
+        (
+            "database.url",
+            json!("postgres://relay:***@[::1]/shop?sslmode=prefer"),
+            "env DATABASE_URL",
+        ),
+        (
+            "broker.url",
+            json!("amqp://relay@localhost:5672/shop"),
+            &from_file,
+        ),
+        ("broker.password_file", json!(at("password")), &from_file),
+        ("routing.allowed_exchanges", json!(["a", "b"]), &from_file),
+        ("routing.routes.0.event_type", json!("x*"), &from_file),
+        ("routing.routes.0.mandatory", json!(false), &from_file),
+    ] {
+        assert_eq!(
+            keys[key],
+            json!({ "value": value, "origin": origin }),
+            "{key}"
+        );
+    }
+    assert!(keys.get("routing.routes").is_none(), "{keys}");
+    assert_eq!(json["sources"], json!([]));
+}
+
+#[tokio::test]
+async fn config_show_has_each_source_with_the_values_that_it_takes_from_the_common_sections() {
+    let file = repository().join("tests/config/valid/sources.toml");
+    let file = file.display().to_string();
+    let args = ["--config", file.as_str(), "config", "show"];
+    let shown = run(&args, &[]).await;
+    shown.ends(0, &["source orders", "source billing"]);
+    let json = run(&[&args[..], &["--json"]].concat(), &[]).await;
+    for text in [&shown.stdout, &json.stdout] {
+        assert!(
+            !text.contains(":secret") && !text.contains(":other"),
+            "{text}"
+        );
+    }
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    let value = |source: usize, key: &str| json["sources"][source]["keys"][key]["value"].clone();
+    assert_eq!(json["sources"][1]["name"], "billing");
+    assert_eq!(value(0, "database.lock_timeout"), "1s");
+    assert_eq!(value(1, "database.lock_timeout"), "2s");
+    assert_eq!(
+        value(0, "database.url"),
+        "postgres://relay:***@localhost:5432/orders"
+    );
+    assert_eq!(
+        value(0, "broker.url"),
+        "amqp://relay:***@localhost:5672/%2F"
+    );
+    assert_eq!(
+        value(1, "broker.url"),
+        "amqp://relay:***@localhost:5672/billing"
+    );
+    assert!(json["keys"].get("database.url").is_none(), "{json}");
+}
+
+#[tokio::test]
+async fn the_schema_that_is_printed_is_the_committed_one() {
+    let printed = run(&["config", "schema"], &[]).await;
+    let committed = repository().join("docs/reference/outboxd.schema.json");
+    assert_eq!(printed.stdout, fs::read_to_string(committed).unwrap());
+}
+
 #[tokio::test]
 async fn a_package_gets_completions_with_the_reason_codes_and_a_manual_page_for_each_command() {
     for shell in ["bash", "zsh", "fish"] {

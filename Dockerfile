@@ -39,6 +39,6 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 # Live, not ready: a relay that waits for its broker is well, and restarting it would not help.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["/usr/bin/outboxd", "healthcheck", "--live", "--config", "/etc/outboxd/outboxd.toml"]
+    CMD ["/usr/bin/outboxd", "healthcheck", "--live"]
 ENTRYPOINT ["/usr/bin/outboxd"]
-CMD ["run", "--config", "/etc/outboxd/outboxd.toml"]
+CMD ["run"]

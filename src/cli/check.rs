@@ -24,7 +24,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn check(args: &Args, config: &Config) -> Result<(), CliError> {
-    output::line("configuration: ok")?;
+    output::line(&format!("configuration: ok; file: {}", config.file))?;
     if !args.connect {
         return Ok(());
     }

@@ -63,7 +63,7 @@ fn report(args: &Args, status: &Status) -> ExitCode {
     )
 }
 
-/// Exit code 3. A configuration that does not load is also "unknown", because a plugin has no other code for it.
+/// Exit code 3.
 pub(super) fn unknown(why: &str) -> ExitCode {
     say(&format!("OUTBOX UNKNOWN - {}", why.replace('\n', "; ")), 3)
 }

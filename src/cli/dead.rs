@@ -5,7 +5,11 @@ use std::time::Duration;
 use clap::Subcommand;
 use uuid::Uuid;
 
-use super::{CliError, database, output, values};
+use super::{
+    CliError, database, output,
+    table::{table, text, whole},
+    values,
+};
 use crate::{
     config::Source,
     outbox::{
@@ -47,7 +51,7 @@ pub(super) struct FilterArgs {
     #[arg(value_name = "MESSAGE_ID")]
     message_ids: Vec<Uuid>,
     /// Select this reason code; may be given several times
-    #[arg(long, value_parser = values::reason)]
+    #[arg(long, value_parser = values::reason())]
     reason: Vec<String>,
     /// Select this event type
     #[arg(long = "type", value_name = "EVENT_TYPE", value_parser = values::text)]
@@ -225,22 +229,20 @@ async fn list(session: &Session, filter: &Filter, limit: u32) -> Result<(), CliE
                 d.attempts.to_string(),
                 key(d),
                 d.event_type.clone().unwrap_or_default(),
-                d.last_error.chars().take(80).collect(),
+                d.last_error.clone(),
             ]
         })
         .collect();
-    output::table(
-        &[
-            "MESSAGE ID",
-            "DIED AT",
-            "REASON",
-            "ATTEMPTS",
-            "KEY",
-            "TYPE",
-            "LAST ERROR",
-        ],
-        &rows,
-    )?;
+    let columns = [
+        whole("MESSAGE ID"),
+        whole("DIED AT"),
+        whole("REASON"),
+        whole("ATTEMPTS"),
+        text("KEY"),
+        text("TYPE"),
+        text("LAST ERROR"),
+    ];
+    table(&columns, &rows)?;
     if cut {
         output::line(&format!(
             "the first {}; there are more: --limit shows them",

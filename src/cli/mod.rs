@@ -2,12 +2,15 @@
 
 mod check;
 mod check_lag;
+mod config;
 mod database;
 mod dead;
 mod error;
 mod healthcheck;
+mod help;
 mod migrate;
 mod output;
+mod packaging;
 mod prune;
 mod reload;
 mod replay;
@@ -15,6 +18,7 @@ mod run;
 mod signals;
 mod start;
 mod status;
+mod table;
 mod values;
 mod where_;
 mod where_report;
@@ -22,13 +26,13 @@ mod where_route;
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{self, IsTerminal},
     path::PathBuf,
     process::ExitCode,
 };
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueHint};
 
 pub(crate) use error::CliError;
 
@@ -39,36 +43,55 @@ use crate::{
 
 /// Moves events from a PostgreSQL outbox to RabbitMQ: at least once, in order per key.
 #[derive(Parser)]
-#[command(name = "outboxd", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "outboxd", version, max_term_width = 100, after_help = help::PROGRAM)]
 struct Cli {
-    /// Configuration file [default: config/outboxd.toml, if it exists]
-    #[arg(long, global = true, value_name = "FILE")]
+    /// Configuration file [env: OUTBOXD_CONFIG] [default: config/outboxd.toml, /etc/outboxd/outboxd.toml]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
-    /// Override one key of the configuration, for example --set relay.workers=8
+    /// Override one key of the configuration, for example --set relay.workers=8 [env: OUTBOXD__RELAY__WORKERS]
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
-    /// Name of the [[source]] to act on, if the configuration has several
+    /// Name of the [[source]] to act on, if the configuration has several [env: OUTBOXD_SOURCE]
     #[arg(long, global = true, value_name = "NAME", value_parser = values::text)]
     source: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 ok, 1 failure, 2 usage, 69 a server is unavailable, 78 bad configuration. \
-                          check-lag has the codes of a monitoring plugin: 0 ok, 1 warning, 2 critical, 3 unknown.";
+/// The variable in place of `--source`.
+const SOURCE: &str = "OUTBOXD_SOURCE";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the relay until SIGTERM or SIGINT
+    /// Run the relay until SIGTERM or SIGINT; SIGHUP applies another log.level
+    #[command(after_help = help::RUN)]
     Run,
-    /// Bring the schema of the database up to date
-    Migrate(migrate::Args),
-    /// Print the migrations as SQL, for other migration tools
-    Sql(migrate::SqlArgs),
     /// Validate the configuration; with --connect also ask both servers
     Check(check::Args),
+    /// Print the configuration that the relay would use, or its JSON Schema
+    #[command(subcommand)]
+    Config(config::Command),
     /// Ask the running relay's /readyz; exit code 0 when the relay is ready
     Healthcheck(healthcheck::Args),
+    /// Print the migrations as SQL, for other migration tools
+    Sql(migrate::SqlArgs),
+    #[command(flatten)]
+    OfOneSource(OfOneSource),
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual pages into a folder, for packages
+    Man {
+        /// The folder; it is made if it is missing
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+    },
+}
+
+/// The commands that act on one database: they take `--source`.
+#[derive(Subcommand)]
+enum OfOneSource {
+    /// Bring the schema of the database up to date
+    Migrate(migrate::Args),
     /// Show how many messages are pending, waiting and dead, the lag, and the relays
     Status(output::Json),
     /// Say where a message is: pending, waiting, held, dead, sent, or why it was not found; and the route it takes
@@ -82,27 +105,6 @@ enum Command {
     Replay(replay::Args),
     /// Delete sent messages that are older than retention.sent, without waiting for the relay
     Prune(prune::Args),
-    /// Print a completion script for a shell
-    Completions { shell: clap_complete::Shell },
-}
-
-impl Command {
-    fn is_of_one_source(&self) -> bool {
-        match self {
-            Self::Migrate(_)
-            | Self::Status(_)
-            | Self::Where(_)
-            | Self::CheckLag(_)
-            | Self::Dead(_)
-            | Self::Replay(_)
-            | Self::Prune(_) => true,
-            Self::Run
-            | Self::Sql(_)
-            | Self::Check(_)
-            | Self::Healthcheck(_)
-            | Self::Completions { .. } => false,
-        }
-    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -160,103 +162,116 @@ fn asks_for_lag() -> bool {
 }
 
 fn dispatch(cli: &Cli, env: BTreeMap<OsString, OsString>) -> Result<ExitCode, CliError> {
-    let options = |needs: Needs| LoadOptions {
-        file: cli.config.clone(),
-        env: env.clone(),
-        overrides: cli.set.clone(),
-        needs,
-    };
-    let load = |needs: Needs| Config::load(options(needs));
-    let database = Needs {
-        database: true,
-        broker: false,
-    };
-    let both = Needs {
-        database: true,
-        broker: true,
-    };
-    let done = |()| ExitCode::SUCCESS;
-    if cli.source.is_some() && !cli.command.is_of_one_source() {
+    if cli.source.is_some() && !matches!(cli.command, Command::OfOneSource(_)) {
         return Err(CliError::Usage(
             "--source is for commands that act on one database; this one does not take it"
                 .to_owned(),
         ));
     }
+    let call = Call { cli, env };
     match &cli.command {
-        Command::Sql(args) => migrate::sql(args).map(done),
-        Command::Completions { shell } => {
-            // Into memory first: `generate` panics when it cannot write.
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "outboxd", &mut script);
-            Ok(output::bytes(&script).map(done)?)
-        }
-        Command::Run => run::run(options(both)).map(done),
+        Command::Sql(args) => migrate::sql(args)?,
+        Command::Completions { shell } => packaging::completions(command(), *shell)?,
+        Command::Man { folder } => packaging::manual(command(), folder)?,
+        Command::Config(command) => config::config(command, call.options(NEITHER))?,
+        Command::Run => run::run(call.options(BOTH))?,
         Command::Check(args) => {
-            let config = load(both)?;
-            block_on(check::check(args, &config)).map(done)
+            let config = call.load(BOTH)?;
+            block_on(check::check(args, &config))?;
         }
         Command::Healthcheck(args) => {
-            let config = load(Needs {
-                database: false,
-                broker: false,
-            })?;
-            block_on(healthcheck::healthcheck(args, &config)).map(done)
+            let config = call.load(NEITHER)?;
+            block_on(healthcheck::healthcheck(args, &config))?;
         }
-        Command::Migrate(args) => {
-            let config = load(database)?;
-            block_on(migrate::migrate(args, chosen(cli, &config)?)).map(done)
-        }
-        Command::Status(json) => {
-            let config = load(database)?;
-            block_on(status::status(*json, chosen(cli, &config)?)).map(done)
-        }
-        Command::Where(args) => {
-            let config = load(database)?;
-            block_on(where_::locate(args, chosen(cli, &config)?, &config)).map(done)
-        }
-        Command::CheckLag(args) => Ok(match load(database) {
-            Ok(config) => match chosen(cli, &config) {
-                Ok(source) => block_on(async { Ok(check_lag::check_lag(args, source).await) })?,
-                Err(error) => check_lag::unknown(&error.to_string()),
-            },
-            Err(error) => check_lag::unknown(&error.to_string()),
-        }),
-        Command::Dead(command) => {
-            let config = load(database)?;
-            block_on(dead::dead(command, chosen(cli, &config)?)).map(done)
-        }
-        Command::Replay(args) => {
-            let config = load(database)?;
-            block_on(replay::replay(args, chosen(cli, &config)?)).map(done)
-        }
-        Command::Prune(args) => {
-            let config = load(database)?;
-            block_on(prune::prune(args, chosen(cli, &config)?, &config.retention)).map(done)
+        Command::OfOneSource(command) => {
+            return match (command, of_one_source(&call, command)) {
+                // A monitoring plugin has a code of its own for a configuration that does not load.
+                (OfOneSource::CheckLag(_), Err(error)) => {
+                    Ok(check_lag::unknown(&error.to_string()))
+                }
+                (_, result) => result,
+            };
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn chosen<'c>(cli: &Cli, config: &'c Config) -> Result<&'c Source, CliError> {
-    let names = || {
-        config
-            .sources
-            .iter()
-            .map(|s| s.name.as_str())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    match (&cli.source, config.sources.as_slice()) {
-        (Some(name), sources) => sources.iter().find(|s| s.name == *name).ok_or_else(|| {
-            CliError::Usage(format!(
-                "--source {name}: the configuration has {}",
-                names()
-            ))
-        }),
-        (None, [only]) => Ok(only),
-        (None, _) => Err(CliError::Usage(format!(
-            "several sources are configured: add --source with one of {}",
-            names()
-        ))),
+fn of_one_source(call: &Call<'_>, command: &OfOneSource) -> Result<ExitCode, CliError> {
+    let config = call.load(DATABASE)?;
+    let source = call.chosen(&config)?;
+    block_on(async {
+        match command {
+            OfOneSource::Migrate(args) => migrate::migrate(args, source).await?,
+            OfOneSource::Status(json) => status::status(*json, source).await?,
+            OfOneSource::Where(args) => where_::locate(args, source, &config).await?,
+            OfOneSource::CheckLag(args) => return Ok(check_lag::check_lag(args, source).await),
+            OfOneSource::Dead(command) => dead::dead(command, source).await?,
+            OfOneSource::Replay(args) => replay::replay(args, source).await?,
+            OfOneSource::Prune(args) => prune::prune(args, source, &config.retention).await?,
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+const DATABASE: Needs = Needs {
+    database: true,
+    broker: false,
+};
+const BOTH: Needs = Needs {
+    database: true,
+    broker: true,
+};
+const NEITHER: Needs = Needs {
+    database: false,
+    broker: false,
+};
+
+/// The command line, and the environment that it was called in.
+struct Call<'a> {
+    cli: &'a Cli,
+    env: BTreeMap<OsString, OsString>,
+}
+
+impl Call<'_> {
+    fn options(&self, needs: Needs) -> LoadOptions {
+        LoadOptions {
+            file: self.cli.config.clone(),
+            env: self.env.clone(),
+            overrides: self.cli.set.clone(),
+            needs,
+        }
+    }
+
+    fn load(&self, needs: Needs) -> Result<Config, CliError> {
+        Ok(Config::load(self.options(needs))?)
+    }
+
+    /// The name of the source to act on, and who gave it. A template may leave the variable empty.
+    fn source(&self) -> Option<(String, &'static str)> {
+        let by_variable = || {
+            let name = self.env.get(OsStr::new(SOURCE))?;
+            (!name.is_empty()).then(|| (name.to_string_lossy().into_owned(), SOURCE))
+        };
+        let by_option = self.cli.source.clone().map(|name| (name, "--source"));
+        by_option.or_else(by_variable)
+    }
+
+    fn chosen<'c>(&self, config: &'c Config) -> Result<&'c Source, CliError> {
+        let names: Vec<&str> = config.sources.iter().map(|s| s.name.as_str()).collect();
+        let names = names.join(", ");
+        match (self.source(), config.sources.as_slice()) {
+            (Some((name, by)), sources) => {
+                let named = sources.iter().find(|s| s.name == name);
+                named.ok_or_else(|| {
+                    let problem = format!("{by} {name}: the configuration has {names}");
+                    CliError::Usage(problem)
+                })
+            }
+            (None, [only]) => Ok(only),
+            (None, _) => Err(CliError::Usage(format!(
+                "several sources are configured: add --source with one of {names}"
+            ))),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The output of commands, for people or as JSON.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
@@ -64,47 +64,21 @@ pub(super) fn line(text: &str) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}")
 }
 
-/// Most characters of a cell: a key or a type of a row may have millions, and Rust's padding allows at most 65,535.
-const CELL: usize = 120;
-
-/// Each column is as wide as its widest cell; the last column is not padded. Control characters are escaped, because a row
-/// must not control the operator's terminal. Long cells are cut.
-pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
-    let rows: Vec<Vec<String>> = rows
-        .iter()
-        .map(|row| {
-            row.iter()
-                .map(|cell| cut(&cell.escape_debug().to_string()))
-                .collect()
-        })
-        .collect();
-    let mut widths: Vec<usize> = head.iter().map(|h| h.len()).collect();
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut out = io::stdout().lock();
-    let mut write = |cells: Vec<&str>| -> io::Result<()> {
-        let text: Vec<String> = cells
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        writeln!(out, "{}", text.join("  ").trim_end())
-    };
-    write(head.to_vec())?;
-    for row in &rows {
-        write(row.iter().map(String::as_str).collect())?;
-    }
-    Ok(())
+pub(super) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
 }
 
-fn cut(cell: &str) -> String {
-    match cell.char_indices().nth(CELL) {
-        Some((at, _)) => format!("{}…", &cell[..at]),
-        None => cell.to_owned(),
+/// As it is, but for characters by which a row could control the operator's terminal, or hide something there.
+pub(super) fn on_a_terminal(text: &str, kept: &[char]) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '"' | '\'' | '\\') || kept.contains(&c) {
+            out.push(c);
+        } else {
+            out.extend(c.escape_debug());
+        }
     }
+    out
 }
 
 #[cfg(test)]
@@ -112,11 +86,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_of_any_length_and_content_fits_its_column() {
-        let cell = |text: &str| vec![text.to_owned(), "x".to_owned()];
-        let long = "é\n".repeat(100_000);
-        table(&["A", "B"], &[cell(&long), cell("")]).unwrap();
-        assert_eq!(cut(&long).chars().count(), CELL + 1);
-        assert_eq!(cut("short"), "short");
+    fn a_row_cannot_control_the_terminal_and_json_stays_readable() {
+        let text = "{\"a\":\"it's \\ é\u{1b}[2J\u{202e}\"}\n";
+        assert_eq!(
+            on_a_terminal(text, &['\n']),
+            "{\"a\":\"it's \\ é\\u{1b}[2J\\u{202e}\"}\n"
+        );
+        assert_eq!(on_a_terminal("a\nb", &[]), "a\\nb");
     }
 }

@@ -48,11 +48,13 @@ impl Reload {
 
     fn take_over(&mut self, newer: &Config) {
         let (reloaded, needs_restart) = outcome(self.running.changes(newer));
+        let config = &newer.file;
         let say = || {
             if needs_restart.is_empty() {
-                tracing::info!(reloaded, "SIGHUP: configuration read again");
+                tracing::info!(%config, reloaded, "SIGHUP: configuration read again");
             } else {
                 tracing::warn!(
+                    %config,
                     reloaded,
                     needs_restart,
                     "SIGHUP: configuration read again; some keys need a restart"

@@ -109,6 +109,7 @@ async fn relay(
     }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        config = %config.file,
         sources = config.sources.len(),
         workers = config.relay.workers,
         batch_size = config.relay.batch_size,

@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::{CliError, database, output};
+use super::{
+    CliError, database, output,
+    table::{table, text, whole},
+};
 use crate::{
     config::Source,
     outbox::{
@@ -83,8 +86,12 @@ pub(super) async fn status(json: output::Json, source: &Source) -> Result<(), Cl
             ]
         })
         .collect();
-    Ok(output::table(
-        &["RELAY", "VERSION", "WORKERS", "STATE", "SEEN"],
-        &rows,
-    )?)
+    let columns = [
+        text("RELAY"),
+        whole("VERSION"),
+        whole("WORKERS"),
+        text("STATE"),
+        whole("SEEN"),
+    ];
+    Ok(table(&columns, &rows)?)
 }

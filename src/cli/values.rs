@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use clap::builder::PossibleValuesParser;
 use outbox_core::reason::Reason;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
@@ -107,27 +108,9 @@ pub(super) fn key(text: &str) -> Result<(String, String), String> {
     }
 }
 
-pub(super) fn reason(text: &str) -> Result<String, String> {
-    if Reason::ALL.iter().any(|reason| reason.as_str() == text) {
-        return Ok(text.to_owned());
-    }
-    let codes = Reason::ALL.iter().map(|reason| reason.as_str());
-    let near = codes
-        .clone()
-        .map(|code| {
-            (
-                strsim::damerau_levenshtein(&text.to_lowercase(), code),
-                code,
-            )
-        })
-        .min()
-        .filter(|(distance, code)| *distance <= 3.max(code.len() / 4))
-        .map(|(_, code)| format!("did you mean {code}? "))
-        .unwrap_or_default();
-    Err(format!(
-        "is not a reason code; {near}Reason codes: {}",
-        codes.collect::<Vec<_>>().join(", ")
-    ))
+/// The reason codes: completions offer them, and an error names the nearest one.
+pub(super) fn reason() -> PossibleValuesParser {
+    PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.as_str()))
 }
 
 #[cfg(test)]
@@ -197,17 +180,5 @@ mod tests {
         }
         assert!(message_id(" 0190163d-8694-739b-aea5-966c26f8ad91").is_ok());
         assert!(message_id("1042").unwrap_err().contains("--key"));
-    }
-
-    #[test]
-    fn an_unknown_reason_is_answered_with_the_codes_and_the_nearest_one() {
-        assert_eq!(reason("unroutable"), Ok("unroutable".to_owned()));
-        let problem = reason("unrouteable").unwrap_err();
-        assert!(
-            problem.contains("did you mean unroutable?") && problem.contains("no_route"),
-            "{problem}"
-        );
-        let problem = reason("zzzzzzzzzzzzzz").unwrap_err();
-        assert!(!problem.contains("did you mean"), "{problem}");
     }
 }

@@ -27,7 +27,7 @@ impl Key {
     }
 
     /// What the documents say about the values.
-    fn values(&self) -> String {
+    pub(super) fn values(&self) -> String {
         match self.rule {
             Some(rule) => format!("{}; {rule}", self.takes),
             None => self.takes.to_string(),
@@ -78,7 +78,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 /// Sections, in the order of the documents.
-const SECTIONS: &[(&str, &str)] = &[
+pub(super) const SECTIONS: &[(&str, &str)] = &[
     (
         "database",
         "The service's PostgreSQL. Also read from `DATABASE_URL`.",
@@ -98,7 +98,7 @@ pub const KEYS: &[Key] = &[
     key(
         "database.url",
         None,
-        Takes::Described("postgres:// URL or key=value text; secret"),
+        Takes::Database,
         "The database with the outbox. sslmode: `disable`, `prefer`, `require`, `verify-ca`, `verify-full`; from `require` on the relay always verifies the chain and the host name. Without sslmode: plaintext to this host, verified TLS to any other. Several hosts and `target_session_attrs=read-write` work. The relay honours the parameters of libpq, platforms and ORMs, ignores those without a meaning here (of pools, `schema`, `application_name`, keepalives: the relay has its own), and refuses the others: the error names the parameter and says what to write instead.",
     ),
     key(
@@ -177,7 +177,7 @@ pub const KEYS: &[Key] = &[
     key(
         "broker.url",
         None,
-        Takes::Described("amqp:// or amqps:// URL; secret"),
+        Takes::Broker,
         "The broker. The URL has user and password (or use `password_file`, or `auth = \"external\"`); without a path the virtual host is `/`.",
     ),
     key(
@@ -333,7 +333,7 @@ pub const KEYS: &[Key] = &[
     key(
         "routing.allowed_exchanges",
         None,
-        Takes::Described("list"),
+        Takes::List,
         "Exchanges that a row may name besides the configured ones; a row that names another is dead with reason `exchange_not_allowed`. Not set: a row may name any exchange but the default exchange `\"\"`, by which it reaches every queue. Empty: a row may name no other exchange. Only the file can allow the default exchange, with an array that has the item `\"\"`; an empty item of the environment or of `--set` is an error.",
     ),
     key(
@@ -357,7 +357,7 @@ pub const KEYS: &[Key] = &[
     key(
         "routing.routes",
         Some("[]"),
-        Takes::Described("[[routing.routes]] tables"),
+        Takes::Routes,
         "Exceptions to the keys above; the first match wins. Each has `aggregate_type` and `event_type` (exact, or a beginning followed by `*`), and `exchange`, `routing_key`, `mandatory`, and `allowed_exchanges` (the exchanges that its rows may name besides `exchange`, in place of the list above).",
     ),
     key(
@@ -408,14 +408,22 @@ pub const KEYS: &[Key] = &[
 /// Keys of one `[[source]]`, besides its own `database` and `broker` sections.
 pub const SOURCE_NAME: &str = "name";
 /// Keys of one `[[routing.routes]]`.
-pub const ROUTE_KEYS: &[&str] = &[
-    "aggregate_type",
-    "event_type",
-    "exchange",
-    "routing_key",
-    "mandatory",
-    "allowed_exchanges",
+pub(super) const ROUTE_KEYS: [(&str, Takes); 6] = [
+    ("aggregate_type", Takes::Described("pattern")),
+    ("event_type", Takes::Described("pattern")),
+    ("exchange", Takes::Described("name")),
+    ("routing_key", Takes::Described("pattern")),
+    ("mandatory", Takes::Flag),
+    ("allowed_exchanges", Takes::List),
 ];
+
+/// What a key of a route takes, by its full name: `routing.routes.0.exchange`.
+pub(super) fn of_route(name: &str) -> Option<Takes> {
+    let (number, key) = name.strip_prefix("routing.routes.")?.split_once('.')?;
+    number.parse::<usize>().ok()?;
+    let known = ROUTE_KEYS.iter().find(|(known, _)| *known == key)?;
+    Some(known.1)
+}
 
 pub fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
@@ -472,8 +480,8 @@ pub fn example() -> String {
 
 const EXAMPLE_HEAD: &str = "\
 # outboxd: every key, at its default. Generated; docs/reference/configuration.md has the same as tables.
-# Read from config/outboxd.toml or --config FILE. The environment (OUTBOXD__RELAY__WORKERS=8) and
-# --set relay.workers=8 win over this file.
+# Read by --config FILE or OUTBOXD_CONFIG, or as config/outboxd.toml or /etc/outboxd/outboxd.toml. The environment
+# (OUTBOXD__RELAY__WORKERS=8) and --set relay.workers=8 win over this file.
 ";
 
 const REFERENCE_HEAD: &str = "\
@@ -481,10 +489,20 @@ const REFERENCE_HEAD: &str = "\
 
 `cargo xtask docs` generates this page from the code; a test compares the two.
 
-The relay reads these in order, and a later one wins: defaults, `config/outboxd.toml` (or `--config FILE`),
-`DATABASE_URL` and `AMQP_URL`, the environment, `--set KEY=VALUE`. The environment variable of a key is `OUTBOXD__` and
-the key in capitals with `__` for its dots: `relay.batch_size` is `OUTBOXD__RELAY__BATCH_SIZE`. The relay ignores names
-with a single `_` after `OUTBOXD`: Kubernetes sets some.
+The relay reads these in order, and a later one wins: defaults, the file, `DATABASE_URL` and `AMQP_URL`, the environment,
+`--set KEY=VALUE`. The environment variable of a key is `OUTBOXD__` and the key in capitals with `__` for its dots:
+`relay.batch_size` is `OUTBOXD__RELAY__BATCH_SIZE`. The relay ignores names with a single `_` after `OUTBOXD` (Kubernetes
+sets some) but `OUTBOXD_CONFIG` and `OUTBOXD_SOURCE`, which stand for `--config` and `--source`.
+
+The file is the first of these, and only one is read:
+
+1. `--config FILE`
+2. the file that `OUTBOXD_CONFIG` names
+3. `config/outboxd.toml` in the working directory, if it exists
+4. `/etc/outboxd/outboxd.toml`, if it exists
+
+A named file that cannot be read is an error, and so is one of the other two that exists. `outboxd check` and the relay's
+line `relay started` say which file was read, and who named it.
 
 - An unknown key, a value out of range or a contradiction ends the start with exit code 78 and names every key at fault.
 - Durations have units: `250ms`, `5s`, `7d`, `1h 30m`. Sizes are bytes, or have `KiB`, `MiB`, `GiB`.
@@ -495,6 +513,11 @@ with a single `_` after `OUTBOXD`: Kubernetes sets some.
 - SIGHUP reads the configuration again: the relay applies `log.level`, and its log names the keys that wait for a
   restart.
 - `outboxd check` validates the configuration without a connection; `outboxd check --connect` also asks both servers.
+- `outboxd config show` prints each key with the value that the relay would use, and where the value comes from: a default,
+  a file, a variable or `--set`. It shows no password. `--json` is for scripts.
+- `outboxd config schema` prints the JSON Schema of the file, which is also [here](outboxd.schema.json). It knows the names,
+  the types and the bounds of the keys; `outboxd check` knows the rest. Editors with Taplo (Even Better TOML) read it by a
+  first line `#:schema ./outboxd.schema.json`.
 ";
 
 const REFERENCE_TAIL: &str = "

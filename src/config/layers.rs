@@ -3,16 +3,15 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    io::ErrorKind,
+    fmt,
     path::{Path, PathBuf},
 };
 
 use config::{Environment, File, FileFormat, Map, Source as _, Value, ValueKind};
 
-use super::{ConfigError, LoadOptions};
+use super::{ConfigError, ConfigFile, LoadOptions};
 use crate::file::{self, Guard};
 
-const DEFAULT_FILE: &str = "config/outboxd.toml";
 const PREFIX: &str = "OUTBOXD";
 /// Largest configuration file: a hundred times the file with every key.
 const MOST: u64 = 1 << 20;
@@ -21,33 +20,65 @@ const MOST: u64 = 1 << 20;
 #[derive(Debug, Clone)]
 pub(super) struct Found {
     pub kind: ValueKind,
-    /// For people: a file's path, an environment variable, a flag.
-    pub origin: String,
+    pub origin: Origin,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    File(PathBuf),
+    Variable(String),
+    /// `--set` with this key.
+    Set(String),
+}
+
+impl Origin {
+    /// For `config show`.
+    pub fn label(&self) -> String {
+        match self {
+            Self::File(path) => format!("file:{}", path.display()),
+            Self::Variable(name) => format!("env {name}"),
+            Self::Set(_) => "--set".to_owned(),
+        }
+    }
+}
+
+/// For the sentence of an error.
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "in {}", path.display()),
+            Self::Variable(name) => write!(f, "from {name}"),
+            Self::Set(key) => write!(f, "from --set {key}"),
+        }
+    }
 }
 
 /// Dotted keys; an item of an array of tables is `source.0.name`.
 pub(super) type Values = BTreeMap<String, Found>;
 
-pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
+/// Everything that was given, and what could not be read.
+pub(super) struct Gathered {
+    pub file: ConfigFile,
+    pub values: Values,
+    pub problems: Vec<ConfigError>,
+}
+
+pub(super) fn gather(options: LoadOptions) -> Gathered {
     let mut values = Values::new();
+    let file = ConfigFile::chosen(options.file, &options.env);
     let (env, mut problems) = readable(options.env);
-    // Do not ignore a file that exists and cannot be read: its settings would silently be replaced by the defaults.
-    let file = options.file.or_else(|| {
-        let absent = std::fs::metadata(DEFAULT_FILE)
-            .is_err_and(|e| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory));
-        (!absent).then(|| PathBuf::from(DEFAULT_FILE))
-    });
-    if let Some(path) = file {
-        match file_values(&path) {
-            Ok(table) => flatten("", table, &format!("in {}", path.display()), &mut values),
-            Err(problem) => problems.push(problem),
+    if let Some(path) = file.path() {
+        match file_values(path) {
+            Ok(table) => flatten("", table, &Origin::File(path.to_owned()), &mut values),
+            // Who named the file is who must mend its name.
+            Err(problem) => problems.push(ConfigError::new(file.to_string(), problem)),
         }
     }
     for (variable, key) in [("DATABASE_URL", "database.url"), ("AMQP_URL", "broker.url")] {
         if let Some(url) = env.get(variable).filter(|url| !url.is_empty()) {
             let found = Found {
                 kind: ValueKind::String(url.clone()),
-                origin: format!("from {variable}"),
+                origin: Origin::Variable(variable.to_owned()),
             };
             values.insert(key.to_owned(), found);
         }
@@ -72,7 +103,8 @@ pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
     match environment.collect() {
         Ok(map) => {
             for (key, value) in map {
-                let origin = format!("from {PREFIX}__{}", key.replace('.', "__").to_uppercase());
+                let name = format!("{PREFIX}__{}", key.replace('.', "__").to_uppercase());
+                let origin = Origin::Variable(name);
                 values.insert(
                     key,
                     Found {
@@ -88,7 +120,7 @@ pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
         )),
     }
     for (key, value) in options.overrides {
-        let origin = format!("from --set {key}");
+        let origin = Origin::Set(key.clone());
         values.insert(
             key,
             Found {
@@ -97,7 +129,11 @@ pub(super) fn gather(options: LoadOptions) -> (Values, Vec<ConfigError>) {
             },
         );
     }
-    (values, problems)
+    Gathered {
+        file,
+        values,
+        problems,
+    }
 }
 
 /// The variables that are text, and a problem for each other variable that the relay would read. Without the problem, the
@@ -123,25 +159,21 @@ fn readable(env: BTreeMap<OsString, OsString>) -> (BTreeMap<String, String>, Vec
     (texts, problems)
 }
 
-fn file_values(path: &Path) -> Result<Map<String, Value>, ConfigError> {
-    let named = |problem: String| ConfigError::new(path.display().to_string(), problem);
-    let bytes = file::read(path, MOST, Guard::Trusted).map_err(named)?;
-    let text = String::from_utf8(bytes).map_err(|_| named("is not UTF-8 text".to_owned()))?;
+fn file_values(path: &Path) -> Result<Map<String, Value>, String> {
+    let bytes = file::read(path, MOST, Guard::Trusted)?;
+    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8 text")?;
     // This first parse serves only the position of an error: an error that quotes the line could show a password.
     if let Err(error) = text.parse::<toml::Table>() {
         let at = error.span().map_or(0, |span| span.start);
         let line = text.get(..at).unwrap_or_default().matches('\n').count() + 1;
-        return Err(named(format!(
-            "line {line} is not TOML: {}",
-            error.message()
-        )));
+        return Err(format!("line {line} is not TOML: {}", error.message()));
     }
     File::from_str(&text, FileFormat::Toml)
         .collect()
-        .map_err(|_| named("is not TOML".to_owned()))
+        .map_err(|_| "is not TOML".to_owned())
 }
 
-fn flatten(prefix: &str, table: Map<String, Value>, origin: &str, into: &mut Values) {
+fn flatten(prefix: &str, table: Map<String, Value>, origin: &Origin, into: &mut Values) {
     for (name, value) in table {
         let key = if prefix.is_empty() {
             name
@@ -165,7 +197,7 @@ fn flatten(prefix: &str, table: Map<String, Value>, origin: &str, into: &mut Val
                                 format!("{key}.{i}"),
                                 Found {
                                     kind,
-                                    origin: origin.to_owned(),
+                                    origin: origin.clone(),
                                 },
                             );
                         }
@@ -177,7 +209,7 @@ fn flatten(prefix: &str, table: Map<String, Value>, origin: &str, into: &mut Val
                     key,
                     Found {
                         kind,
-                        origin: origin.to_owned(),
+                        origin: origin.clone(),
                     },
                 );
             }

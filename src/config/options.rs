@@ -12,7 +12,7 @@ pub struct Needs {
 /// Where configuration comes from. Passed in whole: nothing here reads the process's environment.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// `None`: `config/outboxd.toml`, if it is there.
+    /// From `--config`. `None`: the variable or the searched places of `place`.
     pub file: Option<PathBuf>,
     pub env: BTreeMap<OsString, OsString>,
     /// From `--set`; the last of several wins.

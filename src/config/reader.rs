@@ -8,6 +8,7 @@ use super::{
     ConfigError,
     keys::{self, KEYS, ROUTE_KEYS},
     layers::{Found, Values},
+    scope::Scope,
     takes::Takes,
 };
 
@@ -15,27 +16,6 @@ pub(super) struct Reader {
     values: Values,
     used: BTreeSet<String>,
     problems: Vec<ConfigError>,
-}
-
-/// The places where a section's values are read: the section itself, and for a `[[source]]` also the common section.
-#[derive(Debug, Clone)]
-pub(super) struct Scope {
-    /// `""`, or `source.0.`.
-    pub prefix: String,
-}
-
-impl Scope {
-    pub fn top() -> Self {
-        Self {
-            prefix: String::new(),
-        }
-    }
-
-    pub fn source(index: usize) -> Self {
-        Self {
-            prefix: format!("source.{index}."),
-        }
-    }
 }
 
 impl Reader {
@@ -53,7 +33,7 @@ impl Reader {
             .values
             .iter()
             .filter(|(key, _)| !self.used.contains(*key))
-            .map(|(key, found)| (key.clone(), found.origin.clone()))
+            .map(|(key, found)| (key.clone(), found.origin.to_string()))
             .collect();
         for (key, origin) in unknown {
             let guess = nearest(&key)
@@ -97,17 +77,11 @@ impl Reader {
         Some(found.clone())
     }
 
-    /// The value in its own scope, otherwise in the common section, with the key under which it was found.
+    /// The value in its scope, with the key under which it was found.
     fn scoped(&mut self, scope: &Scope, key: &str) -> (String, Option<Found>) {
-        let own = format!("{}{key}", scope.prefix);
-        let found = self.take(&own);
-        if found.is_some() || scope.prefix.is_empty() {
-            return (own, found);
-        }
-        match self.take(key) {
-            Some(found) => (key.to_owned(), Some(found)),
-            None => (own, None),
-        }
+        let name = scope.find(&self.values, key).0;
+        let found = self.take(&name);
+        (name, found)
     }
 
     pub fn optional_text(&mut self, scope: &Scope, key: &str) -> Option<String> {
@@ -128,11 +102,12 @@ impl Reader {
 
     /// The key under which a scoped value was found; the scope's own key if there is no value.
     pub fn found_as(&self, scope: &Scope, key: &str) -> String {
-        let own = format!("{}{key}", scope.prefix);
-        if self.has(key) && !self.has(&own) {
-            return key.to_owned();
-        }
-        own
+        scope.find(&self.values, key).0
+    }
+
+    /// The scope of a section's URL and password.
+    pub fn secrets(&self, scope: &Scope, section: &str) -> Scope {
+        scope.of_secrets(&self.values, section)
     }
 
     pub fn has(&self, key: &str) -> bool {
@@ -161,7 +136,7 @@ impl Reader {
             return T::default();
         };
         let (text, origin) = match found {
-            Some(Found { kind, origin }) => (plain(&kind), origin),
+            Some(Found { kind, origin }) => (plain(&kind), origin.to_string()),
             None => {
                 let default = known.plain_default().unwrap_or_default();
                 (default.to_owned(), "by default".to_owned())
@@ -275,7 +250,7 @@ impl Reader {
 }
 
 /// The value as it was written; not for secrets.
-fn plain(kind: &ValueKind) -> String {
+pub(super) fn plain(kind: &ValueKind) -> String {
     match kind {
         ValueKind::String(text) => text.clone(),
         ValueKind::Boolean(b) => b.to_string(),
@@ -300,7 +275,9 @@ fn nearest(unknown: &str) -> Option<String> {
     };
     let asked = without_index(unknown);
     let asked = asked.strip_prefix("source.").unwrap_or(&asked);
-    let routes = ROUTE_KEYS.iter().map(|key| format!("routing.routes.{key}"));
+    let routes = ROUTE_KEYS
+        .iter()
+        .map(|(key, _)| format!("routing.routes.{key}"));
     KEYS.iter()
         .map(|key| key.name.to_owned())
         .chain(routes)

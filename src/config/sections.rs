@@ -9,11 +9,12 @@ use outbox_core::{
 };
 
 use super::{
-    Admin, Broker, BrokerAuth, Config, Database, Log, LogFormat, MessageFormat, Needs, Relay,
-    Retention, Routing, Source,
+    Admin, Broker, BrokerAuth, Config, ConfigFile, Database, Log, LogFormat, MessageFormat, Needs,
+    Relay, Retention, Routing, Source,
     database::Url,
     keys::{ROUTE_KEYS, SOURCE_NAME},
-    reader::{Reader, Scope},
+    reader::Reader,
+    scope::Scope,
 };
 use crate::tls;
 
@@ -30,6 +31,7 @@ pub(super) fn config(reader: &mut Reader, needs: Needs) -> Option<Config> {
     let admin = admin(reader);
     let log = log(reader)?;
     Some(Config {
+        file: ConfigFile::Absent,
         sources,
         relay,
         routing,
@@ -145,7 +147,7 @@ fn source(reader: &mut Reader, name: String, scope: &Scope, relay: &Relay, needs
     }
 }
 
-/// URL and password come from one section: a source with a URL of its own does not take the common section's password.
+/// They come from one section.
 struct Secrets {
     scope: Scope,
     url: Url,
@@ -155,9 +157,7 @@ struct Secrets {
 fn secrets(reader: &mut Reader, scope: &Scope, section: &str, needed: bool) -> Secrets {
     let url_key = format!("{section}.url");
     let file_key = format!("{section}.url_file");
-    let own = reader.has(&format!("{}{url_key}", scope.prefix))
-        || reader.has(&format!("{}{file_key}", scope.prefix));
-    let scope = if own { scope.clone() } else { Scope::top() };
+    let scope = reader.secrets(scope, section);
     let full = |key: &str| format!("{}{key}", scope.prefix);
     let url = reader.own_text(&full(&url_key)).map(super::Secret::new);
     let file = reader.own_text(&full(&file_key)).map(PathBuf::from);
@@ -350,10 +350,7 @@ fn rule(reader: &mut Reader, index: usize) -> Rule {
         routing_key,
         mandatory,
         allowed_exchanges,
-    ] = ROUTE_KEYS
-    else {
-        return Rule::default();
-    };
+    ] = ROUTE_KEYS.map(|(name, _)| name);
     Rule {
         aggregate_type: reader.own_text(&key(aggregate_type)),
         event_type: reader.own_text(&key(event_type)),

@@ -9,13 +9,14 @@ use outbox_core::{
 };
 
 use super::{
-    Broker, Database,
+    Broker, ConfigFile, Database,
     given::{Changes, Given},
     keys,
 };
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    pub file: ConfigFile,
     pub sources: Vec<Source>,
     pub relay: Relay,
     pub routing: Routing,

@@ -15,7 +15,15 @@ pub enum Takes {
     Flag,
     /// The address of a socket, or `off`.
     Address,
-    /// Values that the key's section checks; the description is for the documents.
+    /// The address of the database; a secret.
+    Database,
+    /// The address of the broker; a secret.
+    Broker,
+    /// Texts.
+    List,
+    /// `[[routing.routes]]`.
+    Routes,
+    /// Texts that the key's section checks; the description is for the documents.
     Described(&'static str),
 }
 
@@ -86,7 +94,13 @@ impl Takes {
             Self::Duration(..) => format!("must be a duration from {self}, for example \"5s\""),
             Self::Size(..) => format!("must be a size from {self}, for example \"16MiB\""),
             Self::Text(..) => format!("must have {self}, and no control characters"),
-            Self::Word(_) | Self::Flag | Self::Described(_) => format!("must be {self}"),
+            Self::Word(_)
+            | Self::Flag
+            | Self::Database
+            | Self::Broker
+            | Self::List
+            | Self::Routes
+            | Self::Described(_) => format!("must be {self}"),
             Self::Address => format!("must be an {self}, for example \"127.0.0.1:9464\""),
         }
     }
@@ -116,6 +130,10 @@ impl fmt::Display for Takes {
             },
             Self::Flag => f.write_str("true or false"),
             Self::Address => f.write_str("IP address and port, or off"),
+            Self::Database => f.write_str("postgres:// URL or key=value text; secret"),
+            Self::Broker => f.write_str("amqp:// or amqps:// URL; secret"),
+            Self::List => f.write_str("list"),
+            Self::Routes => f.write_str("[[routing.routes]] tables"),
             Self::Described(description) => f.write_str(description),
         }
     }

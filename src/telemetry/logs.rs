@@ -58,7 +58,7 @@ pub fn start(log: &Log) -> Result<Level, LogError> {
         registry
             .with(
                 fmt::layer()
-                    .with_ansi(std::io::stderr().is_terminal())
+                    .with_ansi(is_coloured())
                     .with_target(false)
                     .with_writer(sink::writer()),
             )
@@ -66,6 +66,11 @@ pub fn start(log: &Log) -> Result<Level, LogError> {
     };
     panics::log(flush);
     Ok(Level(level))
+}
+
+/// <https://no-color.org>: any value counts, but not an empty one.
+fn is_coloured() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
 /// Writes the last lines before the process ends. A blocked standard error delays the exit by one second at most.

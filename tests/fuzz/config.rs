@@ -277,7 +277,9 @@ fn refused(input: &Input, file: &Path, errors: &ConfigErrors) -> TestCaseResult 
         let known = keys::KEYS
             .iter()
             .any(|k| k.name == key || key.ends_with(&format!(".{}", k.name)));
-        let place = key == "\"\"" || key == file.display().to_string() || key == "environment";
+        let place = key == "\"\""
+            || key == format!("{} (named by --config)", file.display())
+            || key == "environment";
         prop_assert!(
             known || given || place || last == "name" || key.contains('\\'),
             "{} is nobody's key: {}",

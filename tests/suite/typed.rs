@@ -126,7 +126,10 @@ async fn ids_and_codes_that_mean_nothing_are_told_one_by_one_and_fail() {
     assert_eq!(world.count("outbox.dead").await, 0, "the one that is dead");
 
     let unknown = ran(&world, &["dead", "list", "--reason", "unroutabel"]).await;
-    unknown.ends(2, &["did you mean unroutable?", "payload_too_large"]);
+    unknown.ends(
+        2,
+        &["similar value exists: 'unroutable'", "payload_too_large"],
+    );
 }
 
 #[tokio::test]

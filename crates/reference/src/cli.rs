@@ -1,5 +1,7 @@
 //! docs/reference/cli.md, generated from clap's commands.
 
+use std::fmt::Display;
+
 use clap::{Arg, Command};
 
 const HEAD: &str = "\
@@ -15,7 +17,7 @@ pub fn reference() -> String {
     program.build();
     let mut text = HEAD.to_owned();
     if let Some(after) = program.get_after_help() {
-        text += &format!("\n{after}\n");
+        text += &format!("\n{}", below(after));
     }
     text += &format!(
         "\n## Every command takes\n\n{}",
@@ -42,7 +44,15 @@ fn leaves(command: &Command, text: &mut String) {
         if options.peek().is_some() {
             *text += &format!("\n{}", table(&mut options));
         }
+        if let Some(after) = child.get_after_help() {
+            *text += &format!("\n{}", below(after));
+        }
     }
+}
+
+/// What the help says below the options, which is set in columns.
+fn below(after: &impl Display) -> String {
+    format!("```text\n{after}\n```\n")
 }
 
 fn options(command: &Command, global: bool) -> impl Iterator<Item = &Arg> {

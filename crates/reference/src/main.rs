@@ -6,7 +6,7 @@ mod metrics;
 mod schema;
 
 use clap::Parser;
-use outboxd::config::keys;
+use outboxd::config::{self, keys};
 use programs::Result;
 
 #[derive(Parser)]
@@ -29,10 +29,11 @@ fn main() -> Result<()> {
 }
 
 /// Each generated file with its text.
-fn generated() -> Result<[(&'static str, String); 5]> {
+fn generated() -> Result<[(&'static str, String); 6]> {
     Ok([
         ("config/outboxd.toml", keys::example()),
         ("docs/reference/configuration.md", keys::reference()),
+        ("docs/reference/outboxd.schema.json", config::schema()),
         ("docs/reference/cli.md", cli::reference()),
         ("docs/reference/metrics.md", metrics::reference()?),
         ("docs/reference/schema.md", schema::reference()?),

@@ -46,6 +46,7 @@ fn message(id: i64, keys: i64) -> Message {
         replay: false,
         body_size: body.len() as u64,
         body: Some(body),
+        damage: None,
     }
 }
 

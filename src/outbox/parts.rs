@@ -295,7 +295,7 @@ mod tests {
         });
         let mut here = without(&here, |part| part.detail.contains(" ON outbox.waiting "));
         for part in &mut here {
-            if part.name == "outbox.message.id" {
+            if part.kind == "column" && part.name == "outbox.message.id" {
                 part.detail = "bigint".to_owned();
             }
         }

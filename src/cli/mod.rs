@@ -5,17 +5,22 @@ mod check_lag;
 mod database;
 mod dead;
 mod error;
+mod failures;
 mod healthcheck;
+mod history;
 mod migrate;
 mod output;
+mod progress;
 mod prune;
 mod reload;
 mod replay;
 mod run;
+mod selection;
 mod signals;
 mod start;
 mod status;
 mod values;
+mod waiting;
 mod where_;
 mod where_report;
 mod where_route;
@@ -75,6 +80,11 @@ enum Command {
     Where(where_::Args),
     /// Compare the lag with two thresholds, for monitoring systems
     CheckLag(check_lag::Args),
+    /// Show what fails, by cause: how many messages wait and are dead, since when, and which
+    Failures(failures::Args),
+    /// List waiting messages, try them now, or give them up
+    #[command(subcommand)]
+    Waiting(waiting::Command),
     /// List, redrive or discard dead messages
     #[command(subcommand)]
     Dead(dead::Command),
@@ -82,6 +92,8 @@ enum Command {
     Replay(replay::Args),
     /// Delete sent messages that are older than retention.sent, without waiting for the relay
     Prune(prune::Args),
+    /// Show what people changed with a command: who, when, what, and why
+    History(history::Args),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -93,9 +105,12 @@ impl Command {
             | Self::Status(_)
             | Self::Where(_)
             | Self::CheckLag(_)
+            | Self::Failures(_)
+            | Self::Waiting(_)
             | Self::Dead(_)
             | Self::Replay(_)
-            | Self::Prune(_) => true,
+            | Self::Prune(_)
+            | Self::History(_) => true,
             Self::Run
             | Self::Sql(_)
             | Self::Check(_)
@@ -223,7 +238,19 @@ fn dispatch(cli: &Cli, env: BTreeMap<OsString, OsString>) -> Result<ExitCode, Cl
         }),
         Command::Dead(command) => {
             let config = load(database)?;
-            block_on(dead::dead(command, chosen(cli, &config)?)).map(done)
+            block_on(dead::dead(command, chosen(cli, &config)?, &config)).map(done)
+        }
+        Command::Failures(args) => {
+            let config = load(database)?;
+            block_on(failures::failures(args, chosen(cli, &config)?, &config)).map(done)
+        }
+        Command::Waiting(command) => {
+            let config = load(database)?;
+            block_on(waiting::waiting(command, chosen(cli, &config)?, &config)).map(done)
+        }
+        Command::History(args) => {
+            let config = load(database)?;
+            block_on(history::history(args, chosen(cli, &config)?)).map(done)
         }
         Command::Replay(args) => {
             let config = load(database)?;

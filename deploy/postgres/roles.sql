@@ -53,9 +53,12 @@ BEGIN
     GRANT SELECT ON SEQUENCE outbox.message_id_seq TO outbox_relay;
     GRANT SELECT, INSERT, UPDATE ON outbox.lane TO outbox_relay;
     GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.waiting, outbox.dead, outbox.relay TO outbox_relay;
-    -- The database writes the time and the role of a record: a relay cannot. A relay cannot change a record either.
+    -- The commands run with this role, too. The database writes the time and the role of a record: a relay cannot. A relay
+    -- cannot change a record either; the function adds to one that the same login role began and has not finished.
     REVOKE ALL ON outbox.operation FROM outbox_relay;
-    GRANT INSERT (by_whom, action, why, selection, affected, message_ids) ON outbox.operation TO outbox_relay;
+    GRANT SELECT, INSERT (by_whom, action, why, selection, affected, message_ids) ON outbox.operation TO outbox_relay;
+    GRANT EXECUTE ON FUNCTION outbox.recorded(pg_catalog.int8, pg_catalog.int8, pg_catalog.uuid[], pg_catalog.bool)
+        TO outbox_relay;
     GRANT SELECT ON outbox.migration, outbox.status TO outbox_relay;
     GRANT EXECUTE ON FUNCTION outbox.measure() TO outbox_relay;
 

@@ -155,8 +155,9 @@ CREATE TABLE outbox.waiting (
     last_error text,
     destination        bigint,
     failed_probes      integer,
+    redriven           integer     NOT NULL DEFAULT 0,
     PRIMARY KEY (lane, id),
-    CONSTRAINT waiting_counts_are_not_negative CHECK (attempts >= 0 AND (failed_probes >= 0) IS NOT FALSE),
+    CONSTRAINT waiting_counts_are_not_negative CHECK (attempts >= 0 AND (failed_probes >= 0) IS NOT FALSE AND redriven >= 0),
     CONSTRAINT waiting_held_has_a_destination CHECK (cause <> 'held' OR num_nonnulls(destination, failed_probes) = 2),
     CONSTRAINT waiting_replay_is_marked CHECK (cause <> 'replay' OR replay)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
@@ -178,6 +179,7 @@ COMMENT ON COLUMN outbox.waiting.destination IS
     'Hash of the exchange and routing key for which the message is, or was, held; see crates/core/src/circuit.rs.';
 COMMENT ON COLUMN outbox.waiting.failed_probes IS
     'Failed probes of the destination at the time when the message was held. Later failed probes count as attempts of the message.';
+COMMENT ON COLUMN outbox.waiting.redriven IS 'How often the message was redriven; 0 if it never was.';
 CREATE INDEX waiting_held ON outbox.waiting (destination, id) WHERE cause = 'held' AND due_at IS NULL;
 COMMENT ON INDEX outbox.waiting_held IS 'Held messages of a destination.';
 CREATE INDEX waiting_spent ON outbox.waiting (destination, (attempts - failed_probes) DESC, id)
@@ -189,8 +191,9 @@ COMMENT ON INDEX outbox.waiting_due IS 'Due messages of a lane.';
 CREATE INDEX waiting_key ON outbox.waiting (lane, key_hash, id)
     WHERE key_hash IS NOT NULL AND NOT replay AND cause <> 'scheduled';
 COMMENT ON INDEX outbox.waiting_key IS 'Waiting messages of a key that block later ones.';
-CREATE INDEX waiting_due_since ON outbox.waiting (due_since) WHERE NOT replay;
-COMMENT ON INDEX outbox.waiting_due_since IS 'The oldest waiting message, for the lag.';
+-- With the position, because many messages may be scheduled for one time, and a page of a list must not sort them all.
+CREATE INDEX waiting_due_since ON outbox.waiting (due_since, lane, id) WHERE NOT replay;
+COMMENT ON INDEX outbox.waiting_due_since IS 'The oldest waiting message, for the lag, and waiting messages by age, page by page.';
 
 CREATE TABLE outbox.dead (
     lane       smallint    NOT NULL CHECK (lane BETWEEN 0 AND 63),
@@ -201,6 +204,7 @@ CREATE TABLE outbox.dead (
     last_error text        NOT NULL,
     replay     boolean     NOT NULL DEFAULT false,
     died_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    redriven   integer     NOT NULL DEFAULT 0,
     PRIMARY KEY (lane, id)
 );
 COMMENT ON TABLE outbox.dead IS 'Dead messages with their reason, until they are redriven or discarded.';
@@ -212,6 +216,7 @@ COMMENT ON COLUMN outbox.dead.attempts IS 'Number of attempts, including the las
 COMMENT ON COLUMN outbox.dead.last_error IS 'Text of the last failure, from the broker or the relay.';
 COMMENT ON COLUMN outbox.dead.replay IS 'The failed message was a replay: it was sent before.';
 COMMENT ON COLUMN outbox.dead.died_at IS 'Time at which the message became dead.';
+COMMENT ON COLUMN outbox.dead.redriven IS 'How often the message was redriven before it died this time.';
 CREATE INDEX dead_died_at ON outbox.dead (died_at, lane, id);
 COMMENT ON INDEX outbox.dead_died_at IS 'Dead messages by age, page by page.';
 
@@ -220,16 +225,18 @@ CREATE TABLE outbox.operation (
     at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     by_role    text        NOT NULL DEFAULT session_user,
     by_whom    text        NOT NULL,
-    action     text        NOT NULL CHECK (action IN ('redrive', 'discard', 'replay', 'prune')),
+    action     text        NOT NULL CHECK (action IN ('redrive', 'discard', 'retry-now', 'give-up', 'replay',
+                                                                    'prune')),
     why        text        NOT NULL,
     selection  text        NOT NULL,
     affected   bigint      NOT NULL CHECK (affected >= 0),
     message_ids uuid[]     NOT NULL DEFAULT '{}',
+    finished_at timestamptz,
     CONSTRAINT operation_lists_what_it_affected CHECK (cardinality(message_ids) <= least(affected, 1000))
 );
 COMMENT ON TABLE outbox.operation IS 'Manual changes by operators: who, when, why, and which messages.';
 COMMENT ON COLUMN outbox.operation.id IS 'Order of the operations.';
-COMMENT ON COLUMN outbox.operation.at IS 'Time of the operation.';
+COMMENT ON COLUMN outbox.operation.at IS 'Time of the operation''s first change.';
 COMMENT ON COLUMN outbox.operation.by_role IS 'Database role that ran the operation.';
 COMMENT ON COLUMN outbox.operation.by_whom IS 'Person or system, as given to the command.';
 COMMENT ON COLUMN outbox.operation.action IS 'Type of the operation.';
@@ -237,6 +244,51 @@ COMMENT ON COLUMN outbox.operation.why IS 'Reason, as given to the command.';
 COMMENT ON COLUMN outbox.operation.selection IS 'Filters that selected the messages.';
 COMMENT ON COLUMN outbox.operation.affected IS 'Number of affected messages.';
 COMMENT ON COLUMN outbox.operation.message_ids IS 'Ids of the affected messages, at most 1,000.';
+COMMENT ON COLUMN outbox.operation.finished_at IS
+    'Time at which the command had done all of it; NULL while it runs, and for ever if it ended early.';
+
+-- A command has one record, and adds to it in the transaction of each of its steps. The roles that run commands may not
+-- UPDATE the table: this function only adds, to a record of the same login role that is not finished.
+CREATE FUNCTION outbox.recorded(operation_id bigint, messages bigint, ids uuid[], finished boolean) RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET row_security = off
+    AS $$
+    UPDATE outbox.operation o
+    SET affected = o.affected + recorded.messages,
+        message_ids = CASE WHEN cardinality(o.message_ids) >= 1000 THEN o.message_ids
+                           ELSE (o.message_ids || recorded.ids)[1:1000] END,
+        finished_at = CASE WHEN recorded.finished THEN clock_timestamp() END
+    WHERE o.id = recorded.operation_id AND o.by_role = session_user AND o.finished_at IS NULL AND recorded.messages >= 0
+    RETURNING true
+$$;
+COMMENT ON FUNCTION outbox.recorded(bigint, bigint, uuid[], boolean) IS
+    'Adds a step to the record of a command that runs, or ends the record. Returns NULL if there is no such record.';
+REVOKE EXECUTE ON FUNCTION outbox.recorded(bigint, bigint, uuid[], boolean) FROM PUBLIC;
+
+-- Failures of one cause differ in ids, times and numbers. What has a digit is taken for one of these: a quoted text, a
+-- UUID, a word.
+CREATE FUNCTION outbox.without_ids(said text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN regexp_replace(regexp_replace(regexp_replace(
+        left(said, 1000),
+        '''[^'']*[0-9][^'']*''|"[^"]*[0-9][^"]*"', '?', 'g'),
+        '[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[[:alnum:]_]*[0-9][[:alnum:]_]*', '?', 'g'),
+        '[?]([-.,:;/+]*[?])+', '?', 'g');
+COMMENT ON FUNCTION outbox.without_ids(text) IS 'A text whose ids, numbers and times are replaced with a question mark.';
+
+CREATE FUNCTION outbox.failure_group(
+    reason text, exchange text, routing_key text, aggregate_type text, event_type text, error text
+) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    -- The separator is no character of a name.
+    RETURN left(lpad(to_hex(hashtextextended(
+        coalesce(reason, '') || chr(31) || coalesce(left(exchange, 256), '') || chr(31)
+        || coalesce(outbox.without_ids(left(routing_key, 256)),
+                    coalesce(left(aggregate_type, 256), '') || '.' || coalesce(left(event_type, 256), ''))
+        || chr(31) || coalesce(outbox.without_ids(error), ''), 0)), 16, '0'), 10);
+COMMENT ON FUNCTION outbox.failure_group(text, text, text, text, text, text) IS
+    'Group of a failed message: the same for messages that failed for one cause. outboxd failures shows the groups.';
 
 CREATE TABLE outbox.relay (
     instance   text        PRIMARY KEY,

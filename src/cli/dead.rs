@@ -1,21 +1,21 @@
 //! `outboxd dead list|show|redrive|discard`.
 
-use std::time::Duration;
-
 use clap::Subcommand;
 use uuid::Uuid;
 
 use super::{
     CliError, database, output,
+    progress::Progress,
+    selection::{ChangeArgs, FilterArgs},
     table::{table, text, whole},
-    values,
 };
 use crate::{
-    config::Source,
+    config::{Config, Source},
     outbox::{
-        dead::{self, Change, Changed, DeadMessage, Filter, Pages},
+        dead::{self, Change, Changed, DeadMessage, Pages},
+        filter::Filter,
         migrate,
-        operation::Operation,
+        pace::Pace,
         session::Session,
     },
 };
@@ -45,95 +45,11 @@ pub(super) enum Command {
     Discard(ChangeArgs),
 }
 
-#[derive(clap::Args)]
-pub(super) struct FilterArgs {
-    /// Select these message ids
-    #[arg(value_name = "MESSAGE_ID")]
-    message_ids: Vec<Uuid>,
-    /// Select this reason code; may be given several times
-    #[arg(long, value_parser = values::reason())]
-    reason: Vec<String>,
-    /// Select this event type
-    #[arg(long = "type", value_name = "EVENT_TYPE", value_parser = values::text)]
-    event_type: Option<String>,
-    /// Select this aggregate type
-    #[arg(long, value_name = "TYPE", value_parser = values::text)]
-    aggregate_type: Option<String>,
-    /// Select this aggregate id
-    #[arg(long = "key", value_name = "AGGREGATE_ID", value_parser = values::text)]
-    aggregate_id: Option<String>,
-    /// Select messages that have been dead for at least this time, for example 2h
-    #[arg(long, value_name = "AGE", value_parser = values::age)]
-    older_than: Option<Duration>,
-}
-
-#[derive(clap::Args)]
-pub(super) struct ChangeArgs {
-    #[command(flatten)]
-    filter: FilterArgs,
-    /// Select all dead messages; without it the command requires a filter
-    #[arg(long)]
-    all: bool,
-    /// Print how many messages it would change, and change nothing
-    #[arg(long)]
-    dry_run: bool,
-    /// Reason, for the record
-    #[arg(long, required_unless_present = "dry_run", value_parser = values::text)]
-    why: Option<String>,
-    /// Person, for the record [default: the login name]
-    #[arg(long, value_parser = values::text)]
-    by: Option<String>,
-    #[command(flatten)]
-    json: output::Json,
-}
-
-impl FilterArgs {
-    fn filter(&self) -> Filter {
-        Filter {
-            reasons: self.reason.clone(),
-            aggregate_type: self.aggregate_type.clone(),
-            aggregate_id: self.aggregate_id.clone(),
-            event_type: self.event_type.clone(),
-            dead_for: self.older_than,
-            message_ids: self.message_ids.clone(),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.message_ids.is_empty()
-            && self.reason.is_empty()
-            && self.event_type.is_none()
-            && self.aggregate_type.is_none()
-            && self.aggregate_id.is_none()
-            && self.older_than.is_none()
-    }
-
-    /// The filter's text in the record of the operation.
-    fn text(&self) -> String {
-        let mut parts = Vec::new();
-        parts.extend(self.message_ids.iter().map(ToString::to_string));
-        parts.extend(self.reason.iter().map(|r| format!("reason={r}")));
-        parts.extend(self.event_type.iter().map(|t| format!("type={t}")));
-        parts.extend(
-            self.aggregate_type
-                .iter()
-                .map(|t| format!("aggregate_type={t}")),
-        );
-        parts.extend(self.aggregate_id.iter().map(|k| format!("key={k}")));
-        parts.extend(
-            self.older_than
-                .iter()
-                .map(|d| format!("older_than={}", humantime::format_duration(*d))),
-        );
-        if parts.is_empty() {
-            "all".to_owned()
-        } else {
-            parts.join(" ")
-        }
-    }
-}
-
-pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliError> {
+pub(super) async fn dead(
+    command: &Command,
+    source: &Source,
+    config: &Config,
+) -> Result<(), CliError> {
     match command {
         Command::List {
             filter,
@@ -142,7 +58,7 @@ pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliEr
         } => {
             let session = database::session(source).await?;
             migrate::require_known(&session).await?;
-            let filter = filter.filter();
+            let filter = filter.filter(&config.routing);
             if json.json {
                 list_json(&session, &filter, *limit).await?;
             } else {
@@ -169,8 +85,8 @@ pub(super) async fn dead(command: &Command, source: &Source) -> Result<(), CliEr
                 show(&message)
             }
         }
-        Command::Redrive(args) => change(args, source, Change::Redrive).await,
-        Command::Discard(args) => change(args, source, Change::Discard).await,
+        Command::Redrive(args) => change(args, source, config, Change::Redrive).await,
+        Command::Discard(args) => change(args, source, config, Change::Discard).await,
     }
 }
 
@@ -261,6 +177,8 @@ fn show(d: &DeadMessage) -> Result<(), CliError> {
         ("type", d.event_type.clone().unwrap_or_else(none)),
         ("reason", d.reason.clone()),
         ("attempts", d.attempts.to_string()),
+        ("redriven", format!("{} times before it died", d.redriven)),
+        ("group", d.failure_group.clone()),
         ("last error", d.last_error.clone()),
         ("died at", d.died_at.clone()),
         ("created at", d.created_at.clone().unwrap_or_else(none)),
@@ -302,15 +220,16 @@ fn key(d: &DeadMessage) -> String {
     }
 }
 
-async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<(), CliError> {
-    if args.filter.is_empty() != args.all {
-        return Err(CliError::Usage(
-            "give message ids or a filter, or --all, and not both".to_owned(),
-        ));
-    }
+async fn change(
+    args: &ChangeArgs,
+    source: &Source,
+    config: &Config,
+    change: Change,
+) -> Result<(), CliError> {
+    args.checked(None)?;
     let session = database::session(source).await?;
     migrate::require_known(&session).await?;
-    let filter = args.filter.filter();
+    let filter = args.filter.filter(&config.routing);
     let (action, verb) = match change {
         Change::Redrive => ("redrive", "redriven"),
         Change::Discard => ("discard", "discarded"),
@@ -320,20 +239,36 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
     let done = if args.dry_run {
         dead::count(&session, &filter, change).await?
     } else {
-        let operation = Operation {
-            action,
-            by: database::operator(args.by.as_ref()),
-            why: args.why.clone().unwrap_or_default(),
-            selection: args.filter.text(),
+        let operation = args.operation(action, None);
+        let total = match Progress::is_watched() {
+            true => dead::count(&session, &filter, change).await?.messages,
+            false => 0,
         };
+        let mut progress = Progress::new(total);
+        let mut tell = |done| progress.tell(done);
+        let mut pace = Pace::new(args.rate, &mut tell);
         let mut done = Changed::default();
-        let changing = dead::change(&session, &filter, change, &operation, &mut done);
-        if let Err(error) = database::whole(changing).await {
+        let changing = dead::change(&session, &filter, change, &operation, &mut pace, &mut done);
+        let changed = database::whole(changing).await;
+        progress.end();
+        if let Err(error) = changed {
             database::half(done.messages.unsigned_abs(), verb);
             return Err(error);
         }
         done
     };
+    report(args, action, verb, done, &missing)?;
+    unpublished(change, done)?;
+    database::none_missing(&missing, NOT_DEAD)
+}
+
+fn report(
+    args: &ChangeArgs,
+    action: &str,
+    verb: &str,
+    done: Changed,
+    missing: &[Uuid],
+) -> Result<(), CliError> {
     let Changed {
         messages,
         sent,
@@ -358,8 +293,18 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
             ))?;
         }
     }
+    Ok(())
+}
+
+/// Says which records have no message any more.
+fn unpublished(change: Change, done: Changed) -> Result<(), CliError> {
+    let Changed {
+        messages,
+        sent,
+        gone,
+    } = done;
     if gone == 0 {
-        return database::none_missing(&missing, NOT_DEAD);
+        return Ok(());
     }
     let all = match change {
         Change::Redrive => messages + sent + gone,
@@ -376,5 +321,5 @@ async fn change(args: &ChangeArgs, source: &Source, change: Change) -> Result<()
             output::note(&text);
         }
     }
-    database::none_missing(&missing, NOT_DEAD)
+    Ok(())
 }

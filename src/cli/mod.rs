@@ -6,20 +6,25 @@ mod config;
 mod database;
 mod dead;
 mod error;
+mod failures;
 mod healthcheck;
 mod help;
+mod history;
 mod migrate;
 mod output;
 mod packaging;
+mod progress;
 mod prune;
 mod reload;
 mod replay;
 mod run;
+mod selection;
 mod signals;
 mod start;
 mod status;
 mod table;
 mod values;
+mod waiting;
 mod where_;
 mod where_report;
 mod where_route;
@@ -98,6 +103,11 @@ enum OfOneSource {
     Where(where_::Args),
     /// Compare the lag with two thresholds, for monitoring systems
     CheckLag(check_lag::Args),
+    /// Show what fails, by cause: how many messages wait and are dead, since when, and which
+    Failures(failures::Args),
+    /// List waiting messages, try them now, or give them up
+    #[command(subcommand)]
+    Waiting(waiting::Command),
     /// List, redrive or discard dead messages
     #[command(subcommand)]
     Dead(dead::Command),
@@ -105,6 +115,8 @@ enum OfOneSource {
     Replay(replay::Args),
     /// Delete sent messages that are older than retention.sent, without waiting for the relay
     Prune(prune::Args),
+    /// Show what people changed with a command: who, when, what, and why
+    History(history::Args),
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -205,7 +217,10 @@ fn of_one_source(call: &Call<'_>, command: &OfOneSource) -> Result<ExitCode, Cli
             OfOneSource::Status(json) => status::status(*json, source).await?,
             OfOneSource::Where(args) => where_::locate(args, source, &config).await?,
             OfOneSource::CheckLag(args) => return Ok(check_lag::check_lag(args, source).await),
-            OfOneSource::Dead(command) => dead::dead(command, source).await?,
+            OfOneSource::Failures(args) => failures::failures(args, source, &config).await?,
+            OfOneSource::Waiting(command) => waiting::waiting(command, source, &config).await?,
+            OfOneSource::Dead(command) => dead::dead(command, source, &config).await?,
+            OfOneSource::History(args) => history::history(args, source).await?,
             OfOneSource::Replay(args) => replay::replay(args, source).await?,
             OfOneSource::Prune(args) => prune::prune(args, source, &config.retention).await?,
         }

@@ -108,6 +108,18 @@ pub(super) fn key(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// A group, as `outboxd failures` shows it.
+pub(super) fn group(text: &str) -> Result<String, String> {
+    let name = text.trim().to_lowercase();
+    if name.len() == 10 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(name);
+    }
+    Err(
+        "is not a group, which has ten hexadecimal digits; `outboxd failures` shows them"
+            .to_owned(),
+    )
+}
+
 /// The reason codes: completions offer them, and an error names the nearest one.
 pub(super) fn reason() -> PossibleValuesParser {
     PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.as_str()))

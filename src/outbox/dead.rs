@@ -1,48 +1,21 @@
 //! Lists, redrives and discards dead messages. The transaction of a change records it in `outbox.operation`: who, when, why,
 //! and which messages.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use outbox_core::message::Lane;
 use serde::Serialize;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::{
     OutboxError,
-    operation::{self, Operation},
+    filter::Filter,
+    operation::{Operation, Record},
+    pace::Pace,
     row::get,
     session::{Params, Query, Session},
 };
-
-/// Selects dead messages; an empty filter selects all.
-#[derive(Debug, Clone, Default)]
-pub struct Filter {
-    pub reasons: Vec<String>,
-    pub aggregate_type: Option<String>,
-    pub aggregate_id: Option<String>,
-    pub event_type: Option<String>,
-    pub dead_for: Option<Duration>,
-    pub message_ids: Vec<Uuid>,
-}
-
-impl Filter {
-    fn seconds(&self) -> Option<f64> {
-        self.dead_for.map(|d| d.as_secs_f64())
-    }
-
-    /// The parameters $1 to $6 of each statement that selects dead messages. `seconds`: of [`Self::seconds`].
-    fn params<'a>(&'a self, seconds: &'a Option<f64>) -> [&'a (dyn ToSql + Sync); 6] {
-        [
-            &self.reasons,
-            &self.aggregate_type,
-            &self.aggregate_id,
-            &self.event_type,
-            seconds,
-            &self.message_ids,
-        ]
-    }
-}
 
 #[derive(Debug, Serialize)]
 pub struct DeadMessage {
@@ -52,6 +25,9 @@ pub struct DeadMessage {
     pub attempts: i32,
     pub last_error: String,
     pub replay: bool,
+    /// How often it was redriven before it died this time.
+    pub redriven: i32,
+    pub failure_group: String,
     pub died_at: String,
     pub created_at: Option<String>,
     pub aggregate_type: Option<String>,
@@ -90,6 +66,9 @@ const LIST: Query = Query {
         Type::TEXT,
         Type::FLOAT8,
         Type::UUID_ARRAY,
+        Type::TEXT,
+        Type::TEXT_ARRAY,
+        Type::TEXT,
         Type::INT8,
         Type::TIMESTAMPTZ,
         Type::INT2,
@@ -106,6 +85,9 @@ const TAKE: Query = Query {
         Type::TEXT,
         Type::FLOAT8,
         Type::UUID_ARRAY,
+        Type::TEXT,
+        Type::TEXT_ARRAY,
+        Type::TEXT,
         Type::INT8,
         Type::BOOL,
         Type::TIMESTAMPTZ,
@@ -123,6 +105,9 @@ const COUNT: Query = Query {
         Type::TEXT,
         Type::FLOAT8,
         Type::UUID_ARRAY,
+        Type::TEXT,
+        Type::TEXT_ARRAY,
+        Type::TEXT,
     ],
 };
 /// A message that is no longer in the lane where it died may be in a claim of its new lane, so the change holds that lane.
@@ -134,7 +119,12 @@ const HOLD: Query = Query {
 const REDRIVE: Query = Query {
     action: "redrive dead messages",
     sql: include_str!("sql/redrive.sql"),
-    types: &[Type::INT2_ARRAY, Type::INT8_ARRAY, Type::BOOL_ARRAY],
+    types: &[
+        Type::INT2_ARRAY,
+        Type::INT8_ARRAY,
+        Type::BOOL_ARRAY,
+        Type::INT4_ARRAY,
+    ],
 };
 const NOT_REDRIVEN: Query = Query {
     action: "look for messages that were not redriven",
@@ -219,6 +209,8 @@ async fn page(
                 attempts: get(row, "attempts")?,
                 last_error: get(row, "last_error")?,
                 replay: get(row, "replay")?,
+                redriven: get(row, "redriven")?,
+                failure_group: get(row, "failure_group")?,
                 died_at: get(row, "died_at")?,
                 created_at: get(row, "created_at")?,
                 aggregate_type: get(row, "aggregate_type")?,
@@ -300,27 +292,32 @@ pub enum Change {
     Discard,
 }
 
-/// Changes every dead message that fits the filter, in bounded transactions. `total` holds the committed ones, also after an
-/// error.
+/// Changes every dead message that fits the filter, in bounded transactions, at the pace. `total` holds the committed ones, also
+/// after an error.
 pub async fn change(
     session: &Session,
     filter: &Filter,
     change: Change,
     operation: &Operation,
+    pace: &mut Pace<'_>,
     total: &mut Changed,
 ) -> Result<(), OutboxError> {
     let mut after = BEFORE_ALL;
+    let mut record = Record::new(operation);
     loop {
-        let changing = step(session, filter, change, after, operation);
+        let most = pace.most(STEP);
+        let changing = step(session, filter, change, after, most, &mut record);
         let (taken, changed) = session.commits(changing).await?;
         total.messages += changed.messages;
         total.sent += changed.sent;
         total.gone += changed.gone;
-        if taken.records < STEP {
+        if taken.records < most {
             break;
         }
         after = taken.last;
+        pace.after(taken.records).await;
     }
+    record.finish(session).await?;
     if change == Change::Redrive {
         total.gone = count(session, filter, change).await?.gone;
     }
@@ -335,6 +332,7 @@ struct Taken {
     lanes: Vec<Lane>,
     ids: Vec<i64>,
     replays: Vec<bool>,
+    redriven: Vec<i32>,
     /// Lanes of messages that are no longer where they died.
     moved_to: Vec<Lane>,
     gone: i64,
@@ -347,9 +345,10 @@ async fn step(
     filter: &Filter,
     change: Change,
     after: Place,
-    operation: &Operation,
+    most: i64,
+    record: &mut Record<'_>,
 ) -> Result<(Taken, Changed), OutboxError> {
-    let taken = take(session, filter, change, after).await?;
+    let taken = take(session, filter, change, after, most).await?;
     if taken.records == 0 {
         return Ok((taken, Changed::default()));
     }
@@ -361,7 +360,9 @@ async fn step(
         Change::Discard => discard(session, &taken).await?,
     };
     // Also the records that were removed because their messages are sent.
-    operation::record(session, operation, taken.records, &taken.message_ids).await?;
+    record
+        .add(session, taken.records, &taken.message_ids)
+        .await?;
     Ok((taken, changed))
 }
 
@@ -370,10 +371,11 @@ async fn take(
     filter: &Filter,
     change: Change,
     after: Place,
+    most: i64,
 ) -> Result<Taken, OutboxError> {
     let seconds = filter.seconds();
     let also_gone = change == Change::Discard;
-    let step: Params<'_> = &[&STEP, &also_gone, &after.died_at, &after.lane, &after.id];
+    let step: Params<'_> = &[&most, &also_gone, &after.died_at, &after.lane, &after.id];
     let params = [&filter.params(&seconds), step].concat();
     let rows = session.query(&TAKE, &params).await?;
     let mut taken = Taken {
@@ -383,6 +385,7 @@ async fn take(
         lanes: Vec::with_capacity(rows.len()),
         ids: Vec::with_capacity(rows.len()),
         replays: Vec::with_capacity(rows.len()),
+        redriven: Vec::with_capacity(rows.len()),
         moved_to: Vec::new(),
         gone: 0,
     };
@@ -406,14 +409,16 @@ async fn take(
         taken.lanes.push(now_in);
         taken.ids.push(id);
         taken.replays.push(get(row, "replay")?);
+        taken.redriven.push(get(row, "redriven")?);
     }
     written(TAKE.action, "dead", "DELETEs", kept)?;
     Ok(taken)
 }
 
 async fn redrive(session: &Session, taken: &Taken) -> Result<Changed, OutboxError> {
-    let params: Params<'_> = &[&taken.lanes, &taken.ids, &taken.replays];
+    let params: Params<'_> = &[&taken.lanes, &taken.ids, &taken.replays, &taken.redriven];
     let filed = session.query(&REDRIVE, params).await?;
+    let params = &params[..3];
     let mut changed = Changed {
         messages: i64::try_from(filed.len()).unwrap_or(i64::MAX),
         ..Changed::default()

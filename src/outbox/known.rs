@@ -216,7 +216,7 @@ pub struct Done {
     pub why: String,
 }
 
-/// What the last operations did to a message; `None`: this role may not read them, as a relay's role.
+/// What the last operations did to a message; `None`: this role may not read them.
 pub async fn operations(session: &Session, id: Uuid) -> Result<Option<Vec<Done>>, OutboxError> {
     let rows = session.query(&MAY_READ_OPERATIONS, &[]).await?;
     if !rows.first().map_or(Ok(false), |row| get(row, "may"))? {

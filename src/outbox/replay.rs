@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     OutboxError,
-    operation::{self, Operation},
+    operation::{Operation, Record},
     row::get,
     session::{Params, Query, Session},
 };
@@ -68,8 +68,6 @@ pub struct Replayed {
 
 /// Rows that one transaction reads.
 const ROWS: i64 = 5000;
-/// Most message ids in one record.
-const LISTED: usize = 1000;
 
 /// Files the messages; with `dry_run` it only counts them. At most `per_second` of them fall due in a second. `all` holds
 /// the committed steps, also after an error.
@@ -82,6 +80,7 @@ pub async fn replay(
     all: &mut Replayed,
 ) -> Result<(), OutboxError> {
     let between = 1.0 / per_second;
+    let mut record = Record::new(operation);
     for lane in all_lanes() {
         // People can insert rows of any position.
         let mut cursor = i64::MIN;
@@ -94,7 +93,7 @@ pub async fn replay(
                 all.messages as f64 * between,
                 between,
                 dry_run,
-                operation,
+                &mut record,
             );
             let found = session.commits(found).await?;
             all.messages += found.messages;
@@ -105,7 +104,7 @@ pub async fn replay(
             }
         }
     }
-    Ok(())
+    record.finish(session).await
 }
 
 #[derive(Default)]
@@ -128,7 +127,7 @@ async fn step(
     first_due_s: f64,
     between_s: f64,
     dry_run: bool,
-    operation: &Operation,
+    record: &mut Record<'_>,
 ) -> Result<Found, OutboxError> {
     let file = async |ids: &[Uuid], first_due_s: f64| {
         let params: Params<'_> = &[
@@ -163,8 +162,7 @@ async fn step(
         message_ids.extend(ids);
     }
     if messages > 0 && !dry_run {
-        let listed = &message_ids[..message_ids.len().min(LISTED)];
-        operation::record(session, operation, messages, listed).await?;
+        record.add(session, messages, &message_ids).await?;
     }
     Ok(Found {
         last: get(row, "last")?,

@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 
 use super::{
     OutboxError,
-    operation::{self, Operation},
+    operation::{Operation, Record},
     row::get,
     session::{Params, Query, Session},
 };
@@ -130,10 +130,11 @@ pub async fn prune(
     operation: &Operation,
     done: &mut Pruned,
 ) -> Result<(), OutboxError> {
+    let mut record = Record::new(operation);
     for lane in all_lanes() {
         let mut cursor = FIRST;
         loop {
-            let step = recorded_step(session, lane, cursor, rows, kept_for, operation);
+            let step = recorded_step(session, lane, cursor, rows, kept_for, &mut record);
             let step = session.commits(step).await?;
             done.deleted += step.deleted;
             done.stranded |= step.stranded;
@@ -143,7 +144,7 @@ pub async fn prune(
             }
         }
     }
-    Ok(())
+    record.finish(session).await
 }
 
 async fn recorded_step(
@@ -152,12 +153,12 @@ async fn recorded_step(
     cursor: i64,
     rows: u32,
     kept_for: Duration,
-    operation: &Operation,
+    record: &mut Record<'_>,
 ) -> Result<Step, OutboxError> {
     let step = prune_step(session, lane, cursor, rows, kept_for, Reach::All).await?;
     if step.deleted > 0 {
         let affected = i64::try_from(step.deleted).unwrap_or(i64::MAX);
-        operation::record(session, operation, affected, &[]).await?;
+        record.add(session, affected, &[]).await?;
     }
     Ok(step)
 }

@@ -164,15 +164,16 @@ pub(super) async fn write(
     keep: Keep,
     released_at_once: usize,
 ) -> Result<Written, OutboxError> {
+    // First, because it takes along how often a message was redriven, from the record that `delete_waiting` removes.
+    let dead = Box::pin(mark_dead(session, &settlement.dead)).await?;
     // Their order matters only between the removals from outbox.waiting and the release; all are one transaction.
-    // Boxed: six statements at once are large. Biased: the first one that fails makes the others fail, and is the one to say.
-    let (marked, (), waiting, dead, ..) = Box::pin(async {
+    // Boxed: five statements at once are large. Biased: the first one that fails makes the others fail, and is the one to say.
+    let (marked, (), waiting, ..) = Box::pin(async {
         tokio::try_join!(
             biased;
             mark_sent(session, &settlement.sent, keep),
             delete_waiting(session, &settlement.delete_waiting),
             wait(session, &settlement.wait),
-            mark_dead(session, &settlement.dead),
             release(session, &settlement.release, released_at_once),
             advance(session, &settlement.marks),
         )
@@ -305,7 +306,10 @@ fn again(position: Position) -> Wait {
     }
 }
 
-async fn delete_waiting(session: &Session, positions: &[Position]) -> Result<(), OutboxError> {
+pub(super) async fn delete_waiting(
+    session: &Session,
+    positions: &[Position],
+) -> Result<(), OutboxError> {
     if positions.is_empty() {
         return Ok(());
     }
@@ -455,7 +459,7 @@ async fn mark_dead(session: &Session, dead: &[DeadLetter]) -> Result<Vec<Positio
     Ok(corrected)
 }
 
-async fn release(
+pub(super) async fn release(
     session: &Session,
     keys: &[(Lane, i64)],
     at_once: usize,

@@ -21,10 +21,13 @@ fn rows(node: &Value) -> f64 {
 }
 
 impl World {
-    /// Runs a statement of outboxd, and returns the number of rows that it read.
-    async fn reads(&self, file: &str, types: &str, values: &str) -> f64 {
-        let file = repository().join("src/outbox/sql").join(file);
-        let sql = std::fs::read_to_string(file).unwrap();
+    /// Runs a statement of outboxd, of these files, and returns the number of rows that it read.
+    pub async fn reads(&self, files: &[&str], types: &str, values: &str) -> f64 {
+        let folder = repository().join("src/outbox/sql");
+        let sql: String = files
+            .iter()
+            .map(|file| std::fs::read_to_string(folder.join(file)).unwrap())
+            .collect();
         // As a session of outboxd sets it.
         let plans = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; \
                      SET plan_cache_mode = force_generic_plan";
@@ -55,9 +58,8 @@ async fn a_step_of_a_redrive_costs_the_same_at_its_start_and_at_its_end() {
              ANALYZE outbox.message, outbox.dead",
         )
         .await;
-    let types =
-        "text[], text, text, text, float8, uuid[], bigint, bool, timestamptz, smallint, bigint";
-    let all = "'{}', NULL, NULL, NULL, NULL, '{}', 1000, false";
+    let types = "text[], text, text, text, float8, uuid[], text, text[], text, bigint, bool, timestamptz, smallint, bigint";
+    let all = "'{}', NULL, NULL, NULL, NULL, '{}', NULL, '{}', NULL, 1000, false";
     for passed in [0, 50_000, 98_000] {
         let after = match passed {
             0 => "NULL, -1, 0".to_owned(),
@@ -71,7 +73,7 @@ async fn a_step_of_a_redrive_costs_the_same_at_its_start_and_at_its_end() {
         };
         world.sql("BEGIN").await;
         let values = format!("{all}, {after}");
-        let read = world.reads("dead_take.sql", types, &values).await;
+        let read = world.reads(&["dead_take.sql"], types, &values).await;
         world.sql("ROLLBACK").await;
         assert!(
             (1000.0..=4000.0).contains(&read),
@@ -93,13 +95,13 @@ async fn held_messages_that_are_not_given_up_are_not_read() {
         .await;
     let types = "bigint, int, int, bigint";
     let read = world
-        .reads("held_give_up.sql", types, "7, 6, 12, 1000")
+        .reads(&["held_give_up.sql"], types, "7, 6, 12, 1000")
         .await;
     assert!(read < 100.0, "{read} rows for none");
     let due = "outbox.waiting WHERE due_at IS NOT NULL AND cause = 'probe' AND attempts = 9";
     assert_eq!(world.count(due).await, 0);
     let read = world
-        .reads("held_give_up.sql", types, "7, 6, 10, 1000")
+        .reads(&["held_give_up.sql"], types, "7, 6, 10, 1000")
         .await;
     assert!(read < 100.0, "{read} rows for ten");
     assert_eq!(world.count(due).await, 10);
@@ -122,6 +124,6 @@ async fn what_stands_before_a_message_is_counted_from_a_bounded_number_of_rows()
     let last: String = world.one(last).await;
     let types = "smallint, bigint, bigint, bigint, bigint";
     let values = format!("{last}, 2000, 500, 20000");
-    let read = world.reads("where_ahead.sql", types, &values).await;
+    let read = world.reads(&["where_ahead.sql"], types, &values).await;
     assert!(read < 30_000.0, "{read} rows");
 }

@@ -67,11 +67,29 @@ async fn a_relay_cannot_forge_or_change_the_record_of_an_operation() {
         "UPDATE outbox.operation SET by_whom = 'somebody'".to_owned(),
         "DELETE FROM outbox.operation".to_owned(),
         "TRUNCATE outbox.operation".to_owned(),
-        "SELECT * FROM outbox.operation".to_owned(),
     ] {
         let refused = as_relay(&forbidden).unwrap_err();
         assert!(refused.contains("permission denied"), "{forbidden}: {refused}");
     }
+    // A relay adds to a record that it has not finished: not to another role's, not to one that is finished, and never less.
+    let others = "INSERT INTO outbox.operation (by_role, by_whom, action, why, selection, affected) \
+                  VALUES ('somebody', 'ada', 'discard', 'because', 'all', 5) RETURNING id";
+    let others: i64 = world.client.query_one(others, &[]).await.unwrap().get(0);
+    let own = "SELECT id FROM outbox.operation WHERE by_role = 'relay'";
+    let own: i64 = world.client.query_one(own, &[]).await.unwrap().get(0);
+    for (id, messages, finished, written) in [
+        (others, 1, false, ""),
+        (own, -1, false, ""),
+        (own, 2, false, "t"),
+        (own, 3, true, "t"),
+        (own, 1, false, ""),
+    ] {
+        let sql = format!("SELECT outbox.recorded({id}, {messages}, '{{}}', {finished})");
+        assert_eq!(as_relay(&sql).unwrap().trim(), written, "{sql}");
+    }
+    let added =
+        "outbox.operation WHERE by_role = 'relay' AND affected = 6 AND finished_at IS NOT NULL";
+    assert_eq!(world.count(added).await, 1);
     // A record cannot have more ids than affected messages, or a negative number.
     for values in ["0, ARRAY[gen_random_uuid()]", "-1, '{}'"] {
         let sql = format!(

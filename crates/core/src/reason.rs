@@ -40,6 +40,9 @@ pub enum Reason {
     NumberOutOfRange,
     /// The route's pattern needs a column that is NULL in this row.
     NoRoute,
+    // Decided by a person.
+    /// Given up with `outboxd waiting give-up`.
+    GivenUp,
 }
 
 impl Reason {
@@ -67,6 +70,7 @@ impl Reason {
         Self::HeaderReserved,
         Self::NumberOutOfRange,
         Self::NoRoute,
+        Self::GivenUp,
     ];
 
     /// `None` for a word that is not a reason code of this version.
@@ -100,6 +104,7 @@ impl Reason {
             Self::HeaderReserved => "header_reserved",
             Self::NumberOutOfRange => "number_out_of_range",
             Self::NoRoute => "no_route",
+            Self::GivenUp => "given_up",
         }
     }
 }
@@ -132,7 +137,7 @@ mod tests {
         let words: HashSet<_> = Reason::ALL.iter().map(|r| r.as_str()).collect();
         assert_eq!(words.len(), Reason::ALL.len());
         // ALL is written by hand; the discriminant of the last variant gives the number of variants.
-        assert_eq!(Reason::NoRoute as usize + 1, Reason::ALL.len());
+        assert_eq!(Reason::GivenUp as usize + 1, Reason::ALL.len());
     }
 
     #[test]

@@ -26,7 +26,7 @@ WITH table_ AS (
                  ('waiting', 'SELECT'), ('waiting', 'INSERT'), ('waiting', 'UPDATE'), ('waiting', 'DELETE'),
                  ('dead', 'SELECT'), ('dead', 'INSERT'), ('dead', 'UPDATE'), ('dead', 'DELETE'),
                  ('relay', 'SELECT'), ('relay', 'INSERT'), ('relay', 'UPDATE'), ('relay', 'DELETE'),
-                 ('migration', 'SELECT'), ('status', 'SELECT')) AS p (name, privilege)
+                 ('migration', 'SELECT'), ('operation', 'SELECT'), ('status', 'SELECT')) AS p (name, privilege)
     JOIN table_ t ON t.name = p.name
     UNION ALL
     -- CASE: without it the planner may evaluate this for every relation, before it compares the name.

@@ -35,7 +35,8 @@ WITH step AS (
     ON CONFLICT (lane, id) DO UPDATE
     SET message_id = excluded.message_id, key_hash = excluded.key_hash, cause = excluded.cause, replay = excluded.replay,
         due_at = excluded.due_at, due_since = excluded.due_since, attempts = excluded.attempts, reason = excluded.reason,
-        last_error = excluded.last_error, destination = excluded.destination, failed_probes = excluded.failed_probes
+        last_error = excluded.last_error, destination = excluded.destination, failed_probes = excluded.failed_probes,
+        redriven = excluded.redriven
     WHERE w.message_id <> excluded.message_id
     RETURNING w.id
 )

@@ -21,6 +21,7 @@ JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
 ON CONFLICT (lane, id) DO UPDATE
 SET message_id = excluded.message_id, key_hash = excluded.key_hash,
     replay = w.replay AND w.message_id = excluded.message_id,
+    redriven = CASE WHEN w.message_id = excluded.message_id THEN w.redriven ELSE 0 END,
     cause = excluded.cause, due_at = excluded.due_at, attempts = excluded.attempts,
     due_since = CASE WHEN w.message_id <> excluded.message_id OR excluded.cause = 'scheduled' THEN excluded.due_since
                      ELSE least(w.due_since, clock_timestamp()) END,

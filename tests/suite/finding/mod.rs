@@ -5,3 +5,5 @@ mod asking;
 mod bounds;
 mod search;
 mod states;
+
+pub use ask::hold_lane_of;

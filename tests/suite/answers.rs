@@ -194,3 +194,37 @@ async fn a_message_that_the_broker_finds_impossible_dies_alone() {
             .all(|m| m.header("outbox-attempt").is_none())
     );
 }
+
+#[tokio::test]
+async fn a_backlog_of_poison_lets_healthy_messages_flow() {
+    let world = world().await;
+    world.bind("all", "order.good", &[]).await;
+    let consumer = world.consume("all").await;
+    world
+        .client
+        .execute(
+            "INSERT INTO outbox.message (aggregate_type, event_type, payload) \
+             SELECT 'order', 'nobody', '1' FROM generate_series(1, 5000)",
+            &[],
+        )
+        .await
+        .unwrap();
+    let _relay = world.relay(&[
+        ("OUTBOXD__RELAY__MAX_ATTEMPTS", "1000000"),
+        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "1s"),
+        ("OUTBOXD__RELAY__BACKOFF_MAX", "2s"),
+    ]);
+    world
+        .until("all of it to wait", "outbox.waiting", 5000)
+        .await;
+    let attempts = async || -> i64 {
+        let sql = "SELECT sum(attempts) FROM outbox.waiting";
+        world.client.query_one(sql, &[]).await.unwrap().get(0)
+    };
+    let before = attempts().await;
+    world.insert(Some("1"), "good", "1", "").await;
+    consumer.until(1).await;
+    // Each lane has its turn, after at most two rounds of the poison.
+    let tried = attempts().await - before;
+    assert!(tried <= 10_000, "behind {tried} other attempts");
+}

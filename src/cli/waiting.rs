@@ -133,10 +133,10 @@ pub(super) async fn waiting(
                     _ => "--state scheduled: these messages wait for their available_at; the owner brings it forward with UPDATE",
                 }.to_owned()));
             }
-            self::change(change, states, source, config, "retry-now").await
+            Box::pin(self::change(change, states, source, config, "retry-now")).await
         }
         Command::GiveUp { change, states } => {
-            self::change(change, states, source, config, "give-up").await
+            Box::pin(self::change(change, states, source, config, "give-up")).await
         }
     }
 }

@@ -28,7 +28,7 @@ pub const FAR: &str = "20m";
 pub const FARTHER: &str = "40m";
 
 /// More than there are tests.
-const VHOSTS: usize = 320;
+const VHOSTS: usize = 400;
 
 static SHARED: OnceCell<Servers> = OnceCell::const_new();
 

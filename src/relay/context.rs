@@ -16,7 +16,7 @@ use outbox_core::{
 
 use super::{
     connections::{ConnectionBudget, Priority},
-    health::Health,
+    health::{Health, Obstacle, counts_until},
     hints::Hints,
     lanes::Lanes,
     silence::Silence,
@@ -64,6 +64,19 @@ impl Context {
         if self.connections.refused(priority) {
             tracing::warn!(source = self.health.source(), error = %error, "fewer connections than wanted: slower");
         }
+    }
+
+    /// These messages cannot be marked, and are tried again after `retry_in`. They are known before the failure is told:
+    /// otherwise marks of other messages, which another worker makes at the same time, would end it.
+    pub fn cannot_mark(
+        &self,
+        messages: impl IntoIterator<Item = Position>,
+        why: &str,
+        retry_in: Duration,
+    ) {
+        let until = counts_until(retry_in);
+        self.caution().not_marked(messages, until.into_std());
+        self.health.fails_until(Obstacle::Marks, why, until);
     }
 
     /// A settle failed, or a rehearsal shows that it would. `sent`: the messages that it would have marked. `filed`: the

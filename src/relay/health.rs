@@ -29,7 +29,7 @@ struct State {
 /// What PostgreSQL refuses to the relay while the connection works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Obstacle {
-    /// A claim's messages cannot be marked as sent. A mark ends it.
+    /// A claim's messages cannot be marked as sent. It ends when they are.
     Marks,
     /// Another session has locked lanes, and claims pass over them. Claims of other lanes mark messages all the time, so a
     /// mark does not end it.
@@ -65,9 +65,16 @@ struct Failure {
 }
 
 /// How long a failure counts. While there are messages, the relay tries again sooner.
-pub(super) const FAILURE_COUNTS_FOR: Duration = Duration::from_secs(30);
+const FAILURE_COUNTS_FOR: Duration = Duration::from_secs(30);
 /// How often failures that no longer count are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
+
+/// Until when a failure counts whose next attempt is due after `retry_in`. A back-off may be without a limit.
+pub(super) fn counts_until(retry_in: Duration) -> Instant {
+    let now = Instant::now();
+    let until = now.checked_add(retry_in.saturating_add(FAILURE_COUNTS_FOR));
+    until.unwrap_or(now + FAILURE_COUNTS_FOR)
+}
 
 impl State {
     fn failure(&self, obstacle: Obstacle) -> Option<&str> {
@@ -175,20 +182,11 @@ impl Health {
 
     /// PostgreSQL refuses something, and the relay tries it again soon. Logs the first time.
     pub fn fails(&self, obstacle: Obstacle, why: &str) {
-        self.fails_for(obstacle, why, FAILURE_COUNTS_FOR);
+        self.fails_until(obstacle, why, counts_until(Duration::ZERO));
     }
 
-    /// A message cannot be marked, so it waits for its retry. With little traffic no other message tells before that whether
-    /// marks work.
-    pub fn cannot_mark_before_retry(&self, why: &str, retry_in: Duration) {
-        let lasts = retry_in.saturating_add(FAILURE_COUNTS_FOR);
-        self.fails_for(Obstacle::Marks, why, lasts);
-    }
-
-    fn fails_for(&self, obstacle: Obstacle, why: &str, lasts: Duration) {
-        let now = Instant::now();
-        // A back-off without a limit.
-        let until = now.checked_add(lasts).unwrap_or(now + FAILURE_COUNTS_FOR);
+    /// As `fails`. With little traffic, nothing tells before `until` whether the obstacle is still there.
+    pub(super) fn fails_until(&self, obstacle: Obstacle, why: &str, until: Instant) {
         let mut state = self.state();
         let news = state.failure(obstacle).is_none();
         let failure = &mut state.failures[obstacle as usize];
@@ -202,7 +200,7 @@ impl Health {
         }
     }
 
-    /// A claim's messages were marked.
+    /// Messages were marked, and none is left that could not be.
     pub fn marked(&self) {
         let mut state = self.state();
         if state.failures[Obstacle::Marks as usize].take().is_some() {
@@ -363,14 +361,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_message_that_waits_because_it_cannot_be_marked_counts_until_its_retry() {
         let health = health();
-        health.cannot_mark_before_retry("a trigger", RETRY);
+        health.fails_until(Obstacle::Marks, "a trigger", counts_until(RETRY));
         health.fails(Obstacle::Marks, "a trigger");
         tokio::time::advance(RETRY).await;
         health.expire_failures();
         assert_eq!(why(&health).as_deref(), Some("a trigger"));
         tokio::time::advance(FAILURE_COUNTS_FOR).await;
         assert_eq!(why(&health), None);
-        health.cannot_mark_before_retry("a trigger", Duration::MAX);
+        health.fails_until(Obstacle::Marks, "a trigger", counts_until(Duration::MAX));
         assert_eq!(why(&health).as_deref(), Some("a trigger"));
     }
 

@@ -14,7 +14,7 @@ use outbox_core::{
 };
 use tokio::time::{Duration, Instant};
 
-use super::{context::Context, health::Obstacle};
+use super::context::Context;
 use crate::{
     broker::{BrokerError, Publisher},
     outbox::{
@@ -32,6 +32,8 @@ pub(super) struct Decided {
     pub lost: Option<BrokerError>,
     /// A rehearsal failed: messages cannot be settled.
     pub refused: bool,
+    /// Messages were set aside that were not before. The next claim reads others.
+    pub set_aside: bool,
 }
 
 /// `allowed`: publishes at most this number, and only messages that were settled in a rehearsal. `read_at`: the end of the
@@ -49,6 +51,7 @@ pub(super) async fn publish_claim(
     let rehearsed = Box::pin(rehearse(context, session, &mut plan, allowed)).await?;
     let last_statement = rehearsed.map_or(read_at, |rehearsed| rehearsed.at);
     let refused = rehearsed.is_some_and(|rehearsed| rehearsed.refused);
+    let set_aside = rehearsed.is_some_and(|rehearsed| rehearsed.set_aside);
 
     let mut deadline = Deadline::new(
         last_statement.into_std(),
@@ -81,6 +84,7 @@ pub(super) async fn publish_claim(
         claim,
         lost,
         refused,
+        set_aside,
     })
 }
 
@@ -130,6 +134,8 @@ struct Rehearsed {
     at: Instant,
     /// A message was refused.
     refused: bool,
+    /// A message was set aside that was not before.
+    set_aside: bool,
 }
 
 /// Settles the messages before they are published, and takes that back. A message that cannot be settled waits, and is not
@@ -154,6 +160,7 @@ async fn rehearse(
     let rehearsed = rehearsal.run(&subjects, room).await?;
     let at = Instant::now();
     let mut left = HashSet::new();
+    let mut set_aside = false;
     for subject in &subjects {
         let position = subject.position;
         if rehearsed.passed.contains(&position) {
@@ -173,15 +180,16 @@ async fn rehearse(
                 item.decide(&answer, &context.policy, &mut rand::rng());
                 delay = retry_in(item);
             }
-            health.cannot_mark_before_retry(&refusal.why, delay);
+            context.cannot_mark([position], &refusal.why, delay);
             true
         } else {
             left.insert(position);
-            health.fails(Obstacle::Marks, &refusal.why);
+            context.cannot_mark([position], &refusal.why, Duration::ZERO);
             let kind = kind(plan, subject);
             let news = context.caution().set_aside(position, kind, at.into_std());
             if news {
                 relaying::set_aside(health.source(), position, &refusal.why);
+                set_aside = true;
             }
             news
         };
@@ -193,7 +201,11 @@ async fn rehearse(
     }
     plan.leave(&left);
     let refused = !rehearsed.refused.is_empty();
-    Ok(Some(Rehearsed { at, refused }))
+    Ok(Some(Rehearsed {
+        at,
+        refused,
+        set_aside,
+    }))
 }
 
 /// How later claims find the message.

@@ -22,7 +22,7 @@ use super::{
     circuits,
     connections::{PermittedSession, Priority},
     context::{Context, reconnect_delay},
-    health::{FAILURE_COUNTS_FOR, LinkReport, Obstacle},
+    health::{LinkReport, counts_until},
     lanes::TakenLanes,
     publishing::{Decided, publish_claim},
     reading, silence,
@@ -241,7 +241,8 @@ impl Worker {
             Ok(found) if !found.is_empty() => format!("locked by {}", blockers::text(&found)),
             Ok(_) | Err(_) => error.to_string(),
         };
-        self.context.health.fails(Obstacle::Marks, &why);
+        let rows = rows.iter().copied();
+        self.context.cannot_mark(rows, &why, Duration::ZERO);
     }
 
     /// The server has too few connections, and this worker goes without one. True when `fail` need not log the error nor
@@ -315,7 +316,9 @@ async fn cycle(
     };
     let span = info_span!("claim", source, lanes = lanes.len());
     let now = began.into_std();
-    let passed_over = context.caution().passed_over(lanes, now, &mut rand::rng());
+    let passed_over = context
+        .caution()
+        .passed_over(lanes, messages, now, &mut rand::rng());
     let claimed = claim::claim(session, lanes, limits(context, messages), &passed_over)
         .instrument(span)
         .await;
@@ -344,6 +347,7 @@ async fn cycle(
         mut claim,
         lost,
         refused,
+        set_aside,
     } = publish_claim(context, session, publisher, claim, allowed, read_at)
         .instrument(span)
         .await?;
@@ -371,7 +375,9 @@ async fn cycle(
                 }
                 // A server that is away refuses no mark.
                 if error.is_statement_refused() {
-                    context.health.fails(Obstacle::Marks, &error.to_string());
+                    // Which of them it is, only a rehearsal tells.
+                    let all = claim.positions(|_| true);
+                    context.cannot_mark(all, &error.to_string(), Duration::ZERO);
                 }
                 let rows = claim.positions(|_| true).collect();
                 return Err(WorkError::NotSettled { error, rows });
@@ -386,18 +392,15 @@ async fn cycle(
         let mut caution = context.caution();
         caution.settled(claim.positions(is_decided));
         caution.settled(claim.orphans.iter().map(|orphan| orphan.position));
-        let now = Instant::now();
         for (position, retry_in) in unmarkable(&claim) {
-            let until = now.checked_add(retry_in.saturating_add(FAILURE_COUNTS_FOR));
-            let until = until.unwrap_or(now + FAILURE_COUNTS_FOR);
-            caution.waits_unmarked(position, until.into_std());
+            caution.not_marked([position], counts_until(retry_in).into_std());
         }
         // While a message cannot be marked, the marks of others would end the failure, and its next retry begin it again.
-        let all_marked = sent > 0 && !caution.some_are_not_marked();
-        drop(caution);
-        if all_marked {
+        // The lock is held until the failure has ended: another worker may find such a message meanwhile.
+        if sent > 0 && !caution.some_are_not_marked() {
             context.health.marked();
         }
+        drop(caution);
         metrics::settled(source, settling.elapsed());
         // The claim read the database's clock at about half of its time.
         let confirmed_after = publishing.duration_since(began) / 2 + published_in;
@@ -409,7 +412,8 @@ async fn cycle(
     circuits::release(context, session).await?;
 
     let worked: HashSet<Lane> = claim.positions(|_| true).map(|p| p.lane).collect();
-    let settled = lost.is_none() && claim.positions(is_decided).next().is_some();
+    // After a message was set aside, the next claim reads others: thousands may stand before one that can be sent.
+    let settled = lost.is_none() && (set_aside || claim.positions(is_decided).next().is_some());
     // A lane is read again until it is empty. After a lost connection to the broker, it waits for the scout.
     let asked: HashSet<Lane> = lanes.iter().copied().collect();
     let left = claim.items.iter().filter(|item| item.is_left());
@@ -422,7 +426,7 @@ async fn cycle(
         let exhausted = read.map(|read| read.exhausted && !left.contains(&lane));
         lane_result(exhausted, settled, worked.contains(&lane))
     });
-    if refused && sent == 0 {
+    if refused && sent == 0 && !set_aside {
         let why = "none of the claim's messages can be settled".to_owned();
         return Err(WorkError::CannotMark(why));
     }

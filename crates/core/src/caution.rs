@@ -48,7 +48,7 @@ pub struct Caution {
     order: VecDeque<Position>,
     /// Messages that can be neither published nor filed.
     aside: HashMap<Position, Aside>,
-    /// Messages that wait because they cannot be marked, each with the time until which that counts.
+    /// Messages that could not be marked, each with the time until which that counts.
     unmarkable: HashMap<Position, Instant>,
 }
 
@@ -141,11 +141,15 @@ impl Caution {
         self.unmarkable.retain(|_, until| now < *until);
     }
 
-    /// A claim has filed the message: it cannot be marked, and waits for its retry. If the relay does not settle it before
-    /// `until`, another relay did, or somebody deleted it.
-    pub fn waits_unmarked(&mut self, position: Position, until: Instant) {
-        if self.unmarkable.len() < MOST {
-            self.unmarkable.insert(position, until);
+    /// These messages could not be marked. If the relay does not settle one before `until`, another relay did, or somebody
+    /// deleted it.
+    pub fn not_marked(&mut self, messages: impl IntoIterator<Item = Position>, until: Instant) {
+        for position in messages {
+            if let Some(known) = self.unmarkable.get_mut(&position) {
+                *known = until.max(*known);
+            } else if self.unmarkable.len() < MOST {
+                self.unmarkable.insert(position, until);
+            }
         }
     }
 
@@ -161,8 +165,14 @@ impl Caution {
 
     /// What a claim of these lanes does not read: most of the messages that are set aside, and what must not overtake them.
     /// They stay due, or new, and would keep those behind them from ever being read. The few that no claim met for longest
-    /// are read and rehearsed again; sometimes none, because one may be all that a claim reads.
-    pub fn passed_over(&mut self, lanes: &[Lane], now: Instant, rng: &mut impl Rng) -> PassedOver {
+    /// are read and rehearsed again: at most half of what the claim reads, and sometimes none, because one may be all of that.
+    pub fn passed_over(
+        &mut self,
+        lanes: &[Lane],
+        reads: usize,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> PassedOver {
         let mut passed = PassedOver::default();
         if self.aside.is_empty() {
             return passed;
@@ -185,7 +195,8 @@ impl Caution {
         }
         turns.extend(heads.into_values());
         turns.sort_unstable_by_key(|position| (self.aside[position].met, *position));
-        let again = rng.random_range(0..=READ_AGAIN).min(turns.len());
+        let most = (reads / 2).clamp(1, READ_AGAIN);
+        let again = rng.random_range(0..=most).min(turns.len());
         for position in turns.drain(..again) {
             if let Some(aside) = self.aside.get_mut(&position) {
                 aside.tried.get_or_insert(now);
@@ -345,7 +356,10 @@ mod tests {
         let mut caution = Caution::default();
         let rng = &mut rand::rng();
         let mut now = now();
-        assert_eq!(caution.passed_over(&[0], now, rng), PassedOver::default());
+        assert_eq!(
+            caution.passed_over(&[0], 500, now, rng),
+            PassedOver::default()
+        );
         let kind = |id: i64| if id % 2 == 0 { FILED } else { NEW };
         for id in 0..100 {
             caution.set_aside(at(id), kind(id), now);
@@ -357,7 +371,7 @@ mod tests {
             now += Duration::from_millis(1);
             let PassedOver {
                 filed, new, lanes, ..
-            } = caution.passed_over(&[0], now, rng);
+            } = caution.passed_over(&[0], 500, now, rng);
             assert!(filed.iter().all(|id| kind(*id) == FILED) && lanes == [0]);
             assert!(new.iter().all(|id| *id < 100 && kind(*id) == NEW));
             let passed_over: HashSet<i64> = filed.into_iter().chain(new).collect();
@@ -377,6 +391,23 @@ mod tests {
     }
 
     #[test]
+    fn at_most_half_of_what_a_claim_reads_is_read_again() {
+        let mut caution = Caution::default();
+        let now = now();
+        for id in 0..100 {
+            caution.set_aside(at(id), NEW, now);
+        }
+        for (reads, most) in [(1, 1), (2, 1), (4, 2), (10, 5), (500, READ_AGAIN)] {
+            let claims = (0..1000).map(|_| {
+                let passed = caution.passed_over(&[0], reads, now, &mut rand::rng());
+                100 - passed.new.len()
+            });
+            let again: HashSet<usize> = claims.collect();
+            assert_eq!(again, (0..=most).collect(), "{reads}");
+        }
+    }
+
+    #[test]
     fn a_key_is_passed_over_as_a_whole_until_its_first_message_has_its_turn() {
         let mut caution = Caution::default();
         let rng = &mut rand::rng();
@@ -386,7 +417,7 @@ mod tests {
         }
         let mut turns = HashSet::new();
         for _ in 0..1000 {
-            let passed = caution.passed_over(&[0], now, rng);
+            let passed = caution.passed_over(&[0], 500, now, rng);
             assert!(passed.new.is_empty() && passed.filed.is_empty());
             let lane: &[Lane] = if passed.keys.is_empty() { &[] } else { &[0] };
             assert_eq!(passed.lanes, lane);
@@ -424,19 +455,20 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_waits_unmarked_is_known_until_it_is_settled_or_its_retry_is_long_past() {
+    fn a_message_that_was_not_marked_is_known_until_it_is_settled_or_its_retry_is_long_past() {
         let mut caution = Caution::default();
         let now = now();
         let later = now + Duration::from_secs(5);
         assert!(!caution.some_are_not_marked());
-        caution.waits_unmarked(at(1), later);
-        caution.waits_unmarked(at(2), later);
+        caution.not_marked([at(1), at(2)], later);
+        // An earlier time does not shorten it.
+        caution.not_marked([at(2)], now);
         caution.settled([at(1), at(7)]);
         caution.forget(now);
         assert!(caution.some_are_not_marked());
         caution.settled([at(2)]);
         assert!(!caution.some_are_not_marked());
-        caution.waits_unmarked(at(3), later);
+        caution.not_marked([at(3)], later);
         caution.forget(later);
         assert!(!caution.some_are_not_marked());
         caution.set_aside(at(4), NEW, now);
@@ -455,7 +487,7 @@ mod tests {
         let mut now = began;
         while now < began + MET_WITHIN {
             now += Duration::from_secs(1);
-            caution.passed_over(&[0], now, rng);
+            caution.passed_over(&[0], 500, now, rng);
             // Claims read the other, and do not find it.
             caution.set_aside(at(2), NEW, now);
             caution.forget(now);
@@ -466,7 +498,7 @@ mod tests {
         );
         for _ in 0..60 {
             now += Duration::from_secs(1);
-            caution.passed_over(&[0], now, rng);
+            caution.passed_over(&[0], 500, now, rng);
             caution.set_aside(at(2), NEW, now);
             caution.forget(now);
         }
@@ -485,7 +517,7 @@ mod tests {
         for _ in 0..120 {
             now += Duration::from_secs(1);
             let passed: HashSet<i64> = caution
-                .passed_over(&[0], now, rng)
+                .passed_over(&[0], 500, now, rng)
                 .new
                 .into_iter()
                 .collect();

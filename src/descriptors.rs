@@ -25,11 +25,21 @@ pub fn raise() -> u64 {
     soft
 }
 
+/// The soft and the hard limit of this process; `None` if the system does not tell.
+pub fn limits() -> Option<(u64, u64)> {
+    getrlimit(Resource::RLIMIT_NOFILE).ok()
+}
+
 /// Descriptors that the relay itself needs. A worker has a connection to each server, and may open the next one before the
 /// last is closed; a source has four more. The rest is for files, name resolution and the runtime.
 pub fn needed(sources: usize, workers: usize) -> u64 {
     let sources = sources as u64;
     32 + sources * (4 * workers as u64 + 8)
+}
+
+/// With the whole share of the admin port.
+pub fn needed_with_admin(sources: usize, workers: usize) -> u64 {
+    needed(sources, workers) + ADMIN
 }
 
 /// The admin port's share.

@@ -10,7 +10,7 @@
 //! - PostgreSQL, without lapin: [`outbox`]
 //! - RabbitMQ, without tokio-postgres: [`broker`]
 //! - both: `relay` (they meet only in its worker)
-//! - the rest: [`config`], `file`, `tls`, `descriptors`, `admin`, [`telemetry`], `failpoint`, [`cli`]
+//! - the rest: [`config`], `file`, `tls`, `peer`, `descriptors`, `admin`, [`telemetry`], `failpoint`, [`cli`]
 //!
 //! An item is public only if the program, the tests or `crates/reference` use it, so the compiler reports unused items.
 
@@ -22,6 +22,7 @@ mod descriptors;
 mod failpoint;
 mod file;
 pub mod outbox;
+mod peer;
 mod relay;
 pub mod telemetry;
 mod tls;

@@ -114,6 +114,12 @@ fn expiry(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), TlsError>
     Ok(())
 }
 
+/// The end of a certificate's validity, in seconds since 1970; `None` if it is not an X.509 certificate.
+pub fn ends_at(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
+}
+
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_slice(&bytes(path)?).map_err(|e| TlsError::File {
         path: path.to_owned(),

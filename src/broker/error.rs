@@ -36,6 +36,17 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// 404: the exchange does not exist.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Amqp { source, .. }
+            if closed_by_broker(source).is_some_and(|closed| closed.code == 404))
+    }
+
+    /// The broker does not answer, so every further question would only time out as well.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Timeout { .. } | Self::Closed(_))
+    }
+
     /// A retry cannot succeed: a person must change the configuration of the relay or the broker, or the permissions.
     pub fn needs_a_person(&self) -> bool {
         match self {

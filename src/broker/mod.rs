@@ -9,4 +9,5 @@ mod wire;
 pub(crate) use connect::{Link, LinkState};
 pub(crate) use error::BrokerError;
 pub(crate) use publish::{Publisher, provoked};
+pub(crate) use topology::Exchange;
 pub use wire::properties;

@@ -42,7 +42,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     BrokerError, Link, LinkState,
     error::closed_by_broker,
-    topology,
+    topology::{self, Exchange},
     wire::{is_direct_reply, properties, short},
 };
 use crate::{config::Broker, failpoint};
@@ -185,10 +185,9 @@ impl Publisher {
         topology::declare(&self.link, exchanges, self.confirm_timeout).await
     }
 
-    /// Returns an error for each exchange that does not exist, or to which this user may not publish. It publishes no
-    /// message that a queue could take.
-    pub async fn verify(&self, exchanges: &[String], declares: bool) -> Vec<BrokerError> {
-        topology::verify(&self.link, exchanges, declares, self.confirm_timeout).await
+    /// Looks whether this user may publish to an exchange. It publishes no message that a queue could take.
+    pub async fn look(&self, exchange: &str, declares: bool) -> Result<Exchange, BrokerError> {
+        topology::look(&self.link, exchange, declares, self.confirm_timeout).await
     }
 
     pub fn state(&self) -> watch::Receiver<LinkState> {

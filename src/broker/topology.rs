@@ -1,4 +1,4 @@
-//! Exchanges: declared if `broker.declare` is on (demo, development), and verified by `outboxd check`.
+//! Exchanges: declared if `broker.declare` is on (demo, development), and looked at by `outboxd check` and `outboxd doctor`.
 
 use std::time::Duration;
 
@@ -24,46 +24,41 @@ pub async fn declare(
     each(link, exchanges, options, "declare an exchange", within).await
 }
 
-/// Finds the obstacles to publishing to each exchange, in the broker's words. With `declares`, a missing exchange is no
-/// obstacle.
+/// An exchange to which a relay may publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exchange {
+    Writable,
+    /// It does not exist, and the relay declares it at its start. The *write* permission is not known before.
+    ToBeDeclared,
+}
+
+/// Looks whether a relay may publish to an exchange; the error is the obstacle, in the broker's words. With `declares`, a
+/// missing exchange is no obstacle.
 ///
 /// To check the *write* permission, this unbinds the exchange from another one that does not exist. The broker requires
 /// *write* on the unbound exchange, as for a publish, and checks that permission before it looks at the other exchange
 /// (<https://www.rabbitmq.com/docs/access-control#authorisation>). Nothing changes, and nothing is sent. Only a publish
 /// checks topic permissions, so they are not verified here.
-pub async fn verify(
+pub async fn look(
     link: &Link,
-    exchanges: &[String],
+    exchange: &str,
     declares: bool,
     within: Duration,
-) -> Vec<BrokerError> {
-    let mut faults = Vec::new();
-    for exchange in exchanges {
-        let name = ShortString::try_new(exchange.as_str()).unwrap_or_default();
-        let verified = if exchange.is_empty() {
-            may_publish_by_default(link, within).await
-        } else {
-            verify_one(link, &name, declares, within).await
-        };
-        match verified {
-            Ok(()) => {}
-            Err(error @ (BrokerError::Timeout { .. } | BrokerError::Closed(_))) => {
-                // The broker does not answer, so the other checks would only time out as well.
-                faults.push(error);
-                break;
-            }
-            Err(error) => faults.push(error),
-        }
+) -> Result<Exchange, BrokerError> {
+    if exchange.is_empty() {
+        may_publish_by_default(link, within).await?;
+        return Ok(Exchange::Writable);
     }
-    faults
+    let name = ShortString::try_new(exchange).unwrap_or_default();
+    look_at_named(link, &name, declares, within).await
 }
 
-async fn verify_one(
+async fn look_at_named(
     link: &Link,
     name: &ShortString,
     declares: bool,
     within: Duration,
-) -> Result<(), BrokerError> {
+) -> Result<Exchange, BrokerError> {
     // A refusal closes the channel, so each exchange gets its own.
     let channel = link.confirm_channel(within).await?;
     let passive = ExchangeDeclareOptions {
@@ -80,7 +75,7 @@ async fn verify_one(
         Err(BrokerError::Amqp { source, .. })
             if declares && closed_by_broker(&source).is_some_and(|closed| closed.code == 404) =>
         {
-            return Ok(());
+            return Ok(Exchange::ToBeDeclared);
         }
         looked => looked?,
     }
@@ -103,9 +98,9 @@ async fn verify_one(
             if closed_by_broker(&source)
                 .is_some_and(|closed| closed.text.contains(nobody.as_str())) =>
         {
-            Ok(())
+            Ok(Exchange::Writable)
         }
-        answered => answered,
+        answered => answered.map(|()| Exchange::Writable),
     }
 }
 

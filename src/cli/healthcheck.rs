@@ -1,24 +1,15 @@
 //! `outboxd healthcheck`: one HTTP request to this host's relay, for containers whose images have no curl.
 
-use std::{
-    error::Error,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
-};
+use std::time::Duration;
 
-use axum::{
-    body::{Body, Bytes, to_bytes},
-    http::{
-        Request, StatusCode,
-        header::{HOST, SERVER},
-    },
-};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
-use super::{CliError, output};
-use crate::{admin, config::Config};
+use super::{
+    CliError,
+    admin_port::{Answer, get},
+    output,
+};
+use crate::config::Config;
 
 /// Container engines and kubelet give up after a few seconds, too.
 const WITHIN: Duration = Duration::from_secs(3);
@@ -41,7 +32,7 @@ pub(super) async fn healthcheck(args: &Args, config: &Config) -> Result<(), CliE
     let path = if args.live { "/livez" } else { "/readyz" };
     let unreachable =
         |why: String| CliError::Failure(format!("no relay answers on {listen}: {why}"));
-    let answer = timeout(WITHIN, get(reachable(listen), path))
+    let answer = timeout(WITHIN, get(listen, path, MAX_BODY_BYTES))
         .await
         .map_err(|_| unreachable(format!("no answer within {} s", WITHIN.as_secs())))?
         .map_err(|e| unreachable(e.to_string()))?;
@@ -64,46 +55,4 @@ pub(super) async fn healthcheck(args: &Args, config: &Config) -> Result<(), CliE
         // The body of a 503 says why the relay is not ready.
         Err(CliError::Failure(body.to_owned()))
     }
-}
-
-struct Answer {
-    status: StatusCode,
-    /// It is a relay's.
-    is_ours: bool,
-    body: String,
-}
-
-async fn get(address: SocketAddr, path: &str) -> Result<Answer, Box<dyn Error>> {
-    let stream = TokioIo::new(TcpStream::connect(address).await?);
-    let (mut sender, connection) = http1::handshake(stream).await?;
-    // It ends with the response: the runtime lives no longer than this command.
-    tokio::spawn(connection);
-    let request = Request::get(path)
-        .header(HOST, address.to_string())
-        .body(Body::empty())?;
-    let answer = sender.send_request(request).await?;
-    let status = answer.status();
-    let is_ours = answer
-        .headers()
-        .get(SERVER)
-        .is_some_and(|name| name == admin::SERVER);
-    // Another program's may have any size.
-    let body = match is_ours {
-        true => to_bytes(Body::new(answer.into_body()), MAX_BODY_BYTES).await?,
-        false => Bytes::new(),
-    };
-    Ok(Answer {
-        status,
-        is_ours,
-        body: String::from_utf8_lossy(&body).into_owned(),
-    })
-}
-
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }

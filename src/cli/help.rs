@@ -37,3 +37,14 @@ Signals:
   SIGHUP           read the configuration again, and apply log.level. Change it
                    in the file: the variables and options of a running process
                    stay as they are, and win over the file";
+
+/// Below the help of `doctor`.
+pub(super) const DOCTOR: &str = "\
+Each line is ok, warning, fault or not checked, with a code. The codes, and the
+cure of each: docs/operating/doctor.md. It changes nothing, and publishes
+nothing that a queue could take.
+
+Exit codes:
+  0   no fault; there may be warnings
+  69  faults that may pass: a server is unavailable, somebody holds a lock
+  78  a fault that needs a person: configuration, schema, grants, exchanges";

@@ -1,10 +1,12 @@
 //! The command line: one file for each command. No other module uses this one.
 
+mod admin_port;
 mod check;
 mod check_lag;
 mod config;
 mod database;
 mod dead;
+mod doctor;
 mod error;
 mod failures;
 mod healthcheck;
@@ -73,6 +75,9 @@ enum Command {
     Run,
     /// Validate the configuration; with --connect also ask both servers
     Check(check::Args),
+    /// Ask everything about the configuration and both servers, and say what is wrong and how to cure it
+    #[command(after_help = help::DOCTOR)]
+    Doctor(doctor::Args),
     /// Print the configuration that the relay would use, or its JSON Schema
     #[command(subcommand)]
     Config(config::Command),
@@ -129,6 +134,25 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 /// Every command, for the page that lists them.
 pub fn command() -> clap::Command {
     Cli::command()
+}
+
+/// A check of `outboxd doctor`, for the page that lists them.
+pub struct Check {
+    pub code: &'static str,
+    pub group: String,
+    pub asks: &'static str,
+    pub cure: &'static str,
+}
+
+/// Every check of `outboxd doctor`, in the order of the codes.
+pub fn checks() -> Vec<Check> {
+    let listed = |check: &&doctor::checks::Check| Check {
+        code: check.code,
+        group: check.group.to_string(),
+        asks: check.asks,
+        cure: check.cure,
+    };
+    doctor::checks::ALL.iter().map(listed).collect()
 }
 
 /// Parses, dispatches, and turns the result into an exit code.
@@ -191,6 +215,7 @@ fn dispatch(cli: &Cli, env: BTreeMap<OsString, OsString>) -> Result<ExitCode, Cl
             let config = call.load(BOTH)?;
             block_on(check::check(args, &config))?;
         }
+        Command::Doctor(args) => block_on(doctor::doctor(args, call.options(BOTH)))?,
         Command::Healthcheck(args) => {
             let config = call.load(NEITHER)?;
             block_on(healthcheck::healthcheck(args, &config))?;

@@ -46,6 +46,14 @@ impl Database {
             ..self.clone()
         }
     }
+
+    /// As `yielding`, for questions whose answers a person waits for: no statement takes longer than this.
+    pub(crate) fn impatient(&self, longest: Duration) -> Self {
+        Self {
+            statement_timeout: self.statement_timeout.min(longest),
+            ..self.yielding()
+        }
+    }
 }
 
 const YIELD: Duration = Duration::from_millis(500);
@@ -72,6 +80,11 @@ impl Database {
     /// Full name of a key of this section, for messages.
     pub fn key(&self, key: &str) -> String {
         format!("{}{key}", self.section)
+    }
+
+    /// Every server of the URL is on this host; `false` also if the URL cannot be read now.
+    pub(crate) fn is_on_this_host(&self) -> bool {
+        self.current().is_ok_and(|config| is_local(&config))
     }
 
     /// The settings for a connect now: reads files of secrets again. `get_ssl_mode` is `Disable`, `Prefer`, or `Require`,

@@ -19,6 +19,14 @@ const BLOCKERS: Query = Query {
     ),
     types: &[],
 };
+const OF_TABLES: Query = Query {
+    action: "look for transactions that block tables",
+    sql: concat!(
+        include_str!("sql/blockers_tables.sql"),
+        include_str!("sql/blockers.sql")
+    ),
+    types: &[],
+};
 const OF_ROWS: Query = Query {
     action: "look for transactions that block rows",
     sql: concat!(
@@ -58,24 +66,29 @@ pub async fn find(session: &Session, rows: &[Position]) -> Result<Vec<Blocker>, 
         true => session.query(&BLOCKERS, &[]).await?,
         false => session.query(&OF_ROWS, &[&lanes, &ids]).await?,
     };
-    found
-        .iter()
-        .map(|row| {
-            Ok(Blocker {
-                who: match get(row, "pid")? {
-                    Some(pid) => Who::Session { pid },
-                    None => Who::Prepared {
-                        name: get(row, "gid")?,
-                    },
-                },
-                user: get(row, "usename")?,
-                application: get(row, "application")?,
-                state: get(row, "state")?,
-                transaction_seconds: get(row, "seconds")?,
-                what: get(row, "what")?,
-            })
-        })
-        .collect()
+    found.iter().map(blocker).collect()
+}
+
+/// As [`find`], of locks on tables alone: no lock on a table of the outbox can stop this statement.
+pub async fn find_of_tables(session: &Session) -> Result<Vec<Blocker>, OutboxError> {
+    let found = session.query(&OF_TABLES, &[]).await?;
+    found.iter().map(blocker).collect()
+}
+
+fn blocker(row: &tokio_postgres::Row) -> Result<Blocker, OutboxError> {
+    Ok(Blocker {
+        who: match get(row, "pid")? {
+            Some(pid) => Who::Session { pid },
+            None => Who::Prepared {
+                name: get(row, "gid")?,
+            },
+        },
+        user: get(row, "usename")?,
+        application: get(row, "application")?,
+        state: get(row, "state")?,
+        transaction_seconds: get(row, "seconds")?,
+        what: get(row, "what")?,
+    })
 }
 
 /// As [`find`], by a session that holds nothing. For rows it reads several tables, and whoever blocks may have one of them and

@@ -147,6 +147,15 @@ impl OutboxError {
         }
     }
 
+    /// The session cannot be used any more: every further statement fails as well.
+    pub fn ends_the_session(&self) -> bool {
+        match self {
+            Self::Timeout { .. } => true,
+            Self::Database { source, .. } => source.is_closed() || is_fatal(source),
+            _ => false,
+        }
+    }
+
     /// Another session holds a lock that this session needs.
     pub fn is_lock(&self) -> bool {
         matches!(self, Self::Database { source, .. } if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))

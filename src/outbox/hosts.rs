@@ -72,6 +72,16 @@ struct Server {
     port: u16,
 }
 
+/// The servers that are reached over TCP: name, address if the URL gives one, and port.
+pub fn over_tcp(config: &Config) -> Vec<(String, Option<IpAddr>, u16)> {
+    let over_tcp = |server: Server| match (server.host, server.address) {
+        (Some(Host::Tcp(name)), address) => Some((name, address, server.port)),
+        (None, Some(address)) => Some((address.to_string(), Some(address), server.port)),
+        (Some(Host::Unix(_)) | None, _) => None,
+    };
+    servers(config).into_iter().filter_map(over_tcp).collect()
+}
+
 /// The servers, in the order of the URL.
 fn servers(config: &Config) -> Vec<Server> {
     let (hosts, addresses, ports) = (
@@ -194,5 +204,10 @@ mod tests {
         let one: Config = "host=one hostaddr=10.0.0.1 port=7 user=u".parse().unwrap();
         let two: Config = "host=two hostaddr=10.0.0.2 port=7 user=u".parse().unwrap();
         assert_eq!(each, [one, two]);
+        let over_tcp = over_tcp(&all);
+        assert_eq!(
+            over_tcp[1],
+            ("two".to_owned(), Some("10.0.0.2".parse().unwrap()), 7)
+        );
     }
 }

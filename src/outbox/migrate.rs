@@ -4,7 +4,7 @@ use tokio_postgres::types::Type;
 
 use super::{
     OutboxError,
-    parts::{self, Difference, Part},
+    parts::{self, Difference},
     preflight,
     row::get,
     schema::{self, OUTBOX, Schema},
@@ -306,7 +306,7 @@ async fn in_transaction(
                     }
                 }
             }
-            None if has_none_of(&expected, &here) => {
+            None if !parts::has_any_of(&expected, &here) => {
                 place.require_writable(schema)?;
                 if !dry_run {
                     session.batch("apply a migration", migration.sql).await?;
@@ -354,14 +354,6 @@ async fn in_transaction(
         }
     }
     Ok(report)
-}
-
-fn has_none_of(expected: &[Part], here: &[Part]) -> bool {
-    !here.iter().any(|part| {
-        expected
-            .iter()
-            .any(|e| e.kind == part.kind && e.name == part.name)
-    })
 }
 
 /// Highest version applied to this database; `None` without a record.

@@ -230,6 +230,15 @@ pub fn added_triggers(expected: &[Part], here: &[Part]) -> Vec<String> {
     here.iter().filter_map(on_messages).collect()
 }
 
+/// At least one of the parts is here, perhaps with another definition.
+pub fn has_any_of(expected: &[Part], here: &[Part]) -> bool {
+    here.iter().any(|part| {
+        expected
+            .iter()
+            .any(|other| other.kind == part.kind && other.name == part.name)
+    })
+}
+
 /// The parts that are missing or differ. If a table is missing, its own parts are not listed.
 pub fn differences(expected: &[Part], here: &[Part]) -> Vec<Difference> {
     let find = |part: &Part| {

@@ -52,6 +52,8 @@ pub struct Changes {
     pub differences: Vec<Difference>,
     /// Warns of triggers that were added to the messages.
     pub triggers: Option<String>,
+    /// At least one part of the schema is here.
+    pub any: bool,
 }
 
 pub async fn changes(session: &Session) -> Result<Changes, OutboxError> {
@@ -61,6 +63,7 @@ pub async fn changes(session: &Session) -> Result<Changes, OutboxError> {
     differences.extend(parts::added_rules(&expected, &here));
     let triggers = parts::added_triggers(&expected, &here);
     Ok(Changes {
+        any: parts::has_any_of(&expected, &here),
         differences,
         triggers: (!triggers.is_empty()).then(|| {
             format!(

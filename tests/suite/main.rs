@@ -14,6 +14,7 @@ mod crashes;
 mod culprits;
 mod deadline;
 mod delivery;
+mod doctor;
 mod failing;
 mod finding;
 mod floods;

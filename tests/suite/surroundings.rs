@@ -73,6 +73,8 @@ async fn output_that_cannot_be_written_is_an_error_of_every_command_and_never_a_
         "config schema",
         "check",
         "check --connect",
+        "doctor",
+        "doctor --json",
         "healthcheck",
         "healthcheck --live",
         "status",

@@ -129,6 +129,19 @@ async fn certificates_are_verified_and_a_client_certificate_is_identity_enough()
     migrated.ends(0, &[]);
     let checked = crate::world::run(&["check", "--connect"], &good).await;
     checked.ends(0, &[]);
+    let doctor = crate::world::run(&["doctor", "--json"], &good).await;
+    doctor.ends(0, &[]);
+    let lines: Vec<serde_json::Value> = serde_json::from_str(&doctor.stdout).unwrap();
+    for (code, says) in [
+        ("D202", "the certificate is verified"),
+        ("D203", "days left"),
+        ("D803", "days left"),
+        ("D804", "RabbitMQ "),
+    ] {
+        let line = lines.iter().find(|line| line["code"] == code).unwrap();
+        let finding = line["finding"].as_str().unwrap();
+        assert!(line["state"] == "ok" && finding.contains(says), "{line}");
+    }
 
     // Three faults: a name that is not in the certificate, a chain to another authority, no client certificate.
     let by_address = env(database("127.0.0.1"), broker("127.0.0.1"), &ca, true);

@@ -2,6 +2,7 @@
 //! them.
 
 mod cli;
+mod doctor;
 mod metrics;
 mod schema;
 
@@ -29,12 +30,13 @@ fn main() -> Result<()> {
 }
 
 /// Each generated file with its text.
-fn generated() -> Result<[(&'static str, String); 6]> {
+fn generated() -> Result<[(&'static str, String); 7]> {
     Ok([
         ("config/outboxd.toml", keys::example()),
         ("docs/reference/configuration.md", keys::reference()),
         ("docs/reference/outboxd.schema.json", config::schema()),
         ("docs/reference/cli.md", cli::reference()),
+        ("docs/operating/doctor.md", doctor::reference()),
         ("docs/reference/metrics.md", metrics::reference()?),
         ("docs/reference/schema.md", schema::reference()?),
     ])

@@ -90,6 +90,8 @@ const SETTINGS: [(&str, &str); 11] = [
     ("OUTBOXD__BROKER__CONNECT_TIMEOUT", "2s"),
     ("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "2s"),
     ("OUTBOXD__LOG__FORMAT", "json"),
+    // With a line for each attempt.
+    ("OUTBOXD__LOG__LEVEL", "debug"),
     ("OUTBOXD__ADMIN__LISTEN", "off"),
 ];
 

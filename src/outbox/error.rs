@@ -106,7 +106,7 @@ pub enum OutboxError {
         known: i32,
     },
     #[error("the database has {}, this outboxd needs version {known}: run `outboxd migrate`",
-            match found { Some(v) => format!("outbox schema version {v}"), None => "no outbox schema".to_owned() })]
+            match found { Some(v) => format!("outbox schema version {v}"), None => "no outbox schema, or nothing in outbox.migration".to_owned() })]
     SchemaTooOld { found: Option<i32>, known: i32 },
 }
 

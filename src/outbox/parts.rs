@@ -115,6 +115,11 @@ impl std::fmt::Display for Difference {
                 "{kind} {name}: draws from {here}, and not from {detail}: give {here} that name (ALTER SEQUENCE … RENAME TO), \
                  after the other sequence has another"
             ),
+            Some(here) if kind == "sequence" => write!(
+                f,
+                "{kind} {name}: {detail} (here: {here}; ALTER SEQUENCE {name} {})",
+                detail.replace(',', "")
+            ),
             // A hash means nothing to a person.
             Some(_) if kind == "function" => write!(f, "{kind} {name}: differs here"),
             Some(here) if self.is_unlogged() => write!(

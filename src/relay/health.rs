@@ -32,7 +32,7 @@ pub enum Obstacle {
     /// A claim's messages cannot be marked as sent. It ends when they are.
     Marks,
     /// Another session has locked lanes, and claims pass over them. Claims of other lanes mark messages all the time, so a
-    /// mark does not end it.
+    /// mark does not end it. It ends when no session is found that locks them.
     Lanes,
     /// Held messages cannot be released, probed or given up. As `Lanes`.
     Held,
@@ -233,6 +233,24 @@ impl Health {
         }
     }
 
+    /// No session locks lanes any more.
+    pub fn lanes_are_free(&self) {
+        let mut state = self.state();
+        if let Some(failure) = state.failures[Obstacle::Lanes as usize].take() {
+            self.set_gauges(&state);
+            let after_s = failure.after_s();
+            tracing::info!(
+                source = self.source,
+                after_s,
+                "lanes are not locked any more"
+            );
+        }
+    }
+
+    pub fn lanes_are_locked(&self) -> bool {
+        self.state().failure(Obstacle::Lanes).is_some()
+    }
+
     /// Ends failures that were not repeated for a while, and tells of those that last. Nothing proves that the obstacle is gone: nobody may have tried.
     fn expire_failures(&self) {
         let mut state = self.state();
@@ -327,7 +345,8 @@ impl Health {
             "blocked"
         } else if state.cannot_mark() {
             "cannot_mark"
-        } else if state.failure(Obstacle::Reads).is_some() {
+        } else if state.failure(Obstacle::Reads).is_some() || matches!(state.database, Some(Err(_)))
+        {
             "cannot_read"
         } else if state.link(LinkReport::is_up) {
             "publishing"

@@ -182,7 +182,7 @@ impl<'a> Maintenance<'a> {
                 Ok(after(pause))
             }
             Job::Blockers => {
-                if self.lag_seconds > SUSPICIOUS_LAG_S {
+                if self.lag_seconds > SUSPICIOUS_LAG_S || context.health.lanes_are_locked() {
                     name_blockers(context, session).await?;
                 }
                 Ok(after(GAUGES_EVERY.0))
@@ -229,7 +229,9 @@ async fn is_of_the_job(session: &Session, error: &OutboxError) -> bool {
 /// A claim passes over lanes that another session locks, without an error. The operator must know which session.
 async fn name_blockers(context: &Context, session: &Session) -> Result<(), OutboxError> {
     let found = blockers::find(session, &[]).await?;
-    if !found.is_empty() {
+    if found.is_empty() {
+        context.health.lanes_are_free();
+    } else {
         let why = format!("locked by {}", blockers::text(&found));
         context.health.fails(Obstacle::Lanes, &why);
     }

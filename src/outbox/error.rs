@@ -10,6 +10,7 @@ use crate::config::ConfigError;
 pub(super) const SET_UP: &str = "set up the session";
 
 pub(super) const CONNECT: &str = "connect";
+pub(super) const COMMIT: &str = "commit";
 
 #[derive(Debug, thiserror::Error)]
 pub enum OutboxError {
@@ -147,6 +148,12 @@ impl OutboxError {
             | Self::SchemaTooNew { .. }
             | Self::SchemaTooOld { .. } => false,
         }
+    }
+
+    /// The server refused a COMMIT: a deferred constraint, a foreign server.
+    pub fn is_refused_commit(&self) -> bool {
+        matches!(self, Self::Database { action, .. } if *action == COMMIT)
+            && self.is_statement_refused()
     }
 
     /// The server refused a statement for a reason that passes: a lock, a deadlock, a time-out.

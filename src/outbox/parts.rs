@@ -66,7 +66,7 @@ impl Difference {
             "column" if name.starts_with("outbox.message.") && self.is_only_nullable() => {
                 Weight::Unsafe
             }
-            "table" if self.is_unlogged() => Weight::Unsafe,
+            "table" if self.is_unlogged() || self.children().is_some() => Weight::Unsafe,
             "table" | "column" | "sequence" | "order" | "key" => Weight::Stops,
             "view" | "function" if is(&CALLED) => {
                 if self.here.is_none() {
@@ -91,6 +91,12 @@ impl Difference {
     /// The table works, and the server empties it when it crashes.
     fn is_unlogged(&self) -> bool {
         self.expected.kind == "table" && self.here.as_deref() == Some("not logged")
+    }
+
+    /// Tables that inherit from this one, and nothing else is different.
+    fn children(&self) -> Option<&str> {
+        let rest = self.here.as_ref()?.strip_prefix(&self.expected.detail)?;
+        rest.strip_prefix(" inherited by ")
     }
 
     /// Somebody dropped the NOT NULL of a column, and nothing else.
@@ -126,7 +132,14 @@ impl std::fmt::Display for Difference {
                 f,
                 "{kind} {name}: {detail} (here: {here}; a crash of PostgreSQL empties it: ALTER TABLE {name} SET LOGGED)"
             ),
-            Some(here) => write!(f, "{kind} {name}: {detail} (here: {here})"),
+            Some(here) => match self.children() {
+                Some(children) => write!(
+                    f,
+                    "{kind} {name}: {children} inherit from it, and the relay takes their rows for its own: ALTER TABLE … NO \
+                     INHERIT {name}"
+                ),
+                None => write!(f, "{kind} {name}: {detail} (here: {here})"),
+            },
         }
     }
 }

@@ -68,6 +68,10 @@ fn failed(context: &Context, claim: &Claim, error: OutboxError) -> NotSettled {
     if refused || claim.positions(is_sent).next().is_some() {
         context.not_settled(claim.positions(is_sent), to_file(claim));
     }
+    if error.is_refused_commit() {
+        let mut caution = context.caution();
+        caution.commit_refused(claim.positions(is_sent), error.to_string());
+    }
     // A server that is away refuses no mark. Which message it refuses, only a rehearsal tells.
     if refused {
         let all = claim.positions(|_| true);

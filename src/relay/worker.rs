@@ -6,6 +6,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use outbox_core::{
+    backoff,
     claim::{Claim, Limits},
     message::{Lane, Position},
     scheduling::{BatchLimit, LaneResult},
@@ -240,7 +241,21 @@ impl Worker {
         tokio::select! {
             () = self.stop.cancelled() => {}
             () = preempted(self.session.as_ref()) => {}
-            () = tokio::time::sleep(reconnect_delay(self.failures)) => {}
+            () = tokio::time::sleep(self.pause(&error)) => {}
+        }
+    }
+
+    /// Each refused COMMIT costs a duplicate, which no rehearsal shows beforehand. So while no mark is committed, all workers
+    /// try less and less often.
+    fn pause(&self, error: &WorkError) -> Duration {
+        match error {
+            WorkError::NotSettled(NotSettled { error, .. }) if error.is_refused_commit() => {
+                let refused = self.context.caution().refused_commits();
+                let longest = self.context.relay.backoff_max;
+                let first = Duration::from_millis(200);
+                backoff::delay(refused, first, longest, &mut rand::rng())
+            }
+            _ => reconnect_delay(self.failures),
         }
     }
 

@@ -91,7 +91,7 @@ const SETTINGS: [(&str, &str); 12] = [
     ("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "2s"),
     ("OUTBOXD__LOG__FORMAT", "json"),
     // With a line for each attempt.
-    ("OUTBOXD__LOG__LEVEL", "debug"),
+    ("OUTBOXD__LOG__LEVEL", "info,outboxd::relay::outages=debug"),
     ("OUTBOXD__ADMIN__LISTEN", "off"),
 ];
 

@@ -6,6 +6,9 @@
 //! messages and takes that back, in its own transaction. The first claim publishes one message, because some errors
 //! show only at COMMIT: such an error costs one duplicate for each attempt. Each claim that commits doubles the number.
 //!
+//! **Refused at COMMIT.** Such a message is not published again at once: it waits in `outbox.waiting` first, longer each time.
+//! And while no mark is committed at all, the pause between two attempts grows.
+//!
 //! **Other lanes.** Marks in other lanes end the caution, but prove nothing about the messages of the failed claim: it
 //! was rolled back, and any later claim may read them. So these messages stay *suspects* until they are settled. A
 //! claim rehearses suspects even after the caution has ended.
@@ -19,7 +22,7 @@
 //! order, over all new messages of their keys. So however many there are, what stands behind them is read.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -44,6 +47,12 @@ pub struct Caution {
     allowed: Option<usize>,
     /// Messages of a claim whose settle failed, and not yet settled. `true`: the outcome must be filed.
     suspects: HashMap<Position, bool>,
+    /// Messages that were published, and whose marks the server refused at COMMIT.
+    uncommitted: HashSet<Position>,
+    /// Why, the last time.
+    refusal: String,
+    /// Refused COMMITs since a mark was last committed.
+    refused_commits: u32,
     /// In the order in which they became suspects; may contain positions that are no longer suspects.
     order: VecDeque<Position>,
     /// Messages that can be neither published nor filed.
@@ -93,6 +102,29 @@ impl Caution {
         for position in published {
             self.suspect(position, false);
         }
+    }
+
+    /// The server refused the COMMIT of a claim that had published these messages.
+    pub fn commit_refused(&mut self, published: impl IntoIterator<Item = Position>, why: String) {
+        self.refused_commits = self.refused_commits.saturating_add(1);
+        self.refusal = why;
+        for position in published {
+            if self.uncommitted.len() < MOST {
+                self.uncommitted.insert(position);
+            }
+        }
+    }
+
+    pub fn refused_commits(&self) -> u32 {
+        self.refused_commits
+    }
+
+    /// Why the message waits before it is published again, although its rehearsal passes: the server refused the COMMIT of its
+    /// mark.
+    pub fn uncommitted(&self, position: Position) -> Option<&str> {
+        self.uncommitted
+            .contains(&position)
+            .then_some(self.refusal.as_str())
     }
 
     /// The claim that failed would have filed these messages as waiting or dead.
@@ -225,6 +257,7 @@ impl Caution {
 
     /// A claim committed with this number of marked messages.
     pub fn marked(&mut self, messages: usize, batch_size: usize) {
+        self.refused_commits = 0;
         if let Some(allowed) = self.allowed
             && messages >= allowed
         {
@@ -235,12 +268,13 @@ impl Caution {
 
     /// A claim committed the outcomes of these messages: sent, dead, or waiting.
     pub fn settled(&mut self, positions: impl IntoIterator<Item = Position>) {
-        if self.suspects.is_empty() && !self.some_are_not_marked() {
+        if self.suspects.is_empty() && self.uncommitted.is_empty() && !self.some_are_not_marked() {
             return;
         }
         for position in positions {
             self.unmarkable.remove(&position);
             self.suspects.remove(&position);
+            self.uncommitted.remove(&position);
             self.aside.remove(&position);
         }
         if self.suspects.is_empty() {
@@ -266,8 +300,6 @@ impl Caution {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[expect(
@@ -424,6 +456,23 @@ mod tests {
             turns.insert(passed.keys);
         }
         assert_eq!(turns, HashSet::from([vec![], vec![7]]));
+    }
+
+    #[test]
+    fn a_message_whose_commit_was_refused_waits_until_it_is_filed() {
+        let mut caution = Caution::default();
+        assert_eq!(caution.uncommitted(at(1)), None);
+        caution.failed([at(1)]);
+        caution.commit_refused([at(1)], "no".to_owned());
+        caution.commit_refused([at(2)], "still no".to_owned());
+        assert_eq!(caution.uncommitted(at(1)), Some("still no"));
+        assert_eq!(caution.refused_commits(), 2);
+        caution.settled([at(1)]);
+        assert_eq!(caution.uncommitted(at(1)), None);
+        assert_eq!(caution.refused_commits(), 2, "it is filed, and not marked");
+        caution.marked(1, 500);
+        assert_eq!(caution.refused_commits(), 0);
+        assert_eq!(caution.uncommitted(at(2)), Some("still no"));
     }
 
     #[test]

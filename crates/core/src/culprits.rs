@@ -5,6 +5,9 @@
 //! refused goes alone: the first message to an exchange, and, once a topic permission has refused a routing key of an
 //! exchange, the first message to each of its keys. Messages to a destination that has taken a message go together.
 //!
+//! A body that is larger than the broker's `max_message_size` is refused as well. The text names the limit, so after the
+//! first such refusal each larger body goes alone.
+//!
 //! A 404 is about the exchange. A 403 is about the exchange ("access to exchange") or about one routing key ("access to
 //! topic", <https://www.rabbitmq.com/docs/access-control#topic-authorisation>). Any other code is about one message.
 
@@ -79,8 +82,18 @@ fn speaks_of(code: u16, text: &str) -> SpeaksOf {
     }
 }
 
+/// The limit that a refused body exceeds: "message size 150000 is larger than configured max size 100000" (RabbitMQ 3.10 to
+/// 4.2).
+fn size_limit(closed: &Closed) -> Option<usize> {
+    let (_, limit) = closed.text.split_once("larger than configured max size ")?;
+    let digits = limit.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok().filter(|_| closed.code == 406)
+}
+
 #[derive(Debug, Default)]
 pub struct Destinations {
+    /// The broker refuses larger bodies, in bytes.
+    largest_body: Option<usize>,
     /// Exchanges that have answered for a message. `None`: the exchange has refused no routing key.
     exchanges: HashMap<String, Option<Keys>>,
 }
@@ -108,8 +121,17 @@ impl Destinations {
         matches!(keys, Some(Some(keys)) if keys.refused.contains(&envelope.routing_key))
     }
 
+    fn is_too_large(&self, envelope: &Envelope) -> bool {
+        self.largest_body
+            .is_some_and(|largest| envelope.body.len() > largest)
+    }
+
     /// The broker answered for this message without closing its channel.
     pub fn took(&mut self, envelope: &Envelope) {
+        if self.is_too_large(envelope) {
+            // Somebody has raised the limit.
+            self.largest_body = None;
+        }
         let keys = self.exchanges.entry(envelope.exchange.clone()).or_default();
         if let Some(keys) = keys {
             keys.refused.remove(&envelope.routing_key);
@@ -130,7 +152,13 @@ impl Destinations {
                 keys.taken.remove(&envelope.routing_key);
                 remember(&mut keys.refused, &envelope.routing_key);
             }
-            SpeaksOf::Message => {}
+            SpeaksOf::Message => self.learn(closed),
+        }
+    }
+
+    fn learn(&mut self, closed: &Closed) {
+        if let Some(limit) = size_limit(closed) {
+            self.largest_body = Some(limit);
         }
     }
 
@@ -161,7 +189,10 @@ impl Destinations {
                 }
                 true
             }
-            SpeaksOf::Message => false,
+            SpeaksOf::Message => {
+                self.learn(closed);
+                together.iter().any(|envelope| self.is_too_large(envelope))
+            }
         }
     }
 }
@@ -250,7 +281,7 @@ impl Step {
             }
             let unproven = known
                 .unproven(envelope)
-                .or_else(|| singly.then_some(Unit::Message(i)));
+                .or_else(|| (singly || known.is_too_large(envelope)).then_some(Unit::Message(i)));
             let id = envelope.properties.message_id.as_str();
             let named = (
                 id,
@@ -553,5 +584,48 @@ mod tests {
             prop_assert_eq!(names.len(), step.together.len());
             prop_assert!(wave.is_empty() || !names.is_empty());
         }
+    }
+
+    /// One wave is published twice, and no more: the broker names its limit.
+    #[test]
+    fn a_body_that_the_broker_finds_too_large_goes_alone_from_then_on() {
+        let too_large = closed(
+            406,
+            "PRECONDITION_FAILED - message size 150000 is larger than configured max size 100000",
+        );
+        let mut wave = [1, 2, 3].map(|id| envelope(id, "events", "a", None));
+        wave[1].body = vec![0; 150_000];
+        wave[2].body = vec![0; 100_000];
+        let mut known = Destinations::default();
+        known.took(&wave[0]);
+        let step = |wave: &[Envelope], known: &Destinations| {
+            Step::next(&mut awaiting(wave), known, &Refusals::default(), false, 16)
+        };
+        assert_eq!(step(&wave, &known).together, [0, 1, 2]);
+        let all: Vec<&Envelope> = wave.iter().collect();
+        assert!(known.closed(&all, &too_large));
+        let split = Step {
+            together: vec![0, 2],
+            alone: vec![1],
+        };
+        assert_eq!(step(&wave, &known), split);
+        known.refused(&wave[1], &too_large);
+        assert_eq!(step(&wave, &known), split);
+        assert!(
+            !known.closed(&[&wave[0], &wave[2]], &too_large),
+            "the text contradicts the bodies"
+        );
+        // Somebody has raised the limit.
+        known.took(&wave[1]);
+        assert_eq!(step(&wave, &known).together, [0, 1, 2]);
+        for other in [
+            "larger than configured max size ",
+            "larger than configured max size x",
+            "",
+        ] {
+            assert_eq!(size_limit(&closed(406, other)), None, "{other}");
+        }
+        let text = &too_large.text;
+        assert_eq!(size_limit(&closed(404, text)), None);
     }
 }

@@ -274,7 +274,7 @@ impl Publisher {
                 Err(Unanswered::Channel(closed)) => {
                     tracing::warn!(
                         code = closed.code,
-                        reason = %closed.text.escape_debug(),
+                        reason = &*closed.text,
                         messages = together.len(),
                         "the broker closed the channel; publishing the batch again to find the message"
                     );
@@ -532,7 +532,7 @@ async fn answers(
         let answer = match returned {
             Some((code, text)) => Answer::Unroutable {
                 code: *code,
-                text: text.clone(),
+                text: unroutable(text, envelope),
             },
             None if ack => Answer::Delivered,
             None => Answer::Nacked,
@@ -540,6 +540,16 @@ async fn answers(
         (place, answer)
     };
     Ok(confirmed.into_iter().map(answer).collect())
+}
+
+/// RabbitMQ's text is NO_ROUTE, and says no more.
+fn unroutable(text: &str, envelope: &Envelope) -> String {
+    let (exchange, key) = (&envelope.exchange, &envelope.routing_key);
+    if exchange.is_empty() {
+        format!("{text}: there is no queue '{key}'")
+    } else {
+        format!("{text}: no queue is bound to exchange '{exchange}' for routing key '{key}'")
+    }
 }
 
 async fn send(channel: &Channel, envelope: &Envelope) -> Result<PublisherConfirm, lapin::Error> {

@@ -52,6 +52,12 @@ pub(super) async fn whole(
 
 /// Says how much of a change took place before it ended early. The last step may have been committed without an answer.
 pub(super) fn half(messages: u64, done: &str) {
+    if messages == 0 {
+        output::note(&format!(
+            "it ended early, and no message is known to be {done}; outbox.operation has a record if a step was committed"
+        ));
+        return;
+    }
     output::note(&format!(
         "it ended early: at least {messages} messages were {done} before; outbox.operation has the exact number. Run the \
          command again for the others"

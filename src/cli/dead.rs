@@ -207,7 +207,7 @@ fn show(d: &DeadMessage) -> Result<(), CliError> {
         ),
     ];
     for (name, value) in rows {
-        output::line(&format!("{name:<13}{}", value.escape_debug()))?;
+        output::line(&format!("{name:<13}{}", output::on_a_terminal(&value, &[])))?;
     }
     Ok(())
 }

@@ -78,11 +78,11 @@ fn time(seconds: Option<f64>) -> Option<String> {
     Some(values::shown(at))
 }
 
-/// Failures an hour, between the first one and the last one.
+/// Failures an hour, between the first one and the last one. Messages of one statement say nothing about an hour.
 fn rate(group: &Group) -> Option<f64> {
     let hours = (group.last? - group.first?) / 3600.0;
     let all = (group.waiting + group.dead) as f64;
-    (hours > 0.0).then(|| (all / hours * 10.0).round() / 10.0)
+    (hours >= 1.0 / 60.0).then(|| (all / hours * 10.0).round() / 10.0)
 }
 
 fn json(group: &Group) -> serde_json::Value {

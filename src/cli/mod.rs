@@ -86,7 +86,7 @@ enum Command {
     /// Print the migrations as SQL, for other migration tools
     Sql(migrate::SqlArgs),
     #[command(flatten)]
-    OfOneSource(OfOneSource),
+    OfOneSource(Box<OfOneSource>),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
     /// Write the manual pages into a folder, for packages
@@ -221,7 +221,7 @@ fn dispatch(cli: &Cli, env: BTreeMap<OsString, OsString>) -> Result<ExitCode, Cl
             block_on(healthcheck::healthcheck(args, &config))?;
         }
         Command::OfOneSource(command) => {
-            return match (command, of_one_source(&call, command)) {
+            return match (command.as_ref(), of_one_source(&call, command)) {
                 // A monitoring plugin has a code of its own for a configuration that does not load.
                 (OfOneSource::CheckLag(_), Err(error)) => {
                     Ok(check_lag::unknown(&error.to_string()))

@@ -32,11 +32,11 @@ pub(super) struct Args {
     #[arg(long = "type", value_name = "EVENT_TYPE", value_parser = values::text)]
     event_type: Option<String>,
     /// Select this aggregate type
-    #[arg(long, value_name = "TYPE", value_parser = values::text)]
+    #[arg(long, value_name = "TYPE", value_parser = values::text, conflicts_with = "key")]
     aggregate_type: Option<String>,
-    /// Select this aggregate id
-    #[arg(long = "key", value_name = "AGGREGATE_ID", value_parser = values::text)]
-    aggregate_id: Option<String>,
+    /// Select this key: the aggregate type and the aggregate id
+    #[arg(long, value_name = "TYPE/ID", value_parser = values::key)]
+    key: Option<(String, String)>,
     /// Maximum number of messages that fall due in a second
     #[arg(long, default_value = "500", value_name = "PER_SECOND", value_parser = values::rate)]
     rate: f64,
@@ -60,19 +60,27 @@ impl Args {
             && self.until.is_none()
             && self.event_type.is_none()
             && self.aggregate_type.is_none()
-            && self.aggregate_id.is_none()
+            && self.key.is_none()
     }
 }
 
 /// The filter's text in the record and the report, with times in UTC.
 fn text(filter: &Filter) -> String {
     let mut parts: Vec<String> = filter.message_ids.iter().map(ToString::to_string).collect();
+    let key = filter
+        .aggregate_type
+        .clone()
+        .zip(filter.aggregate_id.clone());
+    let key = key.as_ref().map(values::shown_key);
     let named = [
         ("since", filter.since.map(|at| values::shown(at.into()))),
         ("until", filter.until.map(|at| values::shown(at.into()))),
         ("type", filter.event_type.clone()),
-        ("aggregate_type", filter.aggregate_type.clone()),
-        ("key", filter.aggregate_id.clone()),
+        (
+            "aggregate_type",
+            filter.aggregate_type.clone().filter(|_| key.is_none()),
+        ),
+        ("key", key),
     ];
     let given = named
         .into_iter()
@@ -105,8 +113,8 @@ pub(super) async fn replay(args: &Args, source: &Source) -> Result<(), CliError>
     let filter = Filter {
         since: since.map(Into::into),
         until: until.map(Into::into),
-        aggregate_type: args.aggregate_type.clone(),
-        aggregate_id: args.aggregate_id.clone(),
+        aggregate_type: values::aggregate_type(args.key.as_ref(), args.aggregate_type.as_ref()),
+        aggregate_id: args.key.as_ref().map(|(_, id)| id.clone()),
         event_type: args.event_type.clone(),
         message_ids: asked.iter().copied().collect(),
     };

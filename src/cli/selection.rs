@@ -29,11 +29,11 @@ pub(super) struct FilterArgs {
     #[arg(long = "type", value_name = "EVENT_TYPE", value_parser = values::text)]
     event_type: Option<String>,
     /// Select this aggregate type
-    #[arg(long, value_name = "TYPE", value_parser = values::text)]
+    #[arg(long, value_name = "TYPE", value_parser = values::text, conflicts_with = "key")]
     aggregate_type: Option<String>,
-    /// Select this aggregate id
-    #[arg(long = "key", value_name = "AGGREGATE_ID", value_parser = values::text)]
-    aggregate_id: Option<String>,
+    /// Select this key: the aggregate type and the aggregate id
+    #[arg(long, value_name = "TYPE/ID", value_parser = values::key)]
+    key: Option<(String, String)>,
     /// Select messages to this exchange, named by the message or by the configured route
     #[arg(long, value_name = "EXCHANGE")]
     exchange: Option<String>,
@@ -69,8 +69,8 @@ impl FilterArgs {
     pub(super) fn filter(&self, routing: &Routing) -> Filter {
         Filter {
             reasons: self.reason.clone(),
-            aggregate_type: self.aggregate_type.clone(),
-            aggregate_id: self.aggregate_id.clone(),
+            aggregate_type: values::aggregate_type(self.key.as_ref(), self.aggregate_type.as_ref()),
+            aggregate_id: self.key.as_ref().map(|(_, id)| id.clone()),
             event_type: self.event_type.clone(),
             for_at_least: self.older_than,
             message_ids: self.message_ids.clone(),
@@ -93,7 +93,7 @@ impl FilterArgs {
             ("group", self.group.clone()),
             ("type", self.event_type.clone()),
             ("aggregate_type", self.aggregate_type.clone()),
-            ("key", self.aggregate_id.clone()),
+            ("key", self.key.as_ref().map(values::shown_key)),
             ("exchange", self.exchange.clone()),
             ("older_than", self.older_than.as_ref().map(age)),
         ];

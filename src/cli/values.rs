@@ -108,6 +108,18 @@ pub(super) fn key(text: &str) -> Result<(String, String), String> {
     }
 }
 
+pub(super) fn shown_key((kind, id): &(String, String)) -> String {
+    format!("{kind}/{id}")
+}
+
+/// The aggregate type that a command selects, by its key or by itself.
+pub(super) fn aggregate_type(
+    key: Option<&(String, String)>,
+    alone: Option<&String>,
+) -> Option<String> {
+    key.map(|(kind, _)| kind).or(alone).cloned()
+}
+
 /// A group, as `outboxd failures` shows it.
 pub(super) fn group(text: &str) -> Result<String, String> {
     let name = text.trim().to_lowercase();

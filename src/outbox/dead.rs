@@ -113,7 +113,7 @@ const COUNT: Query = Query {
 /// A message that is no longer in the lane where it died may be in a claim of its new lane, so the change holds that lane.
 const HOLD: Query = Query {
     action: "hold the lanes of messages that moved",
-    sql: "SELECT l.lane FROM outbox.lane l WHERE l.lane = ANY ($1::smallint[]) ORDER BY l.lane FOR UPDATE",
+    sql: "SELECT l.lane FROM ONLY outbox.lane l WHERE l.lane = ANY ($1::smallint[]) ORDER BY l.lane FOR UPDATE",
     types: &[Type::INT2_ARRAY],
 };
 const REDRIVE: Query = Query {

@@ -9,6 +9,9 @@ use crate::config::ConfigError;
 /// The action that gives a session its settings.
 pub(super) const SET_UP: &str = "set up the session";
 
+pub(super) const CONNECT: &str = "connect";
+pub(super) const COMMIT: &str = "commit";
+
 #[derive(Debug, thiserror::Error)]
 pub enum OutboxError {
     #[error(transparent)]
@@ -22,6 +25,18 @@ pub enum OutboxError {
         action: &'static str,
         source: tokio_postgres::Error,
     },
+    /// No server of the URL accepted a session. `server`: the last one that was tried.
+    #[error(
+        "PostgreSQL (connect to {server}): {}{}",
+        describe(source),
+        remedy(CONNECT, source)
+    )]
+    Connect {
+        server: String,
+        source: tokio_postgres::Error,
+    },
+    #[error("PostgreSQL (connect to {server}): no answer within {}", humantime::format_duration(*after))]
+    ConnectTimeout { server: String, after: Duration },
     #[error("PostgreSQL ({action}): no answer within {}; the connection is discarded", humantime::format_duration(*after))]
     Timeout {
         action: &'static str,
@@ -92,16 +107,27 @@ pub enum OutboxError {
         known: i32,
     },
     #[error("the database has {}, this outboxd needs version {known}: run `outboxd migrate`",
-            match found { Some(v) => format!("outbox schema version {v}"), None => "no outbox schema".to_owned() })]
+            match found { Some(v) => format!("outbox schema version {v}"), None => "no outbox schema, or nothing in outbox.migration".to_owned() })]
     SchemaTooOld { found: Option<i32>, known: i32 },
 }
 
 impl OutboxError {
+    fn driver(&self) -> Option<&tokio_postgres::Error> {
+        match self {
+            Self::Database { source, .. } | Self::Connect { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    fn code(&self) -> Option<&SqlState> {
+        self.driver()?.code()
+    }
+
     /// The server refused this statement, and the connection is usable again after a rollback. A connection to a server that
     /// turned read-only is not usable: the writable server is elsewhere, and only a new connection finds it.
     pub fn is_statement_refused(&self) -> bool {
         match self {
-            Self::Database { source, .. } => {
+            Self::Database { source, .. } | Self::Connect { source, .. } => {
                 source.as_db_error().is_some()
                     && !source.is_closed()
                     && !is_fatal(source)
@@ -114,6 +140,7 @@ impl OutboxError {
             Self::Config(_)
             | Self::ReadOnly { .. }
             | Self::Timeout { .. }
+            | Self::ConnectTimeout { .. }
             | Self::Unusable { .. }
             | Self::ColumnMissing { .. }
             | Self::ColumnType { .. }
@@ -123,28 +150,29 @@ impl OutboxError {
         }
     }
 
+    /// The server refused a COMMIT: a deferred constraint, a foreign server.
+    pub fn is_refused_commit(&self) -> bool {
+        matches!(self, Self::Database { action, .. } if *action == COMMIT)
+            && self.is_statement_refused()
+    }
+
     /// The server refused a statement for a reason that passes: a lock, a deadlock, a time-out.
     pub fn passes(&self) -> bool {
-        matches!(self, Self::Database { source, .. } if matches!(
-            source.code(),
+        matches!(
+            self.code(),
             Some(
                 &SqlState::LOCK_NOT_AVAILABLE
                     | &SqlState::T_R_DEADLOCK_DETECTED
                     | &SqlState::T_R_SERIALIZATION_FAILURE
                     | &SqlState::QUERY_CANCELED
             )
-        ))
+        )
     }
 
     /// The server is read-only: the writable one is elsewhere, and only a new connection finds it.
     pub fn is_read_only(&self) -> bool {
-        match self {
-            Self::ReadOnly { .. } => true,
-            Self::Database { source, .. } => {
-                source.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
-            }
-            _ => false,
-        }
+        matches!(self, Self::ReadOnly { .. })
+            || self.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
     }
 
     /// The session cannot be used any more: every further statement fails as well.
@@ -158,23 +186,26 @@ impl OutboxError {
 
     /// Another session holds a lock that this session needs.
     pub fn is_lock(&self) -> bool {
-        matches!(self, Self::Database { source, .. } if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+        self.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
     /// The server has no free connection: for this role, for this database, or at all.
     pub fn is_short_of_connections(&self) -> bool {
-        matches!(self, Self::Database { source, .. } if source.code() == Some(&SqlState::TOO_MANY_CONNECTIONS))
+        self.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
     }
 
     /// The server ended a statement or the session, perhaps because of its default time-outs.
     pub(super) fn is_impatience(&self) -> bool {
-        matches!(self, Self::Database { source, .. }
-            if source.is_closed() || source.code() == Some(&SqlState::QUERY_CANCELED) || is_fatal(source) && is_timeout(source))
+        self.driver().is_some_and(|source| {
+            source.is_closed()
+                || source.code() == Some(&SqlState::QUERY_CANCELED)
+                || is_fatal(source) && is_timeout(source)
+        })
     }
 
     /// A prepared statement belongs to another client, or is gone.
     pub fn is_of_a_pooler(&self) -> bool {
-        matches!(self, Self::Database { source, .. } if pooled(source))
+        self.driver().is_some_and(pooled)
     }
 
     /// The schema is not the one that this program knows. It needs a migration; waiting does not help.
@@ -184,7 +215,7 @@ impl OutboxError {
             | Self::ColumnType { .. }
             | Self::SchemaTooNew { .. }
             | Self::SchemaTooOld { .. } => true,
-            Self::Database { source, .. } => {
+            Self::Database { source, .. } | Self::Connect { source, .. } => {
                 matches!(
                     source.code(),
                     Some(
@@ -201,6 +232,7 @@ impl OutboxError {
             | Self::NotFiled { .. }
             | Self::ReadOnly { .. }
             | Self::Timeout { .. }
+            | Self::ConnectTimeout { .. }
             | Self::Unusable { .. }
             | Self::Tls(_) => false,
         }
@@ -212,7 +244,7 @@ impl OutboxError {
     pub fn needs_a_person(&self) -> bool {
         match self {
             Self::Config(_) | Self::Tls(_) => true,
-            Self::Database { source, .. } => {
+            Self::Database { source, .. } | Self::Connect { source, .. } => {
                 self.is_schema()
                     || pooled(source)
                     || matches!(
@@ -227,6 +259,7 @@ impl OutboxError {
             }
             Self::ReadOnly { .. }
             | Self::Timeout { .. }
+            | Self::ConnectTimeout { .. }
             | Self::Unusable { .. }
             | Self::NotWritten { .. }
             | Self::MarkNotWritten { .. }

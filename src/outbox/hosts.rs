@@ -14,14 +14,12 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::OutboxError;
+use super::{OutboxError, error::CONNECT};
 
 type Connected = (
     Client,
     Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>,
 );
-
-const ACTION: &str = "connect";
 
 /// Connects to the first server that accepts the session. Each attempt (name, TCP, TLS and login) must end within `within`.
 pub async fn connect(
@@ -30,38 +28,35 @@ pub async fn connect(
     within: Duration,
 ) -> Result<Connected, OutboxError> {
     let mut last = OutboxError::Unusable {
-        action: ACTION,
+        action: CONNECT,
         why: "no host has an address".to_owned(),
     };
     for server in servers(config) {
         let addresses = match tokio::time::timeout(within, server.addresses()).await {
             Ok(addresses) => addresses,
             Err(_) => {
-                last = timed_out(within);
+                last = timed_out(server.name(config), within);
                 continue;
             }
         };
         for address in addresses {
-            let config = server.config(config, address);
-            let attempt = Box::pin(config.connect(tls.clone()));
+            let one = server.config(config, address);
+            let attempt = Box::pin(one.connect(tls.clone()));
             last = match tokio::time::timeout(within, attempt).await {
                 Ok(Ok(connected)) => return Ok(connected),
-                Ok(Err(source)) => OutboxError::Database {
-                    action: ACTION,
+                Ok(Err(source)) => OutboxError::Connect {
+                    server: server.name(config),
                     source,
                 },
-                Err(_) => timed_out(within),
+                Err(_) => timed_out(server.name(config), within),
             };
         }
     }
     Err(last)
 }
 
-fn timed_out(after: Duration) -> OutboxError {
-    OutboxError::Timeout {
-        action: ACTION,
-        after,
-    }
+fn timed_out(server: String, after: Duration) -> OutboxError {
+    OutboxError::ConnectTimeout { server, after }
 }
 
 /// One of the servers that a URL names.
@@ -103,6 +98,23 @@ fn servers(config: &Config) -> Vec<Server> {
 }
 
 impl Server {
+    /// Host, port and database, for a person.
+    fn name(&self, config: &Config) -> String {
+        let host = match (&self.host, self.address) {
+            (Some(Host::Tcp(name)), _) if name.contains(':') => format!("[{name}]"),
+            (Some(Host::Tcp(name)), _) => name.clone(),
+            (Some(Host::Unix(path)), _) => path.display().to_string(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => String::new(),
+        };
+        // The driver's default is the user's name.
+        let database = config
+            .get_dbname()
+            .or(config.get_user())
+            .unwrap_or_default();
+        format!("{host}:{}/{database}", self.port)
+    }
+
     /// Resolves the name at every connect, so the relay follows a name that changes its address. `None` leaves the address to
     /// the driver: for a socket in the file system, and for a name without an address, whose error the driver reports best.
     async fn addresses(&self) -> Vec<Option<IpAddr>> {
@@ -190,6 +202,21 @@ mod tests {
             .map(|server| server.config(&all, None))
             .collect();
         assert_eq!(each, [told("one", "1"), told("two", "2")]);
+    }
+
+    #[test]
+    fn a_server_is_named_with_its_port_and_its_database_and_without_the_password() {
+        let name = |url: &str| {
+            let all: Config = url.parse().unwrap();
+            servers(&all)[0].name(&all)
+        };
+        assert_eq!(
+            name("postgres://u:p@db.example/shop"),
+            "db.example:5432/shop"
+        );
+        assert_eq!(name("postgres://u:p@[::1]:7/shop"), "[::1]:7/shop");
+        assert_eq!(name("host=/run/pg port=7 user=u password=p"), "/run/pg:7/u");
+        assert_eq!(name("hostaddr=10.0.0.1 user=u dbname=d"), "10.0.0.1:5432/d");
     }
 
     #[test]

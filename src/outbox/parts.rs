@@ -66,7 +66,7 @@ impl Difference {
             "column" if name.starts_with("outbox.message.") && self.is_only_nullable() => {
                 Weight::Unsafe
             }
-            "table" if self.is_unlogged() => Weight::Unsafe,
+            "table" if self.is_unlogged() || self.children().is_some() => Weight::Unsafe,
             "table" | "column" | "sequence" | "order" | "key" => Weight::Stops,
             "view" | "function" if is(&CALLED) => {
                 if self.here.is_none() {
@@ -93,6 +93,12 @@ impl Difference {
         self.expected.kind == "table" && self.here.as_deref() == Some("not logged")
     }
 
+    /// Tables that inherit from this one, and nothing else is different.
+    fn children(&self) -> Option<&str> {
+        let rest = self.here.as_ref()?.strip_prefix(&self.expected.detail)?;
+        rest.strip_prefix(" inherited by ")
+    }
+
     /// Somebody dropped the NOT NULL of a column, and nothing else.
     fn is_only_nullable(&self) -> bool {
         self.here.as_ref() == Some(&self.expected.detail.replacen(" NOT NULL", "", 1))
@@ -115,13 +121,25 @@ impl std::fmt::Display for Difference {
                 "{kind} {name}: draws from {here}, and not from {detail}: give {here} that name (ALTER SEQUENCE … RENAME TO), \
                  after the other sequence has another"
             ),
+            Some(here) if kind == "sequence" => write!(
+                f,
+                "{kind} {name}: {detail} (here: {here}; ALTER SEQUENCE {name} {})",
+                detail.replace(',', "")
+            ),
             // A hash means nothing to a person.
             Some(_) if kind == "function" => write!(f, "{kind} {name}: differs here"),
             Some(here) if self.is_unlogged() => write!(
                 f,
                 "{kind} {name}: {detail} (here: {here}; a crash of PostgreSQL empties it: ALTER TABLE {name} SET LOGGED)"
             ),
-            Some(here) => write!(f, "{kind} {name}: {detail} (here: {here})"),
+            Some(here) => match self.children() {
+                Some(children) => write!(
+                    f,
+                    "{kind} {name}: {children} inherit from it, and the relay takes their rows for its own: ALTER TABLE … NO \
+                     INHERIT {name}"
+                ),
+                None => write!(f, "{kind} {name}: {detail} (here: {here})"),
+            },
         }
     }
 }

@@ -28,7 +28,7 @@ use tracing::Instrument;
 
 use super::{
     OutboxError,
-    error::SET_UP,
+    error::{COMMIT, SET_UP},
     hosts,
     settings::{self, Scope, Setting},
 };
@@ -303,7 +303,7 @@ impl Session {
     /// error.
     pub async fn commit(&self) -> Result<(), OutboxError> {
         self.open.store(false, Ordering::Relaxed);
-        self.batch("commit", "COMMIT").await
+        self.batch(COMMIT, "COMMIT").await
     }
 
     pub async fn rollback(&self) -> Result<(), OutboxError> {

@@ -48,7 +48,7 @@ const RELATION: Query = Query {
 };
 const HOLD: Query = Query {
     action: "hold a lane",
-    sql: "SELECT low_water FROM outbox.lane WHERE lane = $1 FOR UPDATE SKIP LOCKED",
+    sql: "SELECT low_water FROM ONLY outbox.lane WHERE lane = $1 FOR UPDATE SKIP LOCKED",
     types: &[Type::INT2],
 };
 const WAITS: Query = Query {

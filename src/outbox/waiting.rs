@@ -92,13 +92,13 @@ const LANES: Query = Query {
 };
 const HOLD_NOW: Query = Query {
     action: "hold a lane",
-    sql: "SELECT l.lane FROM outbox.lane l WHERE l.lane = $1 FOR UPDATE SKIP LOCKED",
+    sql: "SELECT l.lane FROM ONLY outbox.lane l WHERE l.lane = $1 FOR UPDATE SKIP LOCKED",
     types: &[Type::INT2],
 };
 /// A relay passes over a lane that somebody waits for, so that this session nearly always gets it next.
 const HOLD: Query = Query {
     action: "wait for a lane",
-    sql: "SELECT l.lane FROM outbox.lane l WHERE l.lane = $1 FOR UPDATE",
+    sql: "SELECT l.lane FROM ONLY outbox.lane l WHERE l.lane = $1 FOR UPDATE",
     types: &[Type::INT2],
 };
 const MAKE_DUE: Query = Query {

@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt,
     ops::Deref,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -50,6 +51,18 @@ impl Priority {
     /// Without this task the relay delivers nothing.
     pub fn is_needed(self) -> bool {
         self <= Self::FIRST_WORKER
+    }
+}
+
+impl fmt::Display for Priority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::SCOUT => f.write_str("scout"),
+            Self::FIRST_WORKER => f.write_str("worker 0"),
+            Self::MAINTENANCE => f.write_str("maintenance"),
+            Self::LISTENER => f.write_str("listener"),
+            Self(n) => write!(f, "worker {}", n - Self::LISTENER.0),
+        }
     }
 }
 

@@ -19,8 +19,10 @@ use super::{
     health::{Health, Obstacle, counts_until},
     hints::Hints,
     lanes::Lanes,
+    outages::{Failing, Outages},
     silence::Silence,
     sleep::Sleep,
+    tally::Tally,
     timed_out::TimedOut,
 };
 use crate::{
@@ -44,6 +46,8 @@ pub struct Context {
     pub connections: Arc<ConnectionBudget>,
     pub silence: Silence,
     pub timed_out: TimedOut,
+    pub outages: Outages,
+    pub tally: Tally,
     /// Name of this process in `pg_stat_activity`, `outbox.relay` and the broker's connection list.
     pub instance: String,
     pub circuits: Mutex<Circuits>,
@@ -64,6 +68,17 @@ impl Context {
         if self.connections.refused(priority) {
             tracing::warn!(source = self.health.source(), error = %error, "fewer connections than wanted: slower");
         }
+    }
+
+    /// An attempt of a task failed, and it is made again.
+    pub fn failed(&self, failing: Failing, task: Priority, error: &str) {
+        self.outages
+            .failed(self.health.source(), failing, task, error);
+    }
+
+    /// The task works, or is not needed now.
+    pub fn works(&self, task: Priority) {
+        self.outages.works(self.health.source(), task);
     }
 
     /// These messages cannot be marked, and are tried again after `retry_in`. They are known before the failure is told:

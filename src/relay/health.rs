@@ -32,7 +32,7 @@ pub enum Obstacle {
     /// A claim's messages cannot be marked as sent. It ends when they are.
     Marks,
     /// Another session has locked lanes, and claims pass over them. Claims of other lanes mark messages all the time, so a
-    /// mark does not end it.
+    /// mark does not end it. It ends when no session is found that locks them.
     Lanes,
     /// Held messages cannot be released, probed or given up. As `Lanes`.
     Held,
@@ -62,11 +62,22 @@ struct Failure {
     /// If it is not repeated before this time, it is no longer known whether it lasts.
     until: Instant,
     why: String,
+    began: Instant,
+    /// When the log last told of it.
+    said: Instant,
+}
+
+impl Failure {
+    fn after_s(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
 }
 
 /// How long a failure counts. While there are messages, the relay tries again sooner.
 const FAILURE_COUNTS_FOR: Duration = Duration::from_secs(30);
-/// How often failures that no longer count are looked for.
+/// How often the log says that a failure lasts.
+const SAID_AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// How often failures are looked for that no longer count, or of which the log must tell again.
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 
 /// Until when a failure counts whose next attempt is due after `retry_in`. A back-off may be without a limit.
@@ -190,9 +201,17 @@ impl Health {
         let mut state = self.state();
         let news = state.failure(obstacle).is_none();
         let failure = &mut state.failures[obstacle as usize];
-        let until = failure.as_ref().map_or(until, |last| last.until.max(until));
-        let why = why.to_owned();
-        *failure = Some(Failure { until, why });
+        let now = Instant::now();
+        let last = failure.take().filter(|_| !news);
+        let (began, said) = last
+            .as_ref()
+            .map_or((now, now), |last| (last.began, last.said));
+        *failure = Some(Failure {
+            until: last.map_or(until, |last| last.until.max(until)),
+            why: why.to_owned(),
+            began,
+            said,
+        });
         self.set_gauges(&state);
         if news {
             let why = state.failure(obstacle).unwrap_or_default();
@@ -203,13 +222,36 @@ impl Health {
     /// Messages were marked, and none is left that could not be.
     pub fn marked(&self) {
         let mut state = self.state();
-        if state.failures[Obstacle::Marks as usize].take().is_some() {
+        if let Some(failure) = state.failures[Obstacle::Marks as usize].take() {
             self.set_gauges(&state);
-            tracing::info!(source = self.source, "messages are marked as sent again");
+            let after_s = failure.after_s();
+            tracing::info!(
+                source = self.source,
+                after_s,
+                "messages are marked as sent again"
+            );
         }
     }
 
-    /// Ends failures that were not repeated for a while. Nothing proves that the obstacle is gone: nobody may have tried.
+    /// No session locks lanes any more.
+    pub fn lanes_are_free(&self) {
+        let mut state = self.state();
+        if let Some(failure) = state.failures[Obstacle::Lanes as usize].take() {
+            self.set_gauges(&state);
+            let after_s = failure.after_s();
+            tracing::info!(
+                source = self.source,
+                after_s,
+                "lanes are not locked any more"
+            );
+        }
+    }
+
+    pub fn lanes_are_locked(&self) -> bool {
+        self.state().failure(Obstacle::Lanes).is_some()
+    }
+
+    /// Ends failures that were not repeated for a while, and tells of those that last. Nothing proves that the obstacle is gone: nobody may have tried.
     fn expire_failures(&self) {
         let mut state = self.state();
         for obstacle in Obstacle::ALL {
@@ -219,6 +261,18 @@ impl Health {
                 let failure = obstacle.text();
                 tracing::info!(source = self.source, failure, "no longer seen to fail");
                 self.set_gauges(&state);
+            } else if let Some(failure) = failure
+                && failure.said.elapsed() >= SAID_AGAIN_AFTER
+            {
+                failure.said = Instant::now();
+                let (why, since_s) = (failure.why.as_str(), failure.began.elapsed().as_secs());
+                tracing::error!(
+                    source = self.source,
+                    why,
+                    since_s,
+                    "still: {}",
+                    obstacle.text()
+                );
             }
         }
     }
@@ -291,7 +345,8 @@ impl Health {
             "blocked"
         } else if state.cannot_mark() {
             "cannot_mark"
-        } else if state.failure(Obstacle::Reads).is_some() {
+        } else if state.failure(Obstacle::Reads).is_some() || matches!(state.database, Some(Err(_)))
+        {
             "cannot_read"
         } else if state.link(LinkReport::is_up) {
             "publishing"

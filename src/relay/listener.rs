@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     connections::Priority,
     context::{Context, reconnect_delay},
+    outages::Failing,
 };
 use crate::outbox::{OutboxError, session::NotificationSink, wake};
 
@@ -60,12 +61,13 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             }
             Err(error) if error.is_short_of_connections() => {
                 context.refused(Priority::LISTENER, &error);
+                context.works(Priority::LISTENER);
                 Duration::ZERO
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
                 context.silence.note(&error);
-                tracing::warn!(source, failures, error = %error, "listening for producers failed; the relay polls");
+                context.failed(Failing::PostgreSql, Priority::LISTENER, &error.to_string());
                 reconnect_delay(failures)
             }
         };
@@ -91,6 +93,7 @@ async fn listen(context: &Context, failures: &mut u32) -> Result<Ended, OutboxEr
     let session = connecting.await?;
     wake::listen(&session).await?;
     *failures = 0;
+    context.works(Priority::LISTENER);
 
     let sleep = &context.sleep;
     let mut wanted = sleep.wanted.subscribe();

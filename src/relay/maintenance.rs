@@ -17,7 +17,9 @@ use super::{
     health::Obstacle,
     inspection::Inspection,
     jobs::{Job, Jobs},
+    outages::Failing,
     pruning::Pruning,
+    tally,
 };
 use crate::{
     config::Retention,
@@ -59,17 +61,14 @@ pub async fn run(
             Err(error) if error.is_short_of_connections() => {
                 metrics::outbox_unknown(context.health.source());
                 context.refused(Priority::MAINTENANCE, &error);
+                context.works(Priority::MAINTENANCE);
             }
             Err(error) => {
                 context.silence.note(&error);
                 failures = failures.saturating_add(1);
                 metrics::outbox_unknown(context.health.source());
-                tracing::warn!(
-                    source = context.health.source(),
-                    failures,
-                    error = %error,
-                    "maintenance (metrics, retention) has no connection; backing off"
-                );
+                let task = Priority::MAINTENANCE;
+                context.failed(Failing::PostgreSql, task, &error.to_string());
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = tokio::time::sleep(reconnect_delay(failures)) => {}
@@ -131,6 +130,7 @@ impl<'a> Maintenance<'a> {
             session = connecting => session?,
         };
         self.jobs.connected();
+        context.works(Priority::MAINTENANCE);
         while !stop.is_cancelled() {
             if let Some(job) = self.jobs.due(Instant::now()) {
                 match self.run(job, &session).await {
@@ -182,7 +182,7 @@ impl<'a> Maintenance<'a> {
                 Ok(after(pause))
             }
             Job::Blockers => {
-                if self.lag_seconds > SUSPICIOUS_LAG_S {
+                if self.lag_seconds > SUSPICIOUS_LAG_S || context.health.lanes_are_locked() {
                     name_blockers(context, session).await?;
                 }
                 Ok(after(GAUGES_EVERY.0))
@@ -213,6 +213,9 @@ impl<'a> Maintenance<'a> {
             state.oldest_due_age_seconds,
             state.dead,
         );
+        if let Some(done) = self.context.tally.due() {
+            tally::log(self.context.health.source(), done, &state);
+        }
         Ok(gauges_pause(self.readings))
     }
 }
@@ -226,7 +229,9 @@ async fn is_of_the_job(session: &Session, error: &OutboxError) -> bool {
 /// A claim passes over lanes that another session locks, without an error. The operator must know which session.
 async fn name_blockers(context: &Context, session: &Session) -> Result<(), OutboxError> {
     let found = blockers::find(session, &[]).await?;
-    if !found.is_empty() {
+    if found.is_empty() {
+        context.health.lanes_are_free();
+    } else {
         let why = format!("locked by {}", blockers::text(&found));
         context.health.fails(Obstacle::Lanes, &why);
     }

@@ -12,12 +12,15 @@ mod jobs;
 mod lanes;
 mod listener;
 mod maintenance;
+mod outages;
 mod pruning;
 mod publishing;
 mod reading;
 mod scout;
+mod settling;
 mod silence;
 mod sleep;
+mod tally;
 mod timed_out;
 mod worker;
 
@@ -99,6 +102,8 @@ pub fn build(config: &Config) -> Result<Vec<SourceRelay>, RouteError> {
                 connections: Default::default(),
                 silence: Default::default(),
                 timed_out: Default::default(),
+                outages: Default::default(),
+                tally: Default::default(),
                 instance: format!("outboxd/{host}/{}", std::process::id()),
             };
             metrics::start_at_zero(&source.name);

@@ -7,6 +7,7 @@ use outbox_core::{
     caution::{Caution, Kind},
     claim::{Claim, Ctid, Item},
     deadline::Deadline,
+    message::Position,
     outcome::{Answer, Outcome},
     plan::Plan,
     reason::Reason,
@@ -164,39 +165,31 @@ async fn rehearse(
     for subject in &subjects {
         let position = subject.position;
         if rehearsed.passed.contains(&position) {
+            // No rehearsal shows what the server refuses at COMMIT.
+            let refused = context.caution().uncommitted(position).map(str::to_owned);
+            if let Some(why) = refused.filter(|_| subject.publishes) {
+                defer(context, plan, position, &why);
+            }
             continue;
         }
         let Some(refusal) = rehearsed.refused.get(&position) else {
             left.insert(position);
             continue;
         };
-        let health = &context.health;
-        let news = if refusal.fileable {
-            let answer = Answer::Unmarkable {
-                text: refusal.why.clone(),
-            };
-            let mut delay = Duration::ZERO;
-            if let Some(item) = plan.item(position) {
-                item.decide(&answer, &context.policy, &mut rand::rng());
-                delay = retry_in(item);
-            }
-            context.cannot_mark([position], &refusal.why, delay);
-            true
-        } else {
-            left.insert(position);
-            context.cannot_mark([position], &refusal.why, Duration::ZERO);
-            let kind = kind(plan, subject);
-            let news = context.caution().set_aside(position, kind, at.into_std());
-            if news {
-                relaying::set_aside(health.source(), position, &refusal.why);
-                set_aside = true;
-            }
-            news
-        };
-        // Each claim meets a message again that is left. Another caution would make all of them small.
-        if news {
+        if refusal.fileable {
+            defer(context, plan, position, &refusal.why);
             context.not_settled([], []);
-            relaying::not_published(health.source(), Reason::Unmarkable);
+            continue;
+        }
+        left.insert(position);
+        context.cannot_mark([position], &refusal.why, Duration::ZERO);
+        let kind = kind(plan, subject);
+        // Each claim meets a message again that is left. Another caution would make all of them small.
+        if context.caution().set_aside(position, kind, at.into_std()) {
+            set_aside = true;
+            relaying::set_aside(context.health.source(), position, &refusal.why);
+            relaying::not_published(context.health.source(), Reason::Unmarkable);
+            context.not_settled([], []);
         }
     }
     plan.leave(&left);
@@ -206,6 +199,20 @@ async fn rehearse(
         refused,
         set_aside,
     }))
+}
+
+/// The message waits before it is rehearsed again, and is not published.
+fn defer(context: &Context, plan: &mut Plan, position: Position, why: &str) {
+    let answer = Answer::Unmarkable {
+        text: why.to_owned(),
+    };
+    let mut delay = Duration::ZERO;
+    if let Some(item) = plan.item(position) {
+        item.decide(&answer, &context.policy, &mut rand::rng());
+        delay = retry_in(item);
+    }
+    context.cannot_mark([position], why, delay);
+    relaying::not_published(context.health.source(), Reason::Unmarkable);
 }
 
 /// How later claims find the message.

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     connections::{PermittedSession, Priority},
     context::{Context, reconnect_delay},
+    outages::Failing,
     silence,
 };
 use crate::{
@@ -40,17 +41,12 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         };
         if let Err(error) = result {
             failures = failures.saturating_add(1);
-            let source = context.health.source();
             context.silence.note(&error);
             if error.is_short_of_connections() {
                 context.connections.refused(Priority::SCOUT);
             }
             context.health.database_down(error.to_string());
-            if error.is_schema() {
-                tracing::error!(source, failures, error = %error, "the outbox cannot be read; backing off");
-            } else {
-                tracing::warn!(source, failures, error = %error, "PostgreSQL failed; backing off");
-            }
+            context.failed(Failing::PostgreSql, Priority::SCOUT, &error.to_string());
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(reconnect_delay(failures)) => {}
@@ -74,6 +70,7 @@ async fn watch(context: &Context, failures: &mut u32) -> Result<(), OutboxError>
             // Not before the first query: the server may accept a connection, and refuse to read.
             context.health.database_up();
             (up, *failures) = (true, 0);
+            context.works(Priority::SCOUT);
         }
         let found = !work.lanes.is_empty();
         let news = context.lanes.offer(work.lanes);

@@ -20,7 +20,10 @@ pub struct Silence(watch::Sender<u64>);
 impl Silence {
     /// The relay gave up a session because of this error.
     pub fn note(&self, error: &OutboxError) {
-        if matches!(error, OutboxError::Timeout { .. }) {
+        if matches!(
+            error,
+            OutboxError::Timeout { .. } | OutboxError::ConnectTimeout { .. }
+        ) {
             self.0.send_modify(|n| *n += 1);
         }
     }

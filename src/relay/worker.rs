@@ -6,13 +6,10 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use outbox_core::{
-    claim::{Claim, Item, Limits},
-    low_water,
+    backoff,
+    claim::{Claim, Limits},
     message::{Lane, Position},
-    outcome::Outcome,
-    reason::Reason,
     scheduling::{BatchLimit, LaneResult},
-    settlement,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -22,15 +19,18 @@ use super::{
     circuits,
     connections::{PermittedSession, Priority},
     context::{Context, reconnect_delay},
-    health::{LinkReport, counts_until},
+    health::LinkReport,
     lanes::TakenLanes,
+    outages::Failing,
     publishing::{Decided, publish_claim},
-    reading, silence,
+    reading,
+    settling::{NotSettled, is_decided, is_sent, settle},
+    silence,
 };
 use crate::{
     broker::{BrokerError, LinkState, Publisher, provoked},
     failpoint,
-    outbox::{OutboxError, blockers, claim, migrate, session::Session, settle},
+    outbox::{OutboxError, blockers, claim, migrate, session::Session},
     telemetry::{metrics, relaying},
 };
 
@@ -44,12 +44,8 @@ enum WorkError {
     Outbox(#[from] OutboxError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// `rows`: the messages of the claim.
-    #[error("{error}")]
-    NotSettled {
-        error: OutboxError,
-        rows: Vec<Position>,
-    },
+    #[error(transparent)]
+    NotSettled(#[from] NotSettled),
     /// Both servers work; a retry at once would fail in the same way.
     #[error("{0}")]
     CannotMark(String),
@@ -74,6 +70,8 @@ struct Worker {
 /// Works until `stop`. No failure of a server ends it.
 pub async fn run(context: Arc<Context>, number: usize, stop: CancellationToken) {
     let limit = BatchLimit::new(context.tuning, context.relay.batch_size);
+    // A worker that panicked may have failed before.
+    context.works(Priority::worker(number));
     let mut worker = Worker {
         silent: context.silence.subscribe(),
         context,
@@ -87,7 +85,7 @@ pub async fn run(context: Arc<Context>, number: usize, stop: CancellationToken) 
     };
     while !worker.stop.is_cancelled() {
         match Box::pin(worker.work()).await {
-            Ok(()) => worker.failures = 0,
+            Ok(()) => worker.works(),
             Err(error) => worker.fail(error).await,
         }
     }
@@ -95,6 +93,13 @@ pub async fn run(context: Arc<Context>, number: usize, stop: CancellationToken) 
 }
 
 impl Worker {
+    fn works(&mut self) {
+        if self.failures > 0 {
+            self.failures = 0;
+            self.context.works(Priority::worker(self.number));
+        }
+    }
+
     /// Makes the connections that are missing, waits for lanes, and works them once.
     async fn work(&mut self) -> Result<(), WorkError> {
         if !self.connect().await? {
@@ -138,6 +143,7 @@ impl Worker {
     async fn connect(&mut self) -> Result<bool, WorkError> {
         let context = &self.context;
         let name = format!("{}/{}", context.instance, self.number);
+        let connects = self.session.is_none() || self.publisher.is_none();
         if self.session.is_none() {
             let connecting = async {
                 let (priority, database) =
@@ -177,9 +183,15 @@ impl Worker {
                 () = preempted(self.session.as_ref()) => return Err(WorkError::Preempted),
                 publisher = connecting => publisher?,
             };
-            relaying::connected(context.health.source(), self.number);
+            if self.failures == 0 {
+                relaying::connected(context.health.source(), self.number);
+            }
             context.health.link(self.number, LinkReport::Up);
             self.publisher = Some(publisher);
+        }
+        // An idle worker proves no more than this.
+        if connects {
+            context.works(Priority::worker(self.number));
         }
         Ok(true)
     }
@@ -187,13 +199,14 @@ impl Worker {
     /// Drops the connections that may be broken, logs the failure once, and backs off.
     async fn fail(&mut self, error: WorkError) {
         if self.lacks_connection(&error) {
+            self.context.works(Priority::worker(self.number));
             return;
         }
         self.failures = self.failures.saturating_add(1);
-        let source = self.context.health.source();
+        let task = Priority::worker(self.number);
         match &error {
             WorkError::Preempted => return,
-            WorkError::Outbox(e) | WorkError::NotSettled { error: e, .. } => {
+            WorkError::Outbox(e) | WorkError::NotSettled(NotSettled { error: e, .. }) => {
                 // The server refused a statement (a lock time-out, a deadlock): the connection itself still works.
                 let usable = e.is_statement_refused()
                     && match &self.session {
@@ -204,14 +217,15 @@ impl Worker {
                     self.session = None;
                 }
                 let rows = match &error {
-                    WorkError::NotSettled { rows, .. } => rows.as_slice(),
+                    WorkError::NotSettled(NotSettled { rows, .. }) => rows.as_slice(),
                     _ => &[],
                 };
                 self.name_blockers(e, rows).await;
-                relaying::postgresql_failed(source, self.number, self.failures, e);
+                self.context
+                    .failed(Failing::PostgreSql, task, &e.to_string());
             }
             WorkError::CannotMark(why) => {
-                relaying::nothing_published(source, self.number, self.failures, why);
+                self.context.failed(Failing::Publishing, task, why);
             }
             WorkError::Broker(e) => {
                 self.cautious = provoked(e);
@@ -221,13 +235,27 @@ impl Worker {
                     other => LinkReport::Down(other.to_string()),
                 };
                 self.context.health.link(self.number, report);
-                relaying::rabbitmq_failed(source, self.number, self.failures, e);
+                self.context.failed(Failing::RabbitMq, task, &e.to_string());
             }
         }
         tokio::select! {
             () = self.stop.cancelled() => {}
             () = preempted(self.session.as_ref()) => {}
-            () = tokio::time::sleep(reconnect_delay(self.failures)) => {}
+            () = tokio::time::sleep(self.pause(&error)) => {}
+        }
+    }
+
+    /// Each refused COMMIT costs a duplicate, which no rehearsal shows beforehand. So while no mark is committed, all workers
+    /// try less and less often.
+    fn pause(&self, error: &WorkError) -> Duration {
+        match error {
+            WorkError::NotSettled(NotSettled { error, .. }) if error.is_refused_commit() => {
+                let refused = self.context.caution().refused_commits();
+                let longest = self.context.relay.backoff_max;
+                let first = Duration::from_millis(200);
+                backoff::delay(refused, first, longest, &mut rand::rng())
+            }
+            _ => reconnect_delay(self.failures),
         }
     }
 
@@ -259,7 +287,7 @@ impl Worker {
                 self.context.refused(priority, e);
                 LinkReport::Connecting
             }
-            WorkError::Outbox(e) | WorkError::NotSettled { error: e, .. } => {
+            WorkError::Outbox(e) | WorkError::NotSettled(NotSettled { error: e, .. }) => {
                 self.context.silence.note(e);
                 return false;
             }
@@ -351,71 +379,33 @@ async fn cycle(
     } = publish_claim(context, session, publisher, claim, allowed, read_at)
         .instrument(span)
         .await?;
-    let mut sent = claim.positions(is_sent).count();
     let published_in = publishing.elapsed();
-    if sent > 0 {
+    if claim.positions(is_sent).next().is_some() {
         metrics::confirmed(source, published_in);
     }
     failpoint::reach("confirm.before_settle").await;
 
-    let settling = Instant::now();
-    let written = settlement::settlement(&claim, low_water::STRIDE);
-    if written.is_empty() {
-        session.rollback().await?;
-    } else {
-        let span = info_span!("settle", source, sent = written.sent.len());
-        let settled = settle::settle(session, &written, context.keep, context.relay.batch_size);
-        let settled = Box::pin(settled.instrument(span)).await;
-        let corrected = match settled {
-            Ok(corrected) => corrected,
-            Err(error) => {
-                // The messages were published, and stay pending.
-                if sent > 0 || error.is_statement_refused() {
-                    context.not_settled(claim.positions(is_sent), to_file(&claim));
-                }
-                // A server that is away refuses no mark.
-                if error.is_statement_refused() {
-                    // Which of them it is, only a rehearsal tells.
-                    let all = claim.positions(|_| true);
-                    context.cannot_mark(all, &error.to_string(), Duration::ZERO);
-                }
-                let rows = claim.positions(|_| true).collect();
-                return Err(WorkError::NotSettled { error, rows });
-            }
-        };
-        // They did not get their outcome, so they prove nothing.
-        claim.forget(&corrected);
-        sent = claim.positions(is_sent).count();
-        if sent > 0 {
-            context.caution().marked(sent, context.relay.batch_size);
-        }
-        let mut caution = context.caution();
-        caution.settled(claim.positions(is_decided));
-        caution.settled(claim.orphans.iter().map(|orphan| orphan.position));
-        for (position, retry_in) in unmarkable(&claim) {
-            caution.not_marked([position], counts_until(retry_in).into_std());
-        }
-        // While a message cannot be marked, the marks of others would end the failure, and its next retry begin it again.
-        // The lock is held until the failure has ended: another worker may find such a message meanwhile.
-        if sent > 0 && !caution.some_are_not_marked() {
-            context.health.marked();
-        }
-        drop(caution);
-        metrics::settled(source, settling.elapsed());
-        // The claim read the database's clock at about half of its time.
-        let confirmed_after = publishing.duration_since(began) / 2 + published_in;
-        relaying::settled(source, &claim, confirmed_after);
-        context
-            .hints
-            .moved(claim.orphans.iter().map(|o| o.position.id));
-    }
+    // The claim read the database's clock at about half of its time.
+    let confirmed_after = publishing.duration_since(began) / 2 + published_in;
+    settle(context, session, &mut claim, confirmed_after).await?;
     circuits::release(context, session).await?;
 
-    let worked: HashSet<Lane> = claim.positions(|_| true).map(|p| p.lane).collect();
     // After a message was set aside, the next claim reads others: thousands may stand before one that can be sent.
     let settled = lost.is_none() && (set_aside || claim.positions(is_decided).next().is_some());
+    let asked = lanes.iter().copied().collect();
+    release(taken, &asked, &claim, settled);
+    let sent = claim.positions(is_sent).count();
+    if refused && sent == 0 && !set_aside {
+        let why = "none of the claim's messages can be settled".to_owned();
+        return Err(WorkError::CannotMark(why));
+    }
+    Ok(lost)
+}
+
+/// `asked`: the lanes that the claim asked for. `settled`: it achieved something.
+fn release(taken: TakenLanes<'_>, asked: &HashSet<Lane>, claim: &Claim, settled: bool) {
+    let worked: HashSet<Lane> = claim.positions(|_| true).map(|p| p.lane).collect();
     // A lane is read again until it is empty. After a lost connection to the broker, it waits for the scout.
-    let asked: HashSet<Lane> = lanes.iter().copied().collect();
     let left = claim.items.iter().filter(|item| item.is_left());
     let left: HashSet<Lane> = left.map(|item| item.position().lane).collect();
     taken.release(|lane| {
@@ -426,19 +416,6 @@ async fn cycle(
         let exhausted = read.map(|read| read.exhausted && !left.contains(&lane));
         lane_result(exhausted, settled, worked.contains(&lane))
     });
-    if refused && sent == 0 && !set_aside {
-        let why = "none of the claim's messages can be settled".to_owned();
-        return Err(WorkError::CannotMark(why));
-    }
-    Ok(lost)
-}
-
-fn is_sent(outcome: &Outcome) -> bool {
-    *outcome == Outcome::Sent
-}
-
-fn is_decided(outcome: &Outcome) -> bool {
-    *outcome != Outcome::Untouched
 }
 
 fn limits(context: &Context, messages: usize) -> Limits {
@@ -448,28 +425,6 @@ fn limits(context: &Context, messages: usize) -> Limits {
         batch_bytes: context.relay.batch_bytes,
         max_payload_bytes: context.relay.max_payload_bytes,
     }
-}
-
-/// Messages that wait because they cannot be marked, each with the time to its retry.
-fn unmarkable(claim: &Claim) -> impl Iterator<Item = (Position, Duration)> {
-    claim.items.iter().filter_map(|item| match item.outcome() {
-        Outcome::Retry {
-            reason: Reason::Unmarkable,
-            delay,
-            ..
-        } => Some((item.position(), *delay)),
-        _ => None,
-    })
-}
-
-/// Messages that the settle files as waiting or dead, and deleted messages whose records it removes.
-fn to_file(claim: &Claim) -> impl Iterator<Item = Position> {
-    let items = claim.items.iter().filter(|item| {
-        let waits = item.candidate.scheduled && !item.is_left();
-        waits || is_decided(item.outcome()) && !is_sent(item.outcome())
-    });
-    let orphans = claim.orphans.iter().map(|orphan| orphan.position);
-    items.map(Item::position).chain(orphans)
 }
 
 /// The result of a lane that the claim asked for. `exhausted`: the claim read all of it; `None`: the claim did not hold it.

@@ -17,24 +17,6 @@ pub fn connected(source: &str, worker: usize) {
     tracing::info!(source, worker, "connected to both servers");
 }
 
-pub fn postgresql_failed(source: &str, worker: usize, failures: u32, error: &dyn Display) {
-    tracing::warn!(source, worker, failures, error = %error, "PostgreSQL failed; backing off");
-}
-
-pub fn rabbitmq_failed(source: &str, worker: usize, failures: u32, error: &dyn Display) {
-    tracing::warn!(source, worker, failures, error = %error, "RabbitMQ failed; backing off");
-}
-
-pub fn nothing_published(source: &str, worker: usize, failures: u32, why: &str) {
-    tracing::warn!(
-        source,
-        worker,
-        failures,
-        why,
-        "nothing is published; backing off"
-    );
-}
-
 /// `waited`: since the claim's last statement.
 pub fn deadline_missed(source: &str, messages: usize, waited: Duration) {
     tracing::warn!(
@@ -97,10 +79,10 @@ pub fn destinations(source: &str, changes: &Changes) {
     if let Some((name, why)) = opened(false).next() {
         tracing::warn!(
             source,
-            exchange = %name.exchange.escape_debug(),
-            routing_key = %routing_key(name),
+            exchange = &*name.exchange,
+            routing_key = routing_key(name),
             reason = why.reason.as_str(),
-            error = %why.error.escape_debug(),
+            error = &*why.error,
             destinations = opened(false).count(),
             "everything to this destination fails: its messages are held, and one at a time probes it"
         );
@@ -108,9 +90,9 @@ pub fn destinations(source: &str, changes: &Changes) {
     if let Some((name, why)) = opened(true).next() {
         tracing::warn!(
             source,
-            exchange = %name.exchange.escape_debug(),
+            exchange = &*name.exchange,
             reason = why.reason.as_str(),
-            error = %why.error.escape_debug(),
+            error = &*why.error,
             exchanges = opened(true).count(),
             "many destinations of this exchange fail in the same way: its messages are held, and one at a time probes it"
         );
@@ -118,8 +100,8 @@ pub fn destinations(source: &str, changes: &Changes) {
     if let Some(name) = changes.closed.first() {
         tracing::info!(
             source,
-            exchange = %name.exchange.escape_debug(),
-            routing_key = %routing_key(name),
+            exchange = &*name.exchange,
+            routing_key = routing_key(name),
             destinations = changes.closed.len(),
             "the destination takes messages again: its held messages are released"
         );
@@ -135,8 +117,8 @@ pub fn destinations(source: &str, changes: &Changes) {
 }
 
 /// `*`: all routing keys of the exchange.
-fn routing_key(name: &Name) -> impl Display {
-    name.routing_key.as_deref().unwrap_or("*").escape_debug()
+fn routing_key(name: &Name) -> &str {
+    name.routing_key.as_deref().unwrap_or("*")
 }
 
 /// Called after the commit, so that nothing rolled back is counted. `confirmed_after`: time from the claim's clock to
@@ -178,7 +160,7 @@ pub fn settled(source: &str, claim: &Claim, confirmed_after: Duration) {
                 if let Some(messages) = retried.remove(reason) {
                     tracing::warn!(
                         source, message_id = %id, position, reason = reason.as_str(), attempts,
-                        delay_ms = delay.as_millis() as u64, error = %error.escape_debug(), messages,
+                        delay_ms = delay.as_millis() as u64, error, messages,
                         "not delivered; it is tried again"
                     );
                 }
@@ -193,7 +175,7 @@ pub fn settled(source: &str, claim: &Claim, confirmed_after: Duration) {
                 if let Some(messages) = given_up.remove(reason) {
                     tracing::error!(
                         source, message_id = %id, position, reason = reason.as_str(), attempts,
-                        error = %error.escape_debug(), messages,
+                        error, messages,
                         "given up; see `outboxd dead show`"
                     );
                 }

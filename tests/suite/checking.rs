@@ -52,7 +52,7 @@ async fn every_fault_of_every_source_is_told_at_once() {
         "one: RabbitMQ: RabbitMQ (look for an exchange): ",
         "no exchange 'nope'",
         "no exchange 'nor.this'",
-        "two: PostgreSQL: PostgreSQL (connect)",
+        "two: PostgreSQL: PostgreSQL (connect to 127.0.0.1:",
         "two: RabbitMQ: RabbitMQ (connect)",
     ] {
         run.ends(78, &[said]);

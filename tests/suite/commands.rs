@@ -293,7 +293,10 @@ async fn dead_messages_are_listed_shown_and_filtered() {
         json(&world, &args).await.as_array().unwrap().len()
     };
     assert_eq!(counted(&["--reason", "unroutable"]).await, 3);
-    assert_eq!(counted(&["--reason", "unroutable", "--key", "a"]).await, 2);
+    assert_eq!(
+        counted(&["--reason", "unroutable", "--key", "order/a"]).await,
+        2
+    );
     assert_eq!(counted(&["--type", "lost2"]).await, 1);
     assert_eq!(counted(&["--aggregate-type", "order"]).await, 5);
     assert_eq!(counted(&["--older-than", "1h"]).await, 0);

@@ -419,3 +419,39 @@ async fn a_broker_that_announces_an_endless_frame_is_refused() {
     let other = world.relay(&[("AMQP_URL", &tls.url())]);
     other.line("does not speak AMQP", SOON).await;
 }
+
+/// The broker closes the channel, and all that was published with the message is published again: once for each connection, because
+/// the broker names its limit.
+#[tokio::test]
+async fn bodies_above_the_broker_s_limit_repeat_one_wave_of_each_connection() {
+    const ROUNDS: i64 = 6;
+    let world = own_world().await;
+    let limit = "application:set_env(rabbit, max_message_size, 100000), persistent_term:erase(max_message_size).";
+    world.rabbitmq().ctl(&["eval", limit]).await.unwrap();
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    for round in 1..=ROUNDS {
+        world
+            .sql(
+                "INSERT INTO outbox.message (aggregate_type, aggregate_id, event_type, payload) \
+                 SELECT 'order', i::text, 'created', to_json(repeat('x', CASE WHEN i % 40 = 0 THEN 150000 ELSE 10 END)) \
+                 FROM generate_series(1, 200) i",
+            )
+            .await;
+        world
+            .dead("reason = 'precondition_failed'", 5 * round)
+            .await;
+        world.drained().await;
+    }
+    let ids: std::collections::HashSet<String> = consumer
+        .seen()
+        .iter()
+        .map(|seen| seen.message_id.clone())
+        .collect();
+    assert_eq!(ids.len(), 195 * usize::try_from(ROUNDS).unwrap());
+    let lines = relay.lines();
+    let again = lines
+        .iter()
+        .filter(|line| line.contains("the broker closed the channel"));
+    assert!(again.count() <= 2, "one for each worker");
+}

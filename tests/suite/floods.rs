@@ -7,6 +7,7 @@ use test_support::{eventually, probe};
 
 use crate::{
     kit::{BATCH, SETTINGS, WORKERS, several_attempts},
+    unwritten::{drop_trigger, named},
     world::{SOON, World, plan, world},
 };
 
@@ -318,4 +319,44 @@ async fn a_row_whose_read_never_ends_is_given_up_while_all_others_flow() {
     }
     world.dead("reason = 'unreadable'", 1).await;
     world.clean(&consumer, 0).await;
+}
+
+/// The rehearsal cannot see it: the trigger refuses only the COMMIT itself, as a foreign server would. Each publish of the message
+/// is followed by a longer wait.
+#[tokio::test]
+async fn a_message_whose_mark_is_refused_at_commit_waits_longer_each_time() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    world
+        .sql(
+            "CREATE FUNCTION public.refuses() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                 IF NEW.sent_at IS NOT NULL AND NEW.aggregate_id = 'poison' AND current_query() = 'COMMIT' THEN \
+                     RAISE 'refused at commit'; \
+                 END IF; RETURN NULL; END $$; \
+             CREATE CONSTRAINT TRIGGER refuses AFTER UPDATE ON outbox.message DEFERRABLE INITIALLY DEFERRED \
+             FOR EACH ROW EXECUTE FUNCTION public.refuses()",
+        )
+        .await;
+    let (relay, port) = world.watched(&[
+        ("OUTBOXD__RELAY__BACKOFF_INITIAL", "20ms"),
+        ("OUTBOXD__RELAY__BACKOFF_MAX", "1h"),
+    ]);
+    world.insert(Some("poison"), "created", "1", "").await;
+    named(&relay, port, "refused at commit").await;
+    world.commit_many(50, 50).await;
+    let waits = "outbox.waiting WHERE reason = 'unmarkable' AND attempts >= 4";
+    world.until("several attempts", waits, 1).await;
+    let unsent = "outbox.message WHERE sent_at IS NULL";
+    world.until("all others to be sent", unsent, 1).await;
+    let attempts: i32 = world.one("SELECT attempts FROM outbox.waiting").await;
+    // The last one may be published, and not filed yet.
+    let most = usize::try_from(attempts).unwrap() + 1;
+    let published = consumer.seen().len() - 50;
+    assert!(
+        published <= most,
+        "{published} publishes, {attempts} attempts"
+    );
+    drop_trigger(&world, "refuses", "message").await;
+    world.sql("UPDATE outbox.waiting SET due_at = now()").await;
+    world.drained().await;
 }

@@ -1,10 +1,12 @@
 //! Rows that another transaction has locked: their messages wait alone, and the transaction is named. See also row 65 of the fault
 //! matrix.
 
+use test_support::eventually;
 use tokio_postgres::Client;
 
 use crate::{
     kit::{BATCH, SETTINGS, WORKERS, named},
+    seeing::answers,
     world::{SOON, World, own_world, world},
 };
 
@@ -196,4 +198,38 @@ async fn a_prepared_transaction_is_named() {
     }
     let _relay = world.relay(&SETTINGS);
     consumer.until(100).await;
+}
+
+/// The relay gives the session up after its time-out, and the server keeps the lanes locked for it.
+#[tokio::test]
+async fn a_commit_that_waits_for_a_standby_is_named() {
+    let world = own_world().await;
+    let consumer = world.consumer().await;
+    let reload = "SELECT pg_reload_conf()";
+    world
+        .sql("ALTER SYSTEM SET synchronous_commit = local")
+        .await;
+    world.sql(reload).await;
+    eventually("the setting", SOON, async || {
+        let now: String = world.one("SHOW synchronous_commit").await;
+        (now == "local").then_some(())
+    })
+    .await;
+    world
+        .sql("ALTER ROLE relay SET synchronous_commit = on")
+        .await;
+    world
+        .sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        .await;
+    world.sql(reload).await;
+    let (_relay, port) = world.watched(&[("OUTBOXD__DATABASE__STATEMENT_TIMEOUT", "2s")]);
+    world.commit_many(100, 100).await;
+    answers(port, 503, &["locked by pid", "outboxd/"]).await;
+    world
+        .sql("ALTER SYSTEM RESET synchronous_standby_names")
+        .await;
+    world.sql(reload).await;
+    consumer.until(100).await;
+    world.drained().await;
+    answers(port, 200, &[]).await;
 }

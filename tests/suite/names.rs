@@ -192,8 +192,8 @@ async fn relays(world: &World, database: &str) {
     .await;
     for command in [
         &["dead", "list"][..],
-        &["dead", "redrive", "--key", "2", "--why", "test"],
-        &["dead", "discard", "--key", "3", "--why", "test"],
+        &["dead", "redrive", "--key", "order/2", "--why", "test"],
+        &["dead", "discard", "--key", "order/3", "--why", "test"],
         &["replay", "--since", "2020-01-01T00:00:00Z", "--why", "test"],
         &["prune", "--older-than", "1h"],
     ] {

@@ -1,6 +1,6 @@
 //! Several servers, one of which does not serve. Rows 10 to 43 of the fault matrix stop, kill, freeze and cut off the servers.
 
-use test_support::{eventually, probe};
+use test_support::{Daemon, Mode, Proxy, eventually, probe};
 
 use crate::world::{SOON, World, own_world, world};
 
@@ -111,9 +111,63 @@ async fn a_peer_that_accepts_and_stays_silent_costs_no_threads_no_files_and_no_m
     let early = uses();
     reach(100).await;
     let late = uses();
-    // The runtime may have started another thread meanwhile, but an attempt must not.
-    let more = [8, 8, 8 * 1024];
+    // Each of four workers may be in the middle of an attempt, with its thread and its two handles on the socket, and the
+    // runtime may have started another thread. Of sixty attempts nothing must be left.
+    let more = [20, 20, 8 * 1024];
     for ((early, late), more) in early.into_iter().zip(late).zip(more) {
         assert!(late < early + more, "{early} became {late}");
     }
+}
+
+/// Lines of the default level that contain the text.
+fn told(relay: &Daemon, text: &str) -> Vec<serde_json::Value> {
+    let lines = relay.lines();
+    let lines = lines.iter().filter(|line| line.contains(text));
+    let lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.filter(|line| line["level"] != "DEBUG").collect()
+}
+
+/// Each attempt is a line at level DEBUG. At the default level an outage is a few lines, however many tasks fail however often.
+#[tokio::test]
+async fn an_outage_is_a_line_when_it_begins_and_one_when_it_is_over() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let (database, database_url) = Proxy::before(&world.database_url()).await.unwrap();
+    let (broker, amqp_url) = Proxy::before(&world.broker_url()).await.unwrap();
+    let relay = world.relay(&[
+        ("DATABASE_URL", &database_url),
+        ("AMQP_URL", &amqp_url),
+        ("OUTBOXD__RELAY__WORKERS", "4"),
+    ]);
+    world.commit_many(100, 20).await;
+    consumer.until(100).await;
+    for (proxy, server) in [(&broker, "RabbitMQ"), (&database, "PostgreSQL")] {
+        let attempts = || {
+            let text = format!("{server} failed; backing off");
+            relay.lines().iter().filter(|l| l.contains(&text)).count()
+        };
+        proxy.set(Mode::Cut);
+        eventually("attempts of every task", SOON, async || {
+            (attempts() >= 30).then_some(())
+        })
+        .await;
+        let failed = told(&relay, &format!("{server} failed"));
+        // The first error, and up to three other ones a minute: a connection that ends has other texts than one that is refused.
+        let minutes = 1 + told(&relay, &format!("{server} still fails")).len();
+        assert!((1..=4 * minutes).contains(&failed.len()), "{failed:?}");
+        proxy.set(Mode::Forward);
+        let again = format!("{server} works again");
+        let line = relay.line(&again, SOON).await;
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert!(line["attempts"].as_u64().unwrap() >= 30, "{line}");
+        assert!(line["after_s"].as_f64().unwrap() > 0.0, "{line}");
+        assert_eq!(told(&relay, &again).len(), 1);
+    }
+    let (host, name) = (format!("127.0.0.1:{}", database.port()), &world.database);
+    let refused = told(&relay, "PostgreSQL failed");
+    let connect = format!("PostgreSQL (connect to {host}/{name})");
+    let named = |line: &serde_json::Value| line["error"].as_str().unwrap().contains(&connect);
+    assert!(refused.iter().any(named), "{refused:?}");
+    world.commit_many(100, 20).await;
+    world.clean(&consumer, 4 * 500).await;
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use lapin::types::AMQPValue;
 use test_support::amqp;
 use uuid::Uuid;
 
@@ -203,7 +204,11 @@ async fn a_count_of_attempts_that_is_full_overflows_nothing() {
     world.until("the unroutable", &unroutable, 2).await;
     let refused = format!("{dead} = 'headers_invalid'");
     world.until("the refused", &refused, 1).await;
-    consumer.until(1).await;
+    let delivered = consumer.until(1).await;
+    assert_eq!(
+        delivered[0].header("outbox-attempt"),
+        Some(AMQPValue::LongLongInt(2_147_483_648))
+    );
     world.drained().await;
 }
 

@@ -78,7 +78,7 @@ pub const BATCH: usize = 50;
 pub const WINDOW: usize = WORKERS * BATCH;
 
 /// Small batches, so that a bound is a bound; quick to notice, so that a row need not wait for production's time-outs.
-const SETTINGS: [(&str, &str); 11] = [
+const SETTINGS: [(&str, &str); 12] = [
     ("OUTBOXD__RELAY__WORKERS", "2"),
     ("OUTBOXD__RELAY__BATCH_SIZE", "50"),
     // Where no fault is about confirms, a busy machine's confirm must not be given up: its batch would come again.
@@ -90,6 +90,8 @@ const SETTINGS: [(&str, &str); 11] = [
     ("OUTBOXD__BROKER__CONNECT_TIMEOUT", "2s"),
     ("OUTBOXD__DATABASE__CONNECT_TIMEOUT", "2s"),
     ("OUTBOXD__LOG__FORMAT", "json"),
+    // With a line for each attempt.
+    ("OUTBOXD__LOG__LEVEL", "info,outboxd::relay::outages=debug"),
     ("OUTBOXD__ADMIN__LISTEN", "off"),
 ];
 

@@ -192,7 +192,7 @@ async fn demo(args: &Args) -> Result<()> {
         let mut command = tokio::process::Command::new(test_support::outboxd()?);
         let output = command
             .args(args)
-            .arg(customer)
+            .arg(format!("customer/{customer}"))
             .envs(env.iter().cloned())
             .output()
             .await?;

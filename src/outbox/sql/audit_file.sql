@@ -9,7 +9,7 @@ SELECT m.lane, m.id, m.message_id, outbox.key_hash(m.aggregate_type, m.aggregate
        greatest(least(m.created_at, statement_timestamp()), m.available_at)
 FROM unnest($1::smallint[], $2::bigint[]) AS s (lane, id)
 JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
-JOIN outbox.lane l ON l.lane = m.lane
+JOIN ONLY outbox.lane l ON l.lane = m.lane
 WHERE m.sent_at IS NULL AND m.id <= l.low_water
   AND NOT EXISTS (SELECT FROM outbox.dead d
                   WHERE d.lane = m.lane AND d.id = m.id AND d.message_id = m.message_id OFFSET 0)

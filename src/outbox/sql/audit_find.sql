@@ -1,7 +1,7 @@
 -- Finds the stranded messages among these ids, in any lane: 64 index probes for each id. $1 ids
 SELECT m.lane, m.id
 FROM unnest($1::bigint[]) AS s (id)
-CROSS JOIN outbox.lane l
+CROSS JOIN ONLY outbox.lane l
 JOIN outbox.message m ON m.lane = l.lane AND m.id = s.id
 WHERE m.sent_at IS NULL AND m.id <= l.low_water
   AND NOT EXISTS (SELECT FROM outbox.waiting w

@@ -6,7 +6,7 @@ WITH unsent AS MATERIALIZED (
     SELECT m.lane, m.id, m.message_id FROM outbox.message m WHERE m.ctid >= $1 AND m.ctid < $2 AND m.sent_at IS NULL
 ), below AS MATERIALIZED (
     -- This comes before the probes of waiting and dead, because a backlog is unsent as well.
-    SELECT u.lane, u.id, u.message_id FROM unsent u JOIN outbox.lane l ON l.lane = u.lane WHERE u.id <= l.low_water
+    SELECT u.lane, u.id, u.message_id FROM unsent u JOIN ONLY outbox.lane l ON l.lane = u.lane WHERE u.id <= l.low_water
 )
 SELECT b.lane, b.id
 FROM below b

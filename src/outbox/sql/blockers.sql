@@ -1,6 +1,7 @@
 -- The end of blockers_lanes.sql and blockers_rows.sql, which name the rows that may be locked and their xmax.
 -- The transactions hold or request a table lock that conflicts with ROW EXCLUSIVE (later requests queue behind a requested
--- lock), or they have written or locked one of the rows. Relays are left out, because they hold lanes for their work.
+-- lock), or they have written or locked one of the rows. Relays are left out, because they hold lanes for their work,
+-- unless they have done so for a minute: a session that a relay gave up can wait in its COMMIT for a standby.
 -- A row that several transactions have locked names them through a multixact. xmax does not tell whether it is one, so the
 -- statement tries both, and asks only for a multixact that can exist: for any other the server reports an error.
 -- A prepared transaction has no session, and no pid. Its own transaction id, on which it holds a lock, leads to its name.
@@ -65,7 +66,8 @@ FROM holder h
 LEFT JOIN pg_stat_activity a ON a.pid = h.pid
 LEFT JOIN prepared p ON h.pid IS NULL AND p.vxid = h.vxid
 WHERE (h.pid <> pg_backend_pid() OR h.pid IS NULL AND p.gid IS NOT NULL)
-  AND coalesce(a.application_name, '') NOT LIKE 'outboxd/%'
+  AND (coalesce(a.application_name, '') NOT LIKE 'outboxd/%'
+       OR a.xact_start < statement_timestamp() - interval '1 minute')
 GROUP BY 1, 2, 3, 4, 5, 6
 ORDER BY seconds DESC
 LIMIT 5

@@ -21,4 +21,4 @@ WITH asked AS MATERIALIZED (
     SELECT 'the record of message ' || d.id || ' in outbox.dead', d.xmax
     FROM asked s JOIN outbox.dead d ON d.lane = s.lane AND d.id = s.id
     UNION ALL
-    SELECT 'lane ' || o.lane, o.xmax FROM outbox.lane o
+    SELECT 'lane ' || o.lane, o.xmax FROM ONLY outbox.lane o

@@ -3,7 +3,7 @@
 -- The lock of a lane's row assigns the transaction id. The statement must read the sequence before that (low_water.rs): the
 -- join with the sequence's row comes before every lock.
 WITH last AS MATERIALIZED (
-    SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS drawn FROM outbox.message_id_seq
+    SELECT CASE WHEN is_called THEN last_value ELSE greatest(last_value, -9223372036854775807) - 1 END AS drawn FROM outbox.message_id_seq
 )
 SELECT l.lane,
        l.low_water,
@@ -15,6 +15,6 @@ SELECT l.lane,
        clock_timestamp() AS now
 FROM last
 CROSS JOIN unnest($1::smallint[]) WITH ORDINALITY AS wanted (lane, n)
-JOIN outbox.lane l ON l.lane = wanted.lane
+JOIN ONLY outbox.lane l ON l.lane = wanted.lane
 ORDER BY wanted.n
 FOR UPDATE OF l SKIP LOCKED

@@ -29,7 +29,11 @@ WITH home AS (
                 -- Server versions differ in where they name a column's table.
                 THEN regexp_replace(pg_get_viewdef(oid), '\m(?!outbox\M|inbox\M)[a-z_]+\.', '', 'g')
                 ELSE concat_ws(' ', CASE relpersistence WHEN 'p' THEN 'logged' ELSE 'not logged' END,
-                                    CASE WHEN relkind <> 'r' THEN format('of kind %s', relkind) END) END
+                                    CASE WHEN relkind <> 'r' THEN format('of kind %s', relkind) END,
+                                    -- Statements read the rows of a child as well. Partitions have a kind of their own.
+                                    (SELECT 'inherited by ' || string_agg(i.inhrelid::regclass::text, ', ' ORDER BY i.inhrelid)
+                                     FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid AND NOT c.relispartition
+                                     WHERE i.inhparent = relation.oid)) END
     FROM relation WHERE relkind <> 'S'
     UNION ALL
     SELECT 'column', format('%s.%s', called, attname), detail FROM attribute

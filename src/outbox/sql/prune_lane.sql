@@ -7,7 +7,7 @@ WITH mark AS MATERIALIZED (
            EXISTS (SELECT FROM outbox.waiting w WHERE w.lane = l.lane AND w.id >= $2 AND w.id <= l.low_water)
                AS some_waiting,
            EXISTS (SELECT FROM outbox.dead d WHERE d.lane = l.lane AND d.id >= $2 AND d.id <= l.low_water) AS some_dead
-    FROM outbox.lane l
+    FROM ONLY outbox.lane l
     WHERE l.lane = $1
 ), size AS MATERIALIZED (
     SELECT CASE WHEN NOT $5::boolean AND (

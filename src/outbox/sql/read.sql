@@ -85,8 +85,10 @@ SELECT filed, lane, id, place, tx, key_hash, attempts, replay, scheduled, messag
            AS aggregate_id,
        CASE WHEN octet_length(event_type) <= 255 THEN event_type ELSE left(event_type, 256) END AS event_type,
        CASE WHEN octet_length(content_type) <= 255 THEN content_type ELSE left(content_type, 256) END AS content_type,
-       -- The relay refuses longer headers by their size (envelope.rs).
-       CASE WHEN headers_size <= 131072 THEN headers END AS headers, coalesce(headers_size, 0) AS headers_size,
+       -- The relay refuses longer headers by their size (envelope.rs). Without a stored size (somebody dropped the column's
+       -- expression) the compressed size counts: headers that are there must not be left out in silence.
+       CASE WHEN coalesce(headers_size, pg_column_size(headers)) <= 131072 THEN headers END AS headers,
+       coalesce(headers_size, pg_column_size(headers), 0) AS headers_size,
        left(exchange, 256) AS exchange, left(routing_key, 256) AS routing_key,
        created_at, body_size,
        CASE WHEN body_size <= $6 THEN payload END AS payload,

@@ -7,7 +7,7 @@ SELECT outbox.key_hash(aggregate_type, aggregate_id) AS key_hash, message_id,
            AS aggregate_id,
        CASE WHEN octet_length(event_type) <= 255 THEN event_type ELSE left(event_type, 256) END AS event_type,
        CASE WHEN octet_length(content_type) <= 255 THEN content_type ELSE left(content_type, 256) END AS content_type,
-       CASE WHEN headers_size <= 131072 THEN headers END AS headers,
+       CASE WHEN coalesce(headers_size, pg_column_size(headers)) <= 131072 THEN headers END AS headers,
        left(exchange, 256) AS exchange, left(routing_key, 256) AS routing_key,
        CASE WHEN body_size <= $2 THEN payload END AS payload,
        CASE WHEN body_size <= $2 THEN binary_payload END AS binary_payload

@@ -19,5 +19,5 @@ SELECT l.lane,
        (SELECT ceil(extract(epoch FROM greatest(w.due_at, '1970-01-01 UTC'::timestamptz) - clock_timestamp()) * 1000)::bigint
         FROM outbox.waiting w WHERE w.lane = l.lane AND w.due_at IS NOT NULL AND w.due_at < 'infinity'
         ORDER BY w.due_at LIMIT 1) AS due_in_ms
-FROM outbox.lane l
+FROM ONLY outbox.lane l
 WHERE l.lane = ANY ($1::smallint[])

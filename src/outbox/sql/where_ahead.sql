@@ -2,7 +2,7 @@
 -- were sent. $1 lane, $2 position, $3 rows to read, $4 sent rows to read, $5 rows to read above the mark. A long transaction holds
 -- the mark back: then the front may be beyond these rows, and `front` is the last of them.
 WITH mark AS MATERIALIZED (
-    SELECT coalesce((SELECT l.low_water FROM outbox.lane l WHERE l.lane = $1), 0) AS low_water
+    SELECT coalesce((SELECT l.low_water FROM ONLY outbox.lane l WHERE l.lane = $1), 0) AS low_water
 ), looked AS MATERIALIZED (
     SELECT m.id, m.message_id, m.sent_at FROM outbox.message m
     WHERE m.lane = $1 AND m.id > (SELECT low_water FROM mark) AND m.id < $2

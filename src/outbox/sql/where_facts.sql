@@ -44,7 +44,7 @@ SELECT m.lane, m.id, m.message_id, m.body_size, coalesce(m.headers_size, 0) AS h
        coalesce(to_char(head.due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), head.due_at::text) AS head_due_at
 FROM unnest($1::smallint[], $2::bigint[]) WITH ORDINALITY AS s (lane, id, n)
 JOIN outbox.message m ON m.lane = s.lane AND m.id = s.id
-LEFT JOIN outbox.lane l ON l.lane = m.lane
+LEFT JOIN ONLY outbox.lane l ON l.lane = m.lane
 LEFT JOIN outbox.waiting w ON w.lane = m.lane AND w.id = m.id AND w.message_id = m.message_id
 LEFT JOIN outbox.dead d ON d.lane = m.lane AND d.id = m.id AND d.message_id = m.message_id
 -- The texts of an unreadable message would fail the whole statement, so they are left out.

@@ -3,7 +3,7 @@
 WITH home AS MATERIALIZED (
     SELECT k.lane, k.key_hash, coalesce(l.low_water, 0) AS low_water
     FROM (SELECT (outbox.key_hash($1, $2) & 63)::smallint AS lane, outbox.key_hash($1, $2) AS key_hash) k
-    LEFT JOIN outbox.lane l ON l.lane = k.lane
+    LEFT JOIN ONLY outbox.lane l ON l.lane = k.lane
 ), above AS MATERIALIZED (
     SELECT m.id, m.sent_at, m.aggregate_type = $1 AND m.aggregate_id = $2 AS fits
     FROM outbox.message m

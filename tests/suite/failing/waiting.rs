@@ -44,7 +44,7 @@ async fn the_list_says_what_each_message_waits_for_and_what_it_leaves_out() {
         "{text}"
     );
     for (args, n) in [
-        (&["--key", "k1"][..], 1),
+        (&["--key", "order/k1"][..], 1),
         (&["--type", "lost1"], 1),
         (&["--exchange", "events"], 2),
         (&["--exchange", "other"], 0),

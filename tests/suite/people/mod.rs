@@ -4,6 +4,7 @@ mod audited;
 mod copied;
 mod corrected;
 mod emptied;
+mod inherited;
 mod kept;
 mod numbered;
 mod records;

@@ -1,6 +1,6 @@
 //! Unusual values that drivers and people write.
 
-use crate::world::{World, world};
+use crate::world::{SOON, World, world};
 
 /// No time that PostgreSQL allows stops a worker, the gauges or a command.
 #[tokio::test]
@@ -311,4 +311,24 @@ async fn a_record_that_nobody_would_ever_see_is_refused() {
         let refused = refused.as_db_error().unwrap();
         assert_eq!(refused.constraint(), Some(refusal), "{edit}");
     }
+}
+
+/// Without the stored size of its headers, a message keeps them.
+#[tokio::test]
+async fn headers_without_their_stored_size_are_sent() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    relay.line("connected to both servers", SOON).await;
+    world
+        .sql("ALTER TABLE outbox.message ALTER headers_size DROP EXPRESSION")
+        .await;
+    world
+        .sql(
+            "INSERT INTO outbox.message (aggregate_type, event_type, payload, headers) \
+             VALUES ('order', 'created', '1', '{\"tenant\": \"blue\"}')",
+        )
+        .await;
+    let seen = consumer.until(1).await;
+    assert_eq!(seen[0].text_header("tenant").as_deref(), Some("blue"));
 }

@@ -131,6 +131,11 @@ impl World {
             ("AMQP_URL".to_owned(), self.broker_url()),
             ("OUTBOXD__ADMIN__LISTEN".to_owned(), "off".to_owned()),
             ("OUTBOXD__LOG__FORMAT".to_owned(), "json".to_owned()),
+            // With a line for each attempt.
+            (
+                "OUTBOXD__LOG__LEVEL".to_owned(),
+                "info,outboxd::relay::outages=debug".to_owned(),
+            ),
             ("OUTBOXD__RELAY__WORKERS".to_owned(), "2".to_owned()),
             (
                 "OUTBOXD__RELAY__BACKOFF_INITIAL".to_owned(),

@@ -246,7 +246,11 @@ async fn a_server_that_is_away_leaves_the_checks_of_the_other_one() {
     let away = "postgres://u:p@127.0.0.1:1/x";
     let database_away = Doctor::asked(&world, &[("DATABASE_URL", away)]).await;
     assert_eq!(database_away.code, 69, "{}", database_away.said);
-    database_away.says("D201", "fault", &["PostgreSQL (connect)", "database.url"]);
+    database_away.says(
+        "D201",
+        "fault",
+        &["PostgreSQL (connect to ", "database.url"],
+    );
     for code in [
         "D204", "D206", "D301", "D401", "D501", "D601", "D702", "D707",
     ] {

@@ -69,8 +69,9 @@ fn failed(context: &Context, claim: &Claim, error: OutboxError) -> NotSettled {
         context.not_settled(claim.positions(is_sent), to_file(claim));
     }
     if error.is_refused_commit() {
+        let published: Vec<Position> = claim.positions(is_sent).collect();
         let mut caution = context.caution();
-        caution.commit_refused(claim.positions(is_sent), error.to_string());
+        caution.commit_refused(&published, error.to_string());
     }
     // A server that is away refuses no mark. Which message it refuses, only a rehearsal tells.
     if refused {

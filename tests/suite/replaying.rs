@@ -33,7 +33,7 @@ async fn a_replay_publishes_again_under_the_same_id_and_says_so() {
     );
     world.ok(&format!("replay {first} --why 'once more'")).await;
     consumer.until(23).await;
-    world.ok("replay --key 1 --why 'by key'").await;
+    world.ok("replay --key order/1 --why 'by key'").await;
     consumer.until(23 + 5).await;
     let since = world
         .ok("replay --since 2000-01-01T00:00:00Z --until 2001-01-01T00:00:00Z --dry-run")
@@ -60,7 +60,7 @@ async fn replays_of_a_key_are_all_sent_when_the_first_of_them_fails() {
     }
     let sql = "UPDATE outbox.message SET sent_at = clock_timestamp()";
     world.sql(sql).await;
-    world.ok("replay --key 1 --why lost").await;
+    world.ok("replay --key order/1 --why lost").await;
     let relay = world.relay(&[("OUTBOXD__RELAY__BACKOFF_INITIAL", "200ms")]);
     relay.line("not delivered; it is tried again", SOON).await;
     let consumer = world.consumer().await;

@@ -22,13 +22,15 @@ async fn sighup_changes_the_level_names_what_waits_for_a_restart_and_refuses_wha
     write(&password, "relay-canary-password");
     write(&file, "log.level = \"warn\"\n");
     let url = world.database_url().replace(":relay-canary-password@", "@");
-    let env = world.env(&[
+    let mut env = world.env(&[
         ("DATABASE_URL", &url),
         (
             "OUTBOXD__DATABASE__PASSWORD_FILE",
             &password.display().to_string(),
         ),
     ]);
+    // The file says it.
+    env.retain(|(name, _)| name != "OUTBOXD__LOG__LEVEL");
     let config = file.display().to_string();
     let relay = Daemon::start(&binary(), &["run", "--config", &config], &env).unwrap();
     world.commit_many(50, 5).await;

@@ -104,14 +104,15 @@ impl Caution {
         }
     }
 
-    /// The server refused the COMMIT of a claim that had published these messages.
-    pub fn commit_refused(&mut self, published: impl IntoIterator<Item = Position>, why: String) {
+    /// The server refused the COMMIT of a claim that had published these messages. If it was one, that one is to blame. Of
+    /// several, the next claims tell, which publish one message each.
+    pub fn commit_refused(&mut self, published: &[Position], why: String) {
         self.refused_commits = self.refused_commits.saturating_add(1);
-        self.refusal = why;
-        for position in published {
-            if self.uncommitted.len() < MOST {
-                self.uncommitted.insert(position);
-            }
+        if let [culprit] = published
+            && self.uncommitted.len() < MOST
+        {
+            self.refusal = why;
+            self.uncommitted.insert(*culprit);
         }
     }
 

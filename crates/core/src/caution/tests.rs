@@ -299,3 +299,23 @@ fn suspects_are_bounded_and_the_oldest_are_forgotten() {
     assert_eq!(caution.suspects.len(), MOST);
     assert_eq!(caution.order.len(), MOST);
 }
+
+#[test]
+fn messages_whose_commit_was_refused_are_bounded() {
+    let mut caution = Caution::default();
+    let most = i64::try_from(MOST).unwrap();
+    for id in 0..=most {
+        caution.commit_refused(&[at(id)], String::new());
+    }
+    assert!(caution.uncommitted(at(most - 1)).is_some());
+    assert_eq!(caution.uncommitted(at(most)), None);
+}
+
+#[test]
+fn messages_that_were_not_marked_are_bounded() {
+    let mut caution = Caution::default();
+    let most = i64::try_from(MOST).unwrap();
+    caution.not_marked((0..=most).map(at), now() + Duration::from_secs(5));
+    caution.settled((0..most).map(at));
+    assert!(!caution.some_are_not_marked(), "the last one is not kept");
+}

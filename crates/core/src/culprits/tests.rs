@@ -317,3 +317,18 @@ fn a_body_that_the_broker_finds_too_large_goes_alone_from_then_on() {
     let text = &too_large.text;
     assert_eq!(size_limit(&closed(404, text)), None);
 }
+
+/// The exchange has refused one routing key. Messages to another one, which has taken a message, go together again.
+#[test]
+fn messages_to_a_routing_key_that_took_one_go_together() {
+    let text = "ACCESS_REFUSED - access to topic 'bad' in exchange 'events' in vhost '/' refused for user 'relay'";
+    let mut known = Destinations::default();
+    known.refused(&envelope(0, "events", "bad", None), &closed(403, text));
+    let wave = [1, 2].map(|id| envelope(id, "events", "good", None));
+    let step = |known: &Destinations| {
+        Step::next(&mut awaiting(&wave), known, &Refusals::default(), false, 16)
+    };
+    assert_eq!(step(&known).alone, [0], "one of them goes first");
+    known.took(&wave[0]);
+    assert_eq!(step(&known).together, [0, 1]);
+}

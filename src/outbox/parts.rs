@@ -121,11 +121,18 @@ impl std::fmt::Display for Difference {
                 "{kind} {name}: draws from {here}, and not from {detail}: give {here} that name (ALTER SEQUENCE … RENAME TO), \
                  after the other sequence has another"
             ),
-            Some(here) if kind == "sequence" => write!(
-                f,
-                "{kind} {name}: {detail} (here: {here}; ALTER SEQUENCE {name} {})",
-                detail.replace(',', "")
-            ),
+            Some(here) if kind == "sequence" => {
+                // Only what differs: the increment of two masters is a team's own.
+                let here_are: Vec<&str> = here.split(", ").collect();
+                let clauses = detail
+                    .split(", ")
+                    .filter(|clause| !here_are.contains(clause));
+                let clauses = clauses.collect::<Vec<&str>>().join(" ");
+                write!(
+                    f,
+                    "{kind} {name}: {detail} (here: {here}; ALTER SEQUENCE {name} {clauses})"
+                )
+            }
             // A hash means nothing to a person.
             Some(_) if kind == "function" => write!(f, "{kind} {name}: differs here"),
             Some(here) if self.is_unlogged() => write!(
@@ -296,6 +303,31 @@ mod tests {
 
     fn without(parts: &[Part], gone: impl Fn(&Part) -> bool) -> Vec<Part> {
         parts.iter().filter(|part| !gone(part)).cloned().collect()
+    }
+
+    #[test]
+    fn a_changed_sequence_and_a_child_are_named_with_their_statements() {
+        let different = |kind: &str, detail: &str, here: &str| Difference {
+            expected: Part {
+                kind: kind.to_owned(),
+                name: "outbox.x".to_owned(),
+                detail: detail.to_owned(),
+            },
+            here: Some(here.to_owned()),
+        };
+        let expected = "CACHE 1, NO CYCLE, INCREMENT BY 1";
+        let sequence = different("sequence", expected, "CACHE 50, NO CYCLE, INCREMENT BY 1");
+        let text = sequence.to_string();
+        assert!(
+            text.ends_with("; ALTER SEQUENCE outbox.x CACHE 1)"),
+            "{text}"
+        );
+        let table = different("table", "logged", "logged inherited by a, b");
+        assert_eq!(table.weight(), Weight::Unsafe);
+        let text = table.to_string();
+        assert!(text.contains("a, b inherit from it") && text.contains("NO INHERIT outbox.x"));
+        let other = different("table", "logged", "not logged inherited by a");
+        assert_eq!(other.weight(), Weight::Stops);
     }
 
     #[test]

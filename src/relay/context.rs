@@ -76,6 +76,11 @@ impl Context {
             .failed(self.health.source(), failing, task, error);
     }
 
+    /// The task has its connections.
+    pub fn connected(&self, task: Priority) {
+        self.outages.connected(self.health.source(), task);
+    }
+
     /// The task works, or is not needed now.
     pub fn works(&self, task: Priority) {
         self.outages.works(self.health.source(), task);
@@ -107,11 +112,14 @@ impl Context {
     }
 }
 
+/// The longest pause after a first failure.
+pub const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
 /// The relay uses a server within seconds of its return, and does not flood a server that is away with attempts.
 pub fn reconnect_delay(failures: u32) -> Duration {
     backoff::delay(
         failures,
-        Duration::from_millis(200),
+        FIRST_PAUSE,
         Duration::from_secs(3),
         &mut rand::rng(),
     )

@@ -251,7 +251,8 @@ impl Health {
         self.state().failure(Obstacle::Lanes).is_some()
     }
 
-    /// Ends failures that were not repeated for a while, and tells of those that last. Nothing proves that the obstacle is gone: nobody may have tried.
+    /// Ends failures that were not repeated for a while, and tells of those that last. Nothing proves that the obstacle is
+    /// gone: nobody may have tried.
     fn expire_failures(&self) {
         let mut state = self.state();
         for obstacle in Obstacle::ALL {
@@ -411,6 +412,48 @@ mod tests {
         assert_eq!(why(&health), None);
         health.expire_failures();
         assert!(health.state().failures.iter().all(Option::is_none));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_that_lasts_is_told_again_each_minute() {
+        let health = health();
+        health.fails(Obstacle::Reads, "a disk");
+        let told = || {
+            let state = health.state();
+            let failure = state.failures[Obstacle::Reads as usize].as_ref();
+            failure.map(|failure| failure.said)
+        };
+        let first = told();
+        for _ in 0..59 {
+            tokio::time::advance(SECOND).await;
+            health.fails(Obstacle::Reads, "a disk");
+            health.expire_failures();
+        }
+        assert_eq!(told(), first);
+        tokio::time::advance(SECOND).await;
+        health.expire_failures();
+        assert!(told() > first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn locked_lanes_end_when_no_session_locks_them_and_nothing_else_does() {
+        let health = health();
+        health.fails(Obstacle::Lanes, "a lock");
+        health.fails(Obstacle::Held, "a trigger");
+        assert!(health.lanes_are_locked());
+        health.lanes_are_free();
+        assert!(!health.lanes_are_locked());
+        assert_eq!(why(&health).as_deref(), Some("a trigger"));
+    }
+
+    #[test]
+    fn a_database_that_refuses_every_read_is_no_publishing_relay() {
+        let health = health();
+        health.link(0, LinkReport::Up);
+        health.database_up();
+        assert_eq!(health.word(), "publishing");
+        health.database_down("row level security".to_owned());
+        assert_eq!(health.word(), "cannot_read");
     }
 
     #[tokio::test(start_paused = true)]

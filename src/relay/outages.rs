@@ -47,9 +47,18 @@ impl Outages {
         }
     }
 
+    /// The task has its connections. Whether what it claims can be settled is not known by that.
+    pub fn connected(&self, source: &str, task: Priority) {
+        self.end(source, task, &[Failing::PostgreSql, Failing::RabbitMq]);
+    }
+
     /// The task works, or has ended.
     pub fn works(&self, source: &str, task: Priority) {
-        for failing in Failing::ALL {
+        self.end(source, task, &Failing::ALL);
+    }
+
+    fn end(&self, source: &str, task: Priority, which: &[Failing]) {
+        for &failing in which {
             let over = self.state()[failing as usize].works(task, Instant::now());
             if let Some(over) = over {
                 ended(source, failing, over);
@@ -245,6 +254,20 @@ mod tests {
             lines += usize::from(outage.works(WORKER, now).is_some());
         }
         assert_eq!(lines, 2 * 2 * OUTAGES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_does_not_prove_that_messages_are_published() {
+        let outages = Outages::default();
+        for failing in Failing::ALL {
+            outages.failed("default", failing, WORKER, "an error");
+        }
+        let fails =
+            || Failing::ALL.map(|failing| outages.state()[failing as usize].began.is_some());
+        outages.connected("default", WORKER);
+        assert_eq!(fails(), [false, false, true]);
+        outages.works("default", WORKER);
+        assert_eq!(fails(), [false; 3]);
     }
 
     #[tokio::test(start_paused = true)]

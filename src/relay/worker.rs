@@ -18,7 +18,7 @@ use tracing::{Instrument, info_span};
 use super::{
     circuits,
     connections::{PermittedSession, Priority},
-    context::{Context, reconnect_delay},
+    context::{Context, FIRST_PAUSE, reconnect_delay},
     health::LinkReport,
     lanes::TakenLanes,
     outages::Failing,
@@ -191,7 +191,7 @@ impl Worker {
         }
         // An idle worker proves no more than this.
         if connects {
-            context.works(Priority::worker(self.number));
+            context.connected(Priority::worker(self.number));
         }
         Ok(true)
     }
@@ -252,8 +252,7 @@ impl Worker {
             WorkError::NotSettled(NotSettled { error, .. }) if error.is_refused_commit() => {
                 let refused = self.context.caution().refused_commits();
                 let longest = self.context.relay.backoff_max;
-                let first = Duration::from_millis(200);
-                backoff::delay(refused, first, longest, &mut rand::rng())
+                backoff::delay(refused, FIRST_PAUSE, longest, &mut rand::rng())
             }
             _ => reconnect_delay(self.failures),
         }

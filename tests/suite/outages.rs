@@ -171,3 +171,22 @@ async fn an_outage_is_a_line_when_it_begins_and_one_when_it_is_over() {
     world.commit_many(100, 20).await;
     world.clean(&consumer, 4 * 500).await;
 }
+
+/// It takes a minute.
+#[tokio::test]
+async fn a_line_sums_up_what_a_minute_brought() {
+    let world = world().await;
+    let consumer = world.consumer().await;
+    let relay = world.relay(&[]);
+    world.commit_many(50, 10).await;
+    let nowhere = "exchange = 'nowhere'";
+    world.insert(Some("x"), "lost", "1", nowhere).await;
+    consumer.until(50).await;
+    let line = relay.line("the last minute", SOON).await;
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&line["sent"], &line["level"]),
+        (&50.into(), &"INFO".into())
+    );
+    assert!(line["retried"].as_u64().unwrap() >= 1, "{line}");
+}

@@ -77,10 +77,7 @@ pub async fn of_broker(broker: &Broker) -> (Vec<Line>, Option<String>) {
     let tls = match (endpoint.tls, endpoint.is_loopback()) {
         (true, _) => Line::ok(&BROKER_TLS, "encrypted, the certificate is verified"),
         (false, true) => Line::ok(&BROKER_TLS, "the connection stays on this host"),
-        (false, false) => Line::warning(
-            &BROKER_TLS,
-            "plaintext to another host: whoever reads the network reads the password and every event",
-        ),
+        (false, false) => Line::warning(&BROKER_TLS, judge_server::PLAINTEXT),
     };
     let seen = match look(server, endpoint.tls, broker.connect_timeout * 2).await {
         Ok(seen) => seen,

@@ -17,6 +17,9 @@ const CLOCKS_APART_S: f64 = 2.0;
 const DAY_S: i64 = 86_400;
 const RENEW_WITHIN_DAYS: i64 = 30;
 
+pub const PLAINTEXT: &str =
+    "plaintext to another host: anybody on the way can read the password and every event";
+
 pub fn connected(server: &Server) -> Line {
     let place = match (&server.address, server.port) {
         (Some(address), Some(port)) => format!("{address}, port {port}"),
@@ -47,10 +50,7 @@ pub fn database_tls(server: &Server, on_this_host: bool, verified: bool) -> Line
             &DATABASE_TLS,
             "encrypted up to a pooler, whose connection to the server is not",
         ),
-        (None, false, false) => Line::warning(
-            &DATABASE_TLS,
-            "plaintext to another host: whoever reads the network reads the password and every event",
-        ),
+        (None, false, false) => Line::warning(&DATABASE_TLS, PLAINTEXT),
     }
 }
 
